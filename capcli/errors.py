@@ -1,0 +1,49 @@
+"""Every error that reaches a user, with the exit code it ends in.
+
+CapError                  message + hint, exit code 2 unless a child says otherwise
+├── ConfigError       2   bad usage, option or configuration
+├── ModelError        2   a model that is missing, incomplete or of an unknown kind
+├── DataError         2   a data set, column or label that does not fit
+├── FileError         2   a file that is missing, unreadable or malformed
+├── RunFailed         3   the run itself failed: non-finite loss, out of memory, disk full
+└── Stopped          75   stopped by a signal or a time limit; the checkpoint is saved
+"""
+
+
+class CapError(Exception):
+    """An error a user can act on: what happened, and a hint how to go on."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(CapError):
+    """Bad usage, option or configuration."""
+
+
+class ModelError(CapError):
+    """A model that is missing, incomplete or of an unknown kind."""
+
+
+class DataError(CapError):
+    """A data set, column or label that does not fit."""
+
+
+class FileError(CapError):
+    """A file that is missing, unreadable or malformed."""
+
+
+class RunFailed(CapError):
+    """The run itself failed; the last good checkpoint is kept."""
+
+    exit_code = 3
+
+
+class Stopped(CapError):
+    """Stopped by a signal or a time limit; the same command continues."""
+
+    exit_code = 75
