@@ -1,0 +1,321 @@
+"""Results as documents: terminal tables, one HTML page, a model card, JUnit XML and GitHub annotations.
+
+Everything here turns plain data (`report.json`, the result of `eval` or `probe`) into text. Any part of that data may
+be missing, empty, null or hostile: what was not measured is called so, and no name, label or path of a user is ever
+read as markup by the place it is shown in. How numbers are written stands in `capcli.text`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from capcli.page import MAX_ROWS, Row, metric_rows, template, view
+from capcli.text import (
+    NOT_MEASURED,
+    byte_size,
+    count,
+    duration,
+    finite,
+    interval,
+    mapping,
+    markdown,
+    named,
+    number,
+    part,
+    percent,
+    plain,
+    sequence,
+    times_smaller,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+SCHEMA_VERSION = 1
+MAX_ANNOTATIONS = 8  # GitHub shows ten errors per step; two are left for the step itself
+
+
+# ---------------------------------------------------------------------------------------------------------------- facts
+
+
+def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) -> list[Row]:
+    """The facts of one pruning run, in reading order, as (label, text); the metrics are `prune_summary`'s table."""
+    sparsity, size = part(report, "sparsity"), part(report, "size")
+    smaller = times_smaller(size.get("dense_bytes"), size.get("artifact_bytes"))
+    rows = [
+        ("model", named(report.get("model"))),
+        ("task", named(report.get("task"))),
+        ("method", named(report.get("method"))),
+        ("sparsity", f"{percent(sparsity.get('achieved'))} (requested {percent(sparsity.get('requested'))})"),
+        ("whole model", percent(sparsity.get("whole_model"))),
+        ("dense size", byte_size(size.get("dense_bytes"))),
+        ("artefact", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
+        ("time", duration(part(report, "timing").get("total_seconds"))),
+    ]
+    return rows if path is None else [*rows, ("written to", plain(path, 4096))]
+
+
+def eval_rows(result: Mapping[str, Any]) -> list[Row]:
+    """The facts of one evaluation, as (label, text)."""
+    latency, baseline = part(result, "latency"), part(result, "baseline")
+    rows = [
+        ("model", named(result.get("model"))),
+        ("task", f"{named(result.get('task'))}, {named(result.get('split'))}"),
+        ("examples", count(result.get("n_examples"))),
+    ]
+    if sparsity := part(result, "sparsity"):
+        whole = percent(sparsity.get("whole_model"))
+        rows.append(("sparsity", f"{percent(sparsity.get('achieved'))} (whole model {whole})"))
+    if size := part(result, "size"):
+        rows.append(("artefact", byte_size(size.get("artifact_bytes"))))
+    if latency:
+        rows.append(("latency", _latency(latency)))
+    return [*rows, ("baseline", named(baseline.get("model")))] if baseline else rows
+
+
+def _latency(latency: Mapping[str, Any]) -> str:
+    """Median and spread, and the circumstances without which they mean nothing."""
+    spread = f"{number(latency.get('p10_ms'), 2)} to {number(latency.get('p90_ms'), 2)}"
+    where = [f"{key} {named(latency.get(key), 60)}" for key in ("batch", "length", "threads")]
+    what = [named(latency[key], 60) for key in ("device", "hardware", "precision") if latency.get(key)]
+    return f"{number(latency.get('median_ms'), 2)} ms ({spread}) at {', '.join([*where, *what])}"
+
+
+def _gate_cells(gate: Any) -> tuple[str, str, str, str]:
+    """(outcome, condition, measured value, message) of a gate."""
+    gate = mapping(gate)
+    op = {"min": ">=", "max": "<="}.get(str(gate.get("op")), gate.get("op"))
+    condition = f"{named(gate.get('metric'), 80)} {named(op, 10)} {_exact(gate.get('limit'))}"
+    outcome = "passed" if gate.get("passed") is True else "failed"
+    return outcome, condition, _exact(gate.get("value")), plain(gate.get("message") or "", 400)
+
+
+def _exact(value: Any) -> str:
+    """A number with all the digits a gate compares."""
+    real = finite(value)
+    return NOT_MEASURED if real is None else f"{real:.10g}"
+
+
+# ------------------------------------------------------------------------------------------------------------- terminal
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table. Every cell is a `Text`: rich never reads markup in it."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _facts(rows: Iterable[Row]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(Text(label), Text(text))
+    return grid
+
+
+def _gate_lines(gates: Any) -> list[Text]:
+    from rich.text import Text
+
+    lines = []
+    for gate in sequence(gates)[:MAX_ROWS]:
+        outcome, condition, value, message = _gate_cells(gate)
+        colour = "green" if outcome == "passed" else "bold red"
+        text = f" {condition}: {value}" + (f" ({message})" if message else "")
+        lines.append(Text.assemble((outcome, colour), text, overflow="fold"))
+    return lines
+
+
+def prune_summary(report: Mapping[str, Any], path: str | PurePath | None = None) -> Group:
+    """What `cap prune` shows at its end."""
+    from rich.console import Group
+
+    metrics = [(m.name, m.dense, m.pruned, m.retention, m.interval) for m in metric_rows(part(report, "metrics"))]
+    table = _table(("metric", "dense", "pruned", "retention", "95 % interval"), metrics)
+    return Group(_facts(prune_rows(report, path)), "", table)
+
+
+def eval_summary(result: Mapping[str, Any]) -> Group:
+    """What `cap eval` shows: facts, metrics against the baseline if there is one, gates."""
+    from rich.console import Group
+
+    names = list(part(result, "metrics"))[:MAX_ROWS]
+    rows = [(named(name, 60), *_eval_cells(result, name)) for name in names]
+    heads = ["metric", "value", "95 % interval"] + ["baseline", "retention"] * bool(part(result, "baseline"))
+    return Group(_facts(eval_rows(result)), "", _table(heads, rows), *_gate_lines(result.get("gates")))
+
+
+def _eval_cells(result: Mapping[str, Any], name: str) -> list[str]:
+    cells = [number(part(result, "metrics").get(name)), interval(part(result, "confidence_95").get(name))]
+    if part(result, "baseline"):
+        cells.append(number(part(result, "baseline", "metrics").get(name)))
+        cells.append(percent(part(result, "retention").get(name)))
+    return cells
+
+
+def probe_summary(result: Mapping[str, Any]) -> Group:
+    """What `cap probe` shows: one row per probing task."""
+    from rich.console import Group
+
+    rows = []
+    for name, probe in list(part(result, "tasks").items())[:MAX_ROWS]:
+        probe, other = mapping(probe), part(result, "baseline", "tasks", name)
+        change = finite(part(result, "differences").get(name))
+        mean = f"{number(probe.get('mean'))} ± {number(probe.get('std'), up=True)}"
+        difference = NOT_MEASURED if change is None else f"{change:+.4f}"
+        rows.append((named(name, 60), named(probe.get("metric"), 40), mean, number(other.get("mean")), difference))
+    facts = [("model", named(result.get("model"))), ("baseline", named(part(result, "baseline").get("model")))]
+    table = _table(("task", "metric", "mean", "baseline", "difference"), rows)
+    return Group(_facts(facts), "", table, *_gate_lines(result.get("gates")))
+
+
+# ----------------------------------------------------------------------------------------------- continuous integration
+
+
+def junit_xml(name: str, gates: Sequence[Mapping[str, Any]]) -> str:
+    """Gates as JUnit XML: one test case each, a missing value is a failure."""
+    cells = [_gate_cells(gate) for gate in gates]
+    totals = {"tests": str(len(cells)), "failures": str(sum(cell[0] != "passed" for cell in cells)), "errors": "0"}
+    root = ElementTree.Element("testsuites", totals)
+    suite = ElementTree.SubElement(root, "testsuite", {"name": named(name), **totals, "skipped": "0", "time": "0"})
+    for gate, (outcome, condition, value, message) in zip(gates, cells, strict=True):
+        names = {"classname": named(name), "name": named(mapping(gate).get("name")), "time": "0"}
+        case = ElementTree.SubElement(suite, "testcase", names)
+        text = f"{condition}, measured {value}"
+        if outcome != "passed":
+            failure = ElementTree.SubElement(case, "failure", {"type": "gate", "message": message or text})
+            failure.text = text
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def github_summary(title: str, rows: Iterable[Row] = (), gates: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Markdown for `$GITHUB_STEP_SUMMARY`: facts (`prune_rows`, `eval_rows`, any pairs) and gates."""
+    lines = [f"## {markdown(title)}", ""]
+    facts = [f"| {markdown(label)} | {markdown(text)} |" for label, text in rows]
+    if facts:
+        lines += ["| | |", "|---|---|", *facts, ""]
+    if gates:
+        lines += ["| gate | outcome | condition | measured | message |", "|---|---|---|---|---|"]
+    for gate in gates[:MAX_ROWS]:
+        cells = (named(mapping(gate).get("name")), *_gate_cells(gate))
+        lines.append("| " + " | ".join(markdown(cell, 400) if cell else "" for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def github_annotations(gates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Workflow commands for the failed gates; when there are too many, the last one says how many more."""
+    lines = []
+    for gate in gates:
+        outcome, condition, value, message = _gate_cells(gate)
+        if outcome != "passed":
+            title = _command(named(mapping(gate).get("name"), 100)).replace(":", "%3A").replace(",", "%2C")
+            lines.append(f"::error title={title}::{_command(f'{condition}, measured {value}. {message}'.strip())}")
+    more = len(lines) - MAX_ANNOTATIONS + 1
+    tail = f"::error title=gates::{more} more gates failed, see the step summary"
+    return lines if more <= 1 else [*lines[: MAX_ANNOTATIONS - 1], tail]
+
+
+def _command(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+# ----------------------------------------------------------------------------------------------------------- model card
+
+
+def _fenced(text: object) -> str:
+    """User text as a fenced code block whose fence the text cannot close."""
+    shown = plain(text, 8000)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence}\n{shown}\n{fence}"
+
+
+def _yaml(data: Any, indent: str = "") -> str:
+    """YAML in ASCII, one line per string: nothing in a string can end the block, and it reads back unchanged."""
+    if isinstance(data, Mapping):
+        return "".join(f"{indent}{_scalar(key)}:{_nested(value, indent + '  ')}" for key, value in data.items())
+    return "".join(
+        f"{indent}- {_yaml(item, indent + '  ').lstrip() if isinstance(item, Mapping) else _scalar(item) + chr(10)}"
+        for item in data
+    )
+
+
+def _nested(value: Any, indent: str) -> str:
+    return f"\n{_yaml(value, indent)}" if isinstance(value, Mapping | list) else f" {_scalar(value)}\n"
+
+
+def _scalar(value: str | float) -> str:
+    if not isinstance(value, str):
+        digits = repr(float(value))
+        return digits if "." in digits else digits.replace("e", ".0e")
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]{3,}", value) and value.lower() not in ("true", "false", "null"):
+        return value
+    escaped = value.encode("unicode_escape").decode("ascii")
+    return '"' + escaped.replace('"', '\\"') + '"'
+
+
+def render_card(
+    report: Mapping[str, Any],
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+    datasets: Sequence[str] = (),
+    pipeline_tag: str | None = None,
+) -> str:
+    """The model card (README.md) of an artefact; a field of the front matter that is not known is left out.
+
+    `base_model` and `datasets` are hub ids, `license` and `pipeline_tag` names in the hub's lists, `language` codes.
+    """
+    from markupsafe import Markup
+
+    metrics = {n: v for n, v in part(report, "metrics", "pruned").items() if finite(v) is not None}
+    data = {
+        "license": license,
+        "language": language if language is None or isinstance(language, str) else list(language),
+        "library_name": "capcli",
+        "base_model": base_model,
+        "base_model_relation": "finetune" if base_model else None,
+        "pipeline_tag": pipeline_tag,
+        "tags": ["pruned", "cap", "capcli", *[str(report[key]) for key in ("method", "task") if report.get(key)]],
+        "datasets": list(datasets),
+        "metrics": list(metrics),
+        "model-index": _model_index(report, metrics, datasets, pipeline_tag) if metrics else None,
+    }
+    command = report.get("command") or "(not recorded)"
+    front = _yaml({key: value for key, value in data.items() if value})
+    return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **view(report))
+
+
+def _model_index(
+    report: Mapping[str, Any], metrics: Mapping[str, Any], datasets: Sequence[str], pipeline_tag: str | None
+) -> list[dict[str, Any]]:
+    task = str(report.get("task") or "task")
+    result = {
+        "task": {"type": pipeline_tag or task, "name": task},
+        "dataset": {"type": datasets[0] if datasets else task, "name": task},
+        "metrics": [{"type": name, "value": finite(value)} for name, value in metrics.items()],
+    }
+    return [{"name": f"{report.get('model')} pruned for {task}", "results": [result]}]
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """`report.json` of `cap prune` as one self-contained page: no network, no script, same bytes for same data."""
+    return template("report.html.j2").render(view(report))
