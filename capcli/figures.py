@@ -82,7 +82,8 @@ def _reading_rank(place: str) -> int:
 
 # ------------------------------------------------------------------------------------------------------------- heat map
 
-CELL_WIDTH, CELL_HEIGHT, LABEL_WIDTH, HEAD_HEIGHT = 74, 26, 96, 30
+CELL_WIDTH, CELL_HEIGHT, HEAD_HEIGHT = 92, 26, 30
+LETTER_WIDTH, LABEL_LETTERS = 7, 16
 
 # Yellow to blue, even steps in lightness: tells apart with any colour vision and in grey print.
 SCALE = (
@@ -112,6 +113,7 @@ class Cell:
 class HeatMap:
     """A drawn heat map; `low` and `high` are the sparsities at the ends of the colour scale."""
 
+    label_width: int
     rows: list[tuple[int, str]]
     columns: list[tuple[int, str]]
     cells: list[Cell]
@@ -183,7 +185,8 @@ def _drawn(
     values = [matrix.sparsity for layer in layers for place in places for matrix in groups.get((layer, place), ())]
     low, high = _scale_ends(min(values), max(values))
     rows = [(HEAD_HEIGHT + i * CELL_HEIGHT + 8 * (not layer), layer) for i, layer in enumerate([*layers, ""])]
-    columns = [(LABEL_WIDTH + i * CELL_WIDTH + 8 * (not place), place) for i, place in enumerate([*places, ""])]
+    label_width = 16 + LETTER_WIDTH * max(3, *(min(len(layer), LABEL_LETTERS) for layer in layers))
+    columns = [(label_width + i * CELL_WIDTH + 8 * (not place), place) for i, place in enumerate([*places, ""])]
     cells = [
         _cell(x, y, groups[layer, place], low, high)
         for y, layer in rows
@@ -192,7 +195,7 @@ def _drawn(
     ]
     n_hidden = n_unreadable + len(groups["", ""]) - len(values)
     width, height = columns[-1][0] + CELL_WIDTH + 1, rows[-1][0] + CELL_HEIGHT + 1
-    return HeatMap(rows, columns, cells, percent(low), percent(high), width, height, n_hidden)
+    return HeatMap(label_width, rows, columns, cells, percent(low), percent(high), width, height, n_hidden)
 
 
 def _scale_ends(low: float, high: float, least: float = 0.01) -> tuple[float, float]:
@@ -209,7 +212,7 @@ def _cell(x: int, y: int, group: Sequence[_Matrix], low: float, high: float) -> 
     if pooled is None:
         return Cell(x, y, "–", "none", "currentColor", title)
     red, green, blue = _colour((pooled - low) / (high - low))
-    ink = "#fff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "#10151c"
+    ink = "#fff" if 0.299 * red + 0.587 * green + 0.114 * blue < 104 else "#10151c"
     return Cell(x, y, cut(pooled * 100, 1), f"#{red:02x}{green:02x}{blue:02x}", ink, title)
 
 
@@ -227,8 +230,9 @@ def _colour(share: float) -> tuple[int, int, int]:
 
 # ---------------------------------------------------------------------------------------------------------- line charts
 
-WIDTH, HEIGHT = 520, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 506, 14, 226
+LEFT, RIGHT, TOP, BOTTOM = 52, 372, 12, 212  # the plot area, in a drawing of 380 x 254
+
+LOG_FROM = 50  # the range of the first curve from which on its axis is logarithmic
 
 Points = list[tuple[float, float]]
 
@@ -248,7 +252,6 @@ class Chart:
     """A drawn line chart; ticks are (position, text)."""
 
     title: str
-    x_label: str
     y_label: str
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -258,24 +261,32 @@ class Chart:
 
 
 def line_chart(
-    title: str, x_label: str, y_label: str, series: Mapping[str, Points], reference: float | None = None, n_bad: int = 0
+    title: str,
+    steps: tuple[float, float],
+    y_label: str,
+    series: Mapping[str, Points],
+    reference: float | None = None,
+    n_bad: int = 0,
 ) -> Chart | None:
-    """Curves over steps, None without points. `reference` is a level to compare with, `n_bad` counts infinities."""
+    """Curves over `steps` (first, last), None without points.
+
+    `reference` is a level to compare with; `n_bad` counts the values that were not finite.
+    """
     drawn = {name: sorted(points) for name, points in series.items() if points}
     n_hidden = len(drawn) - MAX_CURVES
     drawn = dict(list(drawn.items())[:MAX_CURVES])
     if not drawn:
         return None
-    x_all = [x for points in drawn.values() for x, _ in points]
     y_all = [y for points in drawn.values() for _, y in points] + ([] if reference is None else [reference])
-    log = min(y_all) > 0 and max(y_all) / min(y_all) > 100
-    x_axis = _Axis.over(min(x_all), max(x_all), LEFT, RIGHT)
+    first = [y for _, y in next(iter(drawn.values()))]
+    log = min(y_all) > 0 and max(first) / min(first) > LOG_FROM
+    x_axis = _Axis.over(*steps, LEFT, RIGHT)
     y_axis = _Axis.over(min(y_all), max(y_all), BOTTOM, TOP, log=log, whole_ticks=True)
     curves = [_curve(name, points, x_axis, y_axis) for name, points in drawn.items()]
     notes = _notes(drawn, n_hidden, n_bad)
     level = None if reference is None else y_axis.at(reference)
     y_label += " (logarithmic)" if log else ""
-    return Chart(title, x_label, y_label, x_axis.ticks(), y_axis.ticks(), curves, level, notes)
+    return Chart(title, y_label, x_axis.ticks(), y_axis.ticks(), curves, level, notes)
 
 
 def _notes(drawn: Mapping[str, Points], n_hidden: int, n_bad: int) -> list[str]:
@@ -317,7 +328,7 @@ class _Axis:
         cls, low: float, high: float, start: float, end: float, log: bool = False, whole_ticks: bool = False
     ) -> _Axis:
         if log:
-            return cls(math.log10(low), math.log10(high), start, end, True)
+            return cls(math.floor(math.log10(low)), math.ceil(math.log10(high)), start, end, True)
         if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
             margin = abs(low) * 0.1 or 1.0
             low, high = low - margin, high + margin

@@ -119,6 +119,7 @@ def view(report: Mapping[str, Any]) -> dict[str, Any]:
     rows = metric_rows(metrics)
     return {
         **{key: named(report.get(key), 120) for key in ("model", "task", "method", "status", "device", "seed")},
+        "title": _title(report),
         "command": plain(report.get("command") or "", 8000),
         "primary": rows[0] if rows else None,
         "achieved": percent(sparsity.get("achieved")),
@@ -142,6 +143,12 @@ def view(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _title(report: Mapping[str, Any]) -> str:
+    model, task = report.get("model"), report.get("task")
+    known = model is not None and task is not None
+    return f"{named(model, 120)}, pruned for {named(task, 60)}" if known else "Pruning report"
+
+
 def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[str, str, str]]:
     """The key figures as (label, figure, what to compare it with)."""
     sparsity, size = part(report, "sparsity"), part(report, "size")
@@ -153,7 +160,7 @@ def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[s
         (name, first.pruned if first else NOT_MEASURED, f"dense {first.dense if first else NOT_MEASURED}"),
         ("retention", first.retention if first else NOT_MEASURED, f"of the dense model's {name}"),
         ("artefact", byte_size(size.get("artifact_bytes")), smaller or f"dense {byte_size(size.get('dense_bytes'))}"),
-        ("whole model", percent(sparsity.get("whole_model")), "removed, embeddings counted"),
+        ("whole model", percent(sparsity.get("whole_model")), "of all weights removed"),
         ("time", duration(part(report, "timing").get("total_seconds")), named(report.get("device"), 60)),
     ]
 
@@ -206,7 +213,7 @@ def _cost_rows(report: Mapping[str, Any]) -> list[Row]:
 
 def _setup_rows(report: Mapping[str, Any]) -> list[Row]:
     losses = report.get("losses")
-    listed = ", ".join(named(loss, 40) for loss in sequence(losses)[:20]) or (plain(losses) if losses else "(none)")
+    listed = ", ".join(named(loss, 40) for loss in sequence(losses)[:20]) or (plain(losses) if losses else named(None))
     teacher = part(report, "teacher")
     scores = ", ".join(f"{named(name, 60)} {number(v)}" for name, v in list(part(teacher, "metrics").items())[:20])
     rows = [(key, named(report.get(key))) for key in ("method", "seed", "device")]
@@ -246,13 +253,13 @@ def _charts(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
     losses, bad_losses = _series(rows, "losses", ["total"])
     scores, bad_scores = _series(rows, "metrics", names)
     removed = [(at, 100 * s) for at, row in _steps(rows) if (s := _drawable(row.get("sparsity"))) is not None]
+    steps = [step for step, _ in _steps(rows)]
+    span = (min(steps), max(steps))
     pruning = any(y > 0 for _, y in removed)
     charts = [
-        figures.line_chart("Losses", "step", "loss", losses, n_bad=bad_losses),
-        figures.line_chart("Metrics", "step", "score", scores, primary if pruning else None, bad_scores),
-        figures.line_chart("Sparsity", "step", "% of prunable weights removed", {"sparsity": removed})
-        if pruning
-        else None,
+        figures.line_chart("Losses", span, "loss", losses, n_bad=bad_losses),
+        figures.line_chart("Metrics", span, "score", scores, primary if pruning else None, bad_scores),
+        figures.line_chart("Sparsity", span, "% of weights removed", {"sparsity": removed}) if pruning else None,
     ]
     return [chart for chart in charts if chart]
 

@@ -74,7 +74,7 @@ def _escaped(char: str) -> str:
 
 def named(text: object, limit: int = 200) -> str:
     """`plain`, with a stand-in for nothing at all."""
-    return plain(text, limit) if text not in (None, "") else "(none)" if text is None else "(empty)"
+    return plain(text, limit) if text not in (None, "") else "not recorded" if text is None else "(empty)"
 
 
 def _cut(value: Decimal, digits: int, up: bool = False) -> Decimal:
@@ -113,13 +113,13 @@ def percent(fraction: Any) -> str:
 
 
 def byte_size(n_bytes: Any) -> str:
-    """Bytes in decimal units with three significant digits, rounded up."""
+    """Bytes in decimal units with at least three significant digits, rounded up."""
     real = finite(n_bytes)
     if real is None or not 0 <= real < 1e24:
         return NOT_MEASURED
     unit = min(int(math.log10(max(real, 1)) // 3), 7)
     size = _decimal(real).scaleb(-3 * unit)
-    digits = 0 if unit == 0 or size >= 100 else 1 if size >= 10 else 2
+    digits = 0 if unit == 0 else 1 if size >= 10 else 2
     return f"{_cut(size, digits, up=True):f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB', 'ZB')[unit]}"
 
 
@@ -150,7 +150,7 @@ def interval(bounds: Any) -> str:
 
 def times_smaller(large: Any, small: Any) -> str:
     large, small = finite(large), finite(small)
-    return f"{number(large / small, 1)}x smaller" if large and small and 0 < small < large else ""
+    return f"{number(large / small, 1)}× smaller" if large and small and 0 < small < large else ""
 
 
 def markdown(text: object, limit: int = 200) -> str:

@@ -1,0 +1,510 @@
+"""Documents: whatever the data holds, every sink parses, nothing acts, and no figure claims more than was measured."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from rich.console import Console
+
+from capcli import figures, report
+from capcli.page import view
+from capcli.text import byte_size, duration, interval, markdown, number, percent, plain
+
+NASTY = [
+    "[/red]", "[link=http://x]y[/link]", "\x1b]0;title\x07", "\x1b[2J", "\r\n::error::x", "::add-mask::1",
+    "::stop-commands::x", "%0A", "<script>alert(1)</script>", '"><img src=x onerror=1>', "javascript:alert(1)", "]]>",
+    "&lt;", '=HYPERLINK("http://x")', "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "../../x", "/etc/passwd", "C:\\x", "CON",
+    "{{7*7}}", "---\nfoo: bar", "`a` ``b`` ```|c|", "_hidden", "$x_$", "a\u202eb\u2066c", "\udc80", "x" * 100_000, "",
+    "\ufffe\uffff\x00\x7f\x85\u2028", "😀 \u4e2d\u6587 é", "yes", "null", "1e3", "a: b # c", "</style></svg>",
+    "http://x www.x.y",
+]  # fmt: skip
+
+
+def full_report(name: str = "bert", n_layers: int = 12, n_history: int = 2000) -> dict[str, Any]:
+    """A report with every part, in which `name` stands wherever a user's string can."""
+    matrices = ("attention.self.query", "attention.self.key", "attention.output.dense", "intermediate.dense")
+    per_matrix = [
+        {
+            "name": f"{name}.encoder.layer.{i}.{m}.weight",
+            "shape": [64, 64],
+            "kept": 41 + i,
+            "sparsity": 1 - (41 + i) / 4096,
+        }
+        for i in range(n_layers)
+        for m in matrices
+    ]
+    history = [
+        {
+            "phase": phase, "step": step, "epoch": step / 100, "sparsity": 0.97 * step / n_history * (phase == "prune"),
+            "losses": {"ce": 0.5, "total": 9.0 - step / n_history, name: 1.0},
+            "metrics": {name: 0.8, "f1": 0.7} if step % 100 == 99 else {},
+        }
+        for phase in ("teacher", "prune")
+        for step in range(n_history // 2)
+    ]  # fmt: skip
+    return {
+        "schema_version": 1, "status": "complete", "model": name, "task": name, "method": name, "losses": ["ce", name],
+        "seed": 42, "command": name, "versions": {"cap": "0.1", name: name}, "device": name, "labels": [name, "b"],
+        "sparsity": {
+            "requested": 0.97, "achieved": 0.96996, "prunable_weights": 10**6, "kept_weights": 30_040, "encoder": 0.96,
+            "whole_model": 0.75, "per_matrix": per_matrix,
+        },
+        "metrics": {
+            "dense": {name: 0.9131, "f1": 0.8812}, "pruned": {name: 0.90596, "f1": 0.8723}, "n_examples": 40_430,
+            "retention": {name: 0.99217, "f1": 0.98999}, "confidence_95": {name: [0.9031, 0.9088], "f1": [0.86, 0.88]},
+            "primary": name,
+        },
+        "size": {
+            "dense_bytes": 437_951_328, "artifact_bytes": 108_300_211, "weights_bytes": 107_100_311,
+            "bound_bytes": 106_400_000, "codings": {"gaps": 70, name: 2},
+        },
+        "timing": {
+            "teacher_seconds": 1922.3, "banks_seconds": 3.21, "prune_seconds": 12_088.8, "total_seconds": 14_388.1,
+            "examples_per_second": 288.31,
+        },
+        "memory": {"peak_host_bytes": 6_100_000_000, "peak_device_bytes": None},
+        "history": history, "files": {name: {"bytes": 5, "sha256": "ab" * 32}},
+        "teacher": {"source": name, "metrics": {name: 0.9}}, "notes": [name], "config": {"lr": 3e-5, name: name},
+    }  # fmt: skip
+
+
+MINIMAL = {
+    "model": "mini",
+    "task": "sst2",
+    "sparsity": {"achieved": 0.5},
+    "history": [{"step": 3, "losses": {"ce": 1.0}}],
+}
+REPORTS = {"full": full_report(), "minimal": MINIMAL, "empty": {}}
+
+
+class Page(HTMLParser):
+    """Parses a page strictly enough to notice unbalanced tags and everything that could act or load."""
+
+    VOID = ("meta", "br", "link", "img", "input")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text.append(data)
+
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def check_inert(html: str) -> Page:
+    page = Page(html)
+    assert page.open == []
+    assert not {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href", "action")]
+    assert "default-src 'none'" in html
+    assert not re.search(r"(?i)url\(|@import", html.split("</style>")[0])
+    html.encode("utf-8")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
+    return page
+
+
+# ----------------------------------------------------------------------------------------------------------------- HTML
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_page_is_whole_inert_and_deterministic(name: str) -> None:
+    html = report.render_html(REPORTS[name])
+    check_inert(html)
+    assert html == report.render_html(json.loads(json.dumps(REPORTS[name])))
+
+
+def test_page_shows_the_figures() -> None:
+    words = check_inert(report.render_html(full_report())).words()
+    for text in ("96.99 %", "0.9059", "99.21 %", "98.999 %", "108.4 MB", "3 h 59 min", "[0.9031, 0.9088]", "query"):
+        assert text in words
+
+
+def test_long_histories_stay_small() -> None:
+    assert len(report.render_html(full_report())) < 300_000
+    many = full_report(n_layers=400, n_history=40_000)
+    assert len(report.render_html(many)) < 1_500_000
+
+
+def test_empty_report_claims_nothing() -> None:
+    words = check_inert(report.render_html({})).words()
+    assert "not measured" in words and "No metric was measured" in words and "No history was recorded" in words
+    assert not re.search(r"\d", words.replace("95 %", "").replace("sha256", ""))
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
+def test_page_with_hostile_strings(nasty: str) -> None:
+    page = check_inert(report.render_html(full_report(nasty, n_layers=2, n_history=60)))
+    shown = plain(nasty, 60) or "(empty)"
+    assert any(shown == text.strip() for text in page.text) or shown.strip() in page.words()
+
+
+@pytest.mark.parametrize(
+    "junk", [None, [], {}, "text", 3, -1.5, True, float("nan"), float("inf"), 10**400, 1e308, -1e-320]
+)
+def test_any_part_may_be_junk(junk: Any) -> None:
+    whole = full_report(n_layers=1, n_history=20)
+    for broken in _replaced(whole, junk):
+        assert report.render_html(broken).endswith("</html>\n")
+        report.render_card(broken)
+        Console(file=io.StringIO()).print(report.prune_summary(broken))
+
+
+def _replaced(whole: dict[str, Any], junk: Any) -> list[dict[str, Any]]:
+    """Copies of a report with one part, or everything below one part, replaced by `junk`."""
+    copies = [{**whole, key: junk} for key in whole]
+    for key, part in whole.items():
+        if isinstance(part, dict):
+            copies.append({**whole, key: dict.fromkeys(part, junk)})
+    history = copy.deepcopy(whole["history"])
+    for i, row in enumerate(history):
+        row[("step", "losses", "metrics", "sparsity", "phase")[i % 5]] = junk
+        row["losses"] = {"ce": junk, "kd": 1.0} if i % 3 else row["losses"]
+    matrices = [
+        {**m, key: junk} for key in ("name", "shape", "kept", "sparsity") for m in whole["sparsity"]["per_matrix"]
+    ]
+    per_name = {key: {"bert": junk, "f1": junk} for key in ("dense", "pruned", "retention", "confidence_95")}
+    return [
+        *copies,
+        {**whole, "history": [*history, junk]},
+        {**whole, "sparsity": {"per_matrix": [*matrices, junk]}},
+        {**whole, "metrics": {**per_name, "primary": junk}},
+        {**whole, "files": {"a": {"bytes": junk, "sha256": junk}}, "notes": [junk], "labels": [junk], "losses": [junk]},
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+ARCHITECTURES = {
+    "bert.encoder.layer.{}.attention.self.query.weight": "query",
+    "bert.encoder.layer.{}.attention.self.key.weight": "key",
+    "bert.encoder.layer.{}.attention.self.value.weight": "value",
+    "bert.encoder.layer.{}.attention.output.dense.weight": "attention.output",
+    "bert.encoder.layer.{}.intermediate.dense.weight": "intermediate",
+    "bert.encoder.layer.{}.output.dense.weight": "output",
+}
+
+
+def labels(patterns: list[str], layers: int = 2) -> list[tuple[str, str]]:
+    return figures.matrix_labels([pattern.format(i) for i in range(layers) for pattern in patterns])
+
+
+def test_bert_labels() -> None:
+    assert labels(list(ARCHITECTURES)) == [(str(i), place) for i in range(2) for place in ARCHITECTURES.values()]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "places"),
+    [
+        (["distilbert.transformer.layer.{}.attention.q_lin.weight", "distilbert.transformer.layer.{}.ffn.lin1.weight"],
+         ["q_lin", "lin1"]),
+        (["deberta.encoder.layer.{}.attention.self.query_proj.weight", "deberta.encoder.layer.{}.output.dense.weight"],
+         ["query_proj", "output"]),
+        (["model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.self_attn.o_proj.weight",
+          "model.layers.{}.mlp.down_proj.weight"], ["q_proj", "o_proj", "down_proj"]),
+        (["transformer.h.{}.attn.c_attn.weight", "transformer.h.{}.attn.c_proj.weight",
+          "transformer.h.{}.mlp.c_proj.weight"], ["c_attn", "attn.c_proj", "mlp.c_proj"]),
+        (["albert.encoder.albert_layer_groups.{}.albert_layers.0.attention.dense.weight",
+          "albert.encoder.albert_layer_groups.{}.albert_layers.0.ffn_output.weight"], ["dense", "ffn_output"]),
+        (["model.layers.{}.experts.0.w1.weight", "model.layers.{}.experts.1.w1.weight"], ["0.w1", "1.w1"]),
+    ],
+)  # fmt: skip
+def test_labels_of_other_architectures(patterns: list[str], places: list[str]) -> None:
+    assert labels(patterns) == [(str(i), place) for i in range(2) for place in places]
+
+
+def test_labels_tell_stacks_apart() -> None:
+    names = [
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        "decoder.block.0.layer.1.EncDecAttention.q.weight",
+        "lm_head.weight",
+    ]
+    assert figures.matrix_labels(names) == [
+        ("encoder 0", "SelfAttention.q"),
+        ("decoder 0", "EncDecAttention.q"),
+        ("other", "lm_head"),
+    ]
+
+
+def test_heat_map_is_in_reading_order_and_pools_its_margins() -> None:
+    rows = [
+        {"name": name.format(i), "shape": [10, 10], "kept": 10 * i, "sparsity": 1 - i / 10}
+        for name in sorted(ARCHITECTURES, reverse=True)
+        for i in (10, 2, 0)
+    ]
+    heat = figures.heat_map(rows)
+    assert heat is not None
+    assert [label for _, label in heat.rows] == ["0", "2", "10", ""]
+    assert [label for _, label in heat.columns] == [*ARCHITECTURES.values(), ""]
+    assert heat.cells[-1].text == "60.0" and heat.cells[0].text == "100.0"
+    assert len(heat.cells) == 4 * 7 and heat.n_hidden == 0
+
+
+def test_heat_map_counts_what_it_does_not_draw() -> None:
+    rows = [{"name": f"layer.{i}.q", "sparsity": 0.5} for i in range(figures.MAX_LAYERS + 7)]
+    heat = figures.heat_map([*rows, {"name": "x"}, None, {"name": "y", "sparsity": 1.5}])
+    assert heat is not None and heat.n_hidden == 10
+    assert figures.heat_map([]) is None and figures.heat_map(None) is None
+
+
+def test_charts_keep_spikes_and_count_what_is_not_finite() -> None:
+    points = [(float(i), 1000.0 if i == 777 else 1.0) for i in range(5000)]
+    assert (777.0, 1000.0) in figures.thin(points) and len(figures.thin(points)) <= figures.MAX_POINTS
+    rows = [{"step": 1, "losses": {"ce": 1.0}}, {"step": 2, "losses": {"ce": None}}]
+    (_, (chart,)), = view({"history": rows})["phases"]  # fmt: skip
+    assert chart.curves[0].dots and "1 value" in chart.notes[0]
+
+
+@pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [1e-300, 1e99], [-1e99, 1e99], [1.0, 1.0 + 1e-15], [1e99, 1e99]])
+def test_charts_of_any_range_stay_inside(values: list[float]) -> None:
+    chart = figures.line_chart("t", (0.0, 1.0), "y", {"a": [(float(i % 2), v) for i, v in enumerate(values)]})
+    assert chart is not None and chart.y_ticks and len(chart.y_ticks) <= 15
+    numbers = [float(n) for n in re.findall(r"[-\d.]+", chart.curves[0].path)]
+    assert all(figures.TOP <= y <= figures.BOTTOM for y in numbers[1::2])
+    assert all(figures.LEFT <= x <= figures.RIGHT for x in numbers[::2])
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_percent_never_claims_more() -> None:
+    shown = {
+        0.96996: "96.99 %",
+        0.97: "97.00 %",
+        0.29: "29.00 %",
+        0.9699999: "96.9999 %",
+        1 - 0.9: "10.00 %",
+        1.002: "100.20 %",
+    }
+    assert {value: percent(value) for value in shown} == shown
+    assert percent(0.999999999) == "99.9999 %" and percent(-0.00123) == "-0.13 %"
+    assert percent(None) == percent(float("nan")) == percent("0.5") == percent(True) == "not measured"
+
+
+def test_numbers_are_cut_and_sizes_rounded_up() -> None:
+    assert number(0.90596) == "0.9059" and number(88.5) == "88.5000" and number(1234.5, 1) == "1,234.5"
+    assert byte_size(108_300_211) == "108.4 MB" and byte_size(999) == "999 B" and byte_size(0) == "0 B"
+    assert byte_size(1_001) == "1.01 kB" and byte_size(1_000) == "1.00 kB" and byte_size(-1) == "not measured"
+    assert (
+        interval([0.83333, 0.87771]) == "[0.8333, 0.8778]" and interval([0.1]) == interval([None, 1]) == "not measured"
+    )
+    assert [duration(s) for s in (0.5, 59.9, 61, 14_388.1)] == ["0.5 s", "59.9 s", "1 min 01 s", "3 h 59 min"]
+
+
+# ----------------------------------------------------------------------------------------------------------- plain text
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
+def test_plain_is_one_safe_line(nasty: str) -> None:
+    text = plain(nasty, 50)
+    assert len(text) <= 50
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    assert plain(text, 50) == text
+
+
+def test_plain_keeps_ordinary_text() -> None:
+    for text in ("café", "\u4e2d\u6587", "a\u200db", "😀", "50 % [x] <b>"):
+        assert plain(text) == text
+    assert plain("\x1b[2J\n\u202e\udc80") == r"\x1b[2J\n\u202e\udc80"
+
+
+# ----------------------------------------------------------------------------------------------------------- model card
+
+
+def front_matter(card: str) -> tuple[dict[str, Any], str]:
+    """Split as the hub does: the block ends at the first line that is `---`."""
+    match = re.match(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", card)
+    assert match is not None
+    return yaml.safe_load(match[2]), card[match.end() :]
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
+def test_card_front_matter_reads_back(nasty: str) -> None:
+    card = report.render_card(
+        full_report(nasty, n_history=2), base_model=nasty, license=nasty, language=[nasty, "en"], datasets=[nasty]
+    )
+    data, body = front_matter(card)
+    if nasty:
+        assert data["base_model"] == data["license"] == data["model-index"][0]["results"][0]["task"]["name"] == nasty
+        assert data["base_model_relation"] == "finetune" and nasty in data["tags"]
+    assert data["language"] == [nasty, "en"] and data["datasets"] == [nasty] and data["metrics"] == [nasty, "f1"]
+    assert data["model-index"][0]["results"][0]["metrics"][1] == {"type": "f1", "value": 0.8723}
+    assert not re.search(
+        r"(?<!\\)<(?!\\)|(?<!\\)\[(?=/?\w)", re.sub(r"```.*?```\n|\\.|`[^`\n]+`", "", body, flags=re.S)
+    )
+
+
+def test_card_is_read_by_the_hub_library() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard(
+        report.render_card(full_report("acc"), base_model="a/b", license="mit", datasets=["nyu-mll/glue"])
+    )
+    assert card.data.base_model == "a/b" and card.data.eval_results[0].metric_value == 0.90596
+    assert card.data.tags[:3] == ["pruned", "cap", "capcli"]
+
+
+def test_card_leaves_out_what_is_not_known() -> None:
+    data, body = front_matter(report.render_card({}))
+    assert data == {"library_name": "capcli", "tags": ["pruned", "cap", "capcli"]}
+    assert "No metric was measured" in body and "not measured" in body
+
+
+def test_numbers_in_front_matter_stay_numbers() -> None:
+    for value in (1e-5, 0.5, 1e20, -3.0, 7):
+        card = report.render_card({"metrics": {"pruned": {"accuracy": value}}})
+        assert front_matter(card)[0]["model-index"][0]["results"][0]["metrics"][0]["value"] == value
+
+
+def test_code_fence_cannot_be_closed() -> None:
+    body = front_matter(report.render_card({"command": "a ``` b ````` c"}))[1]
+    assert "\n``````\na ``` b ````` c\n``````\n" in body
+
+
+# ------------------------------------------------------------------------------------------------------------- terminal
+
+
+def printed(renderable: Any, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+GATES = [
+    {
+        "name": "quality",
+        "metric": "accuracy",
+        "op": ">=",
+        "limit": 0.8,
+        "value": 0.79996,
+        "passed": False,
+        "message": "low",
+    },
+    {"name": "size", "metric": "bytes", "op": "<=", "limit": 100, "value": None, "passed": False, "message": None},
+    {"name": "fine", "metric": "f1", "op": ">=", "limit": 0.5, "value": 0.6, "passed": True, "message": ""},
+]
+
+
+def eval_result(name: str = "m") -> dict[str, Any]:
+    return {
+        "schema_version": 1, "model": name, "task": name, "split": name, "metrics": {name: 0.81678},
+        "confidence_95": {name: [0.8, 0.83]}, "n_examples": 872, "baseline": {"model": name, "metrics": {name: 0.9}},
+        "retention": {name: 0.9075}, "sparsity": {"achieved": 0.97, "whole_model": 0.6},
+        "size": {"artifact_bytes": 1234567}, "passed": False,
+        "latency": {"median_ms": 3.21, "p10_ms": 3.0, "p90_ms": 4.0, "batch": 1, "length": 128, "device": name},
+        "gates": [{**gate, "name": name, "metric": name, "op": name, "message": name} for gate in GATES],
+    }  # fmt: skip
+
+
+def probe_result(name: str = "m") -> dict[str, Any]:
+    tasks = {name: {"metric": name, "mean": 0.71239, "std": 0.01, "n_examples": 100, "n_classes": 2}}
+    return {
+        "model": name,
+        "tasks": tasks,
+        "baseline": {"model": name, "tasks": tasks},
+        "differences": {name: -0.02},
+        "gates": GATES,
+    }
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
+def test_terminal_shows_hostile_strings_as_they_are(nasty: str) -> None:
+    for summary in (
+        report.prune_summary(full_report(nasty, n_history=2), nasty),
+        report.eval_summary(eval_result(nasty)),
+        report.probe_summary(probe_result(nasty)),
+    ):
+        text = printed(summary)
+        assert (plain(nasty, 60) or "(empty)").rstrip() in text or len(nasty) > 60
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+
+
+def test_terminal_colours_only_its_own_words() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
+    console.print(report.eval_summary(eval_result("[bold red]x[/] http://x :smile:")))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[bold red]x[/] http://x :smile:" in text and "\x1b]8" not in text
+
+
+def test_summaries_show_the_figures() -> None:
+    text = printed(report.prune_summary(full_report(), "runs/x"))
+    assert all(word in text for word in ("96.99 % (requested 97.00 %)", "0.9059", "99.21 %", "4.0× smaller", "runs/x"))
+    text = printed(report.eval_summary({**eval_result(), "gates": GATES}))
+    assert all(word in text for word in ("0.8167", "90.75 %", "3.21 ms", "failed accuracy >= 0.8: 0.79996 (low)"))
+    text = printed(report.probe_summary(probe_result()))
+    assert "0.7123 ± 0.0100" in text and "-0.0200" in text
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"metrics": None, "tasks": [], "gates": "x"}, {"tasks": {"a": None}, "gates": [None]}]
+)
+def test_summaries_of_nothing(data: dict[str, Any]) -> None:
+    for summary in (report.prune_summary, report.eval_summary, report.probe_summary):
+        assert printed(summary(data))
+
+
+# ----------------------------------------------------------------------------------------------- continuous integration
+
+
+def test_junit_counts_and_names_failures() -> None:
+    root = ElementTree.fromstring(report.junit_xml("cap eval", GATES))
+    suite = root.find("testsuite")
+    assert suite is not None and suite.attrib["tests"] == "3" and suite.attrib["failures"] == "2"
+    failures = [case.find("failure") for case in suite.iter("testcase")]
+    assert [f is None for f in failures] == [False, False, True]
+    assert failures[0] is not None and failures[0].text == "accuracy >= 0.8, measured 0.79996"
+    assert failures[1] is not None and failures[1].attrib["message"] == "bytes <= 100, measured not measured"
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
+def test_continuous_integration_with_hostile_strings(nasty: str) -> None:
+    gates = [dict.fromkeys(("name", "metric", "op", "message", "limit", "value"), nasty) for _ in range(3)]
+    shown = plain(nasty) or "(empty)"
+    case = ElementTree.fromstring(report.junit_xml(nasty, gates)).find("testsuite/testcase")
+    assert case is not None and case.attrib["name"] == shown
+    for line in report.github_annotations(gates):
+        assert len(line.splitlines()) == 1 and re.fullmatch(r"::error title=[^:,]*::.*", line)
+        assert not re.search("%(?!25|0A|0D|3A|2C)", line)
+    table = report.github_summary(nasty, [(nasty, nasty)], gates).splitlines()
+    assert table[0].startswith("## ") and not any(line.startswith("::") for line in table)
+    bars = [len(re.findall(r"(?<!\\)\|", re.sub(r"\\\\", "", line))) for line in table if line.startswith("|")]
+    assert bars == [3, 3, 3, 6, 6, 6, 6, 6]
+
+
+def test_annotations_are_few() -> None:
+    lines = report.github_annotations([GATES[0]] * 20)
+    assert len(lines) == report.MAX_ANNOTATIONS and "13 more gates failed" in lines[-1]
+    assert report.github_annotations([GATES[2]] * 20) == []
+    assert len(report.github_annotations([GATES[0]] * 8)) == 8
+
+
+def test_markdown_is_inert() -> None:
+    assert markdown("a|b *c* [d](e) <f> @g http://h www.i.j") == (r"a\|b \*c\* \[d\]\(e\) \<f\> \@g http\://h www\.i.j")
+    assert markdown("google-bert/bert-base_uncased") == r"google-bert/bert-base\_uncased"
