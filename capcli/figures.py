@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from capcli.text import count, cut, finite, mapping, named, percent, plain, sequence
 
 MAX_MATRICES = 3000
+MAX_WEIGHTS = 1e15  # of one matrix; more is a damaged report
 MAX_LAYERS, MAX_PLACES = 100, 14  # rows and columns that are drawn
 MAX_POINTS = 240  # of a curve; longer ones keep the lowest and the highest point of each interval
 MAX_CURVES = 8  # as many as the page has line styles
@@ -138,9 +139,12 @@ class _Matrix:
         sparsity = finite(row.get("sparsity"))
         if sparsity is None or not 0 <= sparsity <= 1:
             return None
-        shape = [finite(size) for size in sequence(row.get("shape"))]
-        n_weights = math.prod(size for size in shape if size) if shape and None not in shape else None
-        return cls(named(row.get("name"), 160), sparsity, finite(row.get("kept")), n_weights)
+        shape = [finite(size) or 0.0 for size in sequence(row.get("shape"))]
+        n_weights = math.prod(shape)
+        kept = finite(row.get("kept"))
+        if kept is None or not 0 <= kept <= n_weights <= MAX_WEIGHTS:
+            return cls(named(row.get("name"), 160), sparsity, None, None)
+        return cls(named(row.get("name"), 160), sparsity, kept, n_weights)
 
     def title(self) -> str:
         kept = f", {count(self.kept)} of {count(self.n_weights)} weights kept" if self.n_weights else ""
@@ -173,10 +177,9 @@ def _pooled(group: Sequence[_Matrix]) -> float | None:
     """Sparsity of several matrices together, None unless the weights of all of them are known."""
     if len(group) == 1:
         return group[0].sparsity
-    kept = [matrix.kept for matrix in group if matrix.kept is not None]
-    sizes = [matrix.n_weights for matrix in group if matrix.n_weights]
-    known = len(kept) == len(sizes) == len(group)
-    return 1 - sum(kept) / sum(sizes) if known and sum(kept) <= sum(sizes) else None
+    if any(matrix.kept is None or not matrix.n_weights for matrix in group):
+        return None
+    return 1 - sum(matrix.kept or 0 for matrix in group) / sum(matrix.n_weights or 0 for matrix in group)
 
 
 def _drawn(
@@ -279,7 +282,7 @@ def line_chart(
         return None
     y_all = [y for points in drawn.values() for _, y in points] + ([] if reference is None else [reference])
     first = [y for _, y in next(iter(drawn.values()))]
-    log = min(y_all) > 0 and max(first) / min(first) > LOG_FROM
+    log = min(y_all) > 1e-100 and max(first) / min(first) > LOG_FROM
     x_axis = _Axis.over(*steps, LEFT, RIGHT)
     y_axis = _Axis.over(min(y_all), max(y_all), BOTTOM, TOP, log=log, whole_ticks=True)
     curves = [_curve(name, points, x_axis, y_axis) for name, points in drawn.items()]

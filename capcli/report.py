@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SCHEMA_VERSION = 1
+YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # that are not strings when bare
 MAX_ANNOTATIONS = 8  # GitHub shows ten errors per step; two are left for the step itself
 
 
@@ -265,7 +266,7 @@ def _scalar(value: str | float) -> str:
     if not isinstance(value, str):
         digits = repr(float(value))
         return digits if "." in digits else digits.replace("e", ".0e")
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]{3,}", value) and value.lower() not in ("true", "false", "null"):
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in YAML_WORDS:
         return value
     escaped = value.encode("unicode_escape").decode("ascii")
     return '"' + escaped.replace('"', '\\"') + '"'
