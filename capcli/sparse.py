@@ -17,7 +17,7 @@ import os
 import reprlib
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -164,26 +164,32 @@ def _encode(
 ) -> tuple[Entry, dict[str, torch.Tensor]]:
     """The entry of one tensor and the tensors stored for it, in the smallest of `codings`."""
     tensor = tensor.detach().cpu().contiguous()
-    shape, dtype, bits = tuple(tensor.shape), _dtype_names()[tensor.dtype], _bits_of(tensor)
-    if not pruned:
-        return Entry(name=name, shape=shape, dtype=dtype, coding="dense", kept=None, sha256=_sha256(bits)), {
-            name: tensor
-        }
-    positions = np.flatnonzero(bits != 0)
+    bits = _bits_of(tensor)
+    dtype = _dtype_names()[tensor.dtype]
+    entry = Entry(name=name, shape=tuple(tensor.shape), dtype=dtype, coding="dense", kept=None)
+    stored: tuple[Array, ...] = (bits,)
+    if pruned:
+        positions = np.flatnonzero(bits != 0)
+        entry, where = _encode_positions(entry, positions, codings)
+        stored = (bits,) if entry.coding == "dense" else (bits[positions], where)
+    specs = zip(entry.parts.items(), stored, strict=True)
+    parts = {part: _tensor_of(array, dtype, tuple(shape)) for (part, (dtype, shape)), array in specs}
+    return replace(entry, sha256=_sha256(*stored)), parts
+
+
+def _encode_positions(entry: Entry, positions: Array, codings: tuple[str, ...]) -> tuple[Entry, Array]:
+    """The entry with the smallest of `codings` for the kept `positions` [k], and the bytes of that coding."""
     gaps = np.diff(positions, prepend=-1) - 1
-    width, codes = _narrowest(gaps)
-    entry = functools.partial(Entry, name=name, shape=shape, dtype=dtype, kept=positions.size)
-    entries = {"dense": entry(coding="dense"), "bitmask": entry(coding="bitmask")}
-    entries["gap"] = entry(coding="gap", bits=width, codes=codes)
-    coding = min(codings, key=lambda coding: entries[coding].bytes)
-    if coding == "dense":
-        return entry(coding="dense", sha256=_sha256(bits)), {name: tensor}
-    where = _pack_gaps(gaps, width, codes) if coding == "gap" else np.packbits(bits != 0, bitorder="little")
-    values = bits[positions]
-    entry = functools.partial(entry, bits=entries[coding].bits, codes=entries[coding].codes)
-    stored = (_tensor_of(values, dtype, (values.size,)), _tensor_of(where, "U8", (where.size,)))
-    final = entry(coding=coding, sha256=_sha256(values, where))
-    return final, dict(zip(final.parts, stored, strict=True))
+    bits, codes = _narrowest(gaps)
+    entry = replace(entry, kept=positions.size)
+    choices = {"dense": entry, "bitmask": replace(entry, coding="bitmask")}
+    choices["gap"] = replace(entry, coding="gap", bits=bits, codes=codes)
+    best = min((choices[coding] for coding in codings), key=lambda choice: choice.bytes)
+    if best.coding == "gap":
+        return best, _pack_gaps(gaps, bits, codes)
+    mask = np.zeros(entry.elements, bool)
+    mask[positions] = True
+    return best, np.packbits(mask, bitorder="little")
 
 
 def _narrowest(gaps: Array) -> tuple[int, int]:
@@ -379,6 +385,8 @@ def _parse_entry(where: str, name: str, record: object) -> Entry:
     _check(set(record) == keys, where, "keys", sorted(keys), sorted(record))
     _check_dtype(where, record["dtype"], pruned)
     _check_shape(where, record["shape"])
+    digest = record["sha256"]
+    _check(isinstance(digest, str) and len(digest) == 64, where, "sha256", "64 hexadecimal digits", digest)
     n = math.prod(record["shape"])
     kept, bits, codes = (record.get(key, 0) for key in ("kept", "bits", "codes"))
     _check(_is_count(kept) and kept <= n, where, "kept", f"0 to {n:,}", kept)
@@ -403,7 +411,9 @@ def _spans(
         _check(isinstance(record, dict), where, "header entry", "an object", record)
         offsets = record.get("data_offsets")
         expected = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-        _check(record == expected, where, "header entry", {"dtype": dtype, "shape": shape}, record)
+        _check(
+            _canonical(record) == _canonical(expected), where, "header entry", {"dtype": dtype, "shape": shape}, record
+        )
         n_bytes = DTYPES[dtype][0] * math.prod(shape)
         _check(isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets)), where,
                "data offsets", "two integers", offsets)  # fmt: skip
@@ -430,7 +440,8 @@ def _decode(file: BinaryIO, path: Path, entry: Entry, spans: dict[str, tuple[int
     if entry.kept is None:
         _check(entry.dtype != "BOOL" or not (values > 1).any(), where, "booleans", "0 and 1", "another byte")
         return _tensor_of(values, entry.dtype, entry.shape)
-    _check(np.count_nonzero(values) == entry.kept, where, "values other than 0", entry.kept, np.count_nonzero(values))
+    kept = np.count_nonzero(values)
+    _check(kept == entry.kept, where, "values other than 0", entry.kept, kept)
     if entry.coding == "dense":
         return _tensor_of(values, entry.dtype, entry.shape)
     positions = _read_gaps(where, entry, parts[1]) if entry.coding == "gap" else _read_bitmask(where, entry, parts[1])
@@ -468,7 +479,7 @@ def _read_gaps(where: str, entry: Entry, packed: Array) -> Array:
 def _unpack(packed: Array, width: int, count: int) -> Array:
     """The inverse of `_pack`: at least `count` codes, in whole groups of 8; those beyond are the padding bits."""
     groups = -(-count // 8)
-    padded = np.zeros(groups * width + 4, np.uint8)
+    padded = np.zeros((groups + 1) * width + 4, np.uint8)  # every word lies inside, also for no group at all
     padded[: packed.size] = packed
     codes = np.empty((groups, 8), np.uint16)
     for i in range(8):

@@ -1,0 +1,826 @@
+"""The file format: round trips, golden bytes, size, and a reader that accepts nothing but what was written.
+
+The labels S1-S4 are those of the reliability plan. CAP_FUZZ=N sets the number of mutations (2,000).
+"""
+
+import copy
+import gzip
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from capcli import sparse
+from capcli.errors import FileError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sparse_reader
+
+FUZZ = int(os.environ.get("CAP_FUZZ", "2000"))
+PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text("utf-8")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+NAN_WITH_PAYLOAD = {"F32": 0x7FC12345, "F16": 0x7E21, "BF16": 0x7FD5, "F64": 0x7FF8000000012345}
+
+
+def bits_of(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Same names, shapes, dtypes and bits."""
+    return left.keys() == right.keys() and all(
+        a.shape == right[name].shape and a.dtype == right[name].dtype and bits_of(a) == bits_of(right[name])
+        for name, a in left.items()
+    )
+
+
+def matrix(shape: tuple[int, ...], sparsity: float, dtype: str = "F32", seed: int = 0) -> torch.Tensor:
+    """Random bits, with -0.0, the smallest denormal and a NaN with a payload among them; a fraction is +0."""
+    rng = np.random.default_rng(seed)
+    n, itemsize = math.prod(shape), sparse.DTYPES[dtype][0]
+    bits = rng.integers(1, 1 << (8 * itemsize - 1), n, dtype=f"u{itemsize}")
+    special = [1 << (8 * itemsize - 1), 1, NAN_WITH_PAYLOAD[dtype]]
+    bits[rng.random(n) < 0.1] = special[seed % 3]
+    bits[rng.random(n) < sparsity] = 0
+    return torch.from_numpy(bits.view(np.uint8)).view(DTYPES[dtype]).reshape(shape)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.cap.safetensors"
+
+
+# Round trips (S3)
+
+SIZES = st.sampled_from([0, 1, 7, 8, 9, 63, 64, 65])
+SHAPES = st.lists(SIZES, max_size=4).filter(lambda shape: math.prod(shape) <= 40_000).map(tuple)
+MATRICES = st.builds(
+    matrix, SHAPES, st.sampled_from([0.0, 0.5, 0.97, 1.0]), st.sampled_from(list(DTYPES)), st.integers(0, 999)
+)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(MATRICES, min_size=4, max_size=4), st.integers(0, 4))
+def test_round_trip_is_bit_equal(tmp_path_factory, matrices, n_pruned):
+    path = tmp_path_factory.getbasetemp() / "round_trip.safetensors"
+    tensors = {f"layer.{i}.weight": tensor for i, tensor in enumerate(matrices)}
+    sizes = sparse.save(path, tensors, list(tensors)[:n_pruned])
+    assert same(sparse.load(path), tensors)
+    assert sizes.weights_bytes <= sizes.dense_bytes == sum(len(bits_of(tensor)) for tensor in matrices)
+    by_hand = sparse_reader.read(path.read_bytes())
+    assert {name: (dtype, array.shape, array.tobytes()) for name, (dtype, array) in by_hand.items()} == {
+        name: (sparse._dtype_names()[tensor.dtype], tuple(tensor.shape), bits_of(tensor))
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("width", range(2, 17))
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_codes_of_every_width_are_packed_and_unpacked(width, count):
+    codes = np.random.default_rng(width).integers(0, 1 << width, count).astype(np.uint16)
+    packed = sparse._pack(codes, width)
+    slow = "".join(f"{code:0{width}b}"[::-1] for code in codes)
+    assert packed.tobytes() == bytes(int(slow[i : i + 8][::-1], 2) for i in range(0, len(slow), 8))
+    assert sparse._unpack(packed, width, count)[:count].tolist() == codes.tolist()
+
+
+@pytest.mark.parametrize("far", [0, 1, 65_534, 65_535, 65_536, 131_069, 131_070, 131_071, 999_990])
+def test_gaps_beyond_the_widest_code(path, far):
+    tensor = torch.zeros(1_000_000)
+    tensor[[far, far + 1, far + 9]] = -0.0
+    sparse.save(path, {"w": tensor}, ["w"])
+    assert same(sparse.load(path), {"w": tensor})
+
+
+def test_every_dtype_is_kept_in_tensors_that_are_not_pruned(path):
+    tensors = {name: torch.ones(3, 5).to(getattr(torch, torch_name)) for name, (_, torch_name) in sparse.DTYPES.items()}
+    sparse.save(path, tensors, [])
+    assert same(sparse.load(path), dict(sorted(tensors.items())))
+    assert {name: entry[0] for name, entry in sparse_reader.read(path.read_bytes()).items()} == {n: n for n in tensors}
+
+
+def test_tied_transposed_and_trainable_tensors(path):
+    base = torch.nn.Parameter(torch.randn(4, 6))
+    tensors = {"a": base, "b": base, "c": base.T, "d": base[1:3], "e": base[:, 2]}
+    sparse.save(path, tensors, ["b", "c"])
+    assert same(sparse.load(path), tensors)
+
+
+def test_names_come_back_sorted_and_extra_unchanged(path):
+    extra = {"é": [1, 2.5, None, True], "b": {"z": "\x1b[2J", "a": "\ud800"}}
+    sparse.save(path, {"z": torch.ones(1), "ä b/../c": torch.ones(2), "a": torch.ones(3)}, ["a"], extra)
+    assert list(sparse.load(path)) == ["a", "z", "ä b/../c"]
+    assert sparse.read_extra(path) == extra
+
+
+def test_a_file_without_tensors(path):
+    sparse.save(path, {}, [])
+    assert sparse.load(path) == {} == sparse_reader.read(path.read_bytes())
+
+
+# Golden bytes
+
+
+def example() -> dict[str, torch.Tensor]:
+    """The tensors of the example of docs/format.md."""
+    w = torch.zeros(64, dtype=torch.float16)
+    w[[0, 2, 5, 15]] = torch.tensor([1.5, -2.0, -0.0, 2.0**-24], dtype=torch.float16)
+    return {"w": w.reshape(4, 16), "b": torch.tensor([1, 2], dtype=torch.uint8)}
+
+
+def block(kind: str) -> str:
+    found = re.search(f"```{kind}\n(.*?)\n```", PAGE, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_golden_bytes_are_those_of_the_page(path):
+    sparse.save(path, example(), ["w"], {"made by": "hand"})
+    header = block("header").encode()
+    expected = bytes.fromhex(block("length")) + header + b" " * (-len(header) % 8) + bytes.fromhex(block("data"))
+    assert path.read_bytes() == expected
+    assert json.loads(json.loads(header)["__metadata__"]["cap"]) == json.loads(block("json"))
+    assert hashlib.sha256(expected).hexdigest() == "83285c8471404836ed3fd27a5b5233527ee2e52757e4c063963debe36073827b"
+
+
+def test_same_input_same_bytes(path):
+    tensors = {f"w{i}": matrix((9, 65), 0.9, seed=i) for i in range(20)}
+    sparse.save(path, tensors, list(tensors), {"b": 1, "a": 2})
+    first = path.read_bytes()
+    sparse.save(path, dict(reversed(tensors.items())), set(tensors), {"a": 2, "b": 1})
+    assert path.read_bytes() == first
+
+
+def test_the_limits_on_the_page_are_those_of_the_code():
+    limits = [sparse.MAX_HEADER_BYTES, sparse.MAX_BRACKETS, sparse.MAX_TENSORS, sparse.MAX_ELEMENTS, sparse.EXPANSION]
+    for limit in [*limits, sparse.EXPANSION_FLOOR, sparse.MAX_NAME_CHARS, sparse.MAX_DIMS]:
+        assert f"| {limit:,}" in PAGE or f" {limit:,} " in PAGE, limit
+    assert f"{sparse.MIN_BITS} ≤ b ≤ {sparse.MAX_BITS}" in PAGE
+    assert f"format version {sparse.FORMAT_VERSION}" in PAGE
+    assert all(f"`{dtype}`" in PAGE for dtype in sparse.DTYPES)
+    assert f"from its byte {sparse._CHECKSUM_END} on" in PAGE
+
+
+# Size
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("sparsity", [0.80, 0.85, 0.90, 0.93, 0.95, 0.97, 0.98, 0.99])
+def test_within_5_percent_of_the_information_bound(path, dtype, sparsity):
+    sizes = sparse.save(path, {"w": matrix((700, 700), sparsity, dtype)}, ["w"])
+    assert sizes.pruned_bytes <= 1.05 * sizes.pruned_bound_bytes
+    assert sizes.bound_bytes == sizes.pruned_bound_bytes <= sizes.weights_bytes == sizes.pruned_bytes
+    assert sizes.file_bytes == path.stat().st_size < sizes.weights_bytes + 800
+
+
+@pytest.mark.parametrize(
+    ("positions", "n", "coding"),
+    [
+        (range(64), 64, "dense"),
+        (range(62), 64, "dense"),  # 2 values saved, 8 bytes: as much as the mask takes
+        (range(61), 64, "bitmask"),
+        (range(0, 64, 2), 64, "bitmask"),
+        (range(0, 64, 16), 64, "gap"),
+        ((), 64, "gap"),
+        ((), 0, "dense"),
+        ((0,), 1, "dense"),
+    ],
+)
+def test_the_smallest_coding_is_chosen(path, positions, n, coding):
+    tensor = torch.zeros(n)
+    tensor[list(positions)] = 1
+    sizes = sparse.save(path, {"w": tensor}, ["w"])
+    (entry,) = sparse.inspect(path)
+    assert (entry.coding, entry.kept, entry.shape, entry.dtype) == (coding, len(positions), (n,), "F32")
+    assert entry.bytes == sizes.pruned_bytes == sizes.weights_bytes
+    assert same(sparse.load(path), {"w": tensor})
+
+
+def test_entropy_by_hand():
+    assert sparse.entropy_bits(8, 4) == pytest.approx(8)
+    assert sparse.entropy_bits(4, 1) == pytest.approx(-4 * (0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)))
+    assert sparse.entropy_bits(9, 0) == sparse.entropy_bits(9, 9) == sparse.entropy_bits(0, 0) == 0
+    assert sparse.entropy_bits(10**12, 1) == pytest.approx(math.log2(10**12) + 1 / math.log(2), rel=1e-6)
+
+
+def test_inspect_tells_pruned_from_never_pruned(path):
+    sparse.save(path, {"never": torch.ones(3), "full": torch.ones(3)}, ["full"])
+    assert [(entry.name, entry.coding, entry.kept) for entry in sparse.inspect(path)] == [
+        ("full", "dense", 3),
+        ("never", "dense", None),
+    ]
+
+
+# What the writer refuses
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "pruned", "message"),
+    [
+        ("w.cap.values", torch.ones(1), False, "none that the format uses"),
+        ("w.cap.gaps", torch.ones(1), False, "none that the format uses"),
+        ("__metadata__", torch.ones(1), False, "none that the format uses"),
+        ("", torch.ones(1), False, "printable"),
+        ("a\x1b[2J", torch.ones(1), False, "printable"),
+        ("a\ud800", torch.ones(1), False, "printable"),
+        ("a" * 257, torch.ones(1), False, "at most 256 characters, got 257"),
+        ("w", torch.ones(1, dtype=torch.int64), True, "dtype: expected F16, BF16, F32, F64, got 'I64'"),
+        ("w", torch.ones(1, dtype=torch.complex128), False, "got 'torch.complex128'"),
+        ("w", torch.ones([1] * 9), True, "at most 8 integers"),
+    ],
+)
+def test_the_writer_refuses_what_the_reader_would(path, name, tensor, pruned, message):
+    with pytest.raises(FileError, match=re.escape(message)) as caught:
+        sparse.save(path, {name: tensor}, [name] if pruned else [])
+    assert caught.value.message.startswith(f"cannot write {path}") and caught.value.message.isprintable()
+    assert not path.exists()
+
+
+def test_the_writer_refuses_a_header_that_is_too_large(path):
+    with pytest.raises(FileError, match="header bytes: expected at most 8,388,608"):
+        sparse.save(path, {"w": torch.ones(1)}, [], {"a": "b" * sparse.MAX_HEADER_BYTES})
+    with pytest.raises(FileError, match="brackets in the header"):
+        sparse.save(path, {"w": torch.ones(1)}, [], {"a": [[]] * sparse.MAX_BRACKETS})
+    with pytest.raises(FileError, match="number of tensors: expected at most 10,000, got 10,001"):
+        sparse.save(path, {str(i): torch.ones(0) for i in range(10_001)}, [])
+
+
+def test_ten_thousand_pruned_matrices_fit(path):
+    tensors = {f"a_rather_long_name.{i}.weight": torch.zeros(64, 1) for i in range(10_000)}
+    sparse.save(path, tensors, tensors.keys())
+    assert len(sparse.inspect(path)) == 10_000
+
+
+def test_matrices_too_empty_for_the_readers_limit_become_bitmasks(path):
+    tensor = torch.zeros(4097, 4096)
+    assert sparse.save(path, {"w": tensor}, ["w"]).weights_bytes == 4097 * 512
+    assert sparse.inspect(path)[0].coding == "bitmask"
+    assert torch.equal(sparse.load(path)["w"], tensor)
+
+
+# Malformed files (S1): a good file taken apart, changed, and put together again with fitting checksums
+
+PRUNED = {"gap": matrix((16, 16), 0.9, seed=3), "mask": matrix((3, 7), 0.5, "F16", seed=4)}
+DENSE = {"bias": torch.tensor([1.0, 2.0, 3.0]), "flag": torch.tensor([True, False]), "none": torch.zeros(0, 3)}
+
+
+class Parts:
+    """A file in parts: records by tensor, stored tensors by name as [dtype, shape, bytes]."""
+
+    def __init__(self, raw: bytes) -> None:
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        self.meta = json.loads(header.pop("__metadata__")["cap"])
+        self.records: dict[str, Any] = self.meta["tensors"]
+        self.stored = {
+            name: [entry["dtype"], entry["shape"], raw[slice(*(8 + length + at for at in entry["data_offsets"]))]]
+            for name, entry in header.items()
+        }
+        self.header: dict[str, Any] = {}  # entries of the header to replace
+        self.cap: Any = None  # instead of the metadata text
+
+    def codes(self, change: Callable[[list[int], int], list[int]]) -> None:
+        """Replace the gap codes of `gap`; `change` gets the codes and the escape."""
+        record = self.records["gap"]
+        bits, count = record["bits"], record["codes"]
+        old = sparse._unpack(np.frombuffer(self.stored["gap.cap.gaps"][2], np.uint8), bits, count)
+        new = np.array(change(old[:count].tolist(), (1 << bits) - 1), np.uint16)
+        record["codes"] = new.size
+        self.put("gap.cap.gaps", sparse._pack(new, bits).tobytes())
+
+    def put(self, name: str, data: bytes, itemsize: int = 1) -> None:
+        self.stored[name][1:] = [[len(data) // itemsize], data]
+
+    def pack(self) -> bytes:
+        for name, record in self.records.items():
+            if (
+                isinstance(record, dict)
+                and "sha256" in record
+                and isinstance(record["sha256"], str)
+                and "wrong" not in record["sha256"]
+            ):
+                kinds = ("", ".cap.values", ".cap.bitmask", ".cap.gaps")
+                data = b"".join(self.stored[name + kind][2] for kind in kinds if name + kind in self.stored)
+                record["sha256"] = hashlib.sha256(data).hexdigest()
+        text = self.cap
+        if text is None:
+            body = json.dumps(
+                {k: v for k, v in self.meta.items() if k != "checksum"}, sort_keys=True, separators=(",", ":")
+            )
+            rest = f'",{body[1:]}'
+            text = '{"checksum":"' + hashlib.sha256(rest.encode()).hexdigest() + rest
+        header: dict[str, Any] = {"__metadata__": {"cap": text}}
+        at = 0
+        for name, (dtype, shape, data) in self.stored.items():
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+            at += len(data)
+        for name, entry in self.header.items():
+            header[name] = {**header.get(name, {}), **entry} if isinstance(entry, dict) else entry
+        return framed(header, b"".join(data for _, _, data in self.stored.values()))
+
+
+def framed(header: Any, data: bytes = b"") -> bytes:
+    raw = (
+        header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    )
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("good") / "good.safetensors"
+    sparse.save(path, PRUNED | DENSE, PRUNED.keys(), {"k": 1})
+    assert [(e.name, e.coding) for e in sparse.inspect(path)] == [
+        ("bias", "dense"), ("flag", "dense"), ("gap", "gap"), ("mask", "bitmask"), ("none", "dense")]  # fmt: skip
+    return path.read_bytes()
+
+
+def test_taking_apart_and_putting_together_changes_nothing(good):
+    assert Parts(good).pack() == good
+
+
+def refused(path: Path, raw: bytes, peak_bytes: int = 2 << 20) -> str:
+    """The message with which `load` refuses `raw`, having allocated little; `inspect` must fail alike or not at all."""
+    path.write_bytes(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileError) as caught:
+            sparse.load(path)
+        assert tracemalloc.get_traced_memory()[1] < peak_bytes + 4 * len(raw)
+    finally:
+        tracemalloc.stop()
+    try:
+        sparse.inspect(path)
+    except FileError as error:
+        assert error.message == caught.value.message
+    message = caught.value.message
+    assert str(path) in message and message.isprintable() and len(message) < 700
+    return message
+
+
+def flip(raw: bytes, at: int, bit: int = 0) -> bytes:
+    return raw[: at % len(raw)] + bytes([raw[at] ^ 1 << bit]) + raw[at % len(raw) + 1 :]
+
+
+def header_length(length: int) -> Callable[[bytes], bytes]:
+    return lambda raw: length.to_bytes(8, "little") + raw[8:]
+
+
+def in_header(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    def change(raw: bytes) -> bytes:
+        length = int.from_bytes(raw[:8], "little")
+        header = raw[8 : 8 + length].rstrip()
+        assert old in header
+        return framed(header.replace(old, new, 1), raw[8 + length :])
+
+    return change
+
+
+RAW = {
+    "empty": (lambda raw: b"", "file size: expected at least 10 bytes, got 0"),
+    "7 bytes": (lambda raw: raw[:7], "file size: expected at least 10 bytes, got 7"),
+    "9 bytes": (lambda raw: raw[:9], "file size"),
+    "gzip": (lambda raw: gzip.compress(bytes(1 << 20)), "header length"),
+    "pickle": (lambda raw: b"\x80\x04\x95" + bytes(99), "header length"),
+    "length 0": (header_length(0), "header length: expected 2 to"),
+    "length 1": (header_length(1), "header length"),
+    "length + 8": (lambda raw: header_length(int.from_bytes(raw[:8], "little") + 8)(raw), "not valid JSON"),
+    "length beyond file": (lambda raw: header_length(len(raw) - 7)(raw), "header length"),
+    "length 100 MB": (header_length(100_000_000), "header length"),
+    "length 2^63": (header_length(1 << 63), "header length"),
+    "length 2^64-1": (header_length((1 << 64) - 1), "header length"),
+    "not UTF-8": (lambda raw: framed(b'{"\xff":1}'), "not valid JSON"),
+    "UTF-16": (lambda raw: framed('{"a":1}'.encode("utf-16")), "not valid JSON"),
+    "not JSON": (lambda raw: framed(b"{hello}"), "not valid JSON"),
+    "array": (lambda raw: framed([]), "an object"),
+    "number": (lambda raw: framed(b"12345678"), "an object"),
+    "deep": (lambda raw: framed(b"[" * 100_000), "not valid JSON"),
+    "deep object": (lambda raw: framed(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "not valid JSON|header"),
+    "huge number": (lambda raw: framed(b'{"a":' + b"9" * 10_000 + b"}"), "not valid JSON"),
+    "NaN": (lambda raw: framed(b'{"a":NaN}'), "keys: expected only 'cap'"),
+    "lone surrogate": (lambda raw: framed(b'{"\\ud800":1}'), "surrogates"),
+    "key twice": (lambda raw: framed(b'{"a":1,"a":1}'), "without repeated keys"),
+    "spaces": (lambda raw: framed(b'{ "a":1}'), "compact JSON"),
+    "no metadata": (lambda raw: framed({}), "__metadata__: keys: expected only 'cap', got None"),
+    "metadata not an object": (lambda raw: framed({"__metadata__": "cap"}), "keys"),
+    "other metadata": (lambda raw: framed({"__metadata__": {"format": "pt"}}), "keys"),
+    "more metadata": (lambda raw: framed({"__metadata__": {"cap": "{}", "format": "pt"}}), "keys"),
+    "cap not a string": (lambda raw: framed({"__metadata__": {"cap": {}}}), "a string"),
+    "cap not JSON": (lambda raw: framed({"__metadata__": {"cap": "{"}}), "not valid JSON"),
+    "cap an array": (lambda raw: framed({"__metadata__": {"cap": "[]"}}), "an object"),
+    "trailing byte": (lambda raw: raw + b"\0", "file size"),
+    "trailing file": (lambda raw: raw + raw, "file size"),
+    "one byte short": (lambda raw: raw[:-1], "file size"),
+    "offsets float": (in_header(b'"data_offsets":[0,', b'"data_offsets":[0.0,'), "two integers"),
+    "offsets bool": (in_header(b'"data_offsets":[0,', b'"data_offsets":[false,'), "two integers"),
+    "offsets three": (in_header(b'"data_offsets":[0,', b'"data_offsets":[0,0,'), "two integers"),
+    "offsets negative": (in_header(b'"data_offsets":[0,', b'"data_offsets":[-1,'), "two integers"),
+    "offsets huge": (in_header(b'"data_offsets":[0,', b'"data_offsets":[%d,' % (1 << 70)), "bytes"),
+    "offsets object": (in_header(b'"data_offsets":[0,', b'"data_offsets":{},"x":[0,'), "header entry"),
+    "stored shape float": (in_header(b'"shape":[3],"data', b'"shape":[3.0],"data'), "header entry"),
+    "stored shape bool": (in_header(b'"shape":[0,3],"data', b'"shape":[false,3],"data'), "header entry"),
+    "stored shape other, no bytes": (in_header(b'"shape":[0,3],"data', b'"shape":[0,4],"data'), "header entry"),
+    "stored dtype other": (in_header(b'"dtype":"U8","shape":[3],"data', b'"dtype":"I8","shape":[3],"data'), "header entry"),  # noqa: E501
+    "data bit": (lambda raw: flip(raw, len(raw) - 1), "sha256 of the stored bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RAW)
+def test_malformed_bytes(path, good, case):
+    change, message = RAW[case]
+    assert re.search(message, refused(path, change(good)))
+
+
+def record(name: str, **changes: Any) -> Callable[[Parts], None]:
+    def change(parts: Parts) -> None:
+        for key, value in changes.items():
+            parts.records[name].pop(key, None)
+            if value is not ...:
+                parts.records[name][key] = value
+
+    return change
+
+
+def meta(**changes: Any) -> Callable[[Parts], None]:
+    return lambda parts: parts.meta.update(changes)
+
+
+def header(**changes: Any) -> Callable[[Parts], None]:
+    return lambda parts: parts.header.update({name.replace("__", "."): value for name, value in changes.items()})
+
+
+def cap(change: Callable[[str], str]) -> Callable[[Parts], None]:
+    def apply(parts: Parts) -> None:
+        parts.cap = change(
+            json.loads(parts.pack()[8:].split(b"     ")[0].partition(b',"gap.cap')[0] + b"}")["__metadata__"]["cap"]
+        )
+
+    return apply
+
+
+def stored(name: str, change: Callable[[bytes], bytes], itemsize: int = 1) -> Callable[[Parts], None]:
+    return lambda parts: parts.put(name, change(parts.stored[name][2]), itemsize)
+
+
+def rename(old: str, new: str) -> Callable[[Parts], None]:
+    def change(parts: Parts) -> None:
+        parts.records[new] = parts.records.pop(old)
+        parts.stored[new] = parts.stored.pop(old)
+
+    return change
+
+
+def drop(name: str) -> Callable[[Parts], None]:
+    return lambda parts: [parts.stored.pop(name), None][1]
+
+
+def extra_tensor(parts: Parts) -> None:
+    parts.stored["more"] = ["U8", [1], b"\0"]
+
+
+def claimed(parts: Parts) -> None:
+    parts.records["gap"]["shape"] = [1 << 20, 1 << 20]
+
+
+def zero_value(parts: Parts) -> None:
+    parts.put("gap.cap.values", bytes(4) + parts.stored["gap.cap.values"][2][4:], 4)
+
+
+def no_tensors(parts: Parts) -> None:
+    parts.meta["tensors"], parts.records = [], {}
+
+
+def overlap(parts: Parts) -> None:
+    parts.header["gap.cap.values"] = {"data_offsets": [0, len(parts.stored["gap.cap.values"][2])]}
+
+
+def resized(name: str, by: int) -> Callable[[Parts], None]:
+    """Other bytes than the shape says."""
+    return lambda parts: parts.stored[name].__setitem__(2, (parts.stored[name][2] + bytes(9))[: by - 9])
+
+
+def codes(change: Callable[[list[int], int], list[int]]) -> Callable[[Parts], None]:
+    return lambda parts: parts.codes(change)
+
+
+def beyond(by: int) -> Callable[[Parts], None]:
+    """Every kept element, except that the first gap is so long that the last position is n - 1 + by."""
+
+    # The stream of the good file starts with a gap below the escape.
+    def longer(codes: list[int], escape: int) -> list[int]:
+        last = sum(code + (code != escape) for code in codes) - 1
+        return [*divide(codes[0] + 255 + by - last, escape), *codes[1:]] if codes[0] != escape else codes
+
+    def divide(gap: int, escape: int) -> list[int]:
+        return [escape] * (gap // escape) + [gap % escape]
+
+    return lambda parts: parts.codes(longer)
+
+
+def padded_gaps(parts: Parts) -> None:
+    assert parts.records["gap"]["codes"] * parts.records["gap"]["bits"] % 8
+    parts.put("gap.cap.gaps", flip(parts.stored["gap.cap.gaps"][2], -1, 7))
+
+
+def fewer_kept(parts: Parts) -> None:
+    parts.records["gap"]["kept"] -= 1
+    parts.put("gap.cap.values", parts.stored["gap.cap.values"][2][4:], 4)
+
+
+def more_kept(parts: Parts) -> None:
+    parts.records["gap"]["kept"] += 1
+    parts.put("gap.cap.values", parts.stored["gap.cap.values"][2] + b"\1\1\1\1", 4)
+
+
+CHANGED: dict[str, tuple[Callable[[Parts], Any], str]] = {
+    "version 0": (meta(version=0), "format version: expected 1, got 0"),
+    "version 999": (meta(version=999), "format version: expected 1, got 999"),
+    "version true": (meta(version=True), "format version"),
+    "version 1.0": (meta(version=1.0), "format version"),
+    "version text": (meta(version="1"), "format version"),
+    "version missing": (lambda parts: parts.meta.pop("version"), "format version: expected 1, got None"),
+    "unknown key": (meta(more=1), "keys: expected checksum, extra, tensors, version"),
+    "extra not an object": (meta(extra=[]), "extra: expected an object"),
+    "tensors not an object": (no_tensors, "tensors: expected an object"),
+    "checksum wrong": (cap(lambda text: text[:13] + "0" * 64 + text[77:]), "checksum: expected"),
+    "checksum upper case": (cap(lambda text: text[:13] + text[13:77].upper() + text[77:]), "checksum: expected"),
+    "metadata with spaces": (cap(lambda text: text.replace(",", ", ")), "compact JSON with sorted keys"),
+    "metadata key twice": (cap(lambda text: text[:-1] + ',"version":1}'), "compact JSON"),
+    "metadata changed": (cap(lambda text: text.replace('"k":1', '"k":2')), "checksum: expected"),
+    "record not an object": (lambda parts: parts.records.update(gap=[]), "tensor 'gap': coding"),
+    "coding unknown": (record("gap", coding="lzma"), "coding: expected dense, bitmask, gap"),
+    "coding a list": (record("gap", coding=["gap"]), "coding"),
+    "coding missing": (record("gap", coding=...), "coding"),
+    "record key unknown": (record("gap", more=1), "tensor 'gap': keys"),
+    "record key missing": (record("gap", kept=...), "tensor 'gap': keys"),
+    "bits for a bitmask": (record("mask", bits=3), "tensor 'mask': keys"),
+    "shape negative": (record("gap", shape=[-16, 16]), "shape: expected at most 8 integers of at least 0"),
+    "shape negative twice": (record("gap", shape=[-16, -16]), "shape"),
+    "shape float": (record("gap", shape=[16.0, 16]), "shape"),
+    "shape bool": (record("gap", shape=[True, 256]), "shape"),
+    "shape text": (record("gap", shape=["16", "16"]), "shape"),
+    "shape a number": (record("gap", shape=256), "shape"),
+    "shape null": (record("gap", shape=None), "shape"),
+    "shape empty": (record("gap", shape=[]), "kept: expected 0 to 1"),
+    "shape 9 dims": (record("gap", shape=[1] * 7 + [16, 16]), "shape"),
+    "shape 2^62 x 4": (record("gap", shape=[1 << 62, 4]), "elements"),
+    "shape 0 x 2^62": (record("none", shape=[0, 1 << 62]), "elements"),
+    "shape 2^40": (claimed, "dense bytes of the pruned matrices: expected at most 67,108,864"),
+    "shape too small": (record("gap", shape=[1, 100]), "last position: expected below 100"),
+    "shape of a bitmask larger": (record("mask", shape=[4, 7]), "tensor 'mask.cap.bitmask': header entry: expected .*4"),
+    "shape of a bias": (record("bias", shape=[4]), "tensor 'bias': header entry"),
+    "dtype unknown": (record("gap", dtype="F128"), "dtype: expected F16, BF16, F32, F64, got 'F128'"),
+    "dtype of positions": (record("gap", dtype="I32"), "dtype: expected F16"),
+    "dtype a list": (record("gap", dtype=["F32"]), "dtype"),
+    "dtype unlike values": (record("gap", dtype="F16"), "header entry"),
+    "dtype unlike bias": (record("bias", dtype="I32"), "header entry"),
+    "dtype of the stored gaps": (header(gap__cap__gaps={"dtype": "F8_E4M3"}), "header entry"),
+    "dtype of the stored values": (header(gap__cap__values={"dtype": "I32"}), "header entry"),
+    "stored entry a list": (header(gap__cap__gaps=[1]), "header entry: expected an object"),
+    "stored entry with a key more": (header(gap__cap__gaps={"more": 1}), "header entry"),
+    "kept 0 with values": (record("gap", kept=0), "header entry"),
+    "kept above n": (record("gap", kept=257), "kept: expected 0 to 256, got 257"),
+    "kept negative": (record("gap", kept=-1), "kept"),
+    "kept float": (record("gap", kept=20.0), "kept"),
+    "kept bool": (record("gap", kept=True), "kept"),
+    "kept - 1 everywhere": (fewer_kept, "gaps: expected"),
+    "kept + 1 everywhere": (more_kept, "gaps: expected"),
+    "bits 1": (record("gap", bits=1), "bits: expected 2 to 16, got 1"),
+    "bits 0": (record("gap", bits=0), "bits"),
+    "bits 17": (record("gap", bits=17), "bits"),
+    "bits huge": (record("gap", bits=1 << 40), "bits"),
+    "bits bool": (record("gap", bits=True), "bits"),
+    "codes below kept": (record("gap", codes=1), "codes: expected"),
+    "codes above n": (record("gap", codes=257), "codes"),
+    "codes float": (record("gap", codes=30.0), "codes"),
+    "codes 2^62": (record("gap", codes=1 << 62), "codes"),
+    "values one shorter": (stored("gap.cap.values", lambda raw: raw[4:], 4), "header entry"),
+    "values one longer": (stored("gap.cap.values", lambda raw: raw + raw[:4], 4), "header entry"),
+    "values of length 1": (stored("gap.cap.values", lambda raw: raw[:4], 4), "header entry"),
+    "values odd bytes": (resized("gap.cap.values", -1), "bytes: expected"),
+    "stored zero": (zero_value, "values other than 0"),
+    "gaps one byte shorter": (stored("gap.cap.gaps", lambda raw: raw[:-1]), "header entry"),
+    "gaps one byte longer": (stored("gap.cap.gaps", lambda raw: raw + b"\0"), "header entry"),
+    "gaps padding bits": (padded_gaps, "padding bits of the gaps: expected zero"),
+    "a gap less": (codes(lambda codes, _: codes[1:]), "gaps: expected"),
+    "a gap more": (codes(lambda codes, _: [0, *codes]), "gaps: expected"),
+    "ends in an escape": (codes(lambda codes, escape: [*codes, escape]), "last code: expected the end of a gap"),
+    "beyond the end": (codes(lambda codes, escape: [*[escape] * 9, *codes]), "last position: expected below 256"),
+    "one beyond the end": (beyond(1), "last position: expected below 256, got .*256"),
+    "bitmask shorter": (stored("mask.cap.bitmask", lambda raw: raw[:-1]), "header entry"),
+    "bitmask longer": (stored("mask.cap.bitmask", lambda raw: raw + b"\0"), "header entry"),
+    "bitmask padding": (stored("mask.cap.bitmask", lambda raw: flip(raw, 2, 7)), "padding bits of the bitmask"),
+    "bitmask a bit more or less": (stored("mask.cap.bitmask", lambda raw: flip(raw, 0)), "bits set in the bitmask"),
+    "gap values missing": (drop("gap.cap.values"), r"expected \['gap.cap.values'\], got 'nothing"),
+    "gap positions missing": (drop("gap.cap.gaps"), "stored tensors"),
+    "bitmask missing": (drop("mask.cap.bitmask"), "stored tensors"),
+    "bias missing": (drop("bias"), "stored tensors"),
+    "tensor more": (extra_tensor, "stored tensors: expected only those the metadata name, got \\['more'\\]"),
+    "two entries for one weight": (lambda parts: parts.stored.update(gap=["F32", [1], bytes(4)]), "stored tensors"),
+    "name reserved": (rename("bias", "gap.cap.values"), "name: expected none that the format uses"),
+    "name ESC": (rename("bias", "\x1b]0;title\x07"), "printable"),
+    "name NUL": (rename("bias", "a\0"), "printable"),
+    "name line break": (rename("bias", "a\r\n::error::x"), "printable"),
+    "name right to left": (rename("bias", "a\u202eb"), "printable"),
+    "name empty": (rename("bias", ""), "printable"),
+    "name 10 kB": (rename("bias", "a" * 10_240), "at most 256 characters, got 10,240"),
+    "sha256 wrong": (record("bias", sha256="wrong".ljust(64)), "tensor 'bias': sha256"),
+    "sha256 short": (record("bias", sha256="wrong"), "64 hexadecimal digits"),
+    "sha256 not text": (record("bias", sha256=7), "64 hexadecimal digits"),
+    "hole": (lambda parts: parts.stored.update(hole=["U8", [9], bytes(9)]), "stored tensors"),
+    "hole between": (resized("gap.cap.values", 4), "bytes: expected"),
+    "overlap": (overlap, "offset in the file"),
+    "boolean 2": (stored("flag", lambda raw: b"\2\1"), "booleans: expected 0 and 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_malformed_content_with_fitting_checksums(path, good, case):
+    parts = Parts(good)
+    change, message = CHANGED[case]
+    change(parts)
+    assert re.search(message, refused(path, parts.pack()))
+
+
+def test_the_corpus_is_large_enough():
+    assert len(RAW) + len(CHANGED) >= 60
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_truncated(path, good, tenth):
+    refused(path, good[: len(good) * tenth // 10])
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "folder", "FIFO", "device", "symlink loop", "NUL in the name", "name too long"]
+)
+def test_not_a_regular_file(path, kind):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "symlink loop":
+        path.symlink_to(path)
+    target = {"device": Path("/dev/zero"), "NUL in the name": Path("a\0b"), "name too long": path / ("a" * 9999)}.get(
+        kind, path
+    )
+    for read in (sparse.load, sparse.inspect, sparse.read_extra):
+        with pytest.raises(FileError, match=r"cannot read|expected a regular file"):
+            read(target)
+
+
+def test_a_link_to_a_file_is_read(path, good):
+    (path.parent / "real").write_bytes(good)
+    path.symlink_to("real")
+    assert same(sparse.load(path), dict(sorted((PRUNED | DENSE).items())))
+
+
+# Bombs (S4)
+
+
+def bombs() -> Iterator[tuple[str, Callable[[Parts], Any]]]:
+    for power in (26, 31, 32, 40, 47, 48, 62, 63, 64):
+        yield f"gap of 2^{power}", record("gap", shape=[1 << power])
+        yield f"bitmask of 2^{power}", record("mask", shape=[1 << power])
+    yield "dense of 2^40", record("bias", shape=[1 << 40])
+    yield "values 2^40", record("gap", kept=1 << 40, codes=1 << 40, shape=[1 << 40])
+    yield "many of 2^20", many
+
+
+def many(parts: Parts) -> None:
+    parts.records.update({f"w{i}": {**parts.records["gap"], "shape": [1 << 20]} for i in range(99)})
+
+
+@pytest.mark.parametrize("name", dict(bombs()))
+def test_claims_are_refused_before_allocation(path, good, name):
+    parts = Parts(good)
+    dict(bombs())[name](parts)
+    refused(path, parts.pack(), peak_bytes=4 << 20)
+
+
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [(b'"a":{},', "header length"), (b"[],", "brackets"), (b"{},", "brackets"), (b'"aa",', "header"), (b" ", "JSON")],
+)
+def test_large_headers(path, fill, message):
+    """A header of a million tensors is refused by its length alone; one of the largest length costs little to parse."""
+    length = 100_000_000 if message == "header length" else sparse.MAX_HEADER_BYTES
+    header = b"[" + (fill * (length // len(fill)))[: length - 2].rstrip(b",") + b"]"
+    raw = length.to_bytes(8, "little") + header.ljust(length)
+    message_got = refused(path, raw, peak_bytes=160 << 20 if fill == b'"aa",' else 1 << 20)
+    assert re.search(message, message_got)
+
+
+def test_a_sparse_100_gb_file_is_not_read(path):
+    path.touch()
+    os.truncate(path, 100 << 30)
+    tracemalloc.start()
+    with pytest.raises(FileError, match="header length"):
+        sparse.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+# Fuzz (S2)
+
+
+def test_no_single_bit_can_be_flipped(path):
+    sparse.save(path, example(), ["w"], {"made by": "hand"})
+    raw = path.read_bytes()
+    for at in range(len(raw)):
+        for bit in range(8) if FUZZ > 2000 else {5, at % 8}:
+            path.write_bytes(flip(raw, at, bit))
+            with pytest.raises(FileError):
+                sparse.load(path)
+
+
+def mutated(raw: bytes, rng: random.Random) -> bytes:
+    """One to four random edits: bits, bytes, runs removed, repeated, moved or overwritten, digits changed."""
+    data = bytearray(raw)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        at, length = rng.randrange(max(len(data), 1)), rng.choice([1, 1, 2, 4, 8, 64])
+        kind = rng.randrange(7)
+        if kind == 0 and data:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at : at + length] = rng.randbytes(length)
+        elif kind == 2:
+            del data[at : at + length]
+        elif kind == 3:
+            data[at:at] = data[at : at + length]
+        elif kind == 4:
+            to = rng.randrange(max(len(data), 1))
+            data[at : at + length], data[to : to + length] = data[to : to + length], data[at : at + length]
+        elif kind == 5:
+            digits = [i for i, byte in enumerate(data) if 48 <= byte <= 57] or [0]
+            data[rng.choice(digits) : 1 + rng.choice(digits)][:0] = b""
+            data[rng.choice(digits)] = rng.choice(b"0123456789-.e")
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+def outcome(path: Path, raw: bytes) -> dict[str, torch.Tensor] | None:
+    """What `load` makes of `raw`; None for a `FileError`. Anything else fails the test."""
+    path.write_bytes(raw)
+    try:
+        return sparse.load(path)
+    except FileError as error:
+        assert error.message.isprintable()
+        return None
+
+
+def test_mutated_bytes_are_refused_or_harmless(path, good):
+    rng, tensors = random.Random(0), PRUNED | DENSE
+    for _ in range(FUZZ):
+        loaded = outcome(path, mutated(good, rng))
+        assert loaded is None or same(loaded, tensors)
+
+
+def edited(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one leaf replaced."""
+    if isinstance(value, dict | list) and value:
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        value = copy.copy(value)
+        value[key] = edited(value[key], rng)
+        return value
+    numbers = [-1, 0, 1, 2, 3, 7, 8, 9, 16, 255, 1 << 31, 1 << 40, 1 << 63, 1.0, True]
+    other = [None, "", "gap", "bitmask", "dense", "F16", "F32", "BF16", "U8", [], {}]
+    return value + rng.choice([-1, 1]) if type(value) is int and rng.random() < 0.5 else rng.choice(numbers + other)
+
+
+def test_edited_files_with_fitting_checksums_mean_the_same_to_both_readers(path, good):
+    """Whoever makes a file can make its checksums: what is then accepted must be what the page says it is."""
+    rng = random.Random(1)
+    accepted = 0
+    for _ in range(FUZZ):
+        parts = Parts(good)
+        if rng.random() < 0.5:
+            parts.records.update(edited(parts.records, rng))
+        else:
+            stored_tensor = parts.stored[rng.choice(list(parts.stored))]
+            if stored_tensor[2]:
+                stored_tensor[2] = flip(stored_tensor[2], rng.randrange(len(stored_tensor[2])), rng.randrange(8))
+        raw = parts.pack()
+        loaded = outcome(path, raw)
+        if loaded is not None:
+            accepted += 1
+            by_hand = sparse_reader.read(raw)
+            assert {n: (a.shape, a.tobytes()) for n, (_, a) in by_hand.items()} == {
+                n: (tuple(t.shape), bits_of(t)) for n, t in loaded.items()
+            }
+    assert accepted > FUZZ // 20
