@@ -23,8 +23,8 @@ NASTY = [
     "::stop-commands::x", "%0A", "<script>alert(1)</script>", '"><img src=x onerror=1>', "javascript:alert(1)", "]]>",
     "&lt;", '=HYPERLINK("http://x")', "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "../../x", "/etc/passwd", "C:\\x", "CON",
     "{{7*7}}", "---\nfoo: bar", "`a` ``b`` ```|c|", "_hidden", "$x_$", "a\u202eb\u2066c", "\udc80", "x" * 100_000, "",
-    "\ufffe\uffff\x00\x7f\x85\u2028", "😀 \u4e2d\u6587 é", "yes", "null", "1e3", "No", "y", "~", "2026-11-21", "0x1f", ".inf", 
-    "a: b # c", "</style></svg>", "http://x www.x.y",
+    "\ufffe\uffff\x00\x7f\x85\u2028", "😀 \u4e2d\u6587 é", "yes", "null", "1e3", "No", "y", "~", "2026-11-21", "0x1f",
+    ".inf", "a: b # c", "</style></svg>", "http://x www.x.y",
 ]  # fmt: skip
 
 
@@ -283,7 +283,10 @@ def test_charts_keep_spikes_and_count_what_is_not_finite() -> None:
     assert chart.curves[0].dots and "1 value" in chart.notes[0]
 
 
-@pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [1e-300, 1e99], [-1e99, 1e99], [1.0, 1.0 + 1e-15], [1e99, 1e99]])
+@pytest.mark.parametrize(
+    "values",
+    [[0.0], [5.0, 5.0], [1e-300, 1e99], [-1e99, 1e99], [1.0, 1.0 + 1e-15], [5e-324, 1.0], [1e-99, 1.0], [1e99, 1e99]],
+)
 def test_charts_of_any_range_stay_inside(values: list[float]) -> None:
     chart = figures.line_chart("t", (0.0, 1.0), "y", {"a": [(float(i % 2), v) for i, v in enumerate(values)]})
     assert chart is not None and chart.y_ticks and len(chart.y_ticks) <= 15
@@ -492,7 +495,7 @@ def test_continuous_integration_with_hostile_strings(nasty: str) -> None:
     for line in report.github_annotations(gates):
         assert len(line.splitlines()) == 1 and re.fullmatch(r"::error title=[^:,]*::.*", line)
         title = line.removeprefix("::error title=").partition("::")[0]
-        decoded = re.sub("%(25|3A|2C)", lambda code: chr(int(code[1], 16)), title)
+        decoded = re.sub("%(25|0A|0D|3A|2C)", lambda code: chr(int(code[1], 16)), title)
         assert decoded == (plain(nasty, 100) or "(empty)")
     table = report.github_summary(nasty, [(nasty, nasty)], gates).splitlines()
     assert table[0].startswith("## ") and not any(line.startswith("::") for line in table)
