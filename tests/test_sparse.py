@@ -581,7 +581,7 @@ CHANGED: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "shape 0 x 2^62": (record("none", shape=[0, 1 << 62]), "elements"),
     "shape 2^40": (claimed, "dense bytes of the pruned matrices: expected at most 67,108,864"),
     "shape too small": (record("gap", shape=[1, 100]), "last position: expected below 100"),
-    "shape of a bitmask larger": (record("mask", shape=[4, 7]), "tensor 'mask.cap.bitmask': header entry: expected .*4"),
+    "shape of a bitmask larger": (record("mask", shape=[4, 7]), "tensor 'mask.cap.bitmask': header entry"),
     "shape of a bias": (record("bias", shape=[4]), "tensor 'bias': header entry"),
     "dtype unknown": (record("gap", dtype="F128"), "dtype: expected F16, BF16, F32, F64, got 'F128'"),
     "dtype of positions": (record("gap", dtype="I32"), "dtype: expected F16"),
