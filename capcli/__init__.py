@@ -1,0 +1,39 @@
+"""Make a pre-trained language model small for one task, and prove that it still works.
+
+`load(OUT)` gives the pruned network as a ready transformers model. `prune`, `evaluate`, `export` and `probe` are the four
+commands as functions: each takes its configuration (`PruneConfig`, …) and runs to the end. Nothing heavy is imported
+before one of them is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capcli.api import evaluate, export, load, load_tokenizer, probe, prune
+    from capcli.config import EvalConfig, ExportConfig, ProbeConfig, PruneConfig, TaskConfig, prune_config
+    from capcli.errors import CapError
+
+__all__ = [
+    "CapError",
+    "EvalConfig",
+    "ExportConfig",
+    "ProbeConfig",
+    "PruneConfig",
+    "TaskConfig",
+    "evaluate",
+    "export",
+    "load",
+    "load_tokenizer",
+    "probe",
+    "prune",
+    "prune_config",
+]
+_HOMES = {"CapError": "errors", **{name: "config" for name in __all__ if "onfig" in name}}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'capcli' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"capcli.{_HOMES.get(name, 'api')}"), name)

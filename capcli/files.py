@@ -155,15 +155,22 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def publish(folder: Path) -> Iterator[Path]:
-    """Fill the yielded staging folder; on leaving, it becomes `folder`, complete and verified, in one rename."""
+def publish(folder: Path, manifest: str = MANIFEST) -> Iterator[Path]:
+    """Fill the yielded staging folder; on leaving, it becomes `folder`, complete and verified, in one rename.
+
+    When filling fails, the staging folder is removed and `folder` stays as it was.
+    """
     staging = folder.with_name(f".{folder.name}.part")
     remove(staging)
     with _writing(staging):
         staging.mkdir(parents=True)
-    yield staging
+    try:
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     names = sorted(p.name for p in staging.iterdir())
-    write_json(staging / MANIFEST, {name: sha256(staging / name) for name in names})
+    write_json(staging / manifest, {name: sha256(staging / name) for name in names})
     with _writing(folder):
         remove(folder)
         _step("rename", folder)

@@ -1,0 +1,8 @@
+"""`python -m capcli` and the console script `cap`."""
+
+from capcli.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The four commands as functions that run to their end, and `load`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from capcli import evaluate as evaluate_, export as export_, models, probe as probe_, prune as prune_, run
+from capcli.config import EvalConfig, ExportConfig, ProbeConfig, PruneConfig
+from capcli.errors import ModelError
+
+
+def load(out: str | os.PathLike[str]) -> Any:
+    """The pruned model in folder `out` as a ready transformers model, in eval mode, with exactly the pruned weights.
+
+    Raises `FileError` or `ModelError` when a tensor is missing, left over, damaged or of the wrong shape.
+    """
+    return _load(out).net
+
+
+def load_tokenizer(out: str | os.PathLike[str]) -> Any:
+    """The tokenizer of the pruned model in folder `out`."""
+    return _load(out).tokenizer
+
+
+def _load(out: str | os.PathLike[str]) -> models.Model:
+    if not models.is_artifact(os.fspath(out)):
+        raise ModelError(f"{out} is not a folder written by cap prune", "for a dense model use transformers itself")
+    return models.load_artifact(Path(out))
+
+
+def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
+    """Prune a model into `config.out_folder`; returns the report. See `capcli.prune.prune`."""
+    return _result(prune_.prune(config, overwrite=overwrite))
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Measure a model on a task; returns the result of `cap eval`."""
+    return _result(evaluate_.evaluate(config))
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Write a pruned model in another form; returns what `cap export` prints."""
+    return _result(export_.export(config))
+
+
+def probe(config: ProbeConfig) -> dict[str, Any]:
+    """Measure what a frozen encoder knows; returns the result of `cap probe`."""
+    return _result(probe_.probe(config))
+
+
+def _result(events: Generator[run.Event, None, dict[str, Any]]) -> dict[str, Any]:
+    while True:
+        try:
+            next(events)
+        except StopIteration as stop:
+            return dict(stop.value)

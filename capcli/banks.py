@@ -1,0 +1,60 @@
+"""Banks: one vector per training example and model, as 16-bit memory-mapped files (section 2 of the design).
+
+Letters: N examples, K vectors per example, B batch, X drawn examples, H hidden size, C labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capcli import files
+from capcli.errors import FileError
+
+FILE = "bank.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """K sets of vectors [N, H] in 16 bits, addressed by example id; on the CPU they stay in their mapped files."""
+
+    vectors: list[Tensor]
+
+    @property
+    def n_vectors(self) -> int:
+        """K, the vectors per example."""
+        return len(self.vectors)
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """The vectors [B, K, H] of the examples `ids` [B]."""
+        return torch.stack([part.index_select(0, ids) for part in self.vectors], dim=1)
+
+
+def save(folder: Path, vectors: NDArray[np.float16], logits: NDArray[np.float32], seconds: float) -> None:
+    """Publish vectors [N, H], L2-normalised, and logits [N, C] that took `seconds` as one complete folder."""
+    with files.publish(folder) as staging:
+        files.write_json(staging / "stage.json", {"seconds": seconds})
+        files.write_tensors(staging / FILE, {"vectors": torch.from_numpy(vectors), "logits": torch.from_numpy(logits)})
+
+
+def load(folder: Path, device: torch.device, n_examples: int) -> tuple[Tensor, Tensor]:
+    """Vectors [N, H] and logits [N, C] of a published bank; memory-mapped on the CPU, else moved to the device."""
+    tensors = files.read_tensors(folder / FILE)
+    if set(tensors) != {"vectors", "logits"} or any(len(tensor) != n_examples for tensor in tensors.values()):
+        raise FileError(
+            f"{folder / FILE} is not a bank of {n_examples:,} examples", "remove the work folder and start anew"
+        )
+    return tensors["vectors"].to(device), tensors["logits"].to(device)
+
+
+def draw(n_examples: int, n_vectors: int, extra: int, seed: list[int]) -> NDArray[np.int64]:
+    """Ids of floor(extra / K) distinct examples, at most N, drawn at random by `seed`."""
+    wanted = min(n_examples, extra // max(1, n_vectors))
+    if wanted == n_examples:
+        return np.arange(n_examples)
+    return np.random.default_rng(seed).choice(n_examples, wanted, replace=False, shuffle=False)

@@ -1,0 +1,462 @@
+"""What a user can choose: valid names, defaults, presets, validation. Imports neither torch nor transformers.
+
+Each option is one dataclass field: its default and its help text stand here once. The command line, the TOML file,
+the docs and the stored configuration of a run are all derived from these fields.
+
+Order of precedence, later wins: field default, preset, preset for the method, `--config` file, command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from capcli.errors import ConfigError
+
+ALIASES = {
+    "bert-base": "google-bert/bert-base-uncased",
+    "bert-base-cased": "google-bert/bert-base-cased",
+    "bert-large": "google-bert/bert-large-uncased",
+    "roberta-base": "FacebookAI/roberta-base",
+    "roberta-large": "FacebookAI/roberta-large",
+    "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
+    "distilbert-base": "distilbert/distilbert-base-uncased",
+    "electra-small": "google/electra-small-discriminator",
+    "electra-base": "google/electra-base-discriminator",
+    "deberta-v3-base": "microsoft/deberta-v3-base",
+    "minilm": "nreimers/MiniLM-L6-H384-uncased",
+}
+BUILTIN_MODEL = "mini"
+BUILTIN_TASKS = ("banking77", "mr", "subj")
+GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+GENERIC_TASKS = ("text-classification", "text-pair-classification", "regression")
+TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *GENERIC_TASKS)
+LOSSES = ("ce", "kd", "prc", "snc", "fic")
+EXPORT_FORMATS = ("dense",)
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A pruning method: a criterion that says what a weight is worth, and the losses it is trained with."""
+
+    criterion: str
+    losses: tuple[str, ...]
+
+
+_CAP, _PLAIN = LOSSES, ("ce", "kd")
+METHODS = {
+    "cap-soft": Method(criterion="soft-movement", losses=_CAP),
+    "cap-m": Method(criterion="movement", losses=_CAP),
+    "cap-f": Method(criterion="first-order", losses=_CAP),
+    "soft-movement": Method(criterion="soft-movement", losses=_PLAIN),
+    "movement": Method(criterion="movement", losses=_PLAIN),
+    "first-order": Method(criterion="first-order", losses=_PLAIN),
+    "magnitude": Method(criterion="magnitude", losses=_PLAIN),
+}
+
+# Section 5 of the design's ALGORITHM: the reference's values on GLUE. Warm-up lengths are shares of the run, so that
+# they scale: 11,000 of 122,720 steps, dense twice and final three times as long.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "quick": {"*": {"epochs": 2, "teacher_epochs": 1}},
+    "paper": {
+        "*": {
+            "epochs": 10,
+            "teacher_epochs": 3,
+            "teacher_lr": 2e-5,
+            "batch_size": 32,
+            "lr": 3e-5,
+            "score_lr": 1e-2,
+            "weight_decay": 0.0,
+            "lr_warmup": 0.1,
+            "dense_share": 0.18,
+            "final_share": 0.27,
+            "tau": 0.1,
+            "extra_examples": 4096,
+            "unsupervised_weight": 0.1,
+            "supervised_weight": 10.0,
+            "ce_weight": 0.1,
+            "kd_weight": 0.9,
+            "kd_temperature": 2.0,
+            "normalization": "reference",
+            "init": "pretrained",
+            "score_init": "zero",
+        },
+        "first-order": {
+            "epochs": 20,
+            "batch_size": 16,
+            "lr": 2e-5,
+            "weight_decay": 0.01,
+            "dense_share": 0.1,
+            "final_share": 0.1,
+            "unsupervised_weight": 0.3,
+            "supervised_weight": 3.0,
+            "kd_temperature": 1.0,
+        },
+        "movement": {"scope": "matrix"},
+    },
+}
+
+
+def option(default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False) -> Any:
+    """A dataclass field with its help text. `resumable` marks what may differ when a stopped run is continued."""
+    return field(default=default, metadata={"help": help, "flag": flag, "panel": panel, "resumable": resumable})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Which examples, and how they are read."""
+
+    task: str = option("", "task name; see the task table in the docs", panel="Task")
+    data: str = option("", "folder of splits, or one file: parquet, csv, tsv, jsonl", panel="Task")
+    text_column: str = option("", "column of the (first) text", panel="Task")
+    pair_column: str = option("", "column of the second text", panel="Task")
+    label_column: str = option("", "column of the label", panel="Task")
+    max_length: int = option(128, "longest input in tokens; longer texts are cut", panel="Task")
+    max_eval_samples: int = option(0, "evaluate on at most so many examples, 0 for all", panel="Task")
+
+    def __post_init__(self) -> None:
+        _check_name("task", self.task, TASK_NAMES)
+        _at_least(8, max_length=self.max_length)
+        _at_least(0, max_eval_samples=self.max_eval_samples)
+        if self.task in GENERIC_TASKS and not self.data:
+            raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where and in which precision to compute."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", panel="Hardware")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU, fp32 elsewhere", panel="Hardware")
+    threads: int = option(0, "CPU threads, 0 for all cores; results repeat only with the same count", panel="Hardware")
+
+    def __post_init__(self) -> None:
+        _check_name("device", self.device.split(":")[0], DEVICES)
+        _check_name("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _at_least(0, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Everything that determines a pruning run."""
+
+    source: TaskConfig
+    hardware: Hardware = field(default_factory=Hardware)
+    model: str = ""
+    out: str = option("", "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default", flag="-o", resumable=True)
+    sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)")
+    method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
+    losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic; the method's own by default")
+    teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
+    preset: str = option("default", "values to start from: " + ", ".join(PRESETS))
+    max_train_samples: int = option(0, "train on at most so many examples, 0 for all", panel="Task")
+    holdout: float = option(
+        0.0,
+        "share of the training set held out to choose the best epoch (to evaluate on, if no split is)",
+        panel="Task",
+    )
+    seed: int = option(1, "seed of everything random", panel="Training")
+    epochs: int = option(4, "passes over the training set while pruning", panel="Training")
+    teacher_epochs: int = option(2, "passes over the training set for the teacher", panel="Training")
+    batch_size: int = option(32, "examples per step", panel="Training")
+    lr: float = option(1e-4, "peak learning rate of the weights", panel="Training")
+    teacher_lr: float = option(5e-5, "peak learning rate of the teacher", panel="Training")
+    score_lr: float = option(1e-2, "peak learning rate of the scores (movement methods)", panel="Training")
+    weight_decay: float = option(0.01, "weight decay of AdamW", panel="Training")
+    lr_warmup: float = option(0.1, "share of the steps in which the learning rates rise", panel="Training")
+    init: str = option("teacher", "weights the student starts from: teacher or pretrained", panel="Training")
+    dense_share: float = option(0.05, "share of the steps before pruning begins", panel="Pruning")
+    final_share: float = option(0.4, "share of the steps at the final sparsity", panel="Pruning")
+    scope: str = option("auto", "rank weights within each matrix or over all: auto, matrix, global", panel="Pruning")
+    score_init: str = option("magnitude", "scores start at zero or at the weights' magnitude", panel="Pruning")
+    pooling: str = option("head", "sentence vector: head (what enters the classifier), cls, mean", panel="Losses")
+    tau: float = option(0.1, "temperature of the contrastive terms", panel="Losses")
+    extra_examples: int = option(4096, "bank vectors drawn per step and module", panel="Losses")
+    normalization: str = option("mean", "mean, or reference: the reference code's own scaling", panel="Losses")
+    unsupervised_weight: float = option(0.02, "weight of the unsupervised contrastive terms", panel="Losses")
+    supervised_weight: float = option(0.05, "weight of the supervised contrastive terms", panel="Losses")
+    ce_weight: float = option(0.1, "weight of the task loss (1 when it is the only loss)", panel="Losses")
+    kd_weight: float = option(0.9, "weight of distillation", panel="Losses")
+    kd_temperature: float = option(2.0, "temperature of distillation", panel="Losses")
+    reg_weight: float = option(1.0, "weight of the score regulariser (soft movement)", panel="Losses")
+    checkpoint_seconds: float = option(120.0, "seconds between checkpoints", panel="Run", resumable=True)
+    max_time: float = option(
+        0.0, "stop with a checkpoint after so many minutes, 0 for never", panel="Run", resumable=True
+    )
+    keep_work: bool = option(False, "keep the work folder of a finished run", panel="Run", resumable=True)
+
+    def __post_init__(self) -> None:
+        _check_name("method", self.method, METHODS)
+        _check_name("preset", self.preset, PRESETS)
+        _check_name("normalization", self.normalization, ("mean", "reference"))
+        _check_name("pooling", self.pooling, ("head", "cls", "mean"))
+        _check_name("scope", self.scope, ("auto", "matrix", "global"))
+        _check_name("score-init", self.score_init, ("zero", "magnitude"))
+        _check_name("init", self.init, ("teacher", "pretrained"))
+        for name in self.loss_names:
+            _check_name("loss", name, LOSSES)
+        if not {"ce", "kd"} & set(self.loss_names):
+            raise ConfigError("losses need ce or kd: the contrastive terms alone do not teach the task")
+        if not 0 <= self.sparsity < 1:
+            hint = f"did you mean --sparsity {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
+            raise ConfigError(f"sparsity is the fraction of weights removed, in [0, 1), got {self.sparsity:g}", hint)
+        _at_least(
+            0, max_train_samples=self.max_train_samples, teacher_epochs=self.teacher_epochs, max_time=self.max_time
+        )
+        _at_least(0, extra_examples=self.extra_examples, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
+        _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        positive = {
+            "lr": self.lr,
+            "teacher_lr": self.teacher_lr,
+            "tau": self.tau,
+            "kd_temperature": self.kd_temperature,
+        }
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{_flag(name)} must be a positive number, got {value}")
+        _at_least(0, score_lr=self.score_lr, weight_decay=self.weight_decay, reg_weight=self.reg_weight)
+        _at_least(0, unsupervised_weight=self.unsupervised_weight, supervised_weight=self.supervised_weight)
+        _at_least(0, ce_weight=self.ce_weight, kd_weight=self.kd_weight)
+        shares = {"lr_warmup": self.lr_warmup, "dense_share": self.dense_share, "final_share": self.final_share}
+        for name, value in {**shares, "holdout": self.holdout}.items():
+            if not 0 <= value < 1:
+                raise ConfigError(f"{_flag(name)} is a share in [0, 1), got {value:g}")
+        if self.dense_share + self.final_share > 1:
+            raise ConfigError("--dense-share and --final-share together exceed 1, no step is left to prune in")
+        if not self.teacher and self.teacher_epochs == 0:
+            raise ConfigError("--teacher-epochs 0 needs a teacher", "give a fine-tuned model with --teacher")
+
+    @property
+    def criterion(self) -> str:
+        """Name of the method's criterion, a key of `criteria.CRITERIA`."""
+        return METHODS[self.method].criterion
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The losses in the order of `LOSSES`, each once."""
+        chosen = [name.strip() for name in self.losses.split(",") if name.strip()] or METHODS[self.method].losses
+        return tuple(
+            sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
+        )
+
+    @property
+    def out_folder(self) -> Path:
+        """The output folder, given or derived."""
+        if self.out:
+            return Path(self.out)
+        model = self.model.rstrip("/").rsplit("/", 1)[-1].replace("@", "-")
+        return Path("runs") / f"{model}-{self.source.task}-{self.method}-{self.sparsity:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """What must hold for exit code 0."""
+
+    min: str = option("", "fail below METRIC=V; several separated by commas", panel="Gates")
+    max_drop: str = option("", "fail when METRIC falls by more than V below --baseline; METRIC=V", panel="Gates")
+    min_retention: float = option(
+        0.0, "fail when the primary metric keeps less than this share of --baseline", panel="Gates"
+    )
+    max_bytes: int = option(0, "fail when the weight file is larger", panel="Gates")
+    max_latency_ms: float = option(0.0, "fail when the median latency is higher", panel="Gates")
+
+    def __post_init__(self) -> None:
+        parse_limits("--min", self.min)
+        parse_limits("--max-drop", self.max_drop)
+        _at_least(0, min_retention=self.min_retention, max_bytes=self.max_bytes, max_latency_ms=self.max_latency_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """One model measured on one task."""
+
+    source: TaskConfig
+    gates: Gates = field(default_factory=Gates)
+    hardware: Hardware = field(default_factory=Hardware)
+    model: str = ""
+    baseline: str = option("", "model, artefact or report.json to compare with")
+    label_map: str = option("", "names for a model's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
+    batch_size: int = option(64, "examples per batch while measuring metrics")
+    latency_batch: int = option(1, "batch size of the latency measurement")
+    latency_length: int = option(128, "tokens per input of the latency measurement")
+    seed: int = option(1, "seed of the bootstrap intervals")
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size, latency_batch=self.latency_batch, latency_length=self.latency_length)
+        needs = {"--max-drop": self.gates.max_drop, "--min-retention": self.gates.min_retention}
+        for flag, value in needs.items():
+            if value and not self.baseline:
+                raise ConfigError(f"{flag} compares with a baseline, but none is given", "name one with --baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """A pruned model written for other tools."""
+
+    model: str = ""
+    to: str = option("dense", "format: " + ", ".join(EXPORT_FORMATS))
+    out: str = option("", "folder to write; OUT-FORMAT by default", flag="-o")
+    dtype: str = option("fp32", "type of the weights: fp32, fp16 or bf16")
+
+    def __post_init__(self) -> None:
+        _check_name("format", self.to, EXPORT_FORMATS)
+        _check_name("dtype", self.dtype, ("fp32", "fp16", "bf16"))
+
+    @property
+    def out_folder(self) -> Path:
+        """The output folder, given or derived."""
+        return Path(self.out or f"{self.model.rstrip('/')}-{self.to}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What a frozen encoder knows about tasks it was not pruned for."""
+
+    gates: Gates = field(default_factory=Gates)
+    hardware: Hardware = field(default_factory=Hardware)
+    model: str = ""
+    tasks: str = option(",".join(BUILTIN_TASKS), "tasks to probe, separated by commas")
+    data: str = option("", "folder with a folder of splits for each task that is not built in")
+    baseline: str = option("", "model or artefact to compare with")
+    pooling: str = option("mean", "sentence vector: head, cls or mean")
+    max_length: int = option(128, "longest input in tokens")
+    max_train_samples: int = option(4000, "train each probe on at most so many examples, 0 for all")
+    max_eval_samples: int = option(0, "test each probe on at most so many examples, 0 for all")
+    batch_size: int = option(64, "examples per batch")
+    seed: int = option(1, "seed of the sampling")
+
+    def __post_init__(self) -> None:
+        for name in self.task_names:
+            _check_name("task", name, TASK_NAMES)
+        _check_name("pooling", self.pooling, ("head", "cls", "mean"))
+        _at_least(1, batch_size=self.batch_size)
+        _at_least(0, max_train_samples=self.max_train_samples, max_eval_samples=self.max_eval_samples)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks in the order given, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.tasks.split(",") if name.strip()))
+
+
+def build(cls: type, flat: Mapping[str, Any]) -> Any:
+    """Make a configuration from a flat mapping of field names; nested groups are filled from the same mapping."""
+    values: dict[str, Any] = {}
+    for item, kind in typed_fields(cls):
+        if dataclasses.is_dataclass(kind):
+            values[item.name] = build(typing.cast(type, kind), flat)
+        elif flat.get(item.name) is not None:
+            values[item.name] = flat[item.name]
+    return cls(**values)
+
+
+def typed_fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a configuration with their types resolved."""
+    hints = typing.get_type_hints(cls)
+    return [(item, hints[item.name]) for item in fields(cls)]
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """A configuration as one flat mapping of field names; the inverse of `build`."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        flat.update(flatten(value) if dataclasses.is_dataclass(value) else {item.name: value})
+    return flat
+
+
+def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
+    """Layer preset, `--config` file and the options the user chose into a `PruneConfig`."""
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    layers = {**read_toml(file), **chosen} if file else chosen
+    preset = layers.get("preset", "default")
+    method = layers.get("method", "cap-soft")
+    _check_name("preset", preset, PRESETS)
+    _check_name("method", method, METHODS)
+    table = PRESETS[preset]
+    return build(PruneConfig, {**table.get("*", {}), **table.get(METHODS[method].criterion, {}), **layers})
+
+
+def read_toml(file: str) -> dict[str, Any]:
+    """Options from a TOML file; names as on the command line, with dashes or underscores."""
+    known = {item.name: kind for item, kind in _leaves(PruneConfig)}
+    try:
+        table = tomllib.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read {file}: {error}", "--config takes a TOML file with the names of the options"
+        ) from error
+    values = {name.replace("-", "_"): value for name, value in table.items()}
+    for name, value in values.items():
+        _check_name(f"option in {file}", name, known)
+        values[name] = _typed(name, value, known[name], file)
+    return values
+
+
+def _leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
+    for item, kind in typed_fields(cls):
+        if dataclasses.is_dataclass(kind):
+            yield from _leaves(typing.cast(type, kind))
+        else:
+            yield item, kind
+
+
+def _typed(name: str, value: Any, kind: type, file: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} in {file} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What differs between two flattened configurations, in words; options that may change on resume are left out."""
+    resumable = {item.name for item, _ in _leaves(PruneConfig) if item.metadata.get("resumable")}
+    names = [name for name in {**ours, **theirs} if name not in resumable]
+    return [
+        f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names if theirs.get(name) != ours.get(name)
+    ]
+
+
+def parse_limits(flag: str, text: str) -> dict[str, float]:
+    """`accuracy=0.9,f1=0.8` as a mapping. Raises `ConfigError` for anything else."""
+    limits = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            limits[name.strip()] = float(value)
+        except ValueError:
+            limits[name.strip()] = math.nan
+        if not name.strip() or not math.isfinite(limits[name.strip()]):
+            raise ConfigError(f"{flag} needs METRIC=NUMBER, got {part!r}", f"for example {flag} accuracy=0.8")
+    return limits
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint that names the nearest valid names, or all of them."""
+    choices = list(valid)
+    close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.55)
+    return (f"did you mean {close[0]}? " if close else "") + "valid: " + ", ".join(choices)
+
+
+def _check_name(what: str, name: str, valid: Iterable[str]) -> None:
+    if name not in valid:
+        raise ConfigError(f"unknown {what} {name!r}" if name else f"no {what} given", nearest(name, valid))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(low: float, **values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= low):
+            raise ConfigError(f"{_flag(name)} must be at least {low:g}, got {value:g}")

@@ -1,0 +1,228 @@
+"""`cap eval`: what one model scores on one task, how large and how fast it is, and whether its gates hold."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from capcli import files, metrics, models, sparse, tasks
+from capcli.config import EvalConfig, Gates, parse_limits
+from capcli.errors import ConfigError, FileError
+from capcli.run import Event
+
+SCHEMA_VERSION = 1
+LATENCY_RUNS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Metrics of one split, with 95 % intervals and the outputs [N, C] that they come from."""
+
+    metrics: dict[str, float]
+    confidence_95: dict[str, list[float]]
+    n_examples: int
+    outputs: np.ndarray
+
+
+def measure(
+    model: models.Model,
+    examples: tasks.Examples,
+    names: tuple[str, ...],
+    on: models.Compute,
+    event: Callable[..., Event],
+    seed: int = 1,
+) -> Generator[Event, None, Measured]:
+    """Metrics `names` of the model on tokenised examples; yields events."""
+    logits, _ = yield from models.encoded(model, examples, on, event)
+    outputs = logits.double().cpu().numpy()
+    return Measured(
+        metrics=metrics.measure(names, examples.labels, outputs),
+        confidence_95=metrics.intervals(names, examples.labels, outputs, seed),
+        n_examples=len(examples),
+        outputs=outputs,
+    )
+
+
+def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
+    """Measure `config.model`; yields events and returns the result of `cap eval`."""
+    on = models.compute(config.hardware)
+    yield Event(phase="load", note=f"loading {config.model}")
+    data = tasks.load(config.source, train=False)
+    model = _load(config, data)
+    yield from ()
+    splits = {}
+    for index, (name, split) in enumerate(data.evals.items()):
+        examples = tasks.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
+
+        def event(done: float, total: float, index: int = index, name: str = name) -> Event:
+            share = (index + done / total) / len(data.evals)
+            return Event(phase=f"evaluate {name}", done=done, total=total, overall=share)
+
+        splits[name] = yield from measure(model, examples, data.metrics, on, event, config.seed)
+    primary = next(iter(splits))
+    found = splits[primary]
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": config.model,
+        "task": data.name,
+        "split": primary,
+        "primary": data.primary,
+        "labels": list(model.labels),
+        "metrics": found.metrics,
+        "confidence_95": found.confidence_95,
+        "n_examples": found.n_examples,
+        "splits": {
+            name: {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
+            for name, one in splits.items()
+        },
+        "sparsity": None,
+        "size": {},
+        "notes": [*data.notes, *model.notes],
+    }
+    result |= _size_and_sparsity(model, config.model)
+    yield Event(phase="latency", note="measuring latency")
+    result["latency"] = latency(model, on, config.latency_batch, config.latency_length)
+    result["baseline"] = yield from _baseline(config, data, on)
+    result["retention"] = retention(found.metrics, (result["baseline"] or {}).get("metrics", {}))
+    result["gates"] = check_gates(config.gates, result)
+    result["passed"] = all(gate["passed"] for gate in result["gates"])
+    return result
+
+
+def _load(config: EvalConfig, data: tasks.TaskData) -> models.Model:
+    labels = None if data.kind == "regression" else data.labels
+    mapping = dict(pair.split("=", 1) for pair in config.label_map.split(",") if "=" in pair)
+    return models.load_model(config.model, labels, data.kind, config.seed, need_head=True, label_map=mapping)
+
+
+def _size_and_sparsity(model: models.Model, source: str) -> dict[str, Any]:
+    weights = Path(source) / models.WEIGHTS_FILE
+    whole = 1 - sum(int(p.count_nonzero()) for p in model.net.parameters()) / sum(
+        p.numel() for p in model.net.parameters()
+    )
+    prunable = [linear.weight for linear in model.prunable().values()]
+    achieved = 1 - sum(int(w.count_nonzero()) for w in prunable) / sum(w.numel() for w in prunable)
+    size: dict[str, Any] = {"dense_bytes": sum(p.numel() * 4 for p in model.net.parameters())}
+    if weights.is_file():
+        size |= {
+            "artifact_bytes": sum(p.stat().st_size for p in Path(source).iterdir() if p.is_file()),
+            "weights_bytes": weights.stat().st_size,
+            "codings": codings(weights),
+        }
+    else:
+        size["weights_bytes"] = size["dense_bytes"]
+    return {"sparsity": {"achieved": achieved, "whole_model": whole}, "size": size}
+
+
+def codings(weights: Path) -> dict[str, int]:
+    """How many matrices of a weight file are stored in each coding."""
+    counts: dict[str, int] = {}
+    for entry in sparse.inspect(weights):
+        if entry.kept is not None:
+            counts[entry.coding] = counts.get(entry.coding, 0) + 1
+    return counts
+
+
+def _baseline(
+    config: EvalConfig, data: tasks.TaskData, on: models.Compute
+) -> Generator[Event, None, dict[str, Any] | None]:
+    """Metrics of the baseline: read from a report, or measured on the same examples."""
+    if not config.baseline:
+        return None
+    path = Path(config.baseline)
+    if path.is_file():
+        stored = files.read_json(path)
+        table = stored.get("metrics", {}) if isinstance(stored, dict) else {}
+        found = table.get("pruned", table) if isinstance(table, dict) else {}
+        numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float)}
+        if not numbers:
+            raise FileError(
+                f"{path} holds no metrics", "--baseline takes a model, an artefact, or a report of prune or eval"
+            )
+        if stored.get("task") not in (None, data.name):
+            raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
+        return {"model": config.baseline, "metrics": numbers}
+    labels = None if data.kind == "regression" else data.labels
+    model = models.load_model(config.baseline, labels, data.kind, config.seed, need_head=True)
+    models.place(model, on)
+    name, split = next(iter(data.evals.items()))
+    examples = tasks.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
+
+    def event(done: float, total: float) -> Event:
+        return Event(phase=f"baseline {name}", done=done, total=total, overall=done / total)
+
+    measured = yield from measure(model, examples, data.metrics, on, event, config.seed)
+    return {"model": config.baseline, "metrics": measured.metrics}
+
+
+def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
+    """Share of each baseline metric that is kept; only for baselines above zero."""
+    return {name: value / baseline[name] for name, value in ours.items() if baseline.get(name, 0) > 0}
+
+
+def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
+    """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
+    length = models.longest_input(model, length)
+    tokens = torch.randint(5, model.net.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": tokens.to(on.device), "attention_mask": torch.ones_like(tokens).to(on.device)}
+    seconds = []
+    with torch.inference_mode(), on.autocast():
+        for _ in range(LATENCY_RUNS + 3):
+            began = time.perf_counter()
+            models.forward(model, inputs)
+            if on.device.type == "cuda":
+                torch.cuda.synchronize(on.device)
+            seconds.append(time.perf_counter() - began)
+    times = sorted(1000 * value for value in seconds[3:])
+    return {
+        "median_ms": statistics.median(times),
+        "p10_ms": times[len(times) // 10],
+        "p90_ms": times[len(times) * 9 // 10],
+        "batch": batch,
+        "length": length,
+        "threads": torch.get_num_threads(),
+        "device": on.device.type,
+        "hardware": on.name,
+        "precision": str(on.dtype).removeprefix("torch."),
+    }
+
+
+def check_gates(gates: Gates, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per gate. A missing or NaN value fails its gate."""
+    ours, baseline = result["metrics"], (result.get("baseline") or {}).get("metrics", {})
+    rows = [_gate(f"min {n}", n, ">=", limit, ours.get(n)) for n, limit in parse_limits("--min", gates.min).items()]
+    for name, limit in parse_limits("--max-drop", gates.max_drop).items():
+        both = name in ours and name in baseline
+        rows.append(_gate(f"max drop {name}", name, "<=", limit, baseline[name] - ours[name] if both else None))
+    if gates.min_retention:
+        name = result["primary"]
+        rows.append(_gate("min retention", name, ">=", gates.min_retention, result["retention"].get(name)))
+    if gates.max_bytes:
+        rows.append(_gate("max bytes", "weights_bytes", "<=", gates.max_bytes, result["size"].get("weights_bytes")))
+    if gates.max_latency_ms:
+        rows.append(_gate("max latency", "median_ms", "<=", gates.max_latency_ms, result["latency"].get("median_ms")))
+    return rows
+
+
+def _gate(name: str, metric: str, op: str, limit: float, value: float | None) -> dict[str, Any]:
+    known = value is not None and math.isfinite(value)
+    passed = known and value is not None and (value >= limit if op == ">=" else value <= limit)
+    shown = f"{value:.6g}" if known else "not measured"
+    message = f"{metric} is {shown}, must be {op} {limit:g}"
+    return {
+        "name": name,
+        "metric": metric,
+        "op": op,
+        "limit": limit,
+        "value": value if known else None,
+        "passed": bool(passed),
+        "message": message,
+    }

@@ -1,0 +1,505 @@
+"""`cap prune`: teacher, banks, the pruning loop, the artefact, the report — in this order.
+
+Each stage publishes what it made under OUT/work before the next begins, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capcli import banks, evaluate, files, masks, models, report, run, sparse, tasks, train
+from capcli.config import PruneConfig, flatten
+from capcli.errors import ConfigError, RunFailed
+from capcli.pruner import Pruner, group_plan, make_pruner
+
+CURVE_SAMPLES = 2000
+FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that is fixed before the first step: `examples` by split name, `length` in tokens."""
+
+    config: PruneConfig
+    run: run.Run
+    on: models.Compute
+    data: tasks.TaskData
+    train: tasks.Examples
+    curve: tasks.Examples
+    evals: dict[str, tasks.Examples]
+    meter: Meter
+
+
+class Meter:
+    """Makes events that know their share of the whole run, measured in training steps of one example."""
+
+    def __init__(self, units: dict[str, float], flag: run.StopFlag) -> None:
+        self.flag = flag
+        self.total = sum(units.values())
+        self.spans: dict[str, tuple[float, float]] = {}
+        begin = 0.0
+        for phase, size in units.items():
+            self.spans[phase] = (begin, size)
+            begin += size
+
+    def of(self, phase: str) -> Callable[..., run.Event]:
+        """A maker of events of `phase`: event(done, total, note)."""
+        begin, size = self.spans.get(phase, (0.0, 0.0))
+
+        def event(done: float = 0, total: float = 0, note: str = "") -> run.Event:
+            share = (begin + size * (done / total if total else 0)) / self.total
+            return run.Event(phase=phase, done=done, total=total, overall=share, note=note)
+
+        return event
+
+    def stoppable(self, phase: str) -> Callable[..., run.Event]:
+        """Like `of`, for phases that keep nothing when stopped: raises `Stopped` once the flag is set."""
+        event = self.of(phase)
+
+        def checked(done: float = 0, total: float = 0, note: str = "") -> run.Event:
+            self.flag.check()
+            return event(done, total, note)
+
+        return checked
+
+
+def prune(
+    config: PruneConfig, *, flag: run.StopFlag | None = None, overwrite: bool = False
+) -> Generator[run.Event, None, dict[str, Any]]:
+    """Prune `config.model` for its task into `config.out_folder`; yields events and returns the report.
+
+    A finished run of the same configuration is returned as it is; a stopped one goes on.
+
+    Raises:
+        CapError: any of its children; see `capcli.errors`.
+    """
+    flag = flag or run.StopFlag()
+    if config.max_time:
+        flag.deadline = time.monotonic() + 60 * config.max_time
+    if not overwrite and (done := run.finished_report(config)):
+        yield run.Event(phase="done", overall=1.0, note="this run is already complete")
+        return done
+    with run.open_run(config, flag, overwrite=overwrite) as folder:
+        result = yield from _prune(config, folder)
+        run.finish(folder, config.keep_work)
+    return result
+
+
+def _prune(config: PruneConfig, folder: run.Run) -> Generator[run.Event, None, dict[str, Any]]:
+    yield run.Event(phase="load", note=f"loading {config.model}")
+    setup, student = _load(config, folder)
+    yield from _notes(setup, student)
+    pretrained = (yield from _bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
+    teacher = yield from _teacher(setup, student)
+    finetuned, logits, dense = yield from _teacher_bank(setup, teacher)
+    if config.init == "teacher":
+        student.net.load_state_dict(teacher.net.state_dict())
+    del teacher
+    pruner, state = yield from _train(setup, student, pretrained, finetuned, logits)
+    return (yield from _finish(setup, student, pruner, state, dense))
+
+
+def _nothing() -> Generator[run.Event, None, None]:
+    return None
+    yield
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
+    on = models.compute(config.hardware)
+    data = tasks.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+    assert data.train is not None, "a training split was asked for"
+    student = models.load_dense(config.model, data.labels, data.kind, config.seed)
+    if config.criterion == "first-order":
+        group_plan(student.layers(), config.sparsity)
+    length = models.longest_input(student, config.source.max_length)
+    folder.flag.check()
+    examples = tasks.encode(data.train, student.tokenizer, length)
+    folder.flag.check()
+    evals = {name: tasks.encode(split, student.tokenizer, length) for name, split in data.evals.items()}
+    curve = data.holdout or tasks.cut(next(iter(data.evals.values())), CURVE_SAMPLES, 0)
+    setup = Setup(
+        config=config,
+        run=folder,
+        on=on,
+        data=data,
+        train=examples,
+        curve=tasks.encode(curve, student.tokenizer, length),
+        evals=evals,
+        meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve)), folder.flag),
+    )
+    models.place(student, on)
+    return setup, student
+
+
+def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dict[str, float]:
+    """Size of each phase in training steps of one example; the bar's shares, not a promise."""
+    names = config.loss_names
+    n_banks = ("prc" in names) + ("fic" in names or "kd" in names)
+    snapshots = (config.epochs - 1) * n_train if "snc" in names else 0
+    return {
+        "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
+        "teacher": (0 if config.teacher else config.teacher_epochs) * n_train,
+        "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
+        "evaluate dense": FORWARD_SHARE * n_evals,
+        "prune": config.epochs * (1.2 * n_train + FORWARD_SHARE * n_curve) + FORWARD_SHARE * snapshots,
+        "evaluate pruned": FORWARD_SHARE * n_evals,
+    }
+
+
+def _notes(setup: Setup, student: models.Model) -> Generator[run.Event, None, None]:
+    data, event = setup.data, setup.meter.of("load")
+    splits = ", ".join(f"{name} {len(examples):,}" for name, examples in setup.evals.items())
+    yield event(note=f"{data.name}: train {len(setup.train):,}, {splits} examples; labels: {_shown(data.labels)}")
+    n_prunable = sum(linear.weight.numel() for linear in student.prunable().values())
+    total = sum(p.numel() for p in student.net.parameters())
+    yield event(note=f"{student.source}: {total:,} weights, {n_prunable:,} prunable; on {setup.on.name}")
+    for note in (*data.notes, *student.notes):
+        yield event(note=note)
+
+
+def _shown(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:8]) + (f", … ({len(labels)})" if len(labels) > 8 else "") if labels else "numbers"
+
+
+# Teacher and banks ---------------------------------------------------------------------------------------------------
+
+
+def _bank(
+    setup: Setup, name: str, model: models.Model, event: Callable[..., run.Event] | None = None
+) -> Generator[run.Event, None, tuple[torch.Tensor, torch.Tensor]]:
+    """Vectors and logits of the training set by `model`, encoded unless published before."""
+    folder = setup.run.work / f"bank-{name}"
+    if not files.is_complete(folder):
+        began = time.monotonic()
+        event = event or setup.meter.stoppable(f"bank {name}")
+        logits, vectors = yield from models.encoded(model, setup.train, setup.on, event, setup.config.pooling)
+        banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began)
+    return banks.load(folder, setup.on.device, len(setup.train))
+
+
+def _teacher(setup: Setup, student: models.Model) -> Generator[run.Event, None, models.Model]:
+    """The given teacher, or the student's copy fine-tuned on the task and published as a stock folder."""
+    config, folder = setup.config, setup.run.work / "teacher"
+    labels = None if setup.data.kind == "regression" else setup.data.labels
+    if config.teacher:
+        teacher = models.load_model(config.teacher, labels, setup.data.kind, config.seed, need_head=True)
+        _check_teacher(config, teacher, student)
+        return models.place(teacher, setup.on)
+    if not files.is_complete(folder):
+        teacher = models.copy(student)
+        job = _job(setup, teacher, "teacher", train.Objective(losses=("ce",)), None)
+        state = yield from train.train(job)
+        with files.publish(folder) as staging:
+            models.save_dense(teacher, staging)
+            files.write_json(staging / "stage.json", {"seconds": state.seconds, "history": state.history})
+        files.remove(setup.run.work / "teacher-steps")
+        return teacher
+    return models.place(models.load_dense(str(folder), labels, setup.data.kind, config.seed, need_head=True), setup.on)
+
+
+def _check_teacher(config: PruneConfig, teacher: models.Model, student: models.Model) -> None:
+    theirs, ours = teacher.net.config.hidden_size, student.net.config.hidden_size
+    if "fic" in config.loss_names and theirs != ours:
+        raise ConfigError(
+            f"the teacher's vectors have {theirs} numbers, the model's {ours}; fic cannot compare them",
+            "leave fic out with --losses ce,kd,prc,snc, or use a teacher of the same width",
+        )
+    shapes = [{name: tuple(t.shape) for name, t in one.net.state_dict().items()} for one in (teacher, student)]
+    if config.init == "teacher" and shapes[0] != shapes[1]:
+        raise ConfigError(
+            "the teacher has another architecture than the model, it cannot be the start", "use --init pretrained"
+        )
+
+
+def _teacher_bank(setup: Setup, teacher: models.Model) -> Generator[run.Event, None, tuple[Any, Any, dict[str, Any]]]:
+    """Vectors and logits of the teacher on the training set (None when no loss needs them), and its metrics."""
+    names, vectors, logits = setup.config.loss_names, None, None
+    if "fic" in names or "kd" in names:
+        vectors, logits = yield from _bank(setup, "finetuned", teacher)
+    folder = setup.run.work / "dense"
+    if not files.is_complete(folder):
+        measured = yield from _measured(setup, teacher, "evaluate dense", setup.meter.stoppable("evaluate dense"))
+        with files.publish(folder) as staging:
+            files.write_json(staging / "metrics.json", measured)
+    return vectors, logits, files.read_json(folder / "metrics.json")
+
+
+def _measured(
+    setup: Setup, model: models.Model, phase: str, event: Callable[..., run.Event]
+) -> Generator[run.Event, None, dict[str, Any]]:
+    """Metrics of every evaluation split by name."""
+    found = {}
+    for name, examples in setup.evals.items():
+        one = yield from evaluate.measure(model, examples, setup.data.metrics, setup.on, event)
+        found[name] = {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
+    return found
+
+
+# The loop ------------------------------------------------------------------------------------------------------------
+
+
+def _job(
+    setup: Setup,
+    model: models.Model,
+    phase: str,
+    objective: train.Objective,
+    pruner: Pruner | None,
+    snapshot: Callable[[int], train.Steps] | None = None,
+) -> train.Job:
+    config = setup.config
+    teaching = phase == "teacher"
+
+    def epoch_end(epoch: int, step: int) -> train.Steps:
+        event = setup.meter.of(phase)
+        epochs = config.teacher_epochs if teaching else config.epochs
+
+        def quiet(done: float = 0, total: float = 0) -> run.Event:
+            return event(done=epoch + 1, total=epochs)
+
+        one = yield from evaluate.measure(model, setup.curve, setup.data.metrics, setup.on, quiet)
+        if pruner is not None and setup.data.holdout is not None:
+            _keep_best(setup, model, pruner, step, one.metrics[setup.data.primary])
+        yield event(done=epoch + 1, total=epochs, note=_epoch_note(epoch, pruner, one.metrics))
+        return one.metrics
+
+    return train.Job(
+        run=setup.run,
+        phase=phase,
+        model=model,
+        examples=setup.train,
+        config=config,
+        on=setup.on,
+        epochs=config.teacher_epochs if teaching else config.epochs,
+        lr=config.teacher_lr if teaching else config.lr,
+        objective=objective,
+        pruner=pruner,
+        snapshot=snapshot or (lambda step: _nothing()),
+        epoch_end=epoch_end,
+        event=setup.meter.of(phase),
+    )
+
+
+def _epoch_note(epoch: int, pruner: Pruner | None, found: dict[str, float]) -> str:
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+    return f"epoch {epoch + 1}: {figures}" + (f" at sparsity {pruner.sparsity:.4f}" if pruner else "")
+
+
+def _keep_best(setup: Setup, model: models.Model, pruner: Pruner, step: int, value: float) -> None:
+    """Publish the state when it is at the target sparsity and better on the held-out part than any before."""
+    folder = setup.run.work / "best"
+    if pruner.sparsity != pruner.final:
+        return
+    if files.is_complete(folder) and files.read_json(folder / "best.json")["value"] >= value:
+        return
+    tensors = {f"net.{name}": tensor for name, tensor in model.net.state_dict().items()}
+    tensors |= {f"pruner.{name}": tensor for name, tensor in pruner.tensors().items()}
+    with files.publish(folder) as staging:
+        files.write_tensors(staging / "best.safetensors", tensors)
+        files.write_json(staging / "best.json", {"step": step, "value": value})
+
+
+def _train(
+    setup: Setup, student: models.Model, pretrained: Any, finetuned: Any, logits: Any
+) -> Generator[run.Event, None, tuple[Pruner, train.State]]:
+    """Prune the student; returns its pruner and the final state."""
+    config = setup.config
+    total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
+    pruner = make_pruner(student, config, total)
+    modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
+    table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
+    classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if setup.data.kind == "classification" else None
+    objective = train.Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
+    snapshot = _snapshots(setup, student, pruner, table.get("snc"), total)
+    state = yield from train.train(_job(setup, student, "prune", objective, pruner, snapshot))
+    best = setup.run.work / "best"
+    if setup.data.holdout is not None and files.is_complete(best):
+        parts = files.read_tensors(best / "best.safetensors")
+        student.net.load_state_dict({name[4:]: t for name, t in parts.items() if name.startswith("net.")})
+        pruner.restore({name[7:]: t for name, t in parts.items() if name.startswith("pruner.")}, config.sparsity)
+    return pruner, state
+
+
+def _snapshots(
+    setup: Setup, student: models.Model, pruner: Pruner, bank: banks.Bank | None, n_steps: int
+) -> Callable[[int], train.Steps] | None:
+    """Adds the student as it is to the snapshot bank, at each epoch boundary or before each structured step.
+
+    On resume the published snapshots of earlier steps are read back; checkpoints beyond a damaged one are dropped.
+    """
+    if bank is None:
+        return None
+    per_epoch = train.steps_per_epoch(setup.train, setup.config.batch_size)
+    due = [step for step in range(1, n_steps) if pruner.scheduled(step) > pruner.scheduled(step - 1)]
+    if not pruner.criterion.structured:
+        due = list(range(per_epoch, n_steps, per_epoch))
+    for index, step in enumerate(due):
+        if not files.is_complete(setup.run.work / f"bank-snapshot-{index:03d}"):
+            run.drop_checkpoints(setup.run, "prune-steps", after=step)
+
+    event = setup.meter.of("prune")
+
+    def snapshot(step: int) -> train.Steps:
+        def quiet(done: float = 0, total: float = 0) -> run.Event:
+            setup.run.flag.check()
+            return event(done=step, total=n_steps)
+
+        while bank.n_vectors < len(due) and due[bank.n_vectors] <= step:
+            index = bank.n_vectors
+            vectors, _ = yield from _bank(setup, f"snapshot-{index:03d}", student, quiet)
+            bank.vectors.append(vectors)
+
+    return snapshot
+
+
+# The artefact --------------------------------------------------------------------------------------------------------
+
+
+def _finish(
+    setup: Setup, student: models.Model, pruner: Pruner, state: train.State, dense: dict[str, Any]
+) -> Generator[run.Event, None, dict[str, Any]]:
+    """Write the artefact, measure it as re-opened from disk, and write the report last."""
+    config, out = setup.config, setup.run.out
+    yield setup.meter.of("evaluate pruned")(note=f"writing {out}")
+    kept = pruner.masks.kept()
+    masks.bake(pruner.masks)
+    names = list(student.prunable())
+    settings = {"task": dataclasses.asdict(config.source), "method": config.method, "sparsity": config.sparsity}
+    sizes = models.save_artifact(student, out, names, settings)
+    reopened = models.place(models.load_artifact(out), setup.on)
+    event = setup.meter.stoppable("evaluate pruned")
+    pruned = yield from _measured(setup, reopened, "evaluate pruned", event)
+    counted = _sparsity(reopened, out, config.sparsity)
+    if counted["kept_weights"] > kept:
+        raise RunFailed(
+            f"{out} keeps {counted['kept_weights']:,} weights, the masks {kept:,}: the file is not what was trained"
+        )
+    record = _record(setup, state, dense, pruned) | {"sparsity": counted, "size": _size(reopened, out, sizes)}
+    record["files"] = {
+        path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in models.artifact_files(out)
+    }
+    files.write_text(
+        out / "README.md", report.render_card(record, base_model=student.source, pipeline_tag="text-classification")
+    )
+    files.write_text(out / "report.html", report.render_html(record))
+    files.write_json(out / run.REPORT, record)
+    yield setup.meter.of("evaluate pruned")(done=1, total=1, note=f"complete: {out}")
+    return record
+
+
+def _sparsity(model: models.Model, out: Path, requested: float) -> dict[str, Any]:
+    """Zeros, counted in the re-opened file."""
+    prunable = model.prunable()
+    per_matrix = [
+        {"name": e.name, "shape": list(e.shape), "kept": e.kept, "sparsity": 1 - (e.kept or 0) / e.elements}
+        for e in sorted(
+            sparse.inspect(out / models.WEIGHTS_FILE),
+            key=lambda e: list(prunable).index(e.name) if e.name in prunable else -1,
+        )
+        if e.name in prunable
+    ]
+    n, kept = sum(w.weight.numel() for w in prunable.values()), sum(row["kept"] for row in per_matrix)
+    total = sum(p.numel() for p in model.net.parameters())
+    return {
+        "requested": requested,
+        "achieved": 1 - kept / n,
+        "prunable_weights": n,
+        "kept_weights": kept,
+        "encoder": (n - kept) / model.encoder_parameters(),
+        "whole_model": (n - kept) / total,
+        "per_matrix": per_matrix,
+    }
+
+
+def _size(model: models.Model, out: Path, sizes: sparse.Sizes) -> dict[str, Any]:
+    return {
+        "dense_bytes": sizes.dense_bytes,
+        "artifact_bytes": sum(path.stat().st_size for path in models.artifact_files(out)),
+        "weights_bytes": sizes.file_bytes,
+        "bound_bytes": round(sizes.bound_bytes),
+        "codings": evaluate.codings(out / models.WEIGHTS_FILE),
+    }
+
+
+def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
+    """The report but for sparsity, size and files, which are counted on the artefact."""
+    config, primary = setup.config, next(iter(pruned))
+    teacher = _stage(setup, "teacher")
+    prune_seconds = state.seconds
+    return {
+        "schema_version": report.SCHEMA_VERSION,
+        "status": "complete",
+        "model": config.model,
+        "task": config.source.task,
+        "method": config.method,
+        "losses": list(config.loss_names),
+        "seed": config.seed,
+        "command": shlex.join(["cap", *sys.argv[1:]]),
+        "config": flatten(config),
+        "versions": versions(),
+        "device": {
+            "type": setup.on.device.type,
+            "name": setup.on.name,
+            "precision": str(setup.on.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        },
+        "labels": list(setup.data.labels),
+        "metrics": {
+            "primary": setup.data.primary,
+            "split": primary,
+            "dense": dense[primary]["metrics"],
+            "pruned": pruned[primary]["metrics"],
+            "retention": evaluate.retention(pruned[primary]["metrics"], dense[primary]["metrics"]),
+            "n_examples": pruned[primary]["n_examples"],
+            "confidence_95": pruned[primary]["confidence_95"],
+            "splits": {
+                name: {"dense": dense[name]["metrics"], "pruned": one["metrics"], "n_examples": one["n_examples"]}
+                for name, one in pruned.items()
+            },
+        },
+        "teacher": {"source": config.teacher or "fine-tuned in this run", "metrics": dense[primary]["metrics"]},
+        "timing": {
+            "teacher_seconds": teacher.get("seconds", 0.0),
+            "banks_seconds": sum(
+                _stage(setup, path.name).get("seconds", 0.0) for path in setup.run.work.glob("bank-*")
+            ),
+            "prune_seconds": prune_seconds,
+            "total_seconds": time.monotonic() - setup.run.started,
+            "examples_per_second": config.epochs * len(setup.train) / max(prune_seconds, 1e-9),
+        },
+        "memory": {
+            "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_device_bytes": torch.cuda.max_memory_allocated(setup.on.device)
+            if setup.on.device.type == "cuda"
+            else 0,
+        },
+        "history": [*teacher.get("history", []), *state.history],
+        "notes": list(setup.data.notes),
+    }
+
+
+def _stage(setup: Setup, name: str) -> dict[str, Any]:
+    path = setup.run.work / name / "stage.json"
+    found: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "transformers", "datasets", "safetensors", "tokenizers", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}

@@ -1,0 +1,349 @@
+"""One training phase: the loop that fine-tunes the teacher and prunes the student.
+
+Letters: B batch, N examples, C labels, H hidden size.
+
+Everything random is a pure function of (seed, phase, step), so that a checkpoint holds no generator state and a run that
+was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from capcli import banks, losses, models, run, tasks
+from capcli.config import PruneConfig
+from capcli.errors import CapError, RunFailed, Stopped
+from capcli.pruner import Pruner
+
+PHASES = ("teacher", "prune")
+HISTORY_ROWS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a phase learns from: loss names, teacher logits [N, C], class labels [N] or None, a bank per module."""
+
+    losses: tuple[str, ...]
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    banks: Mapping[str, banks.Bank] = field(default_factory=dict)
+
+
+Steps = Generator[run.Event, None, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
+    epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase."""
+
+    run: run.Run
+    phase: str
+    model: models.Model
+    examples: tasks.Examples
+    config: PruneConfig
+    on: models.Compute
+    epochs: int
+    lr: float
+    objective: Objective
+    pruner: Pruner | None
+    snapshot: Callable[[int], Steps]
+    epoch_end: Callable[[int, int], Steps]
+    event: Callable[..., run.Event]
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    summed: int = 0
+
+
+def train(job: Job) -> Generator[run.Event, None, State]:
+    """Run the phase to its end from its newest good checkpoint; yields events.
+
+    Raises:
+        Stopped: after a checkpoint, when the run's flag is set.
+        RunFailed: non-finite loss, naming the first bad tensor; the last checkpoint stays.
+    """
+    optimizer = make_optimizer(job)
+    scaler = torch.amp.GradScaler(job.on.device.type, enabled=job.on.dtype == torch.float16)
+    state, warnings = _resume(job, optimizer, scaler)
+    for warning in warnings:
+        yield job.event(note=warning)
+    per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
+    total, saved_at, order = per_epoch * job.epochs, time.monotonic(), (-1, [])
+    row_every = max(1, total // HISTORY_ROWS)
+    job.model.net.train()
+    while state.step < total:
+        began, step = time.monotonic(), state.step
+        epoch, position = divmod(step, per_epoch)
+        if order[0] != epoch:
+            order = epoch, tasks.training_order(job.examples, job.config.batch_size, job.config.seed, epoch)
+        yield from job.snapshot(step)
+        terms = _step(job, optimizer, scaler, step, total, order[1][position])
+        _add(job, state, terms)
+        state.step += 1
+        state.seconds += time.monotonic() - began
+        yield job.event(done=state.step, total=total, note=_note(job))
+        if position + 1 == per_epoch:
+            metrics = yield from job.epoch_end(epoch, state.step)
+            _row(job, state, metrics)
+        elif state.step % row_every == 0:
+            _row(job, state, {})
+        stop = job.run.flag.requested()
+        if stop or state.step == total or time.monotonic() - saved_at > job.config.checkpoint_seconds:
+            _save(job, optimizer, scaler, state)
+            saved_at = time.monotonic()
+        if stop and state.step < total:
+            raise Stopped(f"stopped by {stop} at step {state.step} of {total}", "run the same command again to go on")
+    return state
+
+
+def steps_per_epoch(examples: tasks.Examples, batch_size: int) -> int:
+    """Batches in one pass over the examples."""
+    return -(-len(examples) // batch_size)
+
+
+def make_optimizer(job: Job) -> torch.optim.AdamW:
+    """AdamW over weights with decay, biases and norms without, and scores with their own rate."""
+    groups: dict[str, list[Tensor]] = {"decayed": [], "plain": [], "scores": []}
+    for name, parameter in job.model.net.named_parameters():
+        kind = "scores" if name.endswith(".scores") else "decayed" if parameter.dim() > 1 else "plain"
+        groups[kind].append(parameter)
+    rates = {"decayed": job.lr, "plain": job.lr, "scores": job.config.score_lr}
+    decays = {"decayed": job.config.weight_decay, "plain": 0.0, "scores": 0.0}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "kind": kind,
+                "lr": rates[kind],
+                "peak_lr": rates[kind],
+                "weight_decay": decays[kind],
+            }
+            for kind, parameters in groups.items()
+            if parameters
+        ],
+        fused=job.on.device.type in ("cpu", "cuda"),
+    )
+
+
+def lr_factor(step: int, total: int, warmup: float) -> float:
+    """Share of the peak rate at `step`: linear rise over the `warmup` share, then linear fall to zero."""
+    rising = max(1, round(warmup * total))
+    return (step + 1) / rising if step < rising else (total - step) / max(1, total - rising)
+
+
+def step_seed(seed: int, phase: str, step: int) -> int:
+    """Seed of everything random in a step; 64 bits, different for every (seed, phase, step)."""
+    return (seed * len(PHASES) + PHASES.index(phase)) * 2**32 + step
+
+
+def _step(
+    job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, step: int, total: int, rows: Any
+) -> dict[str, Tensor]:
+    """One optimiser step on the examples `rows`; returns the loss terms and their weighted sum, detached."""
+    torch.manual_seed(step_seed(job.config.seed, job.phase, step))
+    factor = lr_factor(step, total, job.config.lr_warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    if job.pruner is not None:
+        job.pruner.update(step)
+    batch = tasks.collate(job.examples, rows, job.on.device)
+    terms = loss_terms(job, batch, step)
+    weights = term_weights(job.config, job.objective.losses)
+    terms["total"] = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(terms["total"]).backward()
+    scaler.unscale_(optimizer)
+    if job.pruner is not None:
+        job.pruner.observe()
+    torch.nn.utils.clip_grad_norm_(_clipped(optimizer), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    """The parameters whose common gradient norm is clipped: all but the scores, which have a scale of their own."""
+    return [p for group in optimizer.param_groups if group["kind"] != "scores" for p in group["params"]]
+
+
+def loss_terms(job: Job, batch: tasks.Batch, step: int) -> dict[str, Tensor]:
+    """The unweighted terms of section 1: ce, kd, and `MODULE_u`, `MODULE_s` for each bank that has vectors, reg."""
+    names, config = job.objective.losses, job.config
+    with job.on.autocast():
+        logits, vector = models.forward(job.model, batch.inputs, config.pooling)
+    terms = {}
+    if "ce" in names:
+        terms["ce"] = losses.task_loss(logits, batch.labels, job.model.kind)
+    if "kd" in names:
+        assert job.objective.logits is not None
+        teacher = job.objective.logits.index_select(0, batch.ids)
+        terms["kd"] = losses.distillation(logits, teacher, job.model.kind, config.kd_temperature)
+    terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
+    if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:
+        ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)
+        terms["reg"] = ramp * losses.score_regulariser(job.pruner.masks.score_views())
+    return terms
+
+
+def _contrastive(job: Job, z: Tensor, batch: tasks.Batch, step: int) -> dict[str, Tensor]:
+    """U and P of every module; the drawn examples of one step serve all of them."""
+    terms: dict[str, Tensor] = {}
+    labels = job.objective.labels
+    for name, bank in job.objective.banks.items():
+        if not bank.n_vectors:
+            continue
+        seed = [job.config.seed, step]
+        drawn = torch.from_numpy(banks.draw(len(job.examples), bank.n_vectors, job.config.extra_examples, seed))
+        drawn = drawn.to(z.device, non_blocking=True)
+        terms[f"{name}_u"], terms[f"{name}_s"] = losses.contrastive_terms(
+            z,
+            batch.ids,
+            None if labels is None else labels.index_select(0, batch.ids),
+            bank.gather(batch.ids),
+            bank.gather(drawn),
+            drawn,
+            None if labels is None else labels.index_select(0, drawn),
+            tau=job.config.tau,
+            normalization=job.config.normalization,
+        )
+    return terms
+
+
+def term_weights(config: PruneConfig, names: tuple[str, ...]) -> dict[str, float]:
+    """The weight of each term; ce or kd alone weighs 1."""
+    both = {"ce", "kd"} <= set(names)
+    weights = {
+        "ce": config.ce_weight if both else 1.0,
+        "kd": config.kd_weight if both else 1.0,
+        "reg": config.reg_weight,
+    }
+    for module in ("prc", "snc", "fic"):
+        weights |= {f"{module}_u": config.unsupervised_weight, f"{module}_s": config.supervised_weight}
+    return weights
+
+
+# History and checks --------------------------------------------------------------------------------------------------
+
+
+def _add(job: Job, state: State, terms: Mapping[str, Tensor]) -> None:
+    for name, value in terms.items():
+        state.sums[name] = state.sums[name] + value if name in state.sums else value
+    state.summed += 1
+    if job.on.device.type == "cpu":
+        check_finite(job, state)
+
+
+def check_finite(job: Job, state: State) -> None:
+    """Raise `RunFailed` when a loss since the last history row was not finite; names the first bad tensor."""
+    bad = [name for name, value in state.sums.items() if not bool(torch.isfinite(value))]
+    if not bad:
+        return
+    tensors = job.model.net.named_parameters()
+    first = next((name for name, p in tensors if not bool(torch.isfinite(p).all())), "none of the weights")
+    raise RunFailed(
+        f"the loss is not finite at step {state.step + 1} of the {job.phase} phase (term {bad[0]}; first bad tensor: {first})",
+        "lower --lr or --score-lr, or use --precision fp32; the last checkpoint is kept",
+    )
+
+
+def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
+    """Close a history row: means of the loss terms since the last one."""
+    check_finite(job, state)
+    means = {name: float(value) / state.summed for name, value in state.sums.items()}
+    per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
+    sparsity = job.pruner.sparsity if job.pruner else 0.0
+    state.history.append(
+        {
+            "phase": job.phase,
+            "step": state.step,
+            "epoch": round(state.step / per_epoch, 4),
+            "sparsity": sparsity,
+            "losses": means,
+            "metrics": dict(metrics),
+        }
+    )
+    state.sums, state.summed = {}, 0
+
+
+def _note(job: Job) -> str:
+    return f"sparsity {job.pruner.sparsity:.1%}" if job.pruner else ""
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, state: State) -> None:
+    check_finite(job, state)
+    net = job.model.net
+    bad = [
+        name
+        for name, value in net.state_dict().items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if bad:
+        raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", "lower --lr")
+    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    for parameter, moments in optimizer.state.items():
+        tensors |= {f"adam.{key}.{names[id(parameter)]}": value for key, value in moments.items()}
+    if job.pruner:
+        tensors |= {f"pruner.{name}": value for name, value in job.pruner.tensors().items()}
+    tensors |= {f"sum.{name}": value for name, value in state.sums.items()}
+    scalars = {
+        "seconds": state.seconds,
+        "history": state.history,
+        "summed": state.summed,
+        "sparsity": job.pruner.sparsity if job.pruner else 0.0,
+        "scaler": scaler.state_dict(),
+    }
+    run.save_checkpoint(
+        job.run, f"{job.phase}-steps", run.Checkpoint(step=state.step, tensors=tensors, scalars=scalars)
+    )
+
+
+def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> tuple[State, list[str]]:
+    checkpoint, warnings = run.load_checkpoint(job.run, f"{job.phase}-steps")
+    if checkpoint is None:
+        return State(), warnings
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "adam": {}, "pruner": {}, "sum": {}}
+    for name, tensor in checkpoint.tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = tensor
+    try:
+        job.model.net.load_state_dict(parts["net"], strict=True)
+    except RuntimeError as error:
+        raise CapError(
+            f"the checkpoints in {job.run.work} are not of this model", "start anew with --overwrite"
+        ) from error
+    parameters = dict(job.model.net.named_parameters())
+    for name, tensor in parts["adam"].items():
+        key, _, parameter = name.partition(".")
+        device = tensor.device if key == "step" else job.on.device
+        optimizer.state[parameters[parameter]][key] = tensor.clone().to(device)
+    if job.pruner:
+        job.pruner.restore(parts["pruner"], checkpoint.scalars["sparsity"])
+    if checkpoint.scalars["scaler"]:
+        scaler.load_state_dict(checkpoint.scalars["scaler"])
+    state = State(
+        step=checkpoint.step,
+        seconds=checkpoint.scalars["seconds"],
+        history=checkpoint.scalars["history"],
+        sums={name: tensor.clone().to(job.on.device) for name, tensor in parts["sum"].items()},
+        summed=checkpoint.scalars["summed"],
+    )
+    return state, warnings
