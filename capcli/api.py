@@ -7,7 +7,11 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from capcli import evaluate as evaluate_, export as export_, models, probe as probe_, prune as prune_, run
+from capcli import evaluate as evaluate_
+from capcli import export as export_
+from capcli import models, run
+from capcli import probe as probe_
+from capcli import prune as prune_
 from capcli.config import EvalConfig, ExportConfig, ProbeConfig, PruneConfig
 from capcli.errors import ModelError
 

@@ -150,7 +150,6 @@ class PruneConfig:
     """Everything that determines a pruning run."""
 
     source: TaskConfig
-    hardware: Hardware = field(default_factory=Hardware)
     model: str = ""
     out: str = option("", "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default", flag="-o", resumable=True)
     sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)")
@@ -193,6 +192,7 @@ class PruneConfig:
         0.0, "stop with a checkpoint after so many minutes, 0 for never", panel="Run", resumable=True
     )
     keep_work: bool = option(False, "keep the work folder of a finished run", panel="Run", resumable=True)
+    hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         _check_name("method", self.method, METHODS)
@@ -280,18 +280,17 @@ class EvalConfig:
     """One model measured on one task."""
 
     source: TaskConfig
-    gates: Gates = field(default_factory=Gates)
-    hardware: Hardware = field(default_factory=Hardware)
     model: str = ""
     baseline: str = option("", "model, artefact or report.json to compare with")
     label_map: str = option("", "names for a model's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
-    batch_size: int = option(64, "examples per batch while measuring metrics")
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")
     seed: int = option(1, "seed of the bootstrap intervals")
+    gates: Gates = field(default_factory=Gates)
+    hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_size=self.batch_size, latency_batch=self.latency_batch, latency_length=self.latency_length)
+        _at_least(1, latency_batch=self.latency_batch, latency_length=self.latency_length)
         needs = {"--max-drop": self.gates.max_drop, "--min-retention": self.gates.min_retention}
         for flag, value in needs.items():
             if value and not self.baseline:
@@ -321,8 +320,6 @@ class ExportConfig:
 class ProbeConfig:
     """What a frozen encoder knows about tasks it was not pruned for."""
 
-    gates: Gates = field(default_factory=Gates)
-    hardware: Hardware = field(default_factory=Hardware)
     model: str = ""
     tasks: str = option(",".join(BUILTIN_TASKS), "tasks to probe, separated by commas")
     data: str = option("", "folder with a folder of splits for each task that is not built in")
@@ -331,14 +328,14 @@ class ProbeConfig:
     max_length: int = option(128, "longest input in tokens")
     max_train_samples: int = option(4000, "train each probe on at most so many examples, 0 for all")
     max_eval_samples: int = option(0, "test each probe on at most so many examples, 0 for all")
-    batch_size: int = option(64, "examples per batch")
     seed: int = option(1, "seed of the sampling")
+    gates: Gates = field(default_factory=Gates)
+    hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         for name in self.task_names:
             _check_name("task", name, TASK_NAMES)
         _check_name("pooling", self.pooling, ("head", "cls", "mean"))
-        _at_least(1, batch_size=self.batch_size)
         _at_least(0, max_train_samples=self.max_train_samples, max_eval_samples=self.max_eval_samples)
 
     @property
@@ -387,7 +384,7 @@ def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
 
 def read_toml(file: str) -> dict[str, Any]:
     """Options from a TOML file; names as on the command line, with dashes or underscores."""
-    known = {item.name: kind for item, kind in _leaves(PruneConfig)}
+    known = {item.name: kind for item, kind in leaves(PruneConfig)}
     try:
         table = tomllib.loads(Path(file).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -401,10 +398,11 @@ def read_toml(file: str) -> dict[str, Any]:
     return values
 
 
-def _leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
+def leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
+    """Every option of a configuration with its type, those of nested groups where the group stands."""
     for item, kind in typed_fields(cls):
         if dataclasses.is_dataclass(kind):
-            yield from _leaves(typing.cast(type, kind))
+            yield from leaves(typing.cast(type, kind))
         else:
             yield item, kind
 
@@ -419,7 +417,7 @@ def _typed(name: str, value: Any, kind: type, file: str) -> Any:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What differs between two flattened configurations, in words; options that may change on resume are left out."""
-    resumable = {item.name for item, _ in _leaves(PruneConfig) if item.metadata.get("resumable")}
+    resumable = {item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable")}
     names = [name for name in {**ours, **theirs} if name not in resumable]
     return [
         f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names if theirs.get(name) != ours.get(name)

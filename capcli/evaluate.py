@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from capcli import files, metrics, models, sparse, tasks
-from capcli.config import EvalConfig, Gates, parse_limits
+from capcli.config import EvalConfig, Gates, build, parse_limits
 from capcli.errors import ConfigError, FileError
 from capcli.run import Event
 
@@ -51,13 +51,20 @@ def measure(
     )
 
 
+def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
+    """The options of `cap eval`; for a pruned model, the task and data that it was pruned on are the default."""
+    path = Path(str(chosen["model"])) / models.CONFIG_FILE
+    stored = files.read_json(path).get("source", {}) if path.is_file() else {}
+    config: EvalConfig = build(EvalConfig, {**stored, **chosen})
+    return config
+
+
 def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     """Measure `config.model`; yields events and returns the result of `cap eval`."""
     on = models.compute(config.hardware)
     yield Event(phase="load", note=f"loading {config.model}")
     data = tasks.load(config.source, train=False)
-    model = _load(config, data)
-    yield from ()
+    model = models.place(_load(config, data), on)
     splits = {}
     for index, (name, split) in enumerate(data.evals.items()):
         examples = tasks.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
 # Called as hook(operation, path) before every file operation. Only the tests set it, to kill or fail a run there.
 fault_hook: Callable[[str, Path], None] | None = None
 
@@ -134,6 +143,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         path.parent.mkdir(parents=True, exist_ok=True)
         _step("write", staging)
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, staging, metadata)
+        staging.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner can read
         _commit(staging, path)
 
 

@@ -5,12 +5,13 @@ Letters: B batch, S tokens, H hidden size, C labels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -358,9 +359,26 @@ def _read(reader: Callable[..., Any], path: str, source: str, revision: str | No
     if reader.__self__.__name__.startswith("AutoModel"):  # type: ignore[attr-defined]
         options |= {"use_safetensors": True, "dtype": torch.float32}
     try:
-        return reader(path, revision=revision, trust_remote_code=False, **options)
+        with _quiet():
+            return reader(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:
         raise _explained(error, path, source) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports away; what they would say is checked or said by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _explained(error: Exception, path: str, source: str) -> ModelError:

@@ -21,8 +21,10 @@ import torch
 
 from capcli import banks, evaluate, files, masks, models, report, run, sparse, tasks, train
 from capcli.config import PruneConfig, flatten
+from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, group_plan, make_pruner
+from capcli.text import byte_size, percent
 
 CURVE_SAMPLES = 2000
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
@@ -174,6 +176,64 @@ def _notes(setup: Setup, student: models.Model) -> Generator[run.Event, None, No
 
 def _shown(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:8]) + (f", … ({len(labels)})" if len(labels) > 8 else "") if labels else "numbers"
+
+
+def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
+    """What the run would take, without writing anything: weights kept, disk, memory, and minutes from timed steps."""
+    yield run.Event(phase="plan", note=f"loading {config.model} and timing a few steps")
+    setup, student = _load(config, run.Run(out=config.out_folder, flag=run.StopFlag()))
+    n = sum(linear.weight.numel() for linear in student.prunable().values())
+    total = sum(p.numel() for p in student.net.parameters())
+    kept = masks.kept_count(config.sparsity, n)
+    if config.criterion == "first-order":
+        kept = group_plan(student.layers(), config.sparsity).kept_weights
+    seconds = _seconds_per_example(setup, student)
+    state = 4 * (3 * total + 3 * n * CRITERIA[config.criterion].learned)
+    width = 2 * len(setup.train) * student.net.config.hidden_size
+    return {
+        "schema_version": report.SCHEMA_VERSION,
+        "model": config.model,
+        "task": config.source.task,
+        "method": config.method,
+        "prunable_weights": n,
+        "kept_weights": kept,
+        "sparsity": 1 - kept / n,
+        "artifact_bytes": round(4 * (total - n + kept) + sparse.entropy_bits(n, kept) / 8),
+        "work_bytes": run.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width,
+        "memory_bytes": state + 4 * (total + n) + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "minutes": setup.meter.total * seconds / 60,
+    }
+
+
+def plan_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The plan for a terminal."""
+    return [
+        ("model", found["model"]),
+        ("task", found["task"]),
+        (
+            "weights kept",
+            f"{found['kept_weights']:,} of {found['prunable_weights']:,} ({percent(found['sparsity'])} removed)",
+        ),
+        ("weight file", f"about {byte_size(found['artifact_bytes'])}"),
+        ("disk while running", f"about {byte_size(found['work_bytes'])}"),
+        ("memory", f"about {byte_size(found['memory_bytes'])}"),
+        ("time", f"about {found['minutes']:.0f} minutes on this machine"),
+    ]
+
+
+def _seconds_per_example(setup: Setup, student: models.Model) -> float:
+    """Seconds of a plain training step per example, from a few steps after a warm-up."""
+    rows = tasks.training_order(setup.train, setup.config.batch_size, 0, 0)[:4]
+    times = []
+    for some in rows:
+        began = time.perf_counter()
+        batch = tasks.collate(setup.train, some, setup.on.device)
+        with setup.on.autocast():
+            logits, _ = models.forward(student, batch.inputs)
+        logits.float().square().mean().backward()
+        float(next(student.net.parameters()).sum())
+        times.append((time.perf_counter() - began) / len(some))
+    return min(times) * 1.3
 
 
 # Teacher and banks ---------------------------------------------------------------------------------------------------
@@ -378,7 +438,7 @@ def _finish(
     kept = pruner.masks.kept()
     masks.bake(pruner.masks)
     names = list(student.prunable())
-    settings = {"task": dataclasses.asdict(config.source), "method": config.method, "sparsity": config.sparsity}
+    settings = {"source": dataclasses.asdict(config.source), "method": config.method, "sparsity": config.sparsity}
     sizes = models.save_artifact(student, out, names, settings)
     reopened = models.place(models.load_artifact(out), setup.on)
     event = setup.meter.stoppable("evaluate pruned")

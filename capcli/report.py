@@ -120,7 +120,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def _facts(rows: Iterable[Row]) -> Table:
+def facts(rows: Iterable[Row]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -150,7 +150,7 @@ def prune_summary(report: Mapping[str, Any], path: str | PurePath | None = None)
 
     metrics = [(m.name, m.dense, m.pruned, m.retention, m.interval) for m in metric_rows(part(report, "metrics"))]
     table = _table(("metric", "dense", "pruned", "retention", "95 % interval"), metrics)
-    return Group(_facts(prune_rows(report, path)), "", table)
+    return Group(facts(prune_rows(report, path)), "", table)
 
 
 def eval_summary(result: Mapping[str, Any]) -> Group:
@@ -160,7 +160,7 @@ def eval_summary(result: Mapping[str, Any]) -> Group:
     names = list(part(result, "metrics"))[:MAX_ROWS]
     rows = [(named(name, 60), *_eval_cells(result, name)) for name in names]
     heads = ["metric", "value", "95 % interval"] + ["baseline", "retention"] * bool(part(result, "baseline"))
-    return Group(_facts(eval_rows(result)), "", _table(heads, rows), *_gate_lines(result.get("gates")))
+    return Group(facts(eval_rows(result)), "", _table(heads, rows), *_gate_lines(result.get("gates")))
 
 
 def _eval_cells(result: Mapping[str, Any], name: str) -> list[str]:
@@ -184,7 +184,7 @@ def probe_summary(result: Mapping[str, Any]) -> Group:
         rows.append((named(name, 60), named(probe.get("metric"), 40), mean, number(other.get("mean")), difference))
     facts = [("model", named(result.get("model"))), ("baseline", named(part(result, "baseline").get("model")))]
     table = _table(("task", "metric", "mean", "baseline", "difference"), rows)
-    return Group(_facts(facts), "", table, *_gate_lines(result.get("gates")))
+    return Group(facts(facts), "", table, *_gate_lines(result.get("gates")))
 
 
 # ----------------------------------------------------------------------------------------------- continuous integration

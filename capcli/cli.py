@@ -1,0 +1,358 @@
+"""The command line: options to configuration, events to the terminal, errors to exit codes. The only place that prints."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capcli import config as c
+from capcli import files, report
+from capcli.errors import CapError, ConfigError
+from capcli.text import duration, plain
+
+if TYPE_CHECKING:
+    from capcli.run import Event
+
+EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+MODEL_HELP = {
+    "prune": f"hub id, folder, the built-in {c.BUILTIN_MODEL!r}, or a short name such as bert-base",
+    "eval": "what prune wrote, or any fine-tuned model",
+    "export": "what prune wrote",
+    "probe": "what prune wrote, or any model",
+}
+SWITCHES: dict[str, tuple[Any, Any]] = {
+    "overwrite": (bool, typer.Option("--overwrite", help="Start anew, even over a finished run.")),
+    "plan": (bool, typer.Option("--plan", help="Print what the run would take, and do nothing.")),
+    "config": (str, typer.Option("--config", metavar="FILE", help="TOML file with options; the command line wins.")),
+    "junit": (str, typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.")),
+    "output": (str, typer.Option("--format", help="What stdout gets: human or json.")),
+    "as_json": (bool, typer.Option("--json", help="Short for --format json.")),
+    "quiet": (bool, typer.Option("--quiet", "-q", help="No progress on stderr.")),
+    "debug": (bool, typer.Option("--debug", help="Show the traceback of an error.")),
+}
+COMMON = ("output", "as_json", "quiet", "debug")
+
+app = typer.Typer(
+    name="cap",
+    help="Make a pre-trained language model small for one task, and prove that it still works.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of `cap` and `python -m capcli`."""
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # it would write colours under GITHUB_ACTIONS
+    app(prog_name="cap")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"cap {importlib.metadata.version('capcli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _cap(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command that takes MODEL, the fields of `config` as options, and `switches`.
+
+    The command is called with the options that the user chose, by field name, and the switches by keyword.
+    """
+    model = inspect.Parameter(
+        "model",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        annotation=Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP[name], show_default=False)],
+    )
+    fields = [_parameter(item, kind) for item, kind in c.leaves(config) if item.metadata]
+    chosen = {item.name for item in fields}
+    fields += [_switch(switch) for switch in (*switches, *COMMON)]
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            given = {key: value for key, value in values.items() if key in chosen and value is not None}
+            with guarded(values["debug"]):
+                function({**given, "model": values["model"]}, **{s: values[s] for s in (*switches, *COMMON[:3])})
+
+        signature = inspect.Signature([model, *fields])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {item.name: item.annotation for item in signature.parameters.values()}
+        command.__doc__ = function.__doc__
+        app.command(name)(command)
+        return function
+
+    return register
+
+
+def _parameter(item: Any, kind: Any) -> inspect.Parameter:
+    """One field as a Typer option; the default is shown but not filled in, so that a preset can stand below it."""
+    meta, default = item.metadata, item.default
+    shown = default if default not in ("", MISSING) and default is not False else False
+    flag = "--" + item.name.replace("_", "-")
+    info = typer.Option(
+        *filter(None, (f"{flag}/--no-{flag[2:]}" if kind is bool else flag, meta["flag"])),
+        help=meta["help"][:1].upper() + meta["help"][1:] + (f" (default {shown})." if shown is not False else "."),
+        show_default=False,
+        rich_help_panel=meta["panel"] or "Options",
+        metavar=None if kind is bool else {str: "TEXT", int: "N", float: "X"}[kind],
+    )
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
+    )
+
+
+def _switch(name: str) -> inspect.Parameter:
+    kind, info = SWITCHES[name]
+    default = False if kind is bool else ""
+    info.show_default, info.rich_help_panel = False, "Output"
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+@options("prune", c.PruneConfig, "overwrite", "plan", "config")
+def prune(
+    chosen: dict[str, Any], overwrite: bool, plan: bool, config: str, output: str, as_json: bool, quiet: bool
+) -> None:
+    """Prune MODEL while it learns TASK; write a sparse model and a report.
+
+    The same command again continues a stopped run.
+    """
+    settings, machine = c.prune_config(chosen, config), wants_json(output, as_json)
+    hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
+    from capcli import prune as verb
+    from capcli import run
+
+    if plan:
+        found = watch(verb.plan(settings), quiet)
+        emit(found, machine, lambda: report.facts(verb.plan_rows(found)))
+        return
+    flag = run.StopFlag()
+    with run.signals(flag):
+        found = watch(verb.prune(settings, flag=flag, overwrite=overwrite), quiet)
+    emit(found, machine, lambda: report.prune_summary(found, settings.out_folder))
+
+
+@options("eval", c.EvalConfig, "junit")
+def eval_(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet: bool) -> None:
+    """Measure MODEL on a task: metrics with intervals, size, latency; check gates.
+
+    For a model of `cap prune` the task and data of the run are the default.
+    """
+    machine = wants_json(output, as_json)
+    hello(quiet, f"cap eval {chosen['model']}")
+    from capcli import evaluate as verb
+
+    found = watch(verb.evaluate(verb.eval_config(chosen)), quiet)
+    emit(found, machine, lambda: report.eval_summary(found))
+    finish_gates("eval", found, junit)
+
+
+@options("export", c.ExportConfig)
+def export(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
+    """Write a pruned MODEL in a form that other tools load."""
+    machine = wants_json(output, as_json)
+    hello(quiet, f"cap export {chosen['model']}")
+    from capcli import export as verb
+
+    found = watch(verb.export(c.build(c.ExportConfig, chosen)), quiet)
+    emit(
+        found,
+        machine,
+        lambda: report.facts([("format", found["format"]), ("folder", found["out"]), ("gives", found["gives"])]),
+    )
+
+
+@options("probe", c.ProbeConfig, "junit")
+def probe(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet: bool) -> None:
+    """Measure what the frozen encoder of MODEL knows about other tasks."""
+    machine = wants_json(output, as_json)
+    settings = c.build(c.ProbeConfig, chosen)
+    hello(quiet, f"cap probe {settings.model} on {', '.join(settings.task_names)}")
+    from capcli import probe as verb
+
+    found = watch(verb.probe(settings), quiet)
+    emit(found, machine, lambda: report.probe_summary(found))
+    finish_gates("probe", found, junit)
+
+
+# Output --------------------------------------------------------------------------------------------------------------
+
+
+def wants_json(output: str, as_json: bool) -> bool:
+    """Whether stdout gets JSON. Raises `ConfigError` for an unknown format."""
+    if output not in ("", "human", "json"):
+        raise ConfigError(f"unknown format {output!r}", "valid: human, json")
+    return as_json or output == "json"
+
+
+def hello(quiet: bool, text: str) -> None:
+    """The first line, before anything heavy is imported."""
+    if not quiet:
+        say(text)
+
+
+def say(text: str) -> None:
+    """One line on stderr; control characters are shown, not obeyed."""
+    print(plain(text, 2000), file=sys.stderr, flush=True)
+
+
+def emit(found: Mapping[str, Any], machine: bool, summary: Callable[[], Any]) -> None:
+    """The result on stdout: one JSON object, or what `summary` renders."""
+    if machine:
+        sys.stdout.write(files.json_text(found))
+        sys.stdout.flush()
+        return
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    Console(
+        file=sys.stdout, markup=False, highlight=False, width=None if terminal else 100, soft_wrap=not terminal
+    ).print(summary())
+
+
+def finish_gates(command: str, found: Mapping[str, Any], junit: str) -> None:
+    """Write JUnit XML and what GitHub shows; exit 1 when a gate failed."""
+    gates = found["gates"]
+    if junit:
+        files.write_text(Path(junit), report.junit_xml(f"cap {command}", gates))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in report.github_annotations(gates):
+            print(line, file=sys.stderr)
+        target = os.environ.get("GITHUB_STEP_SUMMARY")
+        if target:
+            rows = report.eval_rows(found) if command == "eval" else []
+            with Path(target).open("a", encoding="utf-8") as file:
+                file.write(report.github_summary(f"cap {command}", rows, gates))
+    if not found["passed"]:
+        raise typer.Exit(EXIT_GATE)
+
+
+@contextlib.contextmanager
+def guarded(debug: bool) -> Iterator[None]:
+    """Turn every failure into one line, a hint and the right exit code."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        message, hint, code = explained(error)
+        print(f"error: {plain(message, 2000)}", file=sys.stderr)
+        if hint:
+            print(f"\nhint: {plain(hint, 2000)}", file=sys.stderr)
+        sys.stderr.flush()
+        raise typer.Exit(code) from None
+
+
+def explained(error: BaseException) -> tuple[str, str, int]:
+    """Message, hint and exit code of any failure."""
+    if isinstance(error, CapError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "run the same command again to go on from the last checkpoint", EXIT_INTERRUPTED
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+        return "out of memory", "lower --batch-size or --max-length; the last checkpoint is kept", EXIT_FAILED
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"internal error: {type(error).__name__}: {first}", "run again with --debug and report it", EXIT_FAILED
+
+
+def watch(events: Generator[Event, None, dict[str, Any]], quiet: bool) -> dict[str, Any]:
+    """Show events as they come; returns the result."""
+    show = (lambda event: None) if quiet else _bars() if sys.stderr.isatty() else _lines()
+    with (
+        contextlib.closing(events),
+        show if isinstance(show, contextlib.AbstractContextManager) else contextlib.nullcontext(),
+    ):
+        while True:
+            try:
+                show(next(events))
+            except StopIteration as stop:
+                return dict(stop.value)
+
+
+class _lines:  # noqa: N801
+    """Plain lines: every note that is news, and where the run stands at most every ten seconds."""
+
+    every_seconds = 10.0
+
+    def __init__(self) -> None:
+        self.began, self.said_at = time.monotonic(), time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        if event.note and not event.note.startswith("sparsity"):
+            say(f"{event.phase}: {event.note}")
+        elif now - self.said_at >= self.every_seconds and event.total:
+            left = remaining(now - self.began, event.overall)
+            state = f" {event.note}," if event.note else ""
+            say(f"{event.phase}: {event.done:,.0f} of {event.total:,.0f},{state} {event.overall:.0%} of the run{left}")
+        else:
+            return
+        self.said_at = now
+
+
+def remaining(elapsed: float, share: float) -> str:
+    """`, 3 min left`, once enough of the run has passed to tell."""
+    return f", {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else ""
+
+
+class _bars(contextlib.AbstractContextManager["_bars"]):  # noqa: N801
+    """Two bars on a terminal: the phase and the whole run, each with the time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=Console(stderr=True, markup=False, highlight=False), transient=True)
+        self.run, self.phase, self.name = self.progress.add_task("whole run", total=1.0), None, ""
+
+    def __enter__(self) -> _bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        if event.phase != self.name:
+            if self.phase is not None:
+                self.progress.remove_task(self.phase)
+            self.name, self.phase = event.phase, self.progress.add_task(event.phase, total=event.total or None)
+        assert self.phase is not None
+        if event.note and not event.note.startswith("sparsity"):
+            self.progress.console.print(plain(f"{event.phase}: {event.note}", 2000))
+        text = f"{event.phase} ({event.note})" if event.note.startswith("sparsity") else event.phase
+        self.progress.update(self.phase, description=plain(text), completed=event.done, total=event.total or None)
+        self.progress.update(self.run, completed=event.overall)
