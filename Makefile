@@ -1,0 +1,49 @@
+# make demo     prune the built-in model on a built-in task
+# make test     lint, type check and tests
+# make lint     ruff and mypy alone
+# make bench    speed of the file format (prints, checks nothing)
+# make docs     write the generated pages of docs/reference again
+# make clean    remove caches and build outputs; .venv and runs stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_OUT := runs/demo
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench docs clean
+
+demo: .venv/.installed
+	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 -o $(DEMO_OUT)
+	@echo "report: $(CURDIR)/$(DEMO_OUT)/report.html"
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.installed-dev
+	$(BIN)/python benchmarks/sparse.py
+
+docs: .venv/.installed-dev
+	$(BIN)/python scripts/make_reference.py
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find capcli tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: the installation is repeated only when what it reads has changed.
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+	@touch .venv/.installed
