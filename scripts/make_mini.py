@@ -3,7 +3,7 @@
 
 make     make_mini.py --source MINILM --text PATH... -o capcli/data/mini
 compare  make_mini.py --source MINILM --text PATH... --compare 0,2,5 1,3,5 --tokens 50000
-score    make_mini.py --score MODEL... --tasks capcli/data/tasks
+score    make_mini.py --score MODEL... [--pairs shared/data/stsb/validation.parquet]
 
 1. vocabulary: wordpieces are dropped in rounds until `--vocabulary` of them are left; after each round the words are
    tokenised again, so that what a dropped word weighed counts for the pieces it now falls into. A word weighs a third
@@ -390,6 +390,19 @@ def score(args: argparse.Namespace) -> None:
         print(f"| {folder.name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def score_pairs(args: argparse.Namespace) -> None:
+    """Print Spearman's correlation of the cosine of mean-pooled vectors with the similarity that people gave."""
+    from scipy.stats import spearmanr
+
+    table = pq.read_table(args.pairs, columns=["sentence1", "sentence2", "label"])
+    for folder in args.score:
+        net = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        sides = [torch.tensor(encode_texts(net, tokenizer, table[i].to_pylist())["mean"]) for i in (0, 1)]
+        found = spearmanr(F.cosine_similarity(*sides).numpy(), table["label"].to_numpy())[0]
+        print(f"| {folder.name} | {100 * float(found):.1f} |", flush=True)
+
+
 def layer_list(value: str) -> list[int]:
     return [int(part) for part in value.split(",")]
 
@@ -409,6 +422,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compare", type=layer_list, nargs="+", help="choices of layers to compare, e.g. 0,2,5 1,3,5")
     parser.add_argument("--score", type=Path, nargs="+", help="model folders to probe on --tasks")
+    parser.add_argument("--pairs", type=Path, help="score on sentence pairs instead: sentence1, sentence2, label")
     parser.add_argument("--train-rows", type=int, default=4_000, help="training rows of a probe")
     parser.add_argument("--tasks", type=Path, default=Path("capcli/data/tasks"))
     return parser.parse_args()
@@ -418,7 +432,9 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
-    if args.score:
+    if args.score and args.pairs:
+        score_pairs(args)
+    elif args.score:
         score(args)
     elif args.compare:
         compare(args)
