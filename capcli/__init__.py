@@ -1,8 +1,8 @@
 """Make a pre-trained language model small for one task, and prove that it still works.
 
-`load(OUT)` gives the pruned network as a ready transformers model. `prune`, `evaluate`, `export` and `probe` are the four
-commands as functions: each takes its configuration (`PruneConfig`, …) and runs to the end. Nothing heavy is imported
-before one of them is used.
+`load(OUT)` gives the pruned network as a ready transformers model. `prune`, `evaluate`, `export` and `probe` are the
+four commands as functions: each takes its configuration (`PruneConfig`, …) and runs to the end. Nothing heavy is
+imported before one of them is used.
 """
 
 from __future__ import annotations

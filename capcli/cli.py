@@ -1,4 +1,4 @@
-"""The command line: options to configuration, events to the terminal, errors to exit codes. The only place that prints."""
+"""The command line: options to configuration, events to the terminal, errors to exit codes. The only place to print."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from capcli.errors import CapError, ConfigError
 from capcli.text import duration, plain
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from capcli.run import Event
 
 EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
@@ -143,7 +145,7 @@ def prune(
     """
     settings, machine = c.prune_config(chosen, config), wants_json(output, as_json)
     hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
-    from capcli import prune as verb
+    import capcli.prune as verb
     from capcli import run
 
     if plan:
@@ -164,7 +166,7 @@ def eval_(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet:
     """
     machine = wants_json(output, as_json)
     hello(quiet, f"cap eval {chosen['model']}")
-    from capcli import evaluate as verb
+    import capcli.evaluate as verb
 
     found = watch(verb.evaluate(verb.eval_config(chosen)), quiet)
     emit(found, machine, lambda: report.eval_summary(found))
@@ -176,7 +178,7 @@ def export(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> N
     """Write a pruned MODEL in a form that other tools load."""
     machine = wants_json(output, as_json)
     hello(quiet, f"cap export {chosen['model']}")
-    from capcli import export as verb
+    import capcli.export as verb
 
     found = watch(verb.export(c.build(c.ExportConfig, chosen)), quiet)
     emit(
@@ -192,7 +194,7 @@ def probe(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet:
     machine = wants_json(output, as_json)
     settings = c.build(c.ProbeConfig, chosen)
     hello(quiet, f"cap probe {settings.model} on {', '.join(settings.task_names)}")
-    from capcli import probe as verb
+    import capcli.probe as verb
 
     found = watch(verb.probe(settings), quiet)
     emit(found, machine, lambda: report.probe_summary(found))
@@ -295,7 +297,7 @@ def watch(events: Generator[Event, None, dict[str, Any]], quiet: bool) -> dict[s
                 return dict(stop.value)
 
 
-class _lines:  # noqa: N801
+class _lines:
     """Plain lines: every note that is news, and where the run stands at most every ten seconds."""
 
     every_seconds = 10.0
@@ -321,7 +323,7 @@ def remaining(elapsed: float, share: float) -> str:
     return f", {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else ""
 
 
-class _bars(contextlib.AbstractContextManager["_bars"]):  # noqa: N801
+class _bars(contextlib.AbstractContextManager["_bars"]):
     """Two bars on a terminal: the phase and the whole run, each with the time left."""
 
     def __init__(self) -> None:
@@ -336,7 +338,8 @@ class _bars(contextlib.AbstractContextManager["_bars"]):  # noqa: N801
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=Console(stderr=True, markup=False, highlight=False), transient=True)
-        self.run, self.phase, self.name = self.progress.add_task("whole run", total=1.0), None, ""
+        self.run, self.name = self.progress.add_task("whole run", total=1.0), ""
+        self.phase: TaskID | None = None
 
     def __enter__(self) -> _bars:
         self.progress.start()

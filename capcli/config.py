@@ -379,7 +379,9 @@ def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     _check_name("preset", preset, PRESETS)
     _check_name("method", method, METHODS)
     table = PRESETS[preset]
-    return build(PruneConfig, {**table.get("*", {}), **table.get(METHODS[method].criterion, {}), **layers})
+    flat = {**table.get("*", {}), **table.get(METHODS[method].criterion, {}), **layers}
+    found: PruneConfig = build(PruneConfig, flat)
+    return found
 
 
 def read_toml(file: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ CRITERIA = {
 
 def initial_scores(masks: MaskSet) -> Tensor:
     """Scores [n] that rank weights by magnitude at the start: abs(W) over the mean abs(W) of its matrix."""
-    parts = masks.flat_magnitude().split(masks.sizes)
+    parts = masks.flat_magnitude().split(masks.sizes)  # type: ignore[no-untyped-call]
     return torch.cat([part / part.mean().clamp(min=torch.finfo(part.dtype).tiny) for part in parts])
 
 

@@ -79,7 +79,7 @@ def _commit(staging: Path, path: Path) -> None:
     finally:
         os.close(handle)
     _step("rename", path)
-    os.replace(staging, path)
+    staging.replace(path)
     sync_folder(path.parent)
 
 
@@ -153,7 +153,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
     except (OSError, SafetensorError) as error:
         raise FileError(f"cannot read {path}: {error}") from error
 
@@ -184,7 +185,7 @@ def publish(folder: Path, manifest: str = MANIFEST) -> Iterator[Path]:
     with _writing(folder):
         remove(folder)
         _step("rename", folder)
-        os.replace(staging, folder)
+        staging.replace(folder)
         sync_folder(folder.parent)
 
 

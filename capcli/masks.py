@@ -61,10 +61,10 @@ def topk(scores: Tensor, keep: int) -> Tensor:
         return torch.full_like(scores, bool(keep), dtype=torch.bool)
     scores = scores.float()
     if scores.device.type == "cpu":
-        value = float(np.partition(scores.numpy(), n - keep)[n - keep])
-        above = scores > value
+        limit = float(np.partition(scores.numpy(), n - keep)[n - keep])
+        above = scores > limit
         missing = keep - int(torch.count_nonzero(above))
-        above[torch.nonzero(scores == value)[:missing, 0]] = True
+        above[torch.nonzero(scores == limit)[:missing, 0]] = True
         return above
     keys = _ordered(scores)
     value = _kth_largest(keys, keep)
@@ -105,7 +105,7 @@ def select(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: str) ->
     keep = kept_count(sparsity, scores.numel())
     if scope == "global":
         return topk(scores, keep)
-    parts = zip(scores.split(list(sizes)), apportion(keep, sizes), strict=True)
+    parts = zip(scores.split(list(sizes)), apportion(keep, sizes), strict=True)  # type: ignore[no-untyped-call]
     return torch.cat([topk(part, count) for part, count in parts])
 
 
@@ -187,7 +187,7 @@ class Masked(nn.Module):
         """The weight that the layer computes with, [out, in]."""
         if self.scores is None:
             return weight * self.mask
-        masked: Tensor = _Straight.apply(weight, self.mask, self.scores)
+        masked: Tensor = _Straight.apply(weight, self.mask, self.scores)  # type: ignore[no-untyped-call]
         return masked
 
 
@@ -212,7 +212,7 @@ class MaskSet:
 
     def score_views(self) -> list[Tensor]:
         """The score parameters [out, in], one per matrix."""
-        return [linear.parametrizations.weight[0].scores for linear in self.linears]  # type: ignore[union-attr, index, misc]
+        return [linear.parametrizations.weight[0].scores for linear in self.linears]  # type: ignore[union-attr, index]
 
     def flat_magnitude(self) -> Tensor:
         """abs(W) of every matrix, [n]."""
@@ -221,7 +221,7 @@ class MaskSet:
 
     def matrix_masks(self) -> list[Tensor]:
         """The mask of each matrix, [out, in], as views."""
-        parts = self.mask.split(self.sizes)
+        parts = self.mask.split(self.sizes)  # type: ignore[no-untyped-call]
         return [part.view(self.original(i).shape) for i, part in enumerate(parts)]
 
     def kept(self) -> int:

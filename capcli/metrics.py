@@ -17,7 +17,8 @@ RESAMPLES = 1000
 
 def accuracy(confusion: Array) -> Array:
     """Share of examples on the diagonal of [..., C, C]."""
-    return np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=(-2, -1))
+    share: Array = np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=(-2, -1))
+    return share
 
 
 def f1(confusion: Array) -> Array:
@@ -28,7 +29,8 @@ def f1(confusion: Array) -> Array:
 def macro_f1(confusion: Array) -> Array:
     """Mean F1 over the classes that occur in truth or prediction."""
     occurs = (confusion.sum(axis=-1) + confusion.sum(axis=-2)) > 0
-    return (_f1_by_class(confusion) * occurs).sum(axis=-1) / occurs.sum(axis=-1)
+    mean: Array = (_f1_by_class(confusion) * occurs).sum(axis=-1) / occurs.sum(axis=-1)
+    return mean
 
 
 def _f1_by_class(confusion: Array) -> Array:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from capcli import banks, evaluate, files, masks, models, report, run, sparse, tasks, train
+import capcli.evaluate as evaluate
+from capcli import banks, files, masks, models, report, run, sparse, tasks, train
 from capcli.config import PruneConfig, flatten
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
@@ -230,7 +231,7 @@ def _seconds_per_example(setup: Setup, student: models.Model) -> float:
         batch = tasks.collate(setup.train, some, setup.on.device)
         with setup.on.autocast():
             logits, _ = models.forward(student, batch.inputs)
-        logits.float().square().mean().backward()
+        logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
         float(next(student.net.parameters()).sum())
         times.append((time.perf_counter() - began) / len(some))
     return min(times) * 1.3
@@ -464,7 +465,7 @@ def _finish(
 def _sparsity(model: models.Model, out: Path, requested: float) -> dict[str, Any]:
     """Zeros, counted in the re-opened file."""
     prunable = model.prunable()
-    per_matrix = [
+    per_matrix: list[dict[str, Any]] = [
         {"name": e.name, "shape": list(e.shape), "kept": e.kept, "sparsity": 1 - (e.kept or 0) / e.elements}
         for e in sorted(
             sparse.inspect(out / models.WEIGHTS_FILE),

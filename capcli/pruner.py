@@ -19,7 +19,7 @@ from capcli.models import Layer, Model
 
 @dataclass(kw_only=True)
 class Pruner:
-    """Masks, what they are chosen by, and when. `heads` and `neurons` are (importance, alive) of structured criteria."""
+    """Masks, what they are chosen by, and when. `heads` and `neurons` are (importance, alive), if structured."""
 
     criterion: Criterion
     scope: str
@@ -145,5 +145,5 @@ def _importance(linear: nn.Linear, group_size: int) -> Tensor:
 
 
 def _mask_of(linear: nn.Linear) -> Tensor:
-    mask: Tensor = linear.parametrizations.weight[0].mask  # type: ignore[union-attr, index, assignment]
+    mask: Tensor = linear.parametrizations.weight[0].mask  # type: ignore[union-attr, index]
     return mask

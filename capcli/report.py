@@ -182,9 +182,9 @@ def probe_summary(result: Mapping[str, Any]) -> Group:
         mean = f"{number(probe.get('mean'))} ± {number(probe.get('std'), up=True)}"
         difference = NOT_MEASURED if change is None else f"{change:+.4f}"
         rows.append((named(name, 60), named(probe.get("metric"), 40), mean, number(other.get("mean")), difference))
-    facts = [("model", named(result.get("model"))), ("baseline", named(part(result, "baseline").get("model")))]
+    about = [("model", named(result.get("model"))), ("baseline", named(part(result, "baseline").get("model")))]
     table = _table(("task", "metric", "mean", "baseline", "difference"), rows)
-    return Group(facts(facts), "", table, *_gate_lines(result.get("gates")))
+    return Group(facts(about), "", table, *_gate_lines(result.get("gates")))
 
 
 # ----------------------------------------------------------------------------------------------- continuous integration

@@ -194,7 +194,7 @@ def save_checkpoint(run: Run, phase: str, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(run: Run, phase: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a warning for each newer one that does not."""
-    warnings = []
+    warnings: list[str] = []
     for folder in _checkpoints(run.work / phase):
         if files.is_complete(folder):
             scalars = files.read_json(folder / "state.json")

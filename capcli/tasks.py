@@ -210,8 +210,8 @@ def _read_local(config: TaskConfig) -> dict[str, Any]:
 
 def _read_table(path: Path) -> Any:
     """A file as a `datasets.Dataset`, in memory. Quotes mean nothing in a tsv, as in GLUE's own files."""
-    import pandas
-    import pyarrow.parquet
+    import pandas  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
     from datasets import Dataset
 
     if path.suffix not in SUFFIXES:
@@ -281,7 +281,7 @@ def _column(table: Any, names: Sequence[str], chosen: str, what: str, split: str
 
 
 def _label_names(task: Task, raw: Mapping[str, Any], wanted: Sequence[str], config: TaskConfig) -> tuple[str, ...]:
-    """Names of the classes in the order of their indices: of the task, of the ClassLabel feature, or those that occur."""
+    """Names of the classes by index: of the task, of the ClassLabel feature, or those that occur."""
     if task.kind == "regression" or task.labels:
         return task.labels
     table = raw[wanted[0]]

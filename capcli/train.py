@@ -2,8 +2,8 @@
 
 Letters: B batch, N examples, C labels, H hidden size.
 
-Everything random is a pure function of (seed, phase, step), so that a checkpoint holds no generator state and a run that
-was killed goes on as if it had not been.
+Everything random is a pure function of (seed, phase, step), so that a checkpoint holds no generator state and a run
+that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from capcli import banks, losses, models, run, tasks
 from capcli.config import PruneConfig
 from capcli.errors import CapError, RunFailed, Stopped
 from capcli.pruner import Pruner
+from capcli.run import Event
 
 PHASES = ("teacher", "prune")
 HISTORY_ROWS = 400
@@ -56,7 +57,7 @@ class Job:
     pruner: Pruner | None
     snapshot: Callable[[int], Steps]
     epoch_end: Callable[[int, int], Steps]
-    event: Callable[..., run.Event]
+    event: Callable[..., Event]
 
 
 @dataclass(kw_only=True)
@@ -83,7 +84,8 @@ def train(job: Job) -> Generator[run.Event, None, State]:
     for warning in warnings:
         yield job.event(note=warning)
     per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
-    total, saved_at, order = per_epoch * job.epochs, time.monotonic(), (-1, [])
+    total, saved_at = per_epoch * job.epochs, time.monotonic()
+    order: tuple[int, list[Any]] = (-1, [])
     row_every = max(1, total // HISTORY_ROWS)
     job.model.net.train()
     while state.step < total:
@@ -166,7 +168,7 @@ def _step(
     weights = term_weights(job.config, job.objective.losses)
     terms["total"] = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(terms["total"]).backward()
+    scaler.scale(terms["total"]).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     if job.pruner is not None:
         job.pruner.observe()
@@ -256,7 +258,8 @@ def check_finite(job: Job, state: State) -> None:
     tensors = job.model.net.named_parameters()
     first = next((name for name, p in tensors if not bool(torch.isfinite(p).all())), "none of the weights")
     raise RunFailed(
-        f"the loss is not finite at step {state.step + 1} of the {job.phase} phase (term {bad[0]}; first bad tensor: {first})",
+        f"the loss is not finite at step {state.step + 1} of the {job.phase} phase "
+        f"(term {bad[0]}; first bad tensor: {first})",
         "lower --lr or --score-lr, or use --precision fp32; the last checkpoint is kept",
     )
 
