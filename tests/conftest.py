@@ -1,0 +1,64 @@
+"""One thread, no network, and a tiny random model of each family that tests may read but not change."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+import capcli
+
+torch.set_num_threads(1)
+settings.register_profile("cap", deadline=None, derandomize=True)
+settings.load_profile("cap")
+
+MINI = Path(capcli.__file__).parent / "data" / "mini"
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 66,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The tokenizer of the built-in model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MINI)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[..., Path]:
+    """Makes `checkpoint(family, labels, seed)`: a folder with a tiny random model; the same call, the same folder."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def make(family: str = "bert", labels: tuple[str, ...] = ("negative", "positive"), seed: int = 0) -> Path:
+        key = (family, labels, seed)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"tiny-{family}")
+            config = AutoConfig.for_model(family, vocab_size=len(tokenizer), num_labels=len(labels), **TINY)
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {name: i for i, name in enumerate(labels)}
+            torch.manual_seed(seed)
+            net = AutoModelForSequenceClassification.from_config(config)
+            with torch.no_grad():
+                for parameter in net.parameters():  # biases too, so that every tensor matters
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+            net.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return make

@@ -1,0 +1,157 @@
+"""The equations of the design's ALGORITHM as slow loops over Python floats, written from the text and not from capcli.
+
+Vectors are lists of floats. Nothing here is fast, and nothing here imports capcli.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Vector = Sequence[float]
+Candidate = tuple[Vector, int, int | None]  # vector, example id, label
+
+
+def dot(a: Vector, b: Vector) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def candidates_of(
+    anchor: int,
+    z: Sequence[Vector],
+    ids: Sequence[int],
+    labels: Sequence[int] | None,
+    own: Sequence[Sequence[Vector]],
+    extra: Sequence[Sequence[Vector]],
+    extra_ids: Sequence[int],
+    extra_labels: Sequence[int] | None,
+) -> list[Candidate]:
+    """C(i) of section 2: the other vectors of the batch, the bank vectors of the batch, the drawn bank vectors."""
+    found: list[Candidate] = []
+    for b in range(len(z)):
+        if b != anchor:
+            found.append((z[b], ids[b], labels[b] if labels else None))
+    for b in range(len(z)):
+        for vector in own[b]:
+            found.append((vector, ids[b], labels[b] if labels else None))
+    for x in range(len(extra)):
+        for vector in extra[x]:
+            found.append((vector, extra_ids[x], extra_labels[x] if extra_labels else None))
+    return found
+
+
+def log_probabilities(anchor: Vector, candidates: Sequence[Candidate], tau: float) -> list[float]:
+    """logp(c|i) of section 2 for every candidate."""
+    similarity = [dot(anchor, vector) / tau for vector, _, _ in candidates]
+    top = max(similarity, default=0.0)
+    norm = top + math.log(math.fsum(math.exp(s - top) for s in similarity)) if similarity else 0.0
+    return [s - norm for s in similarity]
+
+
+def contrastive(
+    z: Sequence[Vector],
+    ids: Sequence[int],
+    labels: Sequence[int] | None,
+    own: Sequence[Sequence[Vector]],
+    extra: Sequence[Sequence[Vector]],
+    extra_ids: Sequence[int],
+    extra_labels: Sequence[int] | None,
+    tau: float,
+    normalization: str,
+) -> tuple[float, float]:
+    """(U, P) of section 2, under either normalisation."""
+    results = []
+    for supervised in (False, True):
+        row_means: list[float] = []  # of the anchors that have a positive
+        n_positives = 0
+        for i in range(len(z)):
+            found = candidates_of(i, z, ids, labels, own, extra, extra_ids, extra_labels)
+            logp = log_probabilities(z[i], found, tau)
+            positive = []
+            for value, (_, example, label) in zip(logp, found, strict=True):
+                if (supervised and labels is not None and label == labels[i]) or (not supervised and example == ids[i]):
+                    positive.append(value)
+            if positive:
+                row_means.append(math.fsum(positive) / len(positive))
+                n_positives += len(positive)
+        if not row_means:
+            results.append(0.0)
+        elif normalization == "mean":
+            results.append(-math.fsum(row_means) / len(row_means))
+        else:  # each row's sum over |P(i)|, and then the total over the sum of all |P(i)|
+            results.append(-math.fsum(row_means) / n_positives)
+    return results[0], results[1]
+
+
+def softmax(logits: Vector, temperature: float = 1.0) -> list[float]:
+    top = max(logits)
+    powers = [math.exp((x - top) / temperature) for x in logits]
+    return [p / math.fsum(powers) for p in powers]
+
+
+def distillation(student: Sequence[Vector], teacher: Sequence[Vector], temperature: float) -> float:
+    """KD of section 1: T² · KL(teacher ‖ student), batch mean."""
+    total = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        p, q = softmax(theirs, temperature), softmax(ours, temperature)
+        total += math.fsum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+def cross_entropy(logits: Sequence[Vector], labels: Sequence[int]) -> float:
+    return -math.fsum(math.log(softmax(row)[label]) for row, label in zip(logits, labels, strict=True)) / len(labels)
+
+
+def scheduled(step: int, total: int, final: float, dense_share: float, final_share: float) -> float:
+    """Sparsity of section 4: kept fraction v_f + (v_0 − v_f)·(1 − progress)³, v_0 = 1, between the held parts."""
+    dense_until = math.floor(dense_share * total)
+    final_from = math.ceil((1 - final_share) * total)
+    if step >= final_from:
+        return final
+    if step < dense_until:
+        return 0.0
+    progress = (step - dense_until) / (final_from - dense_until)
+    kept_final = 1 - final
+    return 1 - (kept_final + (1 - kept_final) * (1 - progress) ** 3)
+
+
+def topk(scores: Sequence[float], keep: int) -> list[bool]:
+    """The `keep` largest; among equal scores the lower index wins (section 3)."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    chosen = set(order[:keep])
+    return [i in chosen for i in range(len(scores))]
+
+
+def kept_count(sparsity: float, n: int) -> int:
+    """round((1 − s)·n) with the half rounded up, in exact arithmetic on the float's own value."""
+    return math.floor((1 - Fraction(sparsity)) * n + Fraction(1, 2))
+
+
+class Gate(nn.Module):
+    """Multiplies groups of a linear layer's input by gates, which are ones."""
+
+    def __init__(self, linear: nn.Linear, group_size: int) -> None:
+        super().__init__()
+        self.linear = linear
+        self.group_size = group_size
+        self.gate = nn.Parameter(torch.ones(linear.in_features // group_size, dtype=linear.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * self.gate.repeat_interleave(self.group_size))
+
+
+def gate_gradients(
+    net: nn.Module, places: Sequence[tuple[str, int]], loss: Callable[[nn.Module], Tensor]
+) -> list[Tensor]:
+    """abs(dL/dgate) per place (name of a linear, group size), measured by really inserting gates before it."""
+    gates = []
+    for name, size in places:
+        parent: Any = net.get_submodule(name.rpartition(".")[0])
+        gate = Gate(net.get_submodule(name), size)  # type: ignore[arg-type]
+        setattr(parent, name.rpartition(".")[2], gate)
+        gates.append(gate)
+    loss(net).backward()
+    return [gate.gate.grad.abs() for gate in gates]  # type: ignore[union-attr]
