@@ -47,7 +47,7 @@ def contrastive_terms(
     batch, n_bank = z.shape[0], own.shape[1]
     kind = torch.promote_types(z.dtype, torch.float32)
     z = z.to(kind)
-    candidates = torch.cat([z.detach(), own.flatten(0, 1).to(kind), extra.flatten(0, 1).to(kind)])
+    candidates = torch.cat([z, own.flatten(0, 1).to(kind), extra.flatten(0, 1).to(kind)]).detach()
     candidate_ids = torch.cat([ids, ids.repeat_interleave(n_bank), extra_ids.repeat_interleave(n_bank)])
     itself = torch.zeros(batch, len(candidates), dtype=torch.bool, device=z.device)
     itself[:, :batch].fill_diagonal_(True)
