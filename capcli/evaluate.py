@@ -111,22 +111,20 @@ def _load(config: EvalConfig, data: tasks.TaskData) -> models.Model:
 
 
 def _size_and_sparsity(model: models.Model, source: str) -> dict[str, Any]:
+    """Zeros counted in the network as loaded, and bytes on disk."""
     weights = Path(source) / models.WEIGHTS_FILE
-    whole = 1 - sum(int(p.count_nonzero()) for p in model.net.parameters()) / sum(
-        p.numel() for p in model.net.parameters()
-    )
     prunable = [linear.weight for linear in model.prunable().values()]
-    achieved = 1 - sum(int(w.count_nonzero()) for w in prunable) / sum(w.numel() for w in prunable)
-    size: dict[str, Any] = {"dense_bytes": sum(p.numel() * 4 for p in model.net.parameters())}
+    total = sum(p.numel() for p in model.net.parameters())
+    n = sum(weight.numel() for weight in prunable)
+    removed = n - sum(int(weight.count_nonzero()) for weight in prunable)
+    size: dict[str, Any] = {"dense_bytes": 4 * total, "weights_bytes": 4 * total}
     if weights.is_file():
         size |= {
-            "artifact_bytes": sum(p.stat().st_size for p in Path(source).iterdir() if p.is_file()),
+            "artifact_bytes": sum(path.stat().st_size for path in models.artifact_files(Path(source))),
             "weights_bytes": weights.stat().st_size,
             "codings": codings(weights),
         }
-    else:
-        size["weights_bytes"] = size["dense_bytes"]
-    return {"sparsity": {"achieved": achieved, "whole_model": whole}, "size": size}
+    return {"sparsity": {"achieved": removed / n, "whole_model": removed / total}, "size": size}
 
 
 def codings(weights: Path) -> dict[str, int]:

@@ -557,7 +557,8 @@ def reload_dense(folder: Path) -> Any:
     """The network in a stock folder, by plain `from_pretrained` in its stored type."""
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+    with _quiet():
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
 
 
 def place(model: Model, on: Compute) -> Model:

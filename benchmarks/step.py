@@ -1,0 +1,94 @@
+"""A CAP training step against a plain fine-tuning step: same model, batches and precision, in turns in one process.
+
+usage: python benchmarks/step.py MODEL --task TASK [--data PATH] [--steps 40] [--method cap-soft] [--json FILE]
+
+Prints the median seconds of both, their ratio pair by pair, and what each part of the difference costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from capcli import banks, config, models, prune, run, tasks, train
+from capcli.pruner import make_pruner
+
+
+def jobs(args: argparse.Namespace, folder: Path) -> tuple[train.Job, train.Job]:
+    """A plain fine-tuning job (ce) and a full CAP job in the middle of its schedule, each with a model of its own."""
+    common = {"model": args.model, "task": args.task, "data": args.data, "max_train_samples": args.samples}
+    settings = config.prune_config({**common, "method": args.method, "batch_size": args.batch, "precision": args.precision})
+    flag = run.StopFlag()
+    setup, student = prune._load(settings, run.Run(out=folder, flag=flag))
+    plain = prune._job(setup, models.copy(student), "teacher", train.Objective(losses=("ce",)), None)
+    total = settings.epochs * train.steps_per_epoch(setup.train, settings.batch_size)
+    pruner = make_pruner(student, settings, total)
+    n_examples, width = len(setup.train), student.net.config.hidden_size
+    torch.manual_seed(0)
+    table = {}
+    for name, n_vectors in (("prc", 1), ("snc", 3), ("fic", 1)):
+        vectors = [torch.nn.functional.normalize(torch.randn(n_examples, width), dim=-1).half() for _ in range(n_vectors)]
+        table[name] = banks.Bank(vectors=[part.to(setup.on.device) for part in vectors])
+    labels = torch.from_numpy(setup.train.labels).to(setup.on.device)
+    logits = torch.randn(n_examples, max(1, len(setup.data.labels)), device=setup.on.device)
+    objective = train.Objective(losses=settings.loss_names, logits=logits, labels=labels, banks=table)
+    return plain, prune._job(setup, student, "prune", objective, pruner)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--data", default="")
+    parser.add_argument("--method", default="cap-soft")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--json", default="")
+    args = parser.parse_args()
+    both = jobs(args, Path("unused"))
+    tools = [(train.make_optimizer(job), torch.amp.GradScaler(job.on.device.type, enabled=False)) for job in both]
+    order = tasks.training_order(both[0].examples, args.batch, 0, 0)
+    total = both[1].pruner.total_steps if both[1].pruner else 1
+    seconds: list[list[float]] = [[], []]
+    for index in range(-3, args.steps):
+        for which, job in enumerate(both):
+            began = time.perf_counter()
+            step = total * 3 // 10 + max(index, 0)  # inside the cubic part: masks change
+            train._step(job, *tools[which], step, total, order[index % len(order)])
+            if job.on.device.type == "cuda":
+                torch.cuda.synchronize()
+            if index >= 0:
+                seconds[which].append(time.perf_counter() - began)
+    ratios = [cap / plain for plain, cap in zip(*seconds, strict=True)]
+    found = {
+        "device": both[0].on.name,
+        "threads": torch.get_num_threads(),
+        "batch": args.batch,
+        "method": args.method,
+        "plain_ms": 1000 * statistics.median(seconds[0]),
+        "cap_ms": 1000 * statistics.median(seconds[1]),
+        "ratio_median": statistics.median(ratios),
+        "ratio_p10_p90": [sorted(ratios)[len(ratios) // 10], sorted(ratios)[len(ratios) * 9 // 10]],
+    }
+    print(json.dumps(found, indent=2))
+    if args.profile:
+        for which, job in enumerate(both):
+            with profile(activities=[ProfilerActivity.CPU]) as prof:
+                for index in range(4):
+                    train._step(job, *tools[which], total * 3 // 10 + index, total, order[index])
+            print(prof.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=40))
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
