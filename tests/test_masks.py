@@ -1,0 +1,388 @@
+"""Selections, schedules, group plans and the mask parametrization."""
+
+import itertools
+import math
+import struct
+
+import pytest
+import reference
+import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from capcli import masks
+from capcli.errors import ConfigError
+
+FLOAT = st.floats(width=32, allow_nan=False)
+FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, math.inf, -math.inf, 1e-42, -1e-42, 1e-45, 3e38])
+SCORES = st.one_of(st.lists(FLOAT, min_size=1, max_size=40), st.lists(FEW, min_size=1, max_size=40))
+
+
+def device_topk(scores: Tensor, keep: int) -> Tensor:
+    """What `topk` does away from the CPU, run on CPU tensors."""
+    return masks._bisected(scores.float()[None], [keep])[0]
+
+
+# Selection -----------------------------------------------------------------------------------------------------------
+
+
+@given(scores=SCORES, share=st.floats(0, 1))
+@example(scores=[0.0, -0.0, 0.0], share=0.67)
+@example(scores=[1e-45, 0.0, -1e-45, -0.0], share=0.5)
+@example(scores=[math.inf, -math.inf, math.inf], share=0.34)
+def test_topk_keeps_exactly_the_largest_and_ties_go_to_the_lower_index(scores: list[float], share: float) -> None:
+    keep = round(share * len(scores))
+    expected = reference.topk(scores, keep)
+    tensor = torch.tensor(scores, dtype=torch.float32)
+    assert masks.topk(tensor, keep).tolist() == expected
+    assert device_topk(tensor, keep).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "constant", "denormal"])
+def test_cpu_path_equals_device_path_on_many_values(kind: str) -> None:
+    rng = torch.Generator().manual_seed(4)
+    scores = torch.randn(20_000, generator=rng)
+    if kind == "tied":
+        scores = (scores * 3).round()
+    elif kind == "constant":
+        scores = torch.full_like(scores, -0.25)
+    elif kind == "denormal":
+        scores = scores * 1e-41
+    for keep in (1, 2, 599, 600, 10_000, 19_999):
+        found = masks.topk(scores, keep)
+        assert int(found.sum()) == keep
+        assert torch.equal(found, device_topk(scores, keep))
+        assert scores[found].min() >= scores[~found].max()
+
+
+@given(values=st.lists(FLOAT, min_size=2, max_size=30))
+def test_ordered_keys_have_the_order_of_the_floats(values: list[float]) -> None:
+    tensor = torch.tensor(values, dtype=torch.float32)
+    keys = masks._ordered(tensor)
+    for i in range(len(values) - 1):
+        assert bool(keys[i] < keys[i + 1]) == bool(tensor[i] < tensor[i + 1])
+        assert bool(keys[i] == keys[i + 1]) == bool(tensor[i] == tensor[i + 1])
+
+
+@given(
+    rows=st.lists(st.lists(FEW, min_size=5, max_size=5), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_rows_are_ranked_each_by_itself(rows: list[list[float]], data: st.DataObject) -> None:
+    keep = data.draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
+    scores = torch.tensor(rows, dtype=torch.float32)
+    expected = [reference.topk(row, count) for row, count in zip(rows, keep, strict=True)]
+    assert masks.topk_rows(scores, keep).tolist() == expected
+    assert masks._bisected(scores, keep).tolist() == expected
+
+
+def test_topk_accepts_other_types_and_refuses_impossible_counts() -> None:
+    assert masks.topk(torch.tensor([1, 3, 2], dtype=torch.bfloat16), 2).tolist() == [False, True, True]
+    for keep in (-1, 4):
+        with pytest.raises(AssertionError):
+            masks.topk(torch.ones(3), keep)
+    with pytest.raises(AssertionError):
+        masks.topk(torch.ones(2, 2), 1)
+
+
+def test_topk_leaves_the_scores_alone() -> None:
+    scores = torch.tensor([3.0, -0.0, 1.0])
+    masks.topk(scores, 1)
+    assert struct.pack("<3f", *scores.tolist()) == struct.pack("<3f", 3.0, -0.0, 1.0)
+
+
+@given(sparsity=st.floats(0, 1, exclude_max=True), n=st.integers(1, 10**6))
+def test_kept_count_is_within_one_of_the_exact_share(sparsity: float, n: int) -> None:
+    kept = masks.kept_count(sparsity, n)
+    assert 0 <= kept <= n
+    assert abs(kept - reference.kept_count(sparsity, n)) <= 1
+    assert abs(kept - (1 - sparsity) * n) <= 0.5 + 1e-6
+
+
+def test_kept_count_by_hand() -> None:
+    assert [masks.kept_count(s, n) for s, n in ((0.97, 100), (0.5, 5), (0.0, 7), (0.9, 4), (0.999, 10))] == [
+        3,
+        3,
+        7,
+        0,
+        0,
+    ]
+
+
+@given(sizes=st.lists(st.integers(1, 500), min_size=1, max_size=8), share=st.floats(0, 1))
+def test_apportion_is_exact_and_fair(sizes: list[int], share: float) -> None:
+    keep = round(share * sum(sizes))
+    counts = masks.apportion(keep, sizes)
+    assert sum(counts) == keep
+    for count, size in zip(counts, sizes, strict=True):
+        assert 0 <= count <= size
+        assert abs(count - keep * size / sum(sizes)) < 1
+
+
+def test_apportion_gives_the_rest_to_the_largest_remainder_then_the_lower_index() -> None:
+    assert masks.apportion(2, [1, 1, 1]) == [1, 1, 0]
+    assert masks.apportion(3, [4, 2, 2]) == [1, 1, 1]  # shares 1.5, .75, .75: the remainders .75 come first
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    sparsity=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 99),
+)
+def test_select_keeps_the_exact_number_in_each_scope(sizes: list[int], sparsity: float, seed: int) -> None:
+    scores = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    keep = masks.kept_count(sparsity, sum(sizes))
+    whole = masks.select(scores, sizes, sparsity, "global")
+    assert whole.tolist() == reference.topk(scores.tolist(), keep)
+    parts = masks.select(scores, sizes, sparsity, "matrix").split(sizes)
+    assert sum(int(part.sum()) for part in parts) == keep
+    for part, own, size in zip(parts, scores.split(sizes), sizes, strict=True):
+        assert part.tolist() == reference.topk(own.tolist(), int(part.sum()))
+        assert abs(int(part.sum()) - keep * size / sum(sizes)) < 1
+
+
+def test_scopes_differ_where_matrices_differ_in_scale() -> None:
+    scores = torch.tensor([1.0, 2.0, 30.0, 40.0])
+    assert masks.select(scores, [2, 2], 0.5, "global").tolist() == [False, False, True, True]
+    assert masks.select(scores, [2, 2], 0.5, "matrix").tolist() == [False, True, False, True]
+
+
+# Schedules -----------------------------------------------------------------------------------------------------------
+
+SHARE = st.floats(0, 0.6)
+
+
+@given(
+    total=st.integers(1, 200),
+    final=st.floats(0, 0.999),
+    dense_share=SHARE,
+    final_share=SHARE,
+    shape=st.sampled_from([masks.cubic, masks.stairs]),
+)
+def test_schedules_rise_from_dense_to_exactly_final(
+    total: int, final: float, dense_share: float, final_share: float, shape: object
+) -> None:
+    assume(dense_share + final_share <= 1)
+    assert callable(shape)
+    values = [
+        shape(step, total, final=final, dense_share=dense_share, final_share=final_share) for step in range(total + 1)
+    ]
+    assert all(a <= b for a, b in itertools.pairwise(values))
+    assert values[total] == final
+    begin, end = math.floor(dense_share * total), math.ceil((1 - final_share) * total)
+    assert all(value == 0 for value in values[: min(begin, end)])
+    assert all(value == final for value in values[end:])
+    assert all(0 <= value <= final for value in values)
+
+
+@given(total=st.integers(1, 100), final=st.floats(0, 0.99), dense_share=SHARE, final_share=SHARE)
+def test_cubic_is_the_formula(total: int, final: float, dense_share: float, final_share: float) -> None:
+    assume(dense_share + final_share <= 1)
+    for step in range(total + 1):
+        found = masks.cubic(step, total, final=final, dense_share=dense_share, final_share=final_share)
+        assert found == pytest.approx(reference.scheduled(step, total, final, dense_share, final_share), abs=1e-12)
+
+
+def test_cubic_by_hand() -> None:
+    """100 steps, dense for 20, final for the last 40: at step 40 half of the way, 0.8·(1 - 1/8) = 0.7."""
+    at = {s: masks.cubic(s, 100, final=0.8, dense_share=0.2, final_share=0.4) for s in (0, 19, 20, 40, 59, 60, 100)}
+    assert (at[0], at[19], at[20], at[60], at[100]) == (0, 0, 0, 0.8, 0.8)
+    assert at[40] == pytest.approx(0.7)
+    assert 0.79 < at[59] < 0.8
+
+
+@given(total=st.integers(40, 300), final=st.floats(0.05, 0.97))
+def test_stairs_are_equal_and_at_most_a_tenth(total: int, final: float) -> None:
+    values = [masks.stairs(s, total, final=final, dense_share=0.1, final_share=0.3) for s in range(total + 1)]
+    levels = sorted(set(values))
+    rises = [b - a for a, b in itertools.pairwise(levels)]
+    assert rises
+    assert max(rises) <= 0.1 + 1e-6
+    assert max(rises) == pytest.approx(min(rises))
+
+
+def test_stairs_by_hand() -> None:
+    """Final 0.3 by tenths over steps 15 to 44 of 60: 0.1 from 15, 0.2 from 25, 0.3 from 35."""
+    shape = {"final": 0.3, "dense_share": 0.25, "final_share": 0.25}
+    found = [round(masks.stairs(s, 60, **shape), 6) for s in (14, 15, 24, 25, 34, 35, 45, 60)]
+    assert found == [0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.3]
+
+
+# Groups --------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    layers=st.integers(1, 12),
+    heads_each=st.integers(1, 16),
+    neurons_each=st.integers(1, 300),
+    head_weights=st.integers(10, 5000),
+    neuron_weights=st.integers(2, 200),
+    sparsity=st.floats(0, 0.99),
+)
+def test_plan_is_as_near_as_whole_groups_allow(
+    layers: int, heads_each: int, neurons_each: int, head_weights: int, neuron_weights: int, sparsity: float
+) -> None:
+    heads, neurons = layers * heads_each, layers * neurons_each
+    total = heads * head_weights + neurons * neuron_weights
+    sizes = {"layers": layers, "heads": heads, "head_weights": head_weights}
+    try:
+        plan = masks.plan_groups(sparsity, **sizes, neurons=neurons, neuron_weights=neuron_weights)
+    except ConfigError as error:
+        least = layers * (head_weights + neuron_weights)
+        assert masks.kept_count(sparsity, total) < least
+        assert "one head and one neuron per layer must stay" in error.message
+        named = float(error.message.rsplit(" ", 1)[1])
+        assert named <= 1 - least / total < named + 1e-4 + 1e-12
+        return
+    assert layers <= plan.heads <= heads
+    assert layers <= plan.neurons <= neurons
+    assert plan.kept_weights == plan.heads * head_weights + plan.neurons * neuron_weights
+    if layers < plan.neurons < neurons:  # the neurons take up what rounding heads left
+        assert abs(plan.kept_weights - masks.kept_count(sparsity, total)) <= neuron_weights / 2
+    assert plan.heads == pytest.approx(max(layers, (1 - sparsity) * heads), abs=0.5 + 1e-6)
+
+
+def test_plan_of_bert_base_and_its_limit() -> None:
+    sizes = {"layers": 12, "heads": 144, "head_weights": 4 * 64 * 768, "neurons": 36864, "neuron_weights": 1536}
+    plan = masks.plan_groups(0.5, **sizes)
+    assert (plan.heads, plan.neurons, plan.kept_weights) == (72, 18432, 42467328)
+    with pytest.raises(ConfigError) as caught:
+        masks.plan_groups(0.98, **sizes)
+    assert caught.value.message == (
+        "structured pruning cannot reach sparsity 0.98: one head and one neuron per layer must stay, "
+        "which leaves at most 0.972"
+    )
+    assert "cap-soft" in caught.value.hint
+    reached = masks.plan_groups(0.972, **sizes)
+    assert reached.heads == 12
+    assert 1 - reached.kept_weights / 84934656 == pytest.approx(0.972, abs=1e-5)
+
+
+@given(layers=st.integers(1, 5), width=st.integers(1, 8), seed=st.integers(0, 999), data=st.data())
+def test_groups_stay_in_every_layer_in_exact_number_and_only_die(
+    layers: int, width: int, seed: int, data: st.DataObject
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    alive = torch.ones(layers, width, dtype=torch.bool)
+    keep = layers * width
+    for _ in range(3):
+        keep = data.draw(st.integers(layers, keep))
+        importance = torch.rand(layers, width, generator=rng).round(decimals=1)
+        found = masks.select_groups(importance, keep, alive)
+        assert int(found.sum()) == keep
+        assert found.any(dim=1).all()
+        assert not (found & ~alive).any()
+        alive = found
+
+
+def test_groups_are_ranked_over_layers_after_normalisation() -> None:
+    """Layer 1 is a thousand times larger, but of the same direction: both keep their best two."""
+    importance = torch.tensor([[3.0, 4.0, 0.0, 1.0], [1000.0, 4000.0, 3000.0, 0.0]])
+    found = masks.select_groups(importance, 4, torch.ones(2, 4, dtype=torch.bool))
+    assert found.tolist() == [[True, True, False, False], [False, True, True, False]]
+
+
+def test_a_layer_without_any_importance_keeps_its_first_living_group() -> None:
+    alive = torch.tensor([[False, True, True], [True, True, True]])
+    found = masks.select_groups(torch.tensor([[9.0, 0.0, 0.0], [1.0, 2.0, 3.0]]), 2, alive)
+    assert found.tolist() == [[False, True, False], [False, False, True]]
+
+
+# The parametrization -------------------------------------------------------------------------------------------------
+
+
+def two_layers(dtype: torch.dtype = torch.float64) -> tuple[nn.Linear, nn.Linear]:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3, dtype=dtype), nn.Linear(3, 2, dtype=dtype)
+
+
+def attached(*, learned: bool, dtype: torch.dtype = torch.float64) -> tuple[masks.MaskSet, nn.Linear, nn.Linear]:
+    a, b = two_layers(dtype)
+    return masks.attach({"a.weight": a, "b.weight": b}, learned=learned), a, b
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_forward_is_the_weight_times_the_mask(learned: bool) -> None:
+    found, a, b = attached(learned=learned)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    plain_a, plain_b = two_layers()
+    assert torch.equal(b(a(x)), plain_b(plain_a(x)))  # all ones: nothing changes
+    found.mask.copy_(torch.arange(18) % 3 != 0)
+    first = (torch.arange(12) % 3 != 0).view(3, 4)
+    second = (torch.arange(12, 18) % 3 != 0).view(2, 3)
+    assert torch.equal(a.weight, plain_a.weight * first)
+    assert torch.equal(b.weight, plain_b.weight * second)
+    assert torch.equal(found.original(1), plain_b.weight)
+    assert found.kept() == 12
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_gradients_go_straight_through(learned: bool) -> None:
+    """dL/dW = dL/dW'∘M, and dL/dS = dL/dW'∘W, with dL/dW' of a plain layer whose weight is W∘M."""
+    found, a, _ = attached(learned=learned)
+    mask = torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.float64)
+    found.mask[:12].copy_(mask.flatten())
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    weight = found.original(0).detach().clone()
+    ((a(x) - y) ** 2).sum().backward()
+    masked = (weight * mask).requires_grad_()
+    ((x @ masked.T + a.bias.detach() - y) ** 2).sum().backward()
+    assert masked.grad is not None
+    gradient = found.original(0).grad
+    assert gradient is not None
+    assert torch.allclose(gradient, masked.grad * mask, rtol=1e-12)
+    if learned:
+        score = found.score_views()[0]
+        assert score.grad is not None
+        assert torch.allclose(score.grad, (masked.grad * weight).to(score.dtype), rtol=1e-5)
+        assert score.grad[mask == 0].abs().min() > 0  # removed weights still learn their score
+
+
+def test_layers_hold_views_of_the_flat_vectors() -> None:
+    found, _, b = attached(learned=True)
+    assert found.scores is not None
+    found.scores.copy_(torch.arange(18.0))
+    assert found.score_views()[1].tolist() == [[12, 13, 14], [15, 16, 17]]
+    with torch.no_grad():
+        found.score_views()[0][2, 3] = -5
+    assert float(found.scores[11]) == -5
+    found.matrix_masks()[1][0, 1] = 0
+    assert float(found.mask[13]) == 0
+    assert float(b.parametrizations.weight[0].mask[0, 1]) == 0  # type: ignore[union-attr,index]
+    optimizer = torch.optim.SGD(found.score_views(), lr=1.0)
+    found.score_views()[0].grad = torch.ones(3, 4)
+    optimizer.step()
+    assert found.scores[:3].tolist() == [-1, 0, 1]  # trained in place: the flat vector sees it
+
+
+def test_flat_magnitude_reads_the_unmasked_weights() -> None:
+    found, _, _ = attached(learned=False)
+    found.mask.zero_()
+    plain_a, plain_b = two_layers()
+    assert torch.equal(found.flat_magnitude(), torch.cat([plain_a.weight.flatten(), plain_b.weight.flatten()]).abs())
+
+
+def test_masks_are_not_in_the_state_dict_and_scores_are() -> None:
+    found, a, _ = attached(learned=True)
+    assert set(a.state_dict()) == {"bias", "parametrizations.weight.original", "parametrizations.weight.0.scores"}
+    assert found.names == ["a.weight", "b.weight"]
+    assert found.sizes == [12, 6]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_bake_leaves_plain_layers_with_plus_zero(learned: bool) -> None:
+    found, a, b = attached(learned=learned)
+    found.mask.copy_(torch.arange(18) % 2 == 0)
+    expected = [found.original(i).detach().clone() * m for i, m in enumerate(found.matrix_masks())]
+    with torch.no_grad():
+        found.original(0)[0, 1] = -3.0  # removed: -3 * 0 would be -0
+        found.original(1)[0, 1] = math.inf  # removed: inf * 0 would be NaN
+    masks.bake(found)
+    for linear, wanted in zip((a, b), expected, strict=True):
+        assert not parametrize.is_parametrized(linear)
+        assert type(linear.weight) is nn.Parameter
+        assert set(linear.state_dict()) == {"weight", "bias"}
+        assert torch.equal(linear.weight.detach(), wanted)
+        assert not torch.signbit(linear.weight.detach()[wanted == 0]).any()
