@@ -45,7 +45,7 @@ def stairs(step: int, total: int, *, final: float, dense_share: float, final_sha
         return 0.0
     n_stairs = max(1, math.ceil(final / rise - 1e-9))
     stair = 1 + (step - begin) * n_stairs // max(1, end - begin)
-    return final if step >= end else final * min(n_stairs, stair) / n_stairs
+    return final if step >= end else final * (min(n_stairs, stair) / n_stairs)  # the last stair is exactly final
 
 
 def topk(scores: Tensor, keep: int) -> Tensor:
