@@ -175,6 +175,7 @@ def load_artifact(folder: Path) -> Model:
     net, tensors = _build(settings, folder), sparse.load(folder / WEIGHTS_FILE)
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
     net.load_state_dict(tensors, strict=True)
+    _check_finite(net, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
     kind, family = str(settings["kind"]), family_of(net.config.model_type, str(folder))
     return Model(
@@ -278,7 +279,8 @@ def load_dense(
         config=config,
         output_loading_info=True,
     )
-    notes = _check_loading(info, family, source, keep_head)
+    notes = _check_loading(info, family, source, keep_head, need_head)
+    _check_finite(net, source)
     if order is not None and order != list(range(len(order))):
         _reorder(net.get_submodule(family.output), order)
     tokenizer = _tokenizer(path, revision)
@@ -437,20 +439,30 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
 
 
-def _check_loading(info: Mapping[str, Any], family: Family, source: str, keep_head: bool) -> tuple[str, ...]:
-    """Accept a checkpoint only when nothing but the head, or an unused pooler, is new."""
+def _check_loading(
+    info: Mapping[str, Any], family: Family, source: str, keep_head: bool, need_head: bool
+) -> tuple[str, ...]:
+    """Accept a checkpoint only when nothing but a head that is not needed, or an unused pooler, is new."""
     missing = sorted(info["missing_keys"])
     head = family.output.split(".")[0]
-    lost = [name for name in missing if not name.startswith(head) and ".pooler." not in f".{name}"]
+    lost = [name for name in missing if not name.startswith(head) and (need_head or ".pooler." not in f".{name}")]
     wrong = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
     lost += [name for name in wrong if keep_head or not name.startswith(head)]
-    if lost or (keep_head and any(name.startswith(head) for name in missing)):
+    if lost or (need_head and any(name.startswith(head) for name in missing)):
         first = ", ".join((lost or missing)[:3])
         raise ModelError(
             f"the weights of {source} are incomplete: {len(lost or missing)} missing or misshapen, first {first}"
         )
     pooler = any("pooler" in name for name in missing)
     return (f"{source} has no pooler; a new one was drawn from the seed",) if pooler else ()
+
+
+def _check_finite(net: Any, source: str) -> None:
+    bad = [name for name, parameter in net.named_parameters() if not bool(parameter.isfinite().all())]
+    if bad:
+        raise ModelError(
+            f"the weights of {source} hold values that are not finite, in {len(bad)} tensors, first {bad[0]}"
+        )
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -474,6 +486,11 @@ class Compute:
     def autocast(self) -> Any:
         """Context in which matrix products run in `dtype`; nothing in 32 bits."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def precision(self) -> str:
+        """Name of the type, such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def token_budget(self) -> int:
