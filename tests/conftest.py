@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 settings.register_profile("cap", deadline=None, derandomize=True)
 settings.load_profile("cap")
 
+pytest_plugins = ["tiny"]  # fixtures of the end-to-end tests
 MINI = Path(capcli.__file__).parent / "data" / "mini"
 TINY = {
     "hidden_size": 16,

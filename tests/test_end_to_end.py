@@ -1,0 +1,410 @@
+"""Whole runs of the four commands on a tiny model: every method, option group and kind of task."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import FFN, HEADS, HIDDEN, LAYERS, PRUNABLE, WEIGHTS, Tiny, digest, environment, invoke, outcome, write_csv
+
+import capcli
+from capcli import files
+from capcli.config import METHODS, EvalConfig, ExportConfig, ProbeConfig, TaskConfig
+
+NAMES: dict[str, set[str]] = {
+    "": set(
+        "schema_version status model task method losses seed command versions device sparsity metrics size timing "
+        "memory history files".split()
+    ),
+    "versions": {"cap", "torch", "transformers"},
+    "sparsity": {
+        *("requested", "achieved", "prunable_weights", "kept_weights", "encoder", "whole_model"),
+        "per_matrix",
+    },
+    "metrics": {"dense", "pruned", "retention", "n_examples", "confidence_95"},
+    "size": {"dense_bytes", "artifact_bytes", "weights_bytes", "bound_bytes"},
+    "timing": {"teacher_seconds", "banks_seconds", "prune_seconds", "total_seconds", "examples_per_second"},
+    "memory": {"peak_host_bytes", "peak_device_bytes"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run of each method, made when first asked for."""
+    found: dict[str, Path] = {}
+
+    def of(method: str) -> Path:
+        if method not in found:
+            found[method] = tmp_path_factory.mktemp(method) / "out"
+            tiny.prune(found[method], method=method)
+        return found[method]
+
+    return of
+
+
+def stored(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "report.json").read_text()))
+
+
+def some_inputs() -> dict[str, torch.Tensor]:
+    tokens = torch.randint(5, 20, (8, 11), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(tokens)
+    mask[::2, 7:] = 0
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+# Every method --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sparsity_is_what_was_asked_for(runs: Any, method: str) -> None:
+    """Exact count without structure, nearest point with; the report says what is in the file."""
+    out = runs(method)
+    found = stored(out)["sparsity"]
+    net = capcli.load(out)
+    matrices = [
+        p for name, p in net.named_parameters() if ".layer." in name and name.endswith("weight") and p.dim() > 1
+    ]
+    kept = sum(int(p.count_nonzero()) for p in matrices)
+    assert sum(p.numel() for p in matrices) == found["prunable_weights"] == PRUNABLE
+    assert kept == found["kept_weights"] == sum(row["kept"] for row in found["per_matrix"])
+    assert found["achieved"] == pytest.approx(1 - kept / PRUNABLE, abs=1e-12)
+    assert found["requested"] == 0.7
+    assert len(found["per_matrix"]) == 6 * LAYERS
+    if METHODS[method].criterion == "first-order":
+        assert abs(kept - 0.3 * PRUNABLE) <= HIDDEN  # half a neuron: its 2·HIDDEN weights are the smallest group
+        check_groups(net)
+    else:
+        assert abs(kept - round(0.3 * PRUNABLE)) <= 1
+
+
+def check_groups(net: Any) -> None:
+    """Whole heads and neurons are gone, in all their matrices; each layer keeps one of both."""
+    size = HIDDEN // HEADS
+    for layer in net.bert.encoder.layer:
+        attention = layer.attention
+        rows = [
+            w.weight.view(HEADS, size * HIDDEN).any(1)
+            for w in (attention.self.query, attention.self.key, attention.self.value)
+        ]
+        columns = attention.output.dense.weight.T.reshape(HEADS, size * HIDDEN).any(1)
+        neurons = layer.intermediate.dense.weight.any(1), layer.output.dense.weight.any(0)
+        assert all(torch.equal(columns, row) for row in rows)
+        assert torch.equal(*neurons)
+        assert 1 <= int(columns.sum()) < HEADS
+        assert 1 <= int(neurons[0].sum()) < FFN
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_report_has_every_name(runs: Any, method: str) -> None:
+    report = stored(runs(method))
+    for part, names in NAMES.items():
+        assert names <= set(report[part] if part else report), part
+    assert (report["schema_version"], report["status"], report["method"]) == (1, "complete", method)
+    assert {"name", "shape", "kept", "sparsity"} <= set(report["sparsity"]["per_matrix"][0])
+    assert all({"step", "epoch", "sparsity", "losses", "metrics"} <= set(row) for row in report["history"])
+    for name in ("accuracy", "macro_f1"):
+        low, high = report["metrics"]["confidence_95"][name]
+        assert 0 <= low <= report["metrics"]["pruned"][name] <= high <= 1
+    assert all(report["timing"][name] > 0 for name in NAMES["timing"])
+    assert report["memory"]["peak_host_bytes"] > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_are_those_of_the_report(runs: Any, method: str) -> None:
+    out = runs(method)
+    report = stored(out)
+    for name, row in report["files"].items():
+        assert row == {"bytes": (out / name).stat().st_size, "sha256": digest(out / name)}
+    assert {WEIGHTS, "cap_config.json", "tokenizer.json", "tokenizer_config.json"} <= set(report["files"])
+    others = {path.name for path in out.iterdir()} - set(report["files"])
+    assert others == {"report.json", "report.html", "README.md"}
+    assert report["size"]["artifact_bytes"] == sum(row["bytes"] for row in report["files"].values())
+    assert report["size"]["weights_bytes"] == (out / WEIGHTS).stat().st_size
+    assert (out / "README.md").read_text().startswith("---\n")
+    html.parser.HTMLParser().feed((out / "report.html").read_text())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_eval_gives_the_metrics_of_the_report(runs: Any, method: str) -> None:
+    """`cap eval OUT` without a task: exactly what the report says."""
+    out = runs(method)
+    result = invoke("eval", str(out), "--json", "-q", "--threads", "1", "--latency-length", "8")
+    assert result.exit_code == 0, result.stderr
+    found, report = json.loads(result.stdout), stored(out)
+    assert found["metrics"] == report["metrics"]["pruned"]
+    assert found["confidence_95"] == report["metrics"]["confidence_95"]
+    assert found["n_examples"] == report["metrics"]["n_examples"] == 48
+    assert found["sparsity"]["achieved"] == pytest.approx(report["sparsity"]["achieved"])
+    assert found["labels"] == ["negative", "positive"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_export_loads_without_capcli(runs: Any, method: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    out = runs(method)
+    capcli.export(ExportConfig(model=str(out), out=str(tmp_path / "dense")))
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense").eval()
+    ours = capcli.load(out)
+    with torch.inference_mode():
+        assert torch.equal(stock(**some_inputs()).logits, ours(**some_inputs()).logits)
+    assert stock.config.id2label == {0: "negative", 1: "positive"}
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "dense")("a good film")["input_ids"][1:-1]
+        == (capcli.load_tokenizer(out)("a good film")["input_ids"][1:-1])
+    )
+
+
+def test_the_task_is_learned(runs: Any) -> None:
+    """Otherwise the tests around it would compare constants."""
+    metrics = stored(runs("cap-soft"))["metrics"]
+    assert metrics["dense"]["accuracy"] > 0.8
+    assert metrics["pruned"]["accuracy"] > 0.7
+
+
+def test_probe(runs: Any, tiny: Tiny, tmp_path: Path) -> None:
+    out = runs("cap-soft")
+    config = ProbeConfig(
+        model=str(out), baseline=tiny.model, tasks="subj,mr", max_train_samples=60, max_eval_samples=60, max_length=16
+    )
+    found = capcli.probe(config)
+    assert set(found["tasks"]) == {"subj", "mr"}
+    assert found["differences"]["mr"] == found["tasks"]["mr"]["mean"] - found["baseline"]["tasks"]["mr"]["mean"]
+    assert found["tasks"]["mr"]["n_examples"] == 60
+
+
+# Options -------------------------------------------------------------------------------------------------------------
+
+QUICK = {"epochs": 2, "teacher_epochs": 1}
+
+
+@pytest.mark.parametrize("losses", ["ce", "kd", "ce,kd", "ce,kd,prc", "ce,kd,snc", "ce,kd,fic", "ce,prc,snc,fic"])
+def test_loss_ablation(tiny: Tiny, tmp_path: Path, losses: str) -> None:
+    report = tiny.prune(tmp_path / "out", losses=losses, **QUICK)
+    names = {name for row in report["history"] if row["phase"] == "prune" for name in row["losses"]}
+    wanted = {"reg", "total"} | {
+        term for name in losses.split(",") for term in ((name,) if name in ("ce", "kd") else (f"{name}_u", f"{name}_s"))
+    }
+    assert names == wanted
+    assert report["losses"] == losses.split(",")
+
+
+def test_normalisations_differ_only_in_the_contrastive_terms(tiny: Tiny, tmp_path: Path) -> None:
+    rows = [
+        next(
+            row
+            for row in tiny.prune(tmp_path / name, normalization=name, **QUICK)["history"]
+            if row["phase"] == "prune"
+        )
+        for name in ("mean", "reference")
+    ]
+    assert rows[0]["losses"]["ce"] == rows[1]["losses"]["ce"]
+    assert rows[0]["losses"]["prc_s"] != rows[1]["losses"]["prc_s"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "expected"),
+    [
+        ("quick", "cap-soft", {"epochs": 2, "teacher_epochs": 1, "normalization": "mean"}),
+        ("paper", "cap-soft", {"normalization": "reference", "init": "pretrained", "score_init": "zero"}),
+        ("paper", "cap-m", {"scope": "matrix", "kd_temperature": 2.0}),
+        ("paper", "cap-f", {"kd_temperature": 1.0, "unsupervised_weight": 0.3}),
+    ],
+)
+def test_presets(tiny: Tiny, tmp_path: Path, preset: str, method: str, expected: dict[str, Any]) -> None:
+    """What is not chosen comes from the preset, and the report says so."""
+    chosen = {"epochs": None, "teacher_epochs": None} if preset == "quick" else QUICK
+    report = tiny.prune(tmp_path / "out", preset=preset, method=method, **chosen)
+    assert expected.items() <= report["config"].items()
+
+
+def test_regression(tiny: Tiny, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", task="regression", data=tiny.numbers, sparsity=0.5)
+    assert report["metrics"]["primary"] == "pearson"
+    assert report["metrics"]["dense"]["pearson"] > 0.5
+    assert capcli.load(tmp_path / "out").config.num_labels == 1
+    source = TaskConfig(task="regression", data=tiny.numbers, max_length=16)
+    assert (
+        capcli.evaluate(EvalConfig(model=str(tmp_path / "out"), source=source))["metrics"]
+        == (report["metrics"]["pruned"])
+    )
+
+
+def test_pairs(tiny: Tiny, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", task="text-pair-classification", data=tiny.pairs, **QUICK)
+    assert report["labels"] == ["different", "same"]
+    assert capcli.load_tokenizer(tmp_path / "out")("good", "bad")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+def test_one_csv_of_the_user_with_holdout(tiny: Tiny, tmp_path: Path) -> None:
+    """Own column names, labels that are numbers, no evaluation split."""
+    lines = (Path(tiny.data) / "train.csv").read_text().splitlines()[1:]
+    rows = [(line.rsplit(",", 1)[0], "1" if line.endswith("positive") else "0") for line in lines]
+    write_csv(tmp_path / "mine.csv", ("Review, raw", "Class"), rows)
+    names = {"text_column": "Review, raw", "label_column": "Class"}
+    report = tiny.prune(tmp_path / "out", data=str(tmp_path / "mine.csv"), holdout=0.25, **names, **QUICK)
+    assert report["metrics"]["split"] == "holdout"
+    assert report["metrics"]["n_examples"] == 20
+    assert report["labels"] == ["0", "1"]
+    assert "held-out" in report["notes"][0]
+
+
+def test_holdout_chooses_the_best_epoch(tiny: Tiny, tmp_path: Path) -> None:
+    """With an evaluation split, the held-out part decides which epoch at the final sparsity is kept."""
+    out = tmp_path / "out"
+    report = tiny.prune(out, holdout=0.3, epochs=6, final_share=0.7, keep_work=True, losses="ce", method="magnitude")
+    rows = [r for r in report["history"] if r["phase"] == "prune" and r["metrics"] and r["sparsity"] == 0.7]
+    values = [row["metrics"]["accuracy"] for row in rows]
+    best = files.read_json(out / "work" / "best" / "best.json")
+    assert len(values) >= 3
+    assert best["value"] == max(values)
+    assert best["step"] == rows[values.index(max(values))]["step"]
+    tensors = files.read_tensors(out / "work" / "best" / "best.safetensors")
+    expected = tensors["net.classifier.weight"]
+    assert torch.equal(capcli.load(out).classifier.weight, expected)
+    assert report["metrics"]["split"] == "validation"
+
+
+def test_teacher_given(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    """A stock folder and a pruned model both serve; with a pruned one as start, its zeros do not count as kept."""
+    capcli.export(ExportConfig(model=str(pruned), out=str(tmp_path / "teacher")))
+    reports = [
+        tiny.prune(tmp_path / name, teacher=teacher, teacher_epochs=0, epochs=2, init="pretrained")
+        for name, teacher in (("a", str(tmp_path / "teacher")), ("b", str(pruned)))
+    ]
+    assert reports[0]["metrics"]["dense"] == reports[1]["metrics"]["dense"] == stored(pruned)["metrics"]["pruned"]
+    assert digest(tmp_path / "a" / WEIGHTS) == digest(tmp_path / "b" / WEIGHTS)
+    assert {row["phase"] for row in reports[0]["history"]} == {"prune"}
+
+
+def test_start_from_a_pruned_teacher(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", teacher=str(pruned), teacher_epochs=0, epochs=2, sparsity=0.8)
+    assert report["sparsity"]["kept_weights"] == round(0.2 * PRUNABLE)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pooling(tiny: Tiny, tmp_path: Path, pooling: str) -> None:
+    assert tiny.prune(tmp_path / "out", pooling=pooling, **QUICK)["status"] == "complete"
+
+
+def test_bf16_on_a_cpu(tiny: Tiny, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", precision="bf16", **QUICK)
+    assert report["device"]["precision"] == "bfloat16"
+    assert all(p.dtype == torch.float32 for p in capcli.load(tmp_path / "out").parameters())
+
+
+def test_fewer_examples_than_are_drawn(tiny: Tiny, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", max_train_samples=20, max_eval_samples=10, extra_examples=4096, **QUICK)
+    assert report["metrics"]["n_examples"] == 10
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.99])
+def test_ends_of_the_range(tiny: Tiny, tmp_path: Path, sparsity: float) -> None:
+    report = tiny.prune(tmp_path / "out", sparsity=sparsity, **QUICK)
+    assert abs(report["sparsity"]["kept_weights"] - round((1 - sparsity) * PRUNABLE)) <= 1
+    assert report["sparsity"]["achieved"] == pytest.approx(sparsity, abs=1e-4)
+
+
+def test_scopes(tiny: Tiny, tmp_path: Path) -> None:
+    """Within each matrix every matrix has the same sparsity; over all they differ."""
+    for scope, same in (("matrix", True), ("global", False)):
+        report = tiny.prune(tmp_path / scope, scope=scope, method="magnitude", **QUICK)
+        rows = report["sparsity"]["per_matrix"]
+        assert (max(row["sparsity"] for row in rows) - min(row["sparsity"] for row in rows) < 1e-3) == same
+
+
+def test_no_config_json_in_the_artefact(pruned: Path) -> None:
+    """Plain transformers must refuse the folder, not load it with random weights."""
+    from transformers import AutoModelForSequenceClassification
+
+    assert not (pruned / "config.json").exists()
+    with pytest.raises((OSError, ValueError)):
+        AutoModelForSequenceClassification.from_pretrained(pruned)
+
+
+# The same command again ----------------------------------------------------------------------------------------------
+
+
+def test_same_command_in_fresh_processes_gives_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
+    """R10. And the bytes do not depend on whether the process is fresh."""
+    env = environment()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "capcli", *tiny.arguments(tmp_path / name, seed=5)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    tiny.prune(tmp_path / "c", seed=5)
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(tmp_path / "c")
+    names = set(stored(tmp_path / "a")["files"])
+    assert all(digest(tmp_path / "a" / name) == digest(tmp_path / "b" / name) for name in names)
+
+
+def test_seeds_differ(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    tiny.prune(tmp_path / "out", seed=2)
+    assert digest(tmp_path / "out" / WEIGHTS) != digest(pruned / WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short finished run for the tests that change it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    tiny.prune(out, losses="ce", method="magnitude", **QUICK)
+    return out
+
+
+def again(tiny: Tiny, out: Path, *more: str, **changes: Any) -> Any:
+    arguments = tiny.arguments(out, **{"losses": "ce", "method": "magnitude", **QUICK, **changes})
+    return invoke(*arguments, *more)
+
+
+def test_finished_run_is_left_alone(tiny: Tiny, finished: Path) -> None:
+    before = {path.name: (path.stat().st_mtime_ns, digest(path)) for path in finished.iterdir()}
+    result = again(tiny, finished)
+    assert result.exit_code == 0
+    assert "already complete" in result.stderr
+    assert {path.name: (path.stat().st_mtime_ns, digest(path)) for path in finished.iterdir()} == before
+
+
+def test_other_configuration_is_refused(tiny: Tiny, finished: Path) -> None:
+    result = again(tiny, finished, sparsity=0.8, seed=9)
+    assert result.exit_code == 2
+    assert "sparsity: 0.7, now 0.8" in result.stderr
+    assert "seed: 1, now 9" in result.stderr
+    assert "--overwrite" in result.stderr
+
+
+def test_options_that_may_differ(tiny: Tiny, finished: Path) -> None:
+    assert again(tiny, finished, checkpoint_seconds=5, max_time=9).exit_code == 0
+
+
+def test_overwrite_starts_anew(tiny: Tiny, finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    result = again(tiny, out, "--overwrite", sparsity=0.8)
+    assert result.exit_code == 0, result.stderr
+    assert stored(out)["sparsity"]["requested"] == 0.8
+    assert not (out / "work").exists()
+
+
+def test_keep_work(tiny: Tiny, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert again(tiny, out, keep_work=True).exit_code == 0
+    assert (out / "work" / "prune-steps").is_dir()
+    assert outcome(out) == outcome(finished)

@@ -1,0 +1,248 @@
+"""A tiny model and tiny tasks, made from a seed in a second: what the end-to-end tests run on. No network, no files of ours.
+
+The word that stands in a sentence decides its class, so that a few dozen steps of a random network learn it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the fault tests fork
+
+FILLERS = "the a film story actor scene plot music was is seems very quite rather long short".split()
+WORDS = {"negative": ("bad", "dull", "awful"), "positive": ("good", "bright", "great")}
+HIDDEN, LAYERS, HEADS, FFN = 32, 2, 4, 64
+PRUNABLE = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FFN)
+WEIGHTS = "model.cap.safetensors"
+# A run of one to two seconds: 20 + 20 steps. Rates are high because the network is small and random.
+SETTINGS: dict[str, Any] = {
+    "sparsity": 0.7,
+    "epochs": 4,
+    "teacher_epochs": 4,
+    "batch_size": 16,
+    "lr": 5e-3,
+    "teacher_lr": 5e-3,
+    "max_length": 16,
+    "extra_examples": 40,
+    "threads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of the tiny model and of its tasks."""
+
+    root: Path
+
+    @property
+    def model(self) -> str:
+        """A random BERT without a head, in Hugging Face layout."""
+        return str(self.root / "tiny")
+
+    @property
+    def data(self) -> str:
+        """Two classes, one text: train.csv and validation.csv."""
+        return str(self.root / "words")
+
+    @property
+    def pairs(self) -> str:
+        """Two classes, two texts: do both hold a word of the same class?"""
+        return str(self.root / "pairs")
+
+    @property
+    def numbers(self) -> str:
+        """Regression: how many good words stand in the text."""
+        return str(self.root / "numbers")
+
+    def prune_config(self, out: Path, **chosen: Any) -> Any:
+        """A configuration of `cap prune` on the two-class task, changed by `chosen`."""
+        from capcli.config import prune_config
+
+        base = {"model": self.model, "task": "text-classification", "data": self.data, "out": str(out)}
+        return prune_config({**base, **SETTINGS, **chosen})
+
+    def prune(self, out: Path, **chosen: Any) -> dict[str, Any]:
+        """Run `cap prune` in this process; returns the report."""
+        import capcli
+
+        return capcli.prune(self.prune_config(out, **chosen))
+
+    def arguments(self, out: Path, **chosen: Any) -> list[str]:
+        """The same run as arguments of `cap`."""
+        base = {"task": "text-classification", "data": self.data, "out": str(out)}
+        found = ["prune", str(chosen.pop("model", self.model))]
+        for name, value in {**base, **SETTINGS, **chosen}.items():
+            flag = "-o" if name == "out" else "--" + name.replace("_", "-")
+            found += [flag] if value is True else [flag, str(value)]
+        return found
+
+
+def make(root: Path) -> Tiny:
+    """Write the model and the tasks below `root`."""
+    tiny = Tiny(root)
+    write_model(Path(tiny.model))
+    rng = random.Random(7)
+    for split, n in (("train", 80), ("validation", 48)):
+        write_csv(Path(tiny.data) / f"{split}.csv", ("text", "label"), [one_text(rng) for _ in range(n)])
+        write_csv(Path(tiny.pairs) / f"{split}.csv", ("text", "pair", "label"), [one_pair(rng) for _ in range(n)])
+        write_csv(Path(tiny.numbers) / f"{split}.csv", ("text", "label"), [one_number(rng) for _ in range(n)])
+    return tiny
+
+
+def write_model(folder: Path, seed: int = 0, **changes: Any) -> None:
+    """A random BERT and its word-piece tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = special + sorted({*FILLERS, *WORDS["negative"], *WORDS["positive"]}) + ["##s", "##ly"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True)),
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    shape = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": FFN}
+    easy = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0}  # attention keeps its dropout
+    config = BertConfig(**{"vocab_size": len(words), "max_position_embeddings": 64, **shape, **easy, **changes})
+    BertModel(config).save_pretrained(folder)
+
+
+def one_text(rng: random.Random) -> tuple[str, str]:
+    """A text and its label."""
+    label = rng.choice(list(WORDS))
+    words = rng.choices(FILLERS, k=rng.randint(1, 4))
+    words.insert(rng.randrange(len(words) + 1), rng.choice(WORDS[label]))
+    return " ".join(words), label
+
+
+def one_pair(rng: random.Random) -> tuple[str, str, str]:
+    """Two texts and whether their words are of one class."""
+    (first, a), (second, b) = one_text(rng), one_text(rng)
+    return first, second, "same" if a == b else "different"
+
+
+def one_number(rng: random.Random) -> tuple[str, str]:
+    """A text and the number of good words in it."""
+    n = rng.randint(0, 3)
+    words = rng.choices(FILLERS, k=3) + rng.choices(WORDS["positive"], k=n)
+    rng.shuffle(words)
+    return " ".join(words), f"{n:.1f}"
+
+
+def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A csv file with quotes where they are needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, by other means than the package's."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def outcome(out: Path) -> tuple[str, Any, Any]:
+    """What two runs that are the same share: bytes of the weights, metrics, and the history of the losses."""
+    report = json.loads((out / "report.json").read_text())
+    assert report["status"] == "complete"
+    return digest(out / WEIGHTS), report["metrics"], report["history"]
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """The environment for a `cap` of our own: one thread, no colours, nothing from CI."""
+    dropped = (
+        "GITHUB_ACTIONS",
+        "HF_DATASETS_OFFLINE",
+        "GITHUB_STEP_SUMMARY",
+        "NO_COLOR",
+        "FORCE_COLOR",
+        "HF_HUB_OFFLINE",
+        "HF_ENDPOINT",
+        "HF_HOME",
+    )
+    base = {name: value for name, value in os.environ.items() if name not in dropped}
+    base |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"}
+    return {name: value for name, value in {**base, **changes}.items() if value is not None}
+
+
+def cap(*arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `cap` in a process of its own and wait for it."""
+    command = [sys.executable, "-m", "capcli", *arguments]
+    return subprocess.run(
+        command,
+        env=dict(env or environment()),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def invoke(*arguments: str) -> Any:
+    """Run `cap` in this process; the result has exit_code, stdout and stderr."""
+    from typer.testing import CliRunner
+
+    from capcli.cli import app
+
+    return CliRunner().invoke(app, list(arguments))
+
+
+def forked(action: Callable[[], Any]) -> int:
+    """Run `action` in a fork of this process, which has torch loaded already; returns the pid to wait for.
+
+    The child ends with code 0, or with 99 when `action` raised; nothing of pytest runs in it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        action()
+        code = 0
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        os._exit(code)
+
+
+def wait(pid: int) -> int:
+    """Exit code of a fork; the negative signal number when it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The tiny model and its tasks, once per session."""
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def pruned(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the default method, to read from."""
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    tiny.prune(out)
+    return out
