@@ -51,7 +51,8 @@ def pearson(truth: Array, predicted: Array) -> Array:
     """Correlation along the last axis of two [..., N]; NaN when either is constant."""
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in (truth, predicted))
     scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
-    return np.asarray(np.where(scale > 0, (a * b).sum(axis=-1) / np.where(scale > 0, scale, 1), np.nan))
+    varies = (np.ptp(truth, axis=-1) > 0) & (np.ptp(predicted, axis=-1) > 0) & (scale > 0)  # rounding hides constants
+    return np.asarray(np.where(varies, (a * b).sum(axis=-1) / np.where(scale > 0, scale, 1), np.nan))
 
 
 def spearman(truth: Array, predicted: Array) -> Array:
@@ -103,7 +104,7 @@ def wilson(hits: float, n: int, z: float = 1.959964) -> list[float]:
     share, spread = hits / n, z**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return [float(max(0.0, centre - half)), float(min(1.0, centre + half))]
+    return [float(max(0.0, min(share, centre - half))), float(min(1.0, max(share, centre + half)))]
 
 
 def _percentiles(values: Array) -> list[float]:
