@@ -256,8 +256,8 @@ def model_table() -> str:
     return "\n".join(
         [
             "# Models\n",
-            "`MODEL` is one of: a folder in Hugging Face layout; a hub id such as `google-bert/bert-base-uncased`, with "
-            "a revision after `@` if wanted; a short name of the table below; "
+            "`MODEL` is one of: a folder in Hugging Face layout; a hub id such as `google-bert/bert-base-uncased`, "
+            "with a revision after `@` if wanted; a short name of the table below; "
             f"`{config.BUILTIN_MODEL}`; and, except for `cap prune`, what `cap prune` wrote.\n",
             "## Short names\n",
             table(("short name", "hub id", "family", "family supported"), rows),
