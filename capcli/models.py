@@ -25,7 +25,7 @@ from capcli import files, sparse
 from capcli.config import ALIASES, BUILTIN_MODEL, Hardware, nearest
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.run import Event
-from capcli.tasks import Batch, Examples, collate, evaluation_batches
+from capcli.tasks import Batch, Examples, collate, evaluation_batches, label_key
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "mini"
@@ -421,11 +421,12 @@ def _own_labels(config: Any) -> tuple[str, ...]:
 
 
 def _label_order(own: Sequence[str], labels: Sequence[str] | None) -> list[int] | None:
-    """For each wanted label the index among `own`, compared without regard to case; None when the sets differ."""
+    """For each wanted label the index among `own`, compared by `label_key`; None when the sets differ."""
     if labels is None:
         return list(range(len(own)))
-    index = {name.casefold(): i for i, name in enumerate(own)}
-    wanted = [name.casefold() for name in labels]
+    key = label_key(own, labels)
+    index = {key(name): i for i, name in enumerate(own)}
+    wanted = [key(name) for name in labels]
     return [index[name] for name in wanted] if set(wanted) == set(index) and len(wanted) == len(own) else None
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,12 +295,22 @@ def _label_names(task: Task, raw: Mapping[str, Any], wanted: Sequence[str], conf
         raise DataError(f"column {column!r} of the {wanted[0]} split holds no labels")
     if len(values) > 1000:
         raise DataError(f"column {column!r} holds {len(values)} different labels", "for numbers use --task regression")
-    numeric = all(value.lstrip("-").isdigit() for value in values)
+    numeric = all(map(_is_number, values))
     return tuple(sorted(values, key=(lambda v: (int(v), v)) if numeric else (lambda v: (v.casefold(), v))))
 
 
 def _as_name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"-?\d{1,18}", name) is not None
+
+
+def label_key(*tables: Sequence[str]) -> Callable[[str], str]:
+    """How label names are compared: without regard to case, unless names of one table differ in nothing else."""
+    alike = all(len({name.casefold() for name in names}) == len(names) for names in tables)
+    return str.casefold if alike else str
 
 
 def _is_missing(value: Any) -> bool:
@@ -345,18 +356,21 @@ def _numbers(values: Sequence[Any], column: str, split: str) -> NDArray[np.float
 
 
 def _indices(values: Sequence[Any], own: Sequence[str] | None, names: Sequence[str], split: str) -> NDArray[np.int64]:
-    """Labels as indices into `names`: by name when they are strings or named codes, else as codes."""
-    index = {name.casefold(): i for i, name in enumerate(names)}
+    """Labels as indices into `names`: by name when they are strings or named codes, else as codes.
+
+    Names that are numbers are names only: among classes 1 and 2, a label 0 is unknown and not the first class.
+    """
+    key = label_key(names)
+    index: dict[str, int] = {key(name): i for i, name in enumerate(names)}
+    codes = range(0) if any(map(_is_number, names)) else range(len(names))
     table: dict[Any, int | None] = {}
     for value in set(values):
-        if isinstance(value, str):
-            code = index.get(value.strip().casefold())
-            table[value] = int(value) if code is None and value.isdigit() and int(value) < len(names) else code
-        elif own is not None and 0 <= value < len(own):
-            table[value] = index.get(own[int(value)].casefold())
-        else:
-            named = index.get(_as_name(value).casefold())
-            table[value] = named if named is not None else (int(value) if 0 <= value < len(names) else None)
+        if own is not None and not isinstance(value, str) and 0 <= value < len(own):
+            table[value] = index.get(key(own[int(value)]))
+            continue
+        name = _as_name(value)
+        code = int(name) if _is_number(name) and int(name) in codes else None
+        table[value] = index.get(key(name), code)
     unknown = sorted(str(value) for value, code in table.items() if code is None)
     if unknown == ["-1"] and len(table) == 1:
         raise DataError(f"the labels of the {split} split are hidden (-1)", "use a split with labels")
