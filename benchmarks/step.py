@@ -23,7 +23,9 @@ from capcli.pruner import make_pruner
 def jobs(args: argparse.Namespace, folder: Path) -> tuple[train.Job, train.Job]:
     """A plain fine-tuning job (ce) and a full CAP job in the middle of its schedule, each with a model of its own."""
     common = {"model": args.model, "task": args.task, "data": args.data, "max_train_samples": args.samples}
-    settings = config.prune_config({**common, "method": args.method, "batch_size": args.batch, "precision": args.precision})
+    settings = config.prune_config(
+        {**common, "method": args.method, "batch_size": args.batch, "precision": args.precision}
+    )
     flag = run.StopFlag()
     setup, student = prune._load(settings, run.Run(out=folder, flag=flag))
     plain = prune._job(setup, models.copy(student), "teacher", train.Objective(losses=("ce",)), None)
@@ -33,7 +35,9 @@ def jobs(args: argparse.Namespace, folder: Path) -> tuple[train.Job, train.Job]:
     torch.manual_seed(0)
     table = {}
     for name, n_vectors in (("prc", 1), ("snc", 3), ("fic", 1)):
-        vectors = [torch.nn.functional.normalize(torch.randn(n_examples, width), dim=-1).half() for _ in range(n_vectors)]
+        vectors = [
+            torch.nn.functional.normalize(torch.randn(n_examples, width), dim=-1).half() for _ in range(n_vectors)
+        ]
         table[name] = banks.Bank(vectors=[part.to(setup.on.device) for part in vectors])
     labels = torch.from_numpy(setup.train.labels).to(setup.on.device)
     logits = torch.randn(n_examples, max(1, len(setup.data.labels)), device=setup.on.device)

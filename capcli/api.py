@@ -9,11 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from capcli import evaluate as evaluate_
-from capcli import export as export_
+import capcli.evaluate as evaluate_
+import capcli.export as export_
+import capcli.probe as probe_
+import capcli.prune as prune_
 from capcli import models, run
-from capcli import probe as probe_
-from capcli import prune as prune_
 from capcli.config import EvalConfig, ExportConfig, ProbeConfig, PruneConfig
 from capcli.errors import ModelError
 
@@ -66,7 +66,7 @@ def _result(events: Generator[run.Event, None, dict[str, Any]]) -> dict[str, Any
 
 
 class _Verb(ModuleType):
-    """Importing the file of a verb binds it as `capcli.<verb>`, over the function of that name; so the file is callable."""
+    """Importing the file of a verb binds it as `capcli.<verb>`, over the function; so the file is callable."""
 
     def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
         """The function of the same name in this module."""

@@ -118,7 +118,7 @@ def select(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: str) ->
     keep = kept_count(sparsity, scores.numel())
     if scope == "global":
         return topk(scores, keep)
-    parts, counts = scores.split(list(sizes)), apportion(keep, sizes)
+    parts, counts = scores.split(list(sizes)), apportion(keep, sizes)  # type: ignore[no-untyped-call]
     masks: list[Tensor] = [scores] * len(sizes)
     for size in dict.fromkeys(sizes):  # matrices of one size together
         rows = [i for i, other in enumerate(sizes) if other == size]
