@@ -177,6 +177,8 @@ def load_artifact(folder: Path) -> Model:
     net.load_state_dict(tensors, strict=True)
     _check_finite(net, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
+    if len(labels) != net.config.num_labels:
+        raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     kind, family = str(settings["kind"]), family_of(net.config.model_type, str(folder))
     return Model(
         net=net.eval(), tokenizer=_tokenizer(str(folder)), family=family, labels=labels, kind=kind, source=str(folder)
@@ -278,9 +280,12 @@ def load_dense(
         revision,
         config=config,
         output_loading_info=True,
+        ignore_mismatched_sizes=not keep_head,
     )
     notes = _check_loading(info, family, source, keep_head, need_head)
     _check_finite(net, source)
+    if not keep_head and f"{family.output}.weight" not in info["missing_keys"]:
+        _renew(net.get_submodule(family.output), config.initializer_range, seed)
     if order is not None and order != list(range(len(order))):
         _reorder(net.get_submodule(family.output), order)
     tokenizer = _tokenizer(path, revision)
@@ -434,6 +439,14 @@ def _reorder(output: nn.Linear, order: list[int]) -> None:
     with torch.no_grad():
         output.weight.copy_(output.weight[order].clone())
         output.bias.copy_(output.bias[order].clone())
+
+
+def _renew(output: nn.Linear, spread: float, seed: int) -> None:
+    """Draw the rows of the labels anew: those of the checkpoint belong to other labels."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        output.weight.copy_(torch.empty_like(output.weight).normal_(0.0, spread, generator=generator))
+        output.bias.zero_()
 
 
 def _listed(labels: Sequence[str]) -> str:
