@@ -1,6 +1,7 @@
 """Bytes against the information bound, and speed against plain safetensors, of the sparse file format.
 
     python benchmarks/sparse.py [--json] [--matrices 36]
+    python benchmarks/sparse.py --table FILE [--write docs/benchmarks.md]     the table of what --json printed
 
 Speeds are ratios to saving and loading the same dense tensors with safetensors in the same run (1.0 = as fast; both
 sides sync what they write; the loaded dense tensors are touched, because safetensors maps them lazily).
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import table
 import torch
 from safetensors.torch import load_file
 
@@ -80,7 +82,31 @@ def measure_speed(folder: Path, n_matrices: int, sparsity: float) -> dict[str, A
     }
 
 
+def render(found: dict[str, Any]) -> str:
+    """What `--json` printed, as Markdown."""
+    head = ("dtype, coding", "sparsity", "bits", "over the bound", "dense / file")
+    sizes = [
+        (
+            f"{r['dtype']}, {r['coding']}",
+            f"{r['sparsity']:.1%}",
+            r["bits"],
+            f"{r['over_bound']:.2%}",
+            f"{r['dense_over_file']:.1f}x",
+        )
+        for r in found["sizes"]
+    ]
+    speeds = [
+        (f"{r['sparsity']:.1%}", f"{r['weights']:,}", f"{r['save_speed_ratio']:.2f}", f"{r['load_speed_ratio']:.2f}")
+        for r in found["speeds"]
+    ]
+    below = "Speed against saving and loading the same dense tensors with safetensors (1 = as fast), one thread:"
+    second = table.markdown(("sparsity", "weights", "saving", "loading"), speeds)
+    return f"{table.markdown(head, sizes)}\n\n{below}\n\n{second}"
+
+
 def main() -> None:
+    if table.handled("sparse", render):
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--matrices", type=int, default=36, help="matrices [768, 3072] in the speed test (36)")

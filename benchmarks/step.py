@@ -1,6 +1,7 @@
 """A CAP training step against a plain fine-tuning step: same model, batches and precision, in turns in one process.
 
 usage: python benchmarks/step.py MODEL --task TASK [--data PATH] [--steps 40] [--method cap-soft] [--json FILE]
+       python benchmarks/step.py --table FILE [--write docs/benchmarks.md]
 
 Prints the median seconds of both, their ratio pair by pair, and what each part of the difference costs.
 """
@@ -12,40 +13,48 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
+import synthetic
+import table
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from capcli import banks, config, models, prune, run, tasks, train
-from capcli.pruner import make_pruner
+from capcli import config, models, tasks, train
 
 
-def jobs(args: argparse.Namespace, folder: Path) -> tuple[train.Job, train.Job]:
+def jobs(args: argparse.Namespace) -> tuple[train.Job, train.Job]:
     """A plain fine-tuning job (ce) and a full CAP job in the middle of its schedule, each with a model of its own."""
     common = {"model": args.model, "task": args.task, "data": args.data, "max_train_samples": args.samples}
     settings = config.prune_config(
         {**common, "method": args.method, "batch_size": args.batch, "precision": args.precision}
     )
-    flag = run.StopFlag()
-    setup, student = prune._load(settings, run.Run(out=folder, flag=flag))
-    plain = prune._job(setup, models.copy(student), "teacher", train.Objective(losses=("ce",)), None)
-    total = settings.epochs * train.steps_per_epoch(setup.train, settings.batch_size)
-    pruner = make_pruner(student, settings, total)
-    n_examples, width = len(setup.train), student.net.config.hidden_size
-    torch.manual_seed(0)
-    table = {}
-    for name, n_vectors in (("prc", 1), ("snc", 3), ("fic", 1)):
-        vectors = [
-            torch.nn.functional.normalize(torch.randn(n_examples, width), dim=-1).half() for _ in range(n_vectors)
-        ]
-        table[name] = banks.Bank(vectors=[part.to(setup.on.device) for part in vectors])
-    labels = torch.from_numpy(setup.train.labels).to(setup.on.device)
-    logits = torch.randn(n_examples, max(1, len(setup.data.labels)), device=setup.on.device)
-    objective = train.Objective(losses=settings.loss_names, logits=logits, labels=labels, banks=table)
-    return plain, prune._job(setup, student, "prune", objective, pruner)
+    on = models.compute(settings.hardware)
+    data = tasks.load(settings.source, max_train=settings.max_train_samples, seed=settings.seed)
+    assert data.train is not None
+    student = models.load_dense(args.model, data.labels, data.kind, settings.seed)
+    length = models.longest_input(student, settings.source.max_length)
+    examples = tasks.encode(data.train, student.tokenizer, length)
+    plain = synthetic.plain_job(models.copy(student), examples, on, settings)
+    return plain, synthetic.cap_job(student, examples, on, settings)
+
+
+def render(found: dict[str, Any]) -> str:
+    """What `--json` wrote, as Markdown."""
+    low, high = found["ratio_p10_p90"]
+    head = ("method", "batch", "plain step, ms", "CAP step, ms", "ratio [p10, p90]")
+    times = (
+        f"{found['plain_ms']:.1f}",
+        f"{found['cap_ms']:.1f}",
+        f"{found['ratio_median']:.2f} [{low:.2f}, {high:.2f}]",
+    )
+    note = f"{found['device']}, {found['threads']} threads."
+    return f"{note}\n\n{table.markdown(head, [(found['method'], found['batch'], *times)])}"
 
 
 def main() -> None:
+    if table.handled("step", render):
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--task", required=True)
@@ -58,7 +67,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", default="")
     args = parser.parse_args()
-    both = jobs(args, Path("unused"))
+    both = jobs(args)
     tools = [(train.make_optimizer(job), torch.amp.GradScaler(job.on.device.type, enabled=False)) for job in both]
     order = tasks.training_order(both[0].examples, args.batch, 0, 0)
     total = both[1].pruner.total_steps if both[1].pruner else 1

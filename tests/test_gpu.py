@@ -1,0 +1,193 @@
+"""What must hold on a CUDA device; skipped where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import PRUNABLE, Tiny
+
+import capcli
+from capcli import banks, losses, masks, models, run, tasks, train
+from capcli.config import METHODS, Hardware
+from capcli.criteria import CRITERIA
+from capcli.pruner import make_pruner
+
+pytest_plugins = ["tiny"]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def no_host_sync() -> Iterator[Any]:
+    """A function after whose call waiting for the device is an error, until the end of the test."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def examples(n: int = 64, length: int = 12) -> tasks.Examples:
+    rng = np.random.default_rng(0)
+    return tasks.Examples(
+        tokens=rng.integers(5, 20, n * length, dtype=np.int32),
+        types=np.zeros(n * length, dtype=np.uint8),
+        offsets=np.arange(n + 1, dtype=np.int64) * length,
+        labels=rng.integers(0, 2, n),
+        pad_id=0,
+    )
+
+
+def random_vectors(n: int, width: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1)
+
+
+def job(tiny: Tiny, out: Path, method: str, device: torch.device) -> train.Job:
+    """A pruning phase with all losses of the method, random banks on the device."""
+    data = examples()
+    chosen = tiny.prune_config(out, method=method, device=str(device), precision="auto")
+    on = models.compute(chosen.hardware)
+    model = models.place(models.load_dense(tiny.model, ("negative", "positive"), "classification", 1), on)
+    model.net.train()
+    width = model.net.config.hidden_size
+    table = {
+        name: banks.Bank(vectors=[random_vectors(len(data), width, seed).half().to(device) for seed in seeds])
+        for name, seeds in (("prc", [1]), ("snc", [2, 3]), ("fic", [4]))
+        if name in chosen.loss_names
+    }
+    objective = train.Objective(
+        losses=chosen.loss_names,
+        logits=torch.zeros(len(data), 2, device=device),
+        labels=torch.from_numpy(data.labels).to(device),
+        banks=table,
+    )
+
+    def nothing(*_: int) -> train.Steps:
+        return {}
+        yield
+
+    return train.Job(
+        run=run.Run(out=out, flag=run.StopFlag()),
+        phase="prune",
+        model=model,
+        examples=data,
+        config=chosen,
+        on=on,
+        epochs=chosen.epochs,
+        lr=1e-4,
+        objective=objective,
+        pruner=make_pruner(model, chosen, total_steps=100),
+        snapshot=nothing,
+        epoch_end=nothing,
+        event=lambda **_: run.Event(phase="prune"),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n", [1, 31, 4096, 100_003])
+def test_topk_on_the_device_equals_the_cpu(n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(n, generator=generator)
+    tied = (scores * 2).round() / 2  # many ties, zeros of both signs
+    for values in (scores, tied, -scores.abs(), torch.zeros(n)):
+        for keep in sorted({0, 1, n // 33, n // 2, n - 1, n}):
+            assert torch.equal(masks.topk(values.to(CUDA), keep).cpu(), masks.topk(values, keep)), (n, keep)
+
+
+@pytest.mark.parametrize("scope", ["matrix", "global"])
+def test_selection_over_matrices_equals_the_cpu(scope: str) -> None:
+    sizes = [256, 1024, 256, 77]
+    scores = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0))
+    for sparsity in (0.0, 0.5, 0.97):
+        chosen = masks.select(scores.to(CUDA), sizes, sparsity, scope)
+        assert torch.equal(chosen.cpu(), masks.select(scores, sizes, sparsity, scope))
+
+
+@pytest.mark.parametrize("method", ["cap-soft", "cap-m", "magnitude"])
+def test_run_is_exact_and_loads_on_the_cpu(tiny: Tiny, tmp_path: Path, method: str) -> None:
+    report = tiny.prune(tmp_path / "out", method=method, device="cuda")
+    assert "cuda" in str(report["device"])
+    assert abs(report["sparsity"]["kept_weights"] - masks.kept_count(0.7, PRUNABLE)) <= 1
+    assert report["memory"]["peak_device_bytes"] > 0
+    net = capcli.load(tmp_path / "out")
+    assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}
+    tokens = torch.randint(5, 20, (4, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert bool(net(input_ids=tokens).logits.isfinite().all())
+
+
+def test_structured_run_is_complete(tiny: Tiny, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", method="cap-f", sparsity=0.5, device="cuda")
+    assert report["status"] == "complete"
+
+
+def test_bf16_is_the_default() -> None:
+    on = models.compute(Hardware())
+    assert on.device.type == "cuda"
+    assert on.dtype == (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_host_sync_in_a_step(tiny: Tiny, tmp_path: Path, method: str, no_host_sync: Any) -> None:
+    """Neither while the masks change nor at the final sparsity. A structured step that ranks groups may wait."""
+    one = job(tiny, tmp_path / "out", method, CUDA)
+    optimizer = train.make_optimizer(one)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    order = tasks.training_order(one.examples, one.config.batch_size, 1, 0)
+    for step in range(28, 32):
+        train._step(one, optimizer, scaler, step, 100, order[step % len(order)])
+    steps = [*range(32, 36), *range(90, 94)]
+    if CRITERIA[one.config.criterion].structured:
+        assert one.pruner is not None
+        train._step(one, optimizer, scaler, 90, 100, order[0])
+        steps = [step for step in range(91, 95) if not one.pruner.rises(step)]
+    no_host_sync()
+    for step in steps:
+        train._step(one, optimizer, scaler, step, 100, order[step % len(order)])
+
+
+def test_banks_live_on_the_device(tmp_path: Path) -> None:
+    vectors, logits = random_vectors(10, 8, 0).half(), torch.zeros(10, 2)
+    banks.save(tmp_path / "bank", vectors.numpy(), logits.numpy(), 0.0)
+    found = banks.load(tmp_path / "bank", CUDA, 10)
+    assert {tensor.device.type for tensor in found} == {"cuda"}
+    gathered = banks.Bank(vectors=[found[0], found[0]]).gather(torch.tensor([3, 7], device=CUDA))
+    assert gathered.device.type == "cuda"
+    assert torch.equal(gathered.cpu(), vectors[[3, 7]][:, None].expand(-1, 2, -1))
+
+
+@pytest.mark.parametrize("normalization", ["mean", "reference"])
+def test_contrastive_terms_equal_the_cpu(normalization: str) -> None:
+    batch, n_bank, drawn, width = 16, 3, 50, 24
+    labels = torch.arange(batch) % 2
+    arguments = (
+        random_vectors(batch, width, 0),
+        torch.arange(batch),
+        labels,
+        random_vectors(batch * n_bank, width, 1).view(batch, n_bank, width),
+        random_vectors(drawn * n_bank, width, 2).view(drawn, n_bank, width),
+        torch.arange(drawn) + 8,
+        torch.arange(drawn) % 2,
+    )
+    found = []
+    for device in (CPU, CUDA):
+        z, *rest = (tensor.to(device) for tensor in arguments)
+        z = z.detach().requires_grad_()
+        terms = losses.contrastive_terms(z, *rest, tau=0.1, normalization=normalization)
+        (terms[0] + terms[1]).backward()
+        assert z.grad is not None
+        found.append([*(term.detach().cpu() for term in terms), z.grad.cpu()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=2e-4, atol=2e-5)
+
+
+def test_a_run_is_in_bf16_on_the_gpu_by_default(tiny: Tiny, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", method="magnitude", epochs=1, teacher_epochs=1)
+    assert "cuda" in str(report["device"])
+    assert models.compute(Hardware()).precision in str(report["device"])
