@@ -19,8 +19,25 @@ from capcli.config import METHODS, EvalConfig, ExportConfig, ProbeConfig, TaskCo
 
 NAMES: dict[str, set[str]] = {
     "": set(
-        "schema_version status model task method losses seed command versions device sparsity metrics size timing "
-        "memory history files".split()
+        [
+            "schema_version",
+            "status",
+            "model",
+            "task",
+            "method",
+            "losses",
+            "seed",
+            "command",
+            "versions",
+            "device",
+            "sparsity",
+            "metrics",
+            "size",
+            "timing",
+            "memory",
+            "history",
+            "files",
+        ]
     ),
     "versions": {"cap", "torch", "transformers"},
     "sparsity": {

@@ -1,4 +1,4 @@
-"""A tiny model and tiny tasks, made from a seed in a second: what the end-to-end tests run on. No network, no files of ours.
+"""A tiny model and tiny tasks, made from a seed in a second: what the end-to-end tests run on. No network.
 
 The word that stands in a sentence decides its class, so that a few dozen steps of a random network learn it.
 """
@@ -21,7 +21,24 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the fault tests fork
 
-FILLERS = "the a film story actor scene plot music was is seems very quite rather long short".split()
+FILLERS = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "scene",
+    "plot",
+    "music",
+    "was",
+    "is",
+    "seems",
+    "very",
+    "quite",
+    "rather",
+    "long",
+    "short",
+]
 WORDS = {"negative": ("bad", "dull", "awful"), "positive": ("good", "bright", "great")}
 HIDDEN, LAYERS, HEADS, FFN = 32, 2, 4, 64
 PRUNABLE = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FFN)
