@@ -18,27 +18,25 @@ from capcli import files
 from capcli.config import METHODS, EvalConfig, ExportConfig, ProbeConfig, TaskConfig
 
 NAMES: dict[str, set[str]] = {
-    "": set(
-        [
-            "schema_version",
-            "status",
-            "model",
-            "task",
-            "method",
-            "losses",
-            "seed",
-            "command",
-            "versions",
-            "device",
-            "sparsity",
-            "metrics",
-            "size",
-            "timing",
-            "memory",
-            "history",
-            "files",
-        ]
-    ),
+    "": {
+        "schema_version",
+        "status",
+        "model",
+        "task",
+        "method",
+        "losses",
+        "seed",
+        "command",
+        "versions",
+        "device",
+        "sparsity",
+        "metrics",
+        "size",
+        "timing",
+        "memory",
+        "history",
+        "files",
+    },
     "versions": {"cap", "torch", "transformers"},
     "sparsity": {
         *("requested", "achieved", "prunable_weights", "kept_weights", "encoder", "whole_model"),
