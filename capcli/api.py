@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Generator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import capcli.evaluate as evaluate_
@@ -63,16 +61,3 @@ def _result(events: Generator[run.Event, None, dict[str, Any]]) -> dict[str, Any
             next(events)
         except StopIteration as stop:
             return dict(stop.value)
-
-
-class _Verb(ModuleType):
-    """Importing the file of a verb binds it as `capcli.<verb>`, over the function; so the file is callable."""
-
-    def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
-        """The function of the same name in this module."""
-        found: dict[str, Any] = globals()[self.__name__.rpartition(".")[2]](*args, **options)
-        return found
-
-
-for _file in (prune_, evaluate_, export_, probe_):
-    sys.modules[_file.__name__].__class__ = _Verb
