@@ -576,12 +576,13 @@ def encoded(
     """Logits and sentence vectors of tokenised examples as `encode` gives them; yields `event(done, total)`."""
     rows = evaluation_batches(examples, on.token_budget)
     coding = encode(model, (collate(examples, some, on.device) for some in rows), len(examples), on, pooling)
-    while True:
-        try:
-            yield event(done=next(coding), total=len(examples))
-        except StopIteration as stop:
-            found: tuple[Tensor, Tensor] = stop.value
-            return found
+    with contextlib.closing(coding):  # or the cache of masked weights, which is global, would outlive a stopped run
+        while True:
+            try:
+                yield event(done=next(coding), total=len(examples))
+            except StopIteration as stop:
+                found: tuple[Tensor, Tensor] = stop.value
+                return found
 
 
 def reload_dense(folder: Path) -> Any:
