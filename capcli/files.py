@@ -44,7 +44,7 @@ def _step(operation: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path, n_bytes: int | None = None) -> Iterator[None]:
+def _writing(path: Path, n_bytes: int | None = None, verb: str = "write") -> Iterator[None]:
     """Turn an operating-system failure while writing `path` into a `RunFailed` that names path and bytes."""
     try:
         yield
@@ -58,7 +58,7 @@ def _writing(path: Path, n_bytes: int | None = None) -> Iterator[None]:
         size = f" ({n_bytes:,} bytes)" if n_bytes is not None else ""
         reason = "no space left" if full else (getattr(error, "strerror", None) or str(error))
         hint = "free some space and run the same command again" if full else "make the folder writable, then try again"
-        raise RunFailed(f"cannot write {path}{size}: {reason}", hint) from error
+        raise RunFailed(f"cannot {verb} {path}{size}: {reason}", hint) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -200,13 +200,14 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder that may not exist."""
-    if path.is_symlink() or path.is_file():
-        _step("remove", path)
-        path.unlink()
-    elif path.exists():
-        _step("remove", path)
-        shutil.rmtree(path)
+    """Remove a file or folder that may not exist. Raises `RunFailed` naming it."""
+    with _writing(path, verb="remove"):
+        if path.is_symlink() or path.is_file():
+            _step("remove", path)
+            path.unlink()
+        elif path.exists():
+            _step("remove", path)
+            shutil.rmtree(path)
 
 
 def check_writable(folder: Path) -> None:
