@@ -1,0 +1,251 @@
+"""What a user can choose: every refusal, the layers of presets, files and options, and the tables behind the names."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capcli import config as c
+from capcli.errors import ConfigError
+
+SOURCE = c.TaskConfig(task="mr")
+
+
+def prune(**options: Any) -> c.PruneConfig:
+    return c.PruneConfig(source=SOURCE, model="mini", **options)
+
+
+REFUSED: list[tuple[Callable[[], Any], str, str]] = [
+    (lambda: c.TaskConfig(task=""), "no task given", "valid: banking77"),
+    (lambda: c.TaskConfig(task="sst-2"), "unknown task 'sst-2'", "did you mean sst2?"),
+    (lambda: c.TaskConfig(task="mr", max_length=7), "--max-length must be at least 8, got 7", ""),
+    (lambda: c.TaskConfig(task="mr", max_eval_samples=-1), "--max-eval-samples must be at least 0, got -1", ""),
+    (lambda: c.TaskConfig(task="regression"), "task regression needs your own data", "--data"),
+    (lambda: c.Hardware(device="gpu"), "unknown device 'gpu'", "valid: auto, cpu, cuda, mps"),
+    (lambda: c.Hardware(precision="fp61"), "unknown precision 'fp61'", "did you mean fp16?"),
+    (lambda: c.Hardware(threads=-1), "--threads must be at least 0, got -1", ""),
+    (lambda: prune(method="cap_soft"), "unknown method 'cap_soft'", "did you mean cap-soft?"),
+    (lambda: prune(preset="papr"), "unknown preset 'papr'", "did you mean paper?"),
+    (lambda: prune(normalization="means"), "unknown normalization 'means'", "did you mean mean?"),
+    (lambda: prune(pooling="max"), "unknown pooling 'max'", "valid: head, cls, mean"),
+    (lambda: prune(scope="matrices"), "unknown scope 'matrices'", "did you mean matrix?"),
+    (lambda: prune(score_init="zeros"), "unknown score-init 'zeros'", "did you mean zero?"),
+    (lambda: prune(init="teachers"), "unknown init 'teachers'", "did you mean teacher?"),
+    (lambda: prune(losses="ce,prk"), "unknown loss 'prk'", "did you mean prc?"),
+    (lambda: prune(losses="prc,snc"), "losses need ce or kd", ""),
+    (lambda: prune(sparsity=1.0), "in [0, 1), got 1", ""),
+    (lambda: prune(sparsity=-0.1), "in [0, 1), got -0.1", ""),
+    (lambda: prune(sparsity=97), "in [0, 1), got 97", "did you mean --sparsity 0.97?"),
+    (lambda: prune(sparsity=float("nan")), "in [0, 1), got nan", ""),
+    (lambda: prune(teacher_epochs=0), "--teacher-epochs 0 needs a teacher", "--teacher"),
+    (lambda: prune(dense_share=0.7, final_share=0.4), "together exceed 1", ""),
+    *[
+        (lambda n=name: prune(**{n: 0}), f"--{name.replace('_', '-')} must be at least 1, got 0", "")
+        for name in ("epochs", "batch_size")
+    ],
+    *[
+        (lambda n=name, v=value: prune(**{n: v}), f"--{name.replace('_', '-')} must be a positive number", "")
+        for name in ("lr", "teacher_lr", "tau", "kd_temperature")
+        for value in (0.0, -1.0, float("inf"), float("nan"))
+    ],
+    *[
+        (lambda n=name: prune(**{n: -1}), f"--{name.replace('_', '-')} must be at least 0, got -1", "")
+        for name in (
+            "max_train_samples",
+            "teacher_epochs",
+            "max_time",
+            "extra_examples",
+            "seed",
+            "checkpoint_seconds",
+            "score_lr",
+            "weight_decay",
+            "reg_weight",
+            "unsupervised_weight",
+            "supervised_weight",
+            "ce_weight",
+            "kd_weight",
+        )
+    ],
+    *[
+        (lambda n=name, v=value: prune(**{n: v}), f"--{name.replace('_', '-')} is a share in [0, 1)", "")
+        for name in ("lr_warmup", "dense_share", "final_share", "holdout")
+        for value in (1.0, -0.1, float("nan"))
+    ],
+    (lambda: c.Gates(min="accuracy"), "--min needs METRIC=NUMBER, got 'accuracy'", "--min accuracy=0.8"),
+    (lambda: c.Gates(max_drop="f1=x"), "--max-drop needs METRIC=NUMBER, got 'f1=x'", ""),
+    (lambda: c.Gates(min="=0.5"), "--min needs METRIC=NUMBER", ""),
+    (lambda: c.Gates(min="f1=nan"), "--min needs METRIC=NUMBER", ""),
+    (lambda: c.Gates(max_bytes=-1), "--max-bytes must be at least 0, got -1", ""),
+    (
+        lambda: c.EvalConfig(source=SOURCE, gates=c.Gates(max_drop="f1=1")),
+        "--max-drop compares with a baseline",
+        "--baseline",
+    ),
+    (lambda: c.EvalConfig(source=SOURCE, gates=c.Gates(min_retention=0.9)), "--min-retention compares", "--baseline"),
+    (lambda: c.EvalConfig(source=SOURCE, latency_batch=0), "--latency-batch must be at least 1, got 0", ""),
+    (lambda: c.ExportConfig(to="dens"), "unknown format 'dens'", "did you mean dense?"),
+    (lambda: c.ExportConfig(dtype="fp8"), "unknown dtype 'fp8'", "did you mean fp"),
+    (lambda: c.ProbeConfig(tasks="mr,sub"), "unknown task 'sub'", "did you mean subj?"),
+    (lambda: c.ProbeConfig(pooling="first"), "unknown pooling 'first'", "valid: head, cls, mean"),
+    (lambda: c.ProbeConfig(max_train_samples=-1), "--max-train-samples must be at least 0", ""),
+    (lambda: c.prune_config({"task": "mr", "preset": "qick"}), "unknown preset 'qick'", "did you mean quick?"),
+    (lambda: c.prune_config({"task": "mr", "method": "capm"}), "unknown method 'capm'", "did you mean cap-m?"),
+]
+
+
+@pytest.mark.parametrize(("make", "message", "hint"), REFUSED, ids=range(len(REFUSED)))
+def test_refusals_say_what_and_how_to_go_on(make: Callable[[], Any], message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert "\n" not in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+def test_what_is_valid_is_accepted() -> None:
+    prune(sparsity=0.0)
+    prune(sparsity=0.999999)
+    prune(losses="kd", teacher="x", teacher_epochs=0)
+    prune(dense_share=0.5, final_share=0.5)
+    c.Hardware(device="cuda:3", precision="bf16")
+    c.EvalConfig(source=SOURCE, baseline="x", gates=c.Gates(max_drop="accuracy=0.01", min_retention=0.9))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("", c.LOSSES), ("fic,ce", ("ce", "fic")), (" kd , ce,kd ", ("ce", "kd")), ("kd,", ("kd",))],
+)
+def test_losses_stand_in_one_order(given: str, expected: tuple[str, ...]) -> None:
+    assert prune(losses=given).loss_names == expected
+
+
+def test_limits_and_folders() -> None:
+    assert c.parse_limits("--min", "accuracy=0.9, f1 = .8,") == {"accuracy": 0.9, "f1": 0.8}
+    assert c.parse_limits("--min", "") == {}
+    assert prune(sparsity=0.97).out_folder == Path("runs/mini-mr-cap-soft-0.97")
+    assert dataclasses.replace(prune(), model="a/b@v1/").out_folder == Path("runs/b-v1-mr-cap-soft-0.9")
+    assert prune(out="x/y").out_folder == Path("x/y")
+    assert c.ExportConfig(model="runs/x/").out_folder == Path("runs/x-dense")
+    assert c.ProbeConfig(tasks="mr, subj,mr").task_names == ("mr", "subj")
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_fields() -> None:
+    made = c.prune_config({"task": "mr", "model": "mini"})
+    assert made == prune()
+    assert c.prune_config({"task": "mr", "model": "mini", "lr": None}) == made
+
+
+@pytest.mark.parametrize("preset", c.PRESETS)
+@pytest.mark.parametrize("method", c.METHODS)
+def test_every_preset_makes_a_valid_configuration_of_every_method(preset: str, method: str) -> None:
+    made = c.flatten(c.prune_config({"task": "mr", "preset": preset, "method": method}))
+    table = c.PRESETS[preset]
+    wanted = table.get("*", {}) | table.get(c.METHODS[method].criterion, {})
+    assert {name: made[name] for name in wanted} == wanted
+    names = {item.name for item, _ in c.leaves(c.PruneConfig)}
+    for values in table.values():
+        assert set(values) <= names
+    assert set(table) <= {"*", *(m.criterion for m in c.METHODS.values())}
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('preset = "paper"\nmethod = "cap-f"\nlr = 1e-3\nbatch-size = 5\nepochs = 7\nkeep_work = true\n')
+    made = c.prune_config({"task": "mr", "epochs": 3, "seed": None}, str(file))
+    assert (made.epochs, made.batch_size, made.lr, made.keep_work) == (3, 5, 1e-3, True)  # option, file
+    assert (made.unsupervised_weight, made.kd_temperature) == (0.3, 1.0)  # preset for the criterion
+    assert (made.score_lr, made.normalization) == (1e-2, "reference")  # preset
+    assert made.seed == 1  # default
+    assert c.prune_config({"task": "mr", "preset": "default"}, str(file)).kd_temperature == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("learning-rate = 1", "unknown option in", "valid: "),
+        ("epoch = 1", "unknown option in", "did you mean epochs?"),
+        ("epochs = 1.5", "epochs in", ""),
+        ("epochs = true", "epochs in", ""),
+        ('lr = "high"', "lr in", ""),
+        ("keep-work = 1", "keep_work in", ""),
+        ("[lr]\nx = 1", "lr in", ""),
+        ("lr = = 1", "cannot read", "TOML"),
+        ("epochs = 0", "--epochs must be at least 1", ""),
+    ],
+)
+def test_damaged_toml_is_refused(tmp_path: Path, text: str, message: str, hint: str) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        c.prune_config({"task": "mr"}, str(file))
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_toml_integers_serve_as_floats_and_a_missing_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('lr = 1\ntask = "subj"\ndevice = "cpu"\n')
+    made = c.prune_config({}, str(file))
+    assert (made.lr, type(made.lr), made.source.task, made.hardware.device) == (1.0, float, "subj", "cpu")
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot read"):
+            c.prune_config({"task": "mr"}, str(path))
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot read"):
+        c.prune_config({"task": "mr"}, str(file))
+
+
+@pytest.mark.parametrize("cls", [c.PruneConfig, c.EvalConfig, c.ProbeConfig, c.ExportConfig])
+def test_build_is_the_inverse_of_flatten(cls: type) -> None:
+    flat = {"task": "sst2", "model": "m", "seed": 9, "device": "cpu", "max_length": 64, "min": "accuracy=0.5"}
+    made = c.build(cls, flat)
+    again = c.flatten(made)
+    assert c.build(cls, again) == made
+    names = [item.name for item, _ in c.leaves(cls)]
+    assert list(again) == names
+    assert len(names) == len(set(names))  # flat names are unique over nested groups
+    assert all(again[name] == value for name, value in flat.items() if name in names)
+
+
+def test_differences_are_named_and_resumable_ones_are_not() -> None:
+    ours = c.flatten(prune(lr=1e-3, out="a", max_time=5, keep_work=True, checkpoint_seconds=1))
+    theirs = c.flatten(prune(out="b"))
+    assert c.differences(ours, theirs) == ["lr: 0.0001, now 0.001"]
+    assert c.differences(theirs, theirs) == []
+    del theirs["seed"]
+    assert "seed: None, now 1" in c.differences(ours, theirs)
+
+
+def test_nearest_names_all_when_nothing_is_near() -> None:
+    assert c.nearest("zzz", ["a", "b"]) == "valid: a, b"
+    assert c.nearest("SST2", c.TASK_NAMES).startswith("did you mean sst2? valid: ")
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def test_tables_agree_with_their_modules() -> None:
+    from capcli import criteria, export, models, tasks
+
+    assert {method.criterion for method in c.METHODS.values()} == set(criteria.CRITERIA)
+    assert set(c.TASK_NAMES) == set(tasks.TASKS)
+    assert set(c.EXPORT_FORMATS) == set(export.FORMATS)
+    assert len(c.TASK_NAMES) == len(set(c.TASK_NAMES))
+    assert set(c.BUILTIN_TASKS) == {p.name for p in tasks.BUILTIN_FOLDER.iterdir() if p.is_dir()}
+    assert (models.BUILTIN_FOLDER / "config.json").is_file()
+    for method in c.METHODS.values():
+        assert set(method.losses) <= set(c.LOSSES)
+
+
+def test_every_option_has_a_help_text() -> None:
+    for cls in (c.PruneConfig, c.EvalConfig, c.ExportConfig, c.ProbeConfig):
+        for item, kind in c.leaves(cls):
+            assert kind in (str, int, float, bool)
+            assert item.name == "model" or item.metadata["help"], item.name
+            assert item.name == "model" or type(item.default) is kind, item.name

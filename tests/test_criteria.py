@@ -1,0 +1,286 @@
+"""Criteria and the pruner: what a weight or a group is worth, and what a few real steps leave."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+
+from capcli import criteria, losses, masks, models, pruner
+from capcli.config import METHODS, PruneConfig, TaskConfig
+from capcli.errors import ConfigError
+
+Make = Callable[..., Path]
+PRUNABLE = 2 * (4 * 16 * 16 + 2 * 16 * 24)
+HEAD, NEURON = 4 * 4 * 16, 2 * 16
+BY_CRITERION = {"magnitude": "magnitude", "movement": "cap-m", "soft-movement": "cap-soft", "first-order": "cap-f"}
+
+
+def tiny(checkpoint: Make, family: str = "bert") -> models.Model:
+    return models.load_dense(str(checkpoint(family)), None, "classification", 1)
+
+
+def config(**options: Any) -> PruneConfig:
+    return PruneConfig(source=TaskConfig(task="mr"), **{"dense_share": 0.2, "final_share": 0.3, **options})
+
+
+def batch(seed: int, n: int = 6) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 500, (n, 9), generator=rng)
+    lengths = torch.randint(3, 10, (n, 1), generator=rng)
+    inputs = {"input_ids": ids, "attention_mask": (torch.arange(9) < lengths).long()}
+    return inputs, torch.randint(0, 2, (n,), generator=rng)
+
+
+def loss_of(model: models.Model, seed: int) -> torch.Tensor:
+    inputs, labels = batch(seed)
+    return F.cross_entropy(models.forward(model, inputs)[0], labels)
+
+
+def steps(model: models.Model, found: pruner.Pruner, n: int, lr: float = 1e-2) -> list[tuple[float, torch.Tensor]]:
+    """Train `n` steps; the sparsity and the mask that held in each."""
+    model.net.train()
+    optimizer = torch.optim.AdamW(model.net.parameters(), lr=lr)
+    seen = []
+    for step in range(n):
+        torch.manual_seed(step)
+        found.update(step)
+        loss = loss_of(model, step)
+        if found.criterion.regularised:
+            loss = loss + losses.score_regulariser(found.masks.score_views())
+        optimizer.zero_grad()
+        loss.backward()
+        found.observe()
+        optimizer.step()
+        seen.append((found.sparsity, found.masks.mask.bool().clone()))
+    return seen
+
+
+# Importance ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_group_importance_is_the_gradient_of_real_gates(checkpoint: Make, family: str) -> None:
+    model = tiny(checkpoint, family)
+    gated = copy.deepcopy(model)
+    prefix = f"{model.base_prefix}.encoder.layer"
+    places = [(f"{prefix}.{i}.attention.output.dense", 4) for i in range(2)]
+    places += [(f"{prefix}.{i}.output.dense", 1) for i in range(2)]
+    expected = reference.gate_gradients(gated.net, places, lambda net: loss_of(gated, 0))
+    loss_of(model, 0).backward()
+    for (name, size), wanted in zip(places, expected, strict=True):
+        weight = model.net.get_submodule(name).weight
+        found = criteria.group_importance(weight, weight.grad, size)
+        assert found.shape == (16 // size if size > 1 else 24,)
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
+        assert wanted.max() > 1e-6
+
+
+def test_group_importance_by_hand() -> None:
+    """Two groups of two columns: |1·1 + 2·(-1) + 3·2 + 0·5| = 5 and |(-1) + 0 + 2·(-3) + 1·1| = 6."""
+    weight = torch.tensor([[1.0, 2, -1, 4], [3, 0, 2, 1]])
+    gradient = torch.tensor([[1.0, -1, 1, 0], [2, 5, -3, 1]])
+    assert criteria.group_importance(weight, gradient, 2).tolist() == [5, 6]
+    assert criteria.group_importance(weight, gradient, 1).tolist() == [7, 2, 7, 1]
+
+
+def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
+    """Sum over batches of abs(dL/dgate), not abs of the sum; heads and neurons of each layer in its row."""
+    model = tiny(checkpoint)
+    plain = copy.deepcopy(model)
+    found = pruner.make_pruner(model, config(method="first-order", sparsity=0.5), 10)
+    expected = torch.zeros(2, 4)
+    for seed in range(3):
+        model.net.zero_grad()
+        plain.net.zero_grad()
+        loss_of(model, seed).backward()
+        found.observe()
+        loss_of(plain, seed).backward()
+        for i, layer in enumerate(plain.layers()):
+            output = layer.attention_output.weight
+            expected[i] += criteria.group_importance(output, output.grad, 4)
+    assert torch.allclose(found.heads[0], expected, rtol=1e-4)
+    assert found.neurons[0].shape == (2, 24)
+    assert (found.neurons[0] > 0).all()
+
+
+def test_initial_scores_rank_by_magnitude_within_a_matrix(checkpoint: Make) -> None:
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, config(method="cap-soft", score_init="magnitude"), 10)
+    assert found.masks.scores is not None
+    for i, part in enumerate(found.masks.scores.split(found.masks.sizes)):
+        weight = found.masks.original(i).detach().abs()
+        assert float(part.mean()) == pytest.approx(1, rel=1e-5)
+        assert torch.allclose(part.view_as(weight), weight / weight.mean())
+    zero = pruner.make_pruner(tiny(checkpoint), config(method="cap-soft", score_init="zero"), 10)
+    assert zero.masks.scores is not None
+    assert not zero.masks.scores.any()
+
+
+def test_initial_scores_of_a_zero_matrix_are_finite() -> None:
+    linear = torch.nn.Linear(3, 2)
+    torch.nn.init.zeros_(linear.weight)
+    found = criteria.initial_scores(masks.attach({"w": linear}, learned=True))
+    assert found.tolist() == [0] * 6
+
+
+# The pruner ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_every_criterion_ends_at_exactly_the_sparsity(checkpoint: Make, criterion: str, family: str) -> None:
+    model = tiny(checkpoint, family)
+    options = config(method=BY_CRITERION[criterion], sparsity=0.6)
+    assert options.criterion == criterion
+    found = pruner.make_pruner(model, options, 12)
+    seen = steps(model, found, 12)
+    assert [s for s, _ in seen] == sorted(s for s, _ in seen)
+    assert seen[0][0] == 0
+    assert bool(seen[0][1].all())
+    assert seen[-1][0] == 0.6
+    structured = found.criterion.structured
+    for sparsity, mask in seen:
+        wanted = masks.kept_count(sparsity, PRUNABLE)
+        assert abs(int(mask.sum()) - wanted) <= (NEURON / 2 if structured else 0), sparsity
+    kept = found.masks.kept()
+    model.net.eval()
+    before = models.forward(model, batch(99)[0])[0]
+    masks.bake(found.masks)
+    nonzero = sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values())
+    assert nonzero == kept
+    assert torch.allclose(models.forward(model, batch(99)[0])[0], before, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "scope", "per_matrix"),
+    [
+        ("magnitude", "auto", True),
+        ("movement", "auto", True),
+        ("soft-movement", "auto", False),
+        ("magnitude", "global", False),
+        ("soft-movement", "matrix", True),
+    ],
+)
+def test_scopes(checkpoint: Make, method: str, scope: str, per_matrix: bool) -> None:
+    model = tiny(checkpoint)
+    with torch.no_grad():  # matrices of different scale, so that the scopes differ
+        for i, linear in enumerate(model.prunable().values()):
+            linear.weight.mul_(1 + i)
+    found = pruner.make_pruner(model, config(method=method, scope=scope, sparsity=0.7, score_init="zero"), 10)
+    if found.masks.scores is not None:
+        found.masks.scores.copy_(found.masks.flat_magnitude())
+    found.update(9)
+    shares = [float(mask.mean()) for mask in found.masks.matrix_masks()]
+    assert found.masks.kept() == masks.kept_count(0.7, PRUNABLE)
+    assert (max(shares) - min(shares) < 0.01) is per_matrix
+    scores = found.masks.flat_magnitude()
+    if not per_matrix:
+        assert found.masks.mask.bool().tolist() == reference.topk(scores.tolist(), found.masks.kept())
+
+
+def test_learned_masks_move_and_fixed_masks_stay_while_the_sparsity_holds(checkpoint: Make) -> None:
+    for method, moves in (("movement", True), ("magnitude", False)):
+        model = tiny(checkpoint)
+        found = pruner.make_pruner(model, config(method=method, sparsity=0.5, final_share=0.7, score_init="zero"), 20)
+        held = [mask for sparsity, mask in steps(model, found, 20, lr=3e-2) if sparsity == 0.5]
+        assert len(held) > 5
+        assert {bool(torch.equal(held[0], mask)) for mask in held[1:]} == ({False} if moves else {True})
+
+
+def test_magnitude_keeps_the_largest_weights_at_the_step_it_prunes(checkpoint: Make) -> None:
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, config(method="magnitude", sparsity=0.9), 10)
+    found.update(9)
+    for i, mask in enumerate(found.masks.matrix_masks()):
+        weight = found.masks.original(i).detach().abs().flatten()
+        assert mask.flatten().bool().tolist() == reference.topk(weight.tolist(), int(mask.sum()))
+
+
+def test_structured_masks_agree_between_the_matrices_of_a_layer(checkpoint: Make) -> None:
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, config(method="cap-f", sparsity=0.6), 12)
+    seen = steps(model, found, 12)
+    for (_, before), (_, after) in itertools.pairwise(seen):
+        assert not (after & ~before).any()  # groups only die
+    per_layer = [found.masks.matrix_masks()[i : i + 6] for i in (0, 6)]
+    n_heads = n_neurons = 0
+    for (query, key, value, output, ffn_in, ffn_out), heads, neurons in zip(
+        per_layer, found.heads[1], found.neurons[1], strict=True
+    ):
+        rows = heads.repeat_interleave(4).float()
+        for mask in (query, key, value):
+            assert torch.equal(mask, rows[:, None].expand(16, 16))
+        assert torch.equal(output, rows.expand(16, 16))
+        assert torch.equal(ffn_in, neurons.float()[:, None].expand(24, 16))
+        assert torch.equal(ffn_out, neurons.float().expand(16, 24))
+        assert heads.any()
+        assert neurons.any()
+        n_heads, n_neurons = n_heads + int(heads.sum()), n_neurons + int(neurons.sum())
+    assert (n_heads, HEAD * n_heads + NEURON * n_neurons) == (3, found.masks.kept())
+
+
+def test_removed_heads_and_neurons_can_be_cut_out(checkpoint: Make) -> None:
+    """What the mask leaves of a layer is a smaller layer: the values that removed groups compute reach nothing."""
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, config(method="cap-f", sparsity=0.6), 12)
+    steps(model, found, 12)
+    masks.bake(found.masks)
+    model.net.eval()
+    before = models.forward(model, batch(5)[0])[0]
+    with torch.no_grad():
+        for layer, heads, neurons in zip(model.layers(), found.heads[1], found.neurons[1], strict=True):
+            dead = ~heads.repeat_interleave(4)
+            for linear in (layer.query, layer.key, layer.value):
+                linear.bias[dead] += 3
+            layer.ffn_in.bias[~neurons] += 3
+    assert torch.equal(models.forward(model, batch(5)[0])[0], before)
+
+
+def test_a_structured_sparsity_out_of_reach_is_refused_before_masks_are_put_on(checkpoint: Make) -> None:
+    model = tiny(checkpoint)
+    with pytest.raises(ConfigError, match=r"cannot reach sparsity 0\.95"):
+        pruner.make_pruner(model, config(method="cap-f", sparsity=0.95), 10)
+    assert not any(torch.nn.utils.parametrize.is_parametrized(linear) for linear in model.prunable().values())
+
+
+@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+def test_restore_puts_back_what_tensors_gave(checkpoint: Make, criterion: str) -> None:
+    options = config(method=BY_CRITERION[criterion], sparsity=0.6)
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, options, 12)
+    steps(model, found, 8)
+    saved = {name: tensor.clone() for name, tensor in found.tensors().items()}
+    state = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    again = tiny(checkpoint)
+    other = pruner.make_pruner(again, options, 12)
+    again.net.load_state_dict(state)
+    other.restore(saved, found.sparsity)
+    assert other.sparsity == found.sparsity > 0
+    assert {name: tensor.tolist() for name, tensor in other.tensors().items()} == {
+        name: tensor.tolist() for name, tensor in saved.items()
+    }
+    for step in range(8, 12):
+        for one in (found, other):
+            one.update(step)
+        assert torch.equal(found.masks.mask, other.masks.mask)
+
+
+def test_zero_sparsity_changes_nothing(checkpoint: Make) -> None:
+    for method in BY_CRITERION.values():
+        model = tiny(checkpoint)
+        found = pruner.make_pruner(model, config(method=method, sparsity=0.0), 6)
+        steps(model, found, 6)
+        assert found.masks.kept() == PRUNABLE
+
+
+def test_table_matches_the_methods() -> None:
+    assert {method.criterion for method in METHODS.values()} == set(criteria.CRITERIA) == set(BY_CRITERION)
+    for row in criteria.CRITERIA.values():
+        assert (row.scores is None) is row.structured
+    assert [name for name, row in criteria.CRITERIA.items() if row.regularised] == ["soft-movement"]
