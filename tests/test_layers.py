@@ -1,0 +1,183 @@
+"""The drawing of the house, pinned: who may import whom, what loads nothing heavy, what no module may do."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import capcli
+
+HOUSE = Path(capcli.__file__).parent
+# Bottom to top. A module imports modules that stand before it, and no others of ours.
+ORDER = [
+    "errors",
+    "files",
+    "config",
+    "text",
+    "sparse",
+    "losses",
+    "metrics",
+    "masks",
+    "criteria",
+    "banks",
+    "figures",
+    "page",
+    "report",
+    "tasks",
+    "run",
+    "models",
+    "pruner",
+    "evaluate",
+    "train",
+    "prune",
+    "export",
+    "probe",
+    "api",
+    "cli",
+    "__main__",
+]
+LIGHT = (
+    "errors",
+    "files",
+    "config",
+    "text",
+    "sparse",
+    "figures",
+    "page",
+    "report",
+    "run",
+    "cli",
+    "__init__",
+    "__main__",
+)
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas")
+TREES = {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(HOUSE.glob("*.py"))}
+
+
+def imports(tree: ast.AST, *, eager: bool = False) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """(line, module, names) of every import; with `eager` only of those that run when the module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or ""), tuple(alias.name for alias in node.names)
+        elif not (eager and (isinstance(node, ast.FunctionDef) or is_type_checking(node))):
+            yield from imports(node, eager=eager)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def ours(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, module of capcli) of every import of our own, also inside functions."""
+    for line, module, names in imports(tree):
+        assert not module.startswith("."), f"line {line}: a relative import"
+        if module == "capcli":
+            yield from ((line, name) for name in names)
+        elif module.startswith("capcli."):
+            yield line, module.split(".")[1]
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[int, str, ast.Call]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), node
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(ORDER) == sorted(set(TREES) - {"__init__"})
+    assert [p.name for p in HOUSE.iterdir() if p.is_dir() and (p / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_what_stands_below_it(name: str) -> None:
+    below = ORDER[: ORDER.index(name)]
+    wrong = [f"line {line}: {other}" for line, other in ours(TREES[name]) if other not in below]
+    assert not wrong
+
+
+def test_evaluate_is_the_only_verb_that_another_verb_imports() -> None:
+    verbs = {"prune", "export", "probe"}
+    for name in (*verbs, "evaluate", "train"):
+        assert not verbs & {other for _, other in ours(TREES[name])}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_import_nothing_heavy_when_they_are_imported(name: str) -> None:
+    found = [module for _, module, _ in imports(TREES[name], eager=True) if module.split(".")[0] in HEAVY]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["config", "text", "figures", "page", "report", "errors"])
+def test_what_shows_and_configures_never_imports_torch(name: str) -> None:
+    found = [module for _, module, _ in imports(TREES[name]) if module.split(".")[0] in HEAVY]
+    assert found == []
+
+
+def test_boundaries_to_transformers_and_datasets() -> None:
+    for name, tree in TREES.items():
+        used = {module.split(".")[0] for _, module, _ in imports(tree)}
+        assert "transformers" not in used or name == "models", name
+        assert "datasets" not in used or name == "tasks", name
+        assert "click" not in used, name  # typer vendors its own
+
+
+@pytest.mark.parametrize("statement", ["import capcli", "import capcli.config", "import capcli.cli, capcli.__main__"])
+def test_importing_loads_nothing_heavy(statement: str) -> None:
+    code = f"{statement}\nimport sys\nprint(sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_only_the_command_line_prints_or_exits(name: str) -> None:
+    if name == "cli":
+        return
+    banned = {"print", "exit", "quit", "sys.exit", "os._exit", "input", "breakpoint", "sys.stdout.write"}
+    assert [f"line {line}: {call}" for line, call, _ in calls(TREES[name]) if call in banned] == []
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_nothing_runs_what_a_file_or_a_user_names(name: str) -> None:
+    tree = TREES[name]
+    modules = {module.split(".")[0] for _, module, _ in imports(tree)}
+    assert not modules & {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+    banned = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "numpy.load", "os.system"}
+    found = [f"line {line}: {call}" for line, call, _ in calls(tree) if call in banned]
+    assert found == []
+    for line, call, node in calls(tree):
+        if call.endswith("import_module"):
+            assert name == "__init__" or isinstance(node.args[0], ast.Constant), f"line {line}"
+        if call.split(".")[0] == "subprocess":
+            assert not any(keyword.arg == "shell" for keyword in node.keywords), f"line {line}"
+        for keyword in node.keywords:
+            if keyword.arg in ("trust_remote_code", "allow_pickle"):
+                assert isinstance(keyword.value, ast.Constant), f"line {line}"
+                assert keyword.value.value is False, f"line {line}"
+
+
+def test_the_lazy_table_is_closed() -> None:
+    for name in capcli.__all__:
+        assert getattr(capcli, name) is not None
+    for name in ("os", "nothing", "__path"):
+        with pytest.raises(AttributeError):
+            getattr(capcli, name + "_")
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_wildcards_no_globals_no_bare_excepts(name: str) -> None:
+    for node in ast.walk(TREES[name]):
+        assert not isinstance(node, ast.Global), f"line {node.lineno}"
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"line {node.lineno}"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}"
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
