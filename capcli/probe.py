@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from capcli import evaluate, models, tasks
+import capcli.evaluate as evaluate
+from capcli import models, tasks
 from capcli.config import BUILTIN_TASKS, ProbeConfig, TaskConfig
 from capcli.metrics import intervals, measure
 from capcli.run import Event
