@@ -107,6 +107,9 @@ def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
     assert torch.allclose(found.heads[0], expected, rtol=1e-4)
     assert found.neurons[0].shape == (2, 24)
     assert (found.neurons[0] > 0).all()
+    found.update(9)
+    assert not found.heads[0].any()  # what was learned before a stair does not decide the next one
+    assert not found.neurons[0].any()
 
 
 def test_initial_scores_rank_by_magnitude_within_a_matrix(checkpoint: Make) -> None:
