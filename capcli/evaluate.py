@@ -196,7 +196,7 @@ def latency(model: models.Model, on: models.Compute, batch: int, length: int) ->
         "threads": torch.get_num_threads(),
         "device": on.device.type,
         "hardware": on.name,
-        "precision": str(on.dtype).removeprefix("torch."),
+        "precision": on.precision,
     }
 
 

@@ -349,16 +349,34 @@ def _config(path: str, source: str, revision: str | None) -> Any:
         raise ModelError(
             f"{source} has no config.json", "MODEL is a folder in Hugging Face layout or one written by cap"
         )
+    if not Path(path).is_dir():
+        _reach(path, source, revision)
     config = _read(AutoConfig.from_pretrained, path, source, revision)
     if getattr(config, "auto_map", None):
         raise ModelError(f"{source} needs its own code (auto_map); capcli never runs code from a model folder")
     return config
 
 
+def _reach(name: str, source: str, revision: str | None) -> None:
+    """One quick request for a model that is not cached; the hub's own client would try again for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    try:
+        with _quiet():
+            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
+    except Exception as error:
+        raise _explained(error, name, source) from error
+
+
 def _tokenizer(path: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
-    return _read(AutoTokenizer.from_pretrained, path, path, revision)
+    tokenizer = _read(AutoTokenizer.from_pretrained, path, path, revision)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
+        raise ModelError(f"{path} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
+    return tokenizer
 
 
 def _read(reader: Callable[..., Any], path: str, source: str, revision: str | None, **options: Any) -> Any:
@@ -375,15 +393,18 @@ def _read(reader: Callable[..., Any], path: str, source: str, revision: str | No
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and load reports away; what they would say is checked or said by us."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
 
@@ -397,11 +418,10 @@ def _explained(error: Exception, path: str, source: str) -> ModelError:
         return ModelError(f"{source} needs its own code; capcli never runs code from a model folder")
     if Path(path).is_dir():
         if "safetensors" in str(error):
-            return ModelError(
-                f"{source} has no model.safetensors",
-                "pickled weights are never read; save the model again as safetensors",
-            )
+            return _no_safetensors(source)
         return ModelError(f"cannot load {source}: {text}")
+    if "RemoteEntryNotFound" in chain:
+        return ModelError(f"{source} is on the hub, but without a file that is needed: {str(error).splitlines()[-1]}")
     if "RepositoryNotFound" in chain or "404" in text or "not a valid model identifier" in str(error):
         return ModelError(f"there is no model {source!r} on the hub", _model_hint(source))
     if (
@@ -413,7 +433,16 @@ def _explained(error: Exception, path: str, source: str) -> ModelError:
             f"check the network, give a local folder, or try the built-in model {BUILTIN_MODEL!r}; "
             + nearest(source, (BUILTIN_MODEL, *ALIASES)),
         )
+    if "safetensors" in str(error) or "Can't load the model" in str(error):
+        return _no_safetensors(source)
     return ModelError(f"cannot load {source!r}: {text}", _model_hint(source))
+
+
+def _no_safetensors(source: str) -> ModelError:
+    return ModelError(
+        f"{source} has no model.safetensors",
+        "pickled weights are never read; save the model again as safetensors",
+    )
 
 
 def _first_line(error: Exception) -> str:

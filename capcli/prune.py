@@ -232,7 +232,7 @@ def _seconds_per_example(setup: Setup, student: models.Model) -> float:
         with setup.on.autocast():
             logits, _ = models.forward(student, batch.inputs)
         logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
-        float(next(student.net.parameters()).sum())
+        float(next(student.net.parameters()).detach().sum())  # waits for the device
         times.append((time.perf_counter() - began) / len(some))
     return min(times) * 1.3
 
@@ -512,12 +512,7 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
         "command": shlex.join(["cap", *sys.argv[1:]]),
         "config": flatten(config),
         "versions": versions(),
-        "device": {
-            "type": setup.on.device.type,
-            "name": setup.on.name,
-            "precision": str(setup.on.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        },
+        "device": f"{setup.on.name}, {setup.on.device.type}, {setup.on.precision}, {torch.get_num_threads()} threads",
         "labels": list(setup.data.labels),
         "metrics": {
             "primary": setup.data.primary,
