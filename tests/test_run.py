@@ -1,0 +1,558 @@
+"""What a run survives: kills, signals, full disks, damaged files, a second process, numbers that are not finite.
+
+"Same" is: bytes of the weights, metrics and history of losses equal to those of the uninterrupted run. Kills happen in
+forks of this process, which has torch loaded; a killed fork cleans nothing up, as a killed `cap` would not.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import WEIGHTS, Tiny, environment, forked, invoke, outcome, wait, write_model
+
+from capcli import files, run
+from capcli.errors import CapError, RunFailed, Stopped
+
+# 3 + 9 steps with snapshots, a checkpoint after each, about half a second of work and 460 file operations.
+SMALL: dict[str, Any] = {
+    "epochs": 3,
+    "teacher_epochs": 1,
+    "max_train_samples": 48,
+    "max_eval_samples": 16,
+    "checkpoint_seconds": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
+    """Outcome of the uninterrupted run, and how many file operations it takes."""
+    out, seen = tmp_path_factory.mktemp("whole") / "out", [0]
+
+    def count(operation: str, path: Path) -> None:
+        seen[0] += 1
+
+    files.fault_hook = count
+    try:
+        tiny.prune(out, **SMALL)
+    finally:
+        files.fault_hook = None
+    return outcome(out), seen[0]
+
+
+@pytest.fixture(autouse=True)
+def no_hook() -> Iterator[None]:
+    yield
+    files.fault_hook = None
+
+
+def at(n: int, action: Callable[[str, Path], None], times: int = 1) -> Callable[[str, Path], None]:
+    """A fault hook that acts at the file operations n to n + times - 1, counted from 1."""
+    seen = [0]
+
+    def hook(operation: str, path: Path) -> None:
+        seen[0] += 1
+        if n <= seen[0] < n + times:
+            action(operation, path)
+
+    return hook
+
+
+def die(operation: str, path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at(tiny: Tiny, out: Path, n: int, **chosen: Any) -> bool:
+    """Run in a fork that is killed at its n-th file operation; False when it came to its end before."""
+
+    def action() -> None:
+        files.fault_hook = at(n, die)
+        tiny.prune(out, **SMALL, **chosen)
+
+    code = wait(forked(action))
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def stopped_at(tiny: Tiny, out: Path, phase: str, done: int) -> None:
+    """Run until event `done` of `phase`, and stop there with a checkpoint."""
+    from capcli import prune
+
+    flag = run.StopFlag()
+    with pytest.raises(Stopped):
+        for event in prune.prune(tiny.prune_config(out, **SMALL), flag=flag):
+            if event.phase == phase and event.done >= done:
+                flag.reason = "the test"
+
+
+def finish(tiny: Tiny, out: Path) -> list[str]:
+    """Run to the end; returns the notes of the events."""
+    from capcli import prune
+
+    return [event.note for event in prune.prune(tiny.prune_config(out, **SMALL)) if event.note]
+
+
+# Kills ---------------------------------------------------------------------------------------------------------------
+
+POINTS = 24
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_killed_at_a_file_operation(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], part: int) -> None:
+    """R2, thinned to POINTS of all operations; the same command again gives the same."""
+    expected, n_operations = whole
+    points = sorted(random.Random(2).sample(range(1, n_operations + 1), POINTS))
+    for n in points[part::8]:
+        out = tmp_path / str(n)
+        assert killed_at(tiny, out, n), f"operation {n} of {n_operations} was not reached"
+        assert not (out / "report.json").exists() or n > n_operations - 20
+        tiny.prune(out, **SMALL)
+        assert outcome(out) == expected, f"killed at operation {n} of {n_operations}"
+        shutil.rmtree(out)
+
+
+def test_killed_at_the_last_file_operations(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    """R2, where the artefact and the report are written: each operation of the last file and some before."""
+    expected, n_operations = whole
+    for n in (n_operations, n_operations - 1, n_operations - 2, n_operations - 5, n_operations - 9):
+        out = tmp_path / str(n)
+        assert killed_at(tiny, out, n)
+        tiny.prune(out, **SMALL)
+        assert outcome(out) == expected, f"killed at operation {n} of {n_operations}"
+
+
+def test_killed_again_and_again(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    """Every attempt dies after 70 operations; each gets further than the one before."""
+    attempts = 1
+    while killed_at(tiny, tmp_path / "out", 70):
+        attempts += 1
+        assert attempts < 30, "the run does not get on"
+    assert attempts > 3
+    assert outcome(tmp_path / "out") == whole[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], seed: int) -> None:
+    """R1: kill -9 from outside, twice, wherever the run is."""
+    rng = random.Random(seed)
+    for _ in range(2):
+        pid = forked(lambda: tiny.prune(tmp_path / "out", **SMALL))
+        time.sleep(rng.uniform(0.02, 2.0))
+        os.kill(pid, signal.SIGKILL)
+        assert wait(pid) in (0, -signal.SIGKILL)
+    tiny.prune(tmp_path / "out", **SMALL)
+    assert outcome(tmp_path / "out") == whole[0]
+
+
+def test_killed_process_of_cap(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    """R1 and R4 on the real program: kill -9 in the teacher, SIGTERM in the pruning, then the same command."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "capcli", *tiny.arguments(out, **SMALL)]
+    for name, number, code in (("teacher-steps", signal.SIGKILL, -9), ("prune-steps", signal.SIGTERM, 75)):
+        process = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 120
+        while not (out / "work" / name).is_dir() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(number)
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors
+        assert printed == ""
+    assert "stopped by SIGTERM" in errors
+    assert "run the same command again" in errors
+    tiny.prune(out, **SMALL)
+    assert outcome(out) == whole[0]
+
+
+# Signals and time ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("share", [0.03, 0.2, 0.5, 0.9])
+def test_signals(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], name: str, share: float) -> None:
+    """R4: exit 75 after a step and a save, in whichever phase, then the same."""
+    out = tmp_path / "out"
+    before = signal.getsignal(getattr(signal, name))
+    files.fault_hook = at(int(share * whole[1]), lambda *_: os.kill(os.getpid(), getattr(signal, name)))
+    result = invoke(*tiny.arguments(out, **SMALL))
+    files.fault_hook = None
+    assert result.exit_code == 75, result.stderr
+    assert f"stopped by {name}" in result.stderr
+    assert result.stdout == ""
+    assert signal.getsignal(getattr(signal, name)) == before
+    tiny.prune(out, **SMALL)
+    assert outcome(out) == whole[0]
+
+
+def test_second_interrupt_ends_at_once(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    files.fault_hook = at(whole[1] // 2, lambda *_: os.kill(os.getpid(), signal.SIGINT), times=2)
+    result = invoke(*tiny.arguments(tmp_path / "out", **SMALL))
+    files.fault_hook = None
+    assert result.exit_code == 130
+    assert "hint: run the same command again" in result.stderr
+    tiny.prune(tmp_path / "out", **SMALL)
+    assert outcome(tmp_path / "out") == whole[0]
+
+
+def test_max_time(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    result = invoke(*tiny.arguments(tmp_path / "out", **SMALL, max_time=0.0001))
+    assert result.exit_code == 75
+    assert "the time limit" in result.stderr
+    tiny.prune(tmp_path / "out", **SMALL)
+    assert outcome(tmp_path / "out") == whole[0]
+
+
+def test_time_runs_out_in_the_middle(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    from capcli import prune
+
+    flag = run.StopFlag()
+    with pytest.raises(Stopped, match="stopped by the time limit at step 4 of 9"):
+        for event in prune.prune(tiny.prune_config(tmp_path / "out", **SMALL), flag=flag):
+            if event.phase == "prune" and event.done == 4:
+                flag.deadline = 0.0
+    finish(tiny, tmp_path / "out")
+    assert outcome(tmp_path / "out") == whole[0]
+
+
+# Failing disks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EROFS"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.06, 0.14, 0.3, 0.55, 0.8, 0.97, 0.99, 1.0])
+def test_disk_fails_at_a_file_operation(
+    tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], code: str, share: float
+) -> None:
+    """R5: the disk fails and goes on failing: exit 3 and a path; when it works again, the same."""
+    out, number = tmp_path / "out", getattr(errno, code)
+
+    def fail(operation: str, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    n = max(1, round(share * whole[1])) + ["ENOSPC", "EIO", "EROFS"].index(code) * (1 if share < 0.9 else -1)
+    files.fault_hook = at(max(1, n), fail, times=10**9)
+    with pytest.raises(CapError) as caught:
+        tiny.prune(out, **SMALL)
+    files.fault_hook = None
+    assert (type(caught.value), caught.value.exit_code) == (RunFailed, 3), caught.value
+    assert str(out) in caught.value.message
+    assert caught.value.hint
+    check_newest_checkpoint(out)
+    tiny.prune(out, **SMALL)
+    assert outcome(out) == whole[0]
+
+
+def check_newest_checkpoint(out: Path) -> None:
+    """Whatever was published verifies, and holds only finite numbers."""
+    for folder in sorted((out / "work").glob("*-steps/step-*")):
+        assert files.is_complete(folder), folder
+        assert all(bool(t.isfinite().all()) for t in load_file(folder / "state.safetensors").values())
+
+
+@pytest.mark.parametrize("limit", [100, 3_000, 40_000, 130_000])
+def test_file_size_limit(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], limit: int) -> None:
+    """R5: the system refuses to let a file grow; exit 3 names path and bytes."""
+    out = tmp_path / "out"
+
+    def action() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        result = invoke(*tiny.arguments(out, **SMALL))
+        Path(tmp_path, "said").write_text(result.stderr[-90:] if limit < 3000 else result.stderr[-2000:])
+        sys.exit(result.exit_code)
+
+    assert wait(forked(action)) == 3
+    said = (tmp_path / "said").read_text()
+    assert "no space left" in said
+    if limit > 1000:
+        assert f"cannot write {out}" in said
+        assert "bytes)" in said
+    check_newest_checkpoint(out)
+    tiny.prune(out, **SMALL)
+    assert outcome(out) == whole[0]
+
+
+@pytest.mark.parametrize("size_kb", [60, 200, 500])
+def test_full_tmpfs(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], size_kb: int) -> None:
+    """R5 on a real full file system; after it was made larger, the same."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this process may not mount a tmpfs")
+    try:
+        with pytest.raises(RunFailed, match="no space left") as caught:
+            tiny.prune(disk / "out", **SMALL)
+        assert str(disk) in caught.value.message
+        check_newest_checkpoint(disk / "out")
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        tiny.prune(disk / "out", **SMALL)
+        assert outcome(disk / "out") == whole[0]
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+# Damaged files -------------------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def swap(path: Path) -> None:
+    """Put the file of the older checkpoint in place, or any other file."""
+    older = [p for p in sorted(path.parent.parent.glob(f"*/{path.name}")) if p != path]
+    shutil.copy(older[0] if older else path.parent / files.MANIFEST, path)
+
+
+def add(path: Path) -> None:
+    path.with_name("left-over").write_bytes(b"?")
+
+
+DAMAGES = (truncate, empty, flip, swap, Path.unlink)
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped in the last third of the pruning, with everything in its work folder."""
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    stopped_at(tiny, out, "prune", 7)
+    names = {path.name for path in (out / "work").iterdir()}
+    assert {"bank-pretrained", "bank-finetuned", "bank-snapshot-000", "dense", "prune-steps", "teacher"} <= names
+    assert len(list((out / "work" / "prune-steps").iterdir())) == 2
+    return out
+
+
+def copy_of(stopped: Path, tmp_path: Path) -> Path:
+    """A copy under another name; the name of OUT is no part of the configuration of a run."""
+    return Path(shutil.copytree(stopped, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
+def test_damaged_checkpoint(
+    tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int], name: str, damage: Callable[[Path], None]
+) -> None:
+    """R6: the older checkpoint is used, and that is said."""
+    out = copy_of(stopped, tmp_path)
+    newest = max((out / "work" / "prune-steps").iterdir())
+    damage(newest / name)
+    notes = finish(tiny, out)
+    assert [note for note in notes if f"{newest} is damaged" in note], notes
+    assert outcome(out) == whole[0]
+
+
+def test_all_checkpoints_damaged(tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    out = copy_of(stopped, tmp_path)
+    for folder in (out / "work" / "prune-steps").iterdir():
+        flip(folder / "state.safetensors")
+    assert sum("is damaged, going back" in note for note in finish(tiny, out)) == 2
+    assert outcome(out) == whole[0]
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink, add], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bank-pretrained/bank.safetensors",
+        "bank-finetuned/bank.safetensors",
+        "bank-snapshot-000/bank.safetensors",
+        "bank-snapshot-001/manifest.json",
+        "dense/metrics.json",
+        "teacher/model.safetensors",
+        "teacher/tokenizer.json",
+    ],
+)
+def test_damaged_stage(
+    tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int], name: str, damage: Callable[[Path], None]
+) -> None:
+    """R6: what a later stage rests on is made again, the same as before; nothing damaged is used."""
+    out = copy_of(stopped, tmp_path)
+    damage(out / "work" / name)
+    finish(tiny, out)
+    assert outcome(out) == whole[0]
+
+
+def test_damaged_configuration_is_named(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+    out = copy_of(stopped, tmp_path)
+    truncate(out / "work" / "config.json")
+    result = invoke(*tiny.arguments(out, **SMALL))
+    assert result.exit_code == 2
+    assert str(out / "work" / "config.json") in result.stderr
+
+
+def test_other_configuration_of_a_stopped_run_is_refused(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+    out = copy_of(stopped, tmp_path)
+    result = invoke(*tiny.arguments(out, **SMALL, seed=2))
+    assert result.exit_code == 2
+    assert "seed: 1, now 2" in result.stderr
+
+
+def test_overwrite_of_a_stopped_run(tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int]) -> None:
+    out = copy_of(stopped, tmp_path)
+    result = invoke(*tiny.arguments(out, **SMALL), "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    assert outcome(out) == whole[0]
+
+
+# Two processes -------------------------------------------------------------------------------------------------------
+
+
+def test_second_process_is_refused_and_a_dead_one_leaves_no_lock(
+    tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]
+) -> None:
+    """R7."""
+    out, (reading, writing) = tmp_path / "out", os.pipe()
+
+    def action() -> None:
+        def hold(operation: str, path: Path) -> None:
+            os.write(writing, b"x")
+            signal.pause()
+
+        files.fault_hook = at(whole[1] // 3, hold)
+        tiny.prune(out, **SMALL)
+
+    first = forked(action)
+    assert os.read(reading, 1) == b"x"
+    before = sorted(path for path in out.rglob("*"))
+    for more in ((), ("--overwrite",)):
+        result = invoke(*tiny.arguments(out, **SMALL), *more)
+        assert result.exit_code == 2
+        assert "another process is writing to" in result.stderr
+    assert sorted(path for path in out.rglob("*")) == before
+    os.kill(first, signal.SIGKILL)
+    wait(first)
+    tiny.prune(out, **SMALL)
+    assert outcome(out) == whole[0]
+
+
+# Numbers that are not finite -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weight_file_with_bad_numbers(tiny: Tiny, tmp_path: Path, value: float) -> None:
+    """R8: refused, naming the tensor."""
+    write_model(tmp_path / "bad")
+    path, name = tmp_path / "bad" / "model.safetensors", "encoder.layer.1.output.dense.weight"
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith(name))
+    tensors[name][3, 5] = value
+    save_file(tensors, path, {"format": "pt"})
+    result = invoke(*tiny.arguments(tmp_path / "out", **SMALL, model=str(tmp_path / "bad")))
+    assert result.exit_code in (2, 3)
+    assert "encoder.layer.1.output.dense.weight" in result.stderr
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("chosen", [{"teacher_lr": 1e30}, {"lr": 1e30}, {"lr": 1e38, "losses": "ce"}])
+def test_diverging_loss(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    """R8: exit 3, and no checkpoint holds a number that is not finite."""
+    out = tmp_path / "out"
+    result = invoke(*tiny.arguments(out, **{**SMALL, **chosen}))
+    assert result.exit_code == 3, result.stderr
+    assert "not finite" in result.stderr
+    assert "first bad tensor" in result.stderr
+    assert not (out / "report.json").exists()
+    check_newest_checkpoint(out)
+
+
+def test_bad_number_in_a_gradient(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: the weights go bad in one step while the loss was fine."""
+    from capcli import train
+
+    clip, steps = torch.nn.utils.clip_grad_norm_, [0]
+
+    def poisoned(parameters: Any, *rest: Any) -> Any:
+        parameters = list(parameters)
+        steps[0] += 1
+        if steps[0] == 7:
+            parameters[3].grad[0] = float("nan")
+        return clip(parameters[:3], *rest)
+
+    monkeypatch.setattr(train.torch.nn.utils, "clip_grad_norm_", poisoned)
+    with pytest.raises(RunFailed, match="not finite"):
+        tiny.prune(tmp_path / "out", **SMALL)
+    check_newest_checkpoint(tmp_path / "out")
+
+
+# Where nothing can be written ----------------------------------------------------------------------------------------
+
+
+def foreign(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
+    return folder
+
+
+def plain_file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_text("x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (lambda tmp: plain_file(tmp) / "below", "cannot write to"),
+        (lambda tmp: Path("/proc/cap-out"), "cannot write to"),
+        (plain_file, "is a file, not a folder"),
+        (foreign, "was not written by cap"),
+        (lambda tmp: tmp / ("x" * 300), "too long for a file"),
+        (lambda tmp: tmp / "a\0b", "cannot write to"),
+    ],
+    ids=["below-a-file", "proc", "a-file", "foreign", "long-name", "nul"],
+)
+def test_places_that_do_not_serve(tiny: Tiny, tmp_path: Path, place: Callable[[Path], Path], said: str) -> None:
+    """Exit 2 at once, with a hint, and nothing was touched."""
+    out = place(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = invoke(*tiny.arguments(out, **SMALL))
+    assert result.exit_code == 2, result.stderr
+    assert said in result.stderr
+    assert "hint:" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_beside_a_run_survive_overwrite(tiny: Tiny, tmp_path: Path) -> None:
+    """`--overwrite` on a folder that is not ours is refused."""
+    folder = foreign(tmp_path)
+    result = invoke(*tiny.arguments(folder, **SMALL), "--overwrite")
+    assert result.exit_code == 2
+    assert (folder / "thesis.tex").read_text() == "x"
+
+
+def test_report_is_written_last(tiny: Tiny, tmp_path: Path) -> None:
+    """Its presence means that the run is complete."""
+    written = []
+    files.fault_hook = lambda operation, path: written.append((operation, path.name))
+    tiny.prune(tmp_path / "out", **SMALL)
+    renamed = [name for operation, name in written if operation == "rename"]
+    assert renamed[-1] == "report.json"
+    assert renamed.index(WEIGHTS) < renamed.index("cap_config.json") < renamed.index("README.md")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["status"] == "complete"
