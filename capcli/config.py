@@ -66,7 +66,7 @@ METHODS = {
 # they scale: 11,000 of 122,720 steps, dense twice and final three times as long.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
-    "quick": {"*": {"epochs": 2, "teacher_epochs": 1}},
+    "quick": {"*": {"epochs": 2, "teacher_epochs": 2, "lr": 2e-4, "teacher_lr": 3e-4}},
     "paper": {
         "*": {
             "epochs": 10,

@@ -209,7 +209,8 @@ def check_gates(gates: Gates, result: Mapping[str, Any]) -> list[dict[str, Any]]
         rows.append(_gate(f"max drop {name}", name, "<=", limit, baseline[name] - ours[name] if both else None))
     if gates.min_retention:
         name = result["primary"]
-        rows.append(_gate("min retention", name, ">=", gates.min_retention, result["retention"].get(name)))
+        kept = result["retention"].get(name)
+        rows.append(_gate("min retention", f"retention of {name}", ">=", gates.min_retention, kept))
     if gates.max_bytes:
         rows.append(_gate("max bytes", "weights_bytes", "<=", gates.max_bytes, result["size"].get("weights_bytes")))
     if gates.max_latency_ms:

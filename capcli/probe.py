@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from typing import Any
 
@@ -105,7 +106,9 @@ def _fitted(vectors: Any, labels: Any, test: Any, data: tasks.TaskData) -> Any:
         StandardScaler(),
         LogisticRegressionCV(Cs=STRENGTHS / 100, cv=3, max_iter=300, use_legacy_attributes=False, l1_ratios=(0,)),
     )
-    fitted.fit(vectors, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of options that change in a later scikit-learn, and of slow convergence
+        fitted.fit(vectors, labels)
     outputs = np.full((len(test), len(data.labels)), -np.inf)
     outputs[:, fitted.classes_] = fitted.predict_log_proba(test)
     return outputs

@@ -280,6 +280,11 @@ def _check_teacher(config: PruneConfig, teacher: models.Model, student: models.M
             f"the teacher's vectors have {theirs} numbers, the model's {ours}; fic cannot compare them",
             "leave fic out with --losses ce,kd,prc,snc, or use a teacher of the same width",
         )
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise ConfigError(
+            f"the teacher {config.teacher} has another vocabulary than {config.model}: it cannot read the same tokens",
+            "use a teacher that was fine-tuned from the same model family",
+        )
     shapes = [{name: tuple(t.shape) for name, t in one.net.state_dict().items()} for one in (teacher, student)]
     if config.init == "teacher" and shapes[0] != shapes[1]:
         raise ConfigError(

@@ -68,8 +68,10 @@ class Pruner:
                 self.neurons[0][index] += _importance(layer.ffn_out, 1)
 
     def _update_groups(self) -> None:
-        plan = group_plan(self.layers, self.sparsity)
-        for keep, (importance, alive) in ((plan.heads, self.heads), (plan.neurons, self.neurons)):
+        # Rounding to whole heads can leave an early plan with fewer neurons than the last one: never go below that.
+        plan, last = group_plan(self.layers, self.sparsity), group_plan(self.layers, self.final)
+        keeps = (max(plan.heads, last.heads), max(plan.neurons, last.neurons))
+        for keep, (importance, alive) in zip(keeps, (self.heads, self.neurons), strict=True):
             alive.copy_(m.select_groups(importance, keep, alive))
             importance.zero_()
         with torch.no_grad():

@@ -179,11 +179,19 @@ def probe_summary(result: Mapping[str, Any]) -> Group:
     for name, probe in list(part(result, "tasks").items())[:MAX_ROWS]:
         probe, other = mapping(probe), part(result, "baseline", "tasks", name)
         change = finite(part(result, "differences").get(name))
-        mean = f"{number(probe.get('mean'))} ± {number(probe.get('std'), up=True)}"
         difference = NOT_MEASURED if change is None else f"{change:+.4f}"
-        rows.append((named(name, 60), named(probe.get("metric"), 40), mean, number(other.get("mean")), difference))
+        rows.append(
+            (
+                named(name, 60),
+                named(probe.get("metric"), 40),
+                number(probe.get("mean")),
+                interval(probe.get("confidence_95")),
+                number(other.get("mean")),
+                difference,
+            )
+        )
     about = [("model", named(result.get("model"))), ("baseline", named(part(result, "baseline").get("model")))]
-    table = _table(("task", "metric", "mean", "baseline", "difference"), rows)
+    table = _table(("task", "metric", "mean", "95 % interval", "baseline", "difference"), rows)
     return Group(facts(about), "", table, *_gate_lines(result.get("gates")))
 
 

@@ -427,7 +427,7 @@ def eval_result(name: str = "m") -> dict[str, Any]:
 
 
 def probe_result(name: str = "m") -> dict[str, Any]:
-    tasks = {name: {"metric": name, "mean": 0.71239, "std": 0.01, "n_examples": 100, "n_classes": 2}}
+    tasks = {name: {"metric": name, "mean": 0.71239, "confidence_95": [0.70, 0.73], "n_examples": 100, "n_classes": 2}}
     return {
         "model": name,
         "tasks": tasks,
@@ -462,7 +462,7 @@ def test_summaries_show_the_figures() -> None:
     text = printed(report.eval_summary({**eval_result(), "gates": GATES}))
     assert all(word in text for word in ("0.8167", "90.75 %", "3.21 ms", "failed accuracy >= 0.8: 0.79996 (low)"))
     text = printed(report.probe_summary(probe_result()))
-    assert "0.7123 ± 0.0100" in text and "-0.0200" in text
+    assert "0.7123" in text and "[0.7000, 0.7300]" in text and "-0.0200" in text
 
 
 @pytest.mark.parametrize(
