@@ -168,7 +168,7 @@ def host_syncs(step: Callable[[], object], n_steps: int) -> float | None:
                 step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught) / n_steps
+    return sum("called a synchronizing" in str(warning.message) for warning in caught) / n_steps
 
 
 def synchronise(device: torch.device) -> None:

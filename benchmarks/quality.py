@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import table
-import torch
 
 from capcli import files, models, tasks
 from capcli.config import LOSSES, METHODS, Hardware, PruneConfig, TaskConfig, build
@@ -119,6 +118,15 @@ def run_all(args: argparse.Namespace, cells: list[Cell], done: dict[str, dict[st
                 save(args, done)
 
 
+def refuse_other(args: argparse.Namespace) -> None:
+    """A folder is of one model, task, teacher and set of options; methods, sparsities and seeds may be added."""
+    path = args.out / "study.json"
+    ours = {name: getattr(args, name) for name in ("model", "task", "data", "epochs", "teacher", "extra")}
+    if path.is_file() and (theirs := json.loads(path.read_text())) != ours:
+        raise SystemExit(f"{args.out} holds another study: {theirs}")
+    files.write_json(path, ours)
+
+
 def teacher_of(args: argparse.Namespace, cell: Cell) -> Path | None:
     """The teacher that this run learns from; None where it has to be made."""
     folder = args.out / "teachers" / str(cell.seed)
@@ -131,8 +139,8 @@ def run_one(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     common = ["--task", args.task, "--data", args.data, "--epochs", str(args.epochs), *args.extra]
     wanted = [args.model, *common, "--method", cell.method, f"--sparsity={cell.sparsity}", f"--seed={cell.seed}"]
     wanted += cell.options
-    if record.is_file() and (found := json.loads(record.read_text()))["arguments"] == wanted:
-        return dict(found)
+    if record.is_file():
+        return dict(json.loads(record.read_text()))
     teacher = teacher_of(args, cell)
     own = out / "work" / "teacher"
     maker = teacher is None or (not args.teacher and own.is_dir())  # a stopped maker goes on without --teacher
@@ -177,7 +185,7 @@ def save(args: argparse.Namespace, done: dict[str, dict[str, Any]], paired: list
         "task": args.task,
         "environment": environment(finished),
         "primary": finished[0]["metrics"]["primary"] if finished else "",
-        "teachers": {run["seed"]: run["metrics"]["dense"] for run in finished},
+        "teachers": {run["seed"]: run["metrics"]["dense"] for run in sorted(finished, key=lambda run: run["seed"])},
         "summary": summary(finished),
         "paired": paired or [],
         "runs": runs,
@@ -296,8 +304,8 @@ def render(study: dict[str, Any]) -> str:
     note = (
         f"{study['model']} on {study['task']}; {primary} of the teacher: {teachers}. "
         f"{where if isinstance(where, str) else ', '.join(map(str, where.values()))}, torch {versions.get('torch')}. "
-        "Mean ± standard deviation over the seeds; differences on the same examples where an interval is given; "
-        "seconds of the pruning phase."
+        "Mean ± standard deviation over the seeds; differences on the same examples where an interval is given (from "
+        "resampled examples, not seeds); seconds of the pruning phase."
     )
     return (
         f"{note}{f' {failed} runs failed.' if failed else ''}\n\n{table.markdown(head, lines)}\n\n`{study['command']}`"
@@ -331,14 +339,22 @@ def main() -> None:
     if table.handled("quality", render):
         return
     args = arguments()
-    torch.set_num_threads(1)
-    done: dict[str, dict[str, Any]] = {}
-    run_all(args, grid(args), done)
-    chosen = ablated(args, [run for run in done.values() if "metrics" in run])
-    if chosen:
-        run_all(args, ablations(*chosen, args.seeds), done)
+    args.out.mkdir(parents=True, exist_ok=True)
+    refuse_other(args)
+    cells, done = grid(args), {}
+    try:
+        run_all(args, cells, done)
+        if chosen := ablated(args, [run for run in done.values() if "metrics" in run]):
+            more = ablations(*chosen, args.seeds)
+            run_all(args, more, done)
+            cells += more
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on") from None
+    done = {cell.name: done[cell.name] for cell in cells}
     save(args, done, [] if args.no_paired else paired(args, done))
     print(args.out / "quality.json")
+    if any("error" in run for run in done.values()):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
