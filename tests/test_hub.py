@@ -152,10 +152,16 @@ def error_of(row: Any) -> str:
     return "\n".join(lines[start:])
 
 
-def test_hub(tiny: Tiny, hub: str, home: Path) -> None:
-    """R12: what is there loads; what is not, or is damaged, is one line that names it."""
+@pytest.fixture(scope="module")
+def rows(tiny: Tiny, hub: str, home: Path) -> dict[str, Any]:
+    """What `cap` said about each model of the hub; afterwards those that are whole lie in the cache."""
     names = ["tiny", "missing", "broken", "no-config", "no-tokenizer", "truncated", "pickled"]
-    rows = dict(zip(names, run(tiny, [f"owner/{name}" for name in names], home, hub), strict=True))
+    return dict(zip(names, run(tiny, [f"owner/{name}" for name in names], home, hub), strict=True))
+
+
+def test_hub(rows: dict[str, Any], home: Path) -> None:
+    """R12: what is there loads; what is not, or is damaged, is one line that names it."""
+    names = list(rows)
     assert rows["tiny"][0] == 0, rows["tiny"]
     assert json.loads(rows["tiny"][1])["prunable_weights"] == 16384
     said = {name: error_of(rows[name]) for name in names[1:]}
@@ -172,9 +178,8 @@ def test_hub(tiny: Tiny, hub: str, home: Path) -> None:
     assert all(rows[name][3] < 20 for name in said), "a broken hub must not be waited for"
 
 
-def test_unreachable_hub(tiny: Tiny, hub: str, home: Path) -> None:
+def test_unreachable_hub(tiny: Tiny, rows: dict[str, Any], home: Path) -> None:
     """A cached model loads; any other is refused soon, with the built-in model in the hint."""
-    run(tiny, ["owner/tiny"], home, hub)
     cached, other, alias = run(tiny, ["owner/tiny", "owner/other", "bert-base"], home, unused_address())
     assert cached[0] == 0, cached
     for row, name in ((other, "owner/other"), (alias, "bert-base")):
@@ -184,9 +189,8 @@ def test_unreachable_hub(tiny: Tiny, hub: str, home: Path) -> None:
         assert row[3] < 10
 
 
-def test_offline(tiny: Tiny, hub: str, home: Path) -> None:
+def test_offline(tiny: Tiny, rows: dict[str, Any], home: Path) -> None:
     """HF_HUB_OFFLINE=1: only what is cached, nobody is asked."""
-    run(tiny, ["owner/tiny"], home, hub)
     cached, other = run(tiny, ["owner/tiny", "owner/other"], home, unused_address(), HF_HUB_OFFLINE="1")
     assert cached[0] == 0, cached
     assert "not in the local cache" in error_of(other)
