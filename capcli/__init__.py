@@ -8,8 +8,6 @@ imported before one of them is used.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,24 +37,3 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'capcli' has no attribute {name!r}")
     return getattr(importlib.import_module(f"capcli.{_HOMES.get(name, 'api')}"), name)
-
-
-class _Verb(ModuleType):
-    """A file such as `capcli.prune`, called like the function of its name."""
-
-    def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
-        function = getattr(importlib.import_module("capcli.api"), self.__name__.rpartition(".")[2])
-        found: dict[str, Any] = function(*args, **options)
-        return found
-
-
-class _Package(ModuleType):
-    """Importing `capcli.prune` binds the file to the name of the function; so that both serve, the file is callable."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("prune", "evaluate", "export", "probe") and isinstance(value, ModuleType):
-            value.__class__ = _Verb
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -7,13 +7,13 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import capcli.evaluate as evaluate_
-import capcli.export as export_
-import capcli.probe as probe_
-import capcli.prune as prune_
 from capcli import models, run
 from capcli.config import EvalConfig, ExportConfig, ProbeConfig, PruneConfig
 from capcli.errors import ModelError
+from capcli.verbs import evaluate as evaluate_
+from capcli.verbs import export as export_
+from capcli.verbs import probe as probe_
+from capcli.verbs import prune as prune_
 
 
 def load(out: str | os.PathLike[str]) -> Any:
@@ -36,7 +36,7 @@ def _load(out: str | os.PathLike[str]) -> models.Model:
 
 
 def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
-    """Prune a model into `config.out_folder`; returns the report. See `capcli.prune.prune`."""
+    """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`."""
     return _result(prune_.prune(config, overwrite=overwrite))
 
 

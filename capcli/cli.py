@@ -146,8 +146,8 @@ def prune(
     """
     settings, machine = c.prune_config(chosen, config), wants_json(output, as_json)
     hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
-    import capcli.prune as verb
     from capcli import run
+    from capcli.verbs import prune as verb
 
     if plan:
         found = watch(verb.plan(settings), quiet)
@@ -167,7 +167,7 @@ def eval_(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet:
     """
     machine = wants_json(output, as_json)
     hello(quiet, f"cap eval {chosen['model']}")
-    import capcli.evaluate as verb
+    from capcli.verbs import evaluate as verb
 
     found = watch(verb.evaluate(verb.eval_config(chosen)), quiet)
     emit(found, machine, lambda: report.eval_summary(found))
@@ -179,7 +179,7 @@ def export(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> N
     """Write a pruned MODEL in a form that other tools load."""
     machine = wants_json(output, as_json)
     hello(quiet, f"cap export {chosen['model']}")
-    import capcli.export as verb
+    from capcli.verbs import export as verb
 
     found = watch(verb.export(c.build(c.ExportConfig, chosen)), quiet)
     emit(
@@ -195,7 +195,7 @@ def probe(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet:
     machine = wants_json(output, as_json)
     settings = c.build(c.ProbeConfig, chosen)
     hello(quiet, f"cap probe {settings.model} on {', '.join(settings.task_names)}")
-    import capcli.probe as verb
+    from capcli.verbs import probe as verb
 
     found = watch(verb.probe(settings), quiet)
     emit(found, machine, lambda: report.probe_summary(found))

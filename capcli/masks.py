@@ -29,7 +29,7 @@ def cubic(step: int, total: int, *, final: float, dense_share: float, final_shar
 
     The kept fraction follows v_f + (1 - v_f)·(1 - progress)³ between the two held parts.
     """
-    begin, end = math.floor(dense_share * total), math.ceil((1 - final_share) * total)
+    begin, end = _ramp(total, dense_share, final_share)
     if step >= end:
         return final
     if step < begin:
@@ -38,9 +38,15 @@ def cubic(step: int, total: int, *, final: float, dense_share: float, final_shar
     return final - final * (1 - progress) ** 3
 
 
+def _ramp(total: int, dense_share: float, final_share: float) -> tuple[int, int]:
+    """First step that prunes and first step at the final sparsity; the last step is always at the final sparsity."""
+    end = min(total - 1, math.ceil(round((1 - final_share) * total, 6)))
+    return min(end, math.floor(round(dense_share * total, 6))), end
+
+
 def stairs(step: int, total: int, *, final: float, dense_share: float, final_share: float, rise: float = 0.1) -> float:
     """Sparsity at `step` of a structured run: equal steps of at most `rise`, each followed by training."""
-    begin, end = math.floor(dense_share * total), math.ceil((1 - final_share) * total)
+    begin, end = _ramp(total, dense_share, final_share)
     if step < begin:
         return 0.0
     n_stairs = max(1, math.ceil(final / rise - 1e-9))

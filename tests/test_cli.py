@@ -332,7 +332,7 @@ def test_gates(pruned: Path, gates: list[str], code: int) -> None:
 
 
 def test_a_metric_that_is_nan_fails_its_gate() -> None:
-    from capcli.evaluate import check_gates
+    from capcli.verbs.evaluate import check_gates
 
     result = {"metrics": {"pearson": float("nan")}, "primary": "pearson", "retention": {}, "size": {}, "latency": {}}
     rows = check_gates(c.Gates(min="pearson=-1", min_retention=0.1), result)

@@ -231,7 +231,8 @@ def test_nearest_names_all_when_nothing_is_near() -> None:
 
 
 def test_tables_agree_with_their_modules() -> None:
-    from capcli import criteria, export, models, tasks
+    from capcli import criteria, models, tasks
+    from capcli.verbs import export
 
     assert {method.criterion for method in c.METHODS.values()} == set(criteria.CRITERIA)
     assert set(c.TASK_NAMES) == set(tasks.TASKS)

@@ -423,16 +423,3 @@ def test_keep_work(tiny: Tiny, finished: Path, tmp_path: Path) -> None:
     assert again(tiny, out, keep_work=True).exit_code == 0
     assert (out / "work" / "prune-steps").is_dir()
     assert outcome(out) == outcome(finished)
-
-
-def test_verbs_are_functions_however_they_were_imported() -> None:
-    """The file `capcli/prune.py` and the function `capcli.prune` share a name."""
-    code = (
-        "import capcli.prune, capcli.evaluate as e\n"
-        "from capcli import prune, evaluate\n"
-        "assert callable(capcli.prune) and callable(prune) and callable(evaluate) and callable(capcli.probe)\n"
-        "assert callable(e.measure) and capcli.load.__name__ == 'load'\n"
-        "try:\n    capcli.prune(None)\nexcept AttributeError:\n    pass\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ def killed_at(tiny: Tiny, out: Path, n: int, **chosen: Any) -> bool:
 
 def stopped_at(tiny: Tiny, out: Path, phase: str, done: int) -> None:
     """Run until event `done` of `phase`, and stop there with a checkpoint."""
-    from capcli import prune
+    from capcli.verbs import prune
 
     flag = run.StopFlag()
     with pytest.raises(Stopped):
@@ -101,7 +101,7 @@ def stopped_at(tiny: Tiny, out: Path, phase: str, done: int) -> None:
 
 def finish(tiny: Tiny, out: Path) -> list[str]:
     """Run to the end; returns the notes of the events."""
-    from capcli import prune
+    from capcli.verbs import prune
 
     return [event.note for event in prune.prune(tiny.prune_config(out, **SMALL)) if event.note]
 
@@ -218,7 +218,7 @@ def test_max_time(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
 
 
 def test_time_runs_out_in_the_middle(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
-    from capcli import prune
+    from capcli.verbs import prune
 
     flag = run.StopFlag()
     with pytest.raises(Stopped, match="stopped by the time limit at step 4 of 9"):

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-import capcli.evaluate as evaluate
 from capcli import models, tasks
 from capcli.config import BUILTIN_TASKS, ProbeConfig, TaskConfig
 from capcli.metrics import intervals, measure
 from capcli.run import Event
+from capcli.verbs import evaluate
 
 SCHEMA_VERSION = 1
 STRENGTHS = np.logspace(-2, 2, 5)

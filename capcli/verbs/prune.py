@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-import capcli.evaluate as evaluate
 from capcli import banks, files, masks, models, report, run, sparse, tasks, train
 from capcli.config import PruneConfig, flatten
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, group_plan, make_pruner
 from capcli.text import byte_size, percent
+from capcli.verbs import evaluate
 
 CURVE_SAMPLES = 2000
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
@@ -442,6 +442,7 @@ def _finish(
     config, out = setup.config, setup.run.out
     yield setup.meter.of("evaluate pruned")(note=f"writing {out}")
     kept = pruner.masks.kept()
+    assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masks.bake(pruner.masks)
     names = list(student.prunable())
     settings = {"source": dataclasses.asdict(config.source), "method": config.method, "sparsity": config.sparsity}
