@@ -107,8 +107,8 @@ def cross_entropy(logits: Sequence[Vector], labels: Sequence[int]) -> float:
 
 def scheduled(step: int, total: int, final: float, dense_share: float, final_share: float) -> float:
     """Sparsity of section 4: kept fraction v_f + (v_0 − v_f)·(1 − progress)³, v_0 = 1, between the held parts."""
-    dense_until = math.floor(dense_share * total)
-    final_from = math.ceil((1 - final_share) * total)
+    final_from = min(total - 1, math.ceil(round((1 - final_share) * total, 6)))  # the last step is at the target
+    dense_until = min(final_from, math.floor(round(dense_share * total, 6)))
     if step >= final_from:
         return final
     if step < dense_until:

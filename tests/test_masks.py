@@ -167,12 +167,12 @@ def test_schedules_rise_from_dense_to_exactly_final(
     assume(dense_share + final_share <= 1)
     assert callable(shape)
     values = [
-        shape(step, total, final=final, dense_share=dense_share, final_share=final_share) for step in range(total + 1)
+        shape(step, total, final=final, dense_share=dense_share, final_share=final_share) for step in range(total)
     ]
     assert all(a <= b for a, b in itertools.pairwise(values))
-    assert values[total] == final
+    assert values[-1] == final, "the last step that is trained"
     begin, end = math.floor(dense_share * total), math.ceil((1 - final_share) * total)
-    assert all(value == 0 for value in values[: min(begin, end)])
+    assert all(value == 0 for value in values[: min(begin, end, total - 1)])
     assert all(value == final for value in values[end:])
     assert all(0 <= value <= final for value in values)
 
