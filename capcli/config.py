@@ -102,6 +102,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "kd_temperature": 1.0,
         },
         "movement": {"scope": "matrix"},
+        "soft-movement": {"reg_weight": 290.0},
     },
 }
 
@@ -169,7 +170,7 @@ class PruneConfig:
     batch_size: int = option(32, "examples per step", panel="Training")
     lr: float = option(1e-4, "peak learning rate of the weights", panel="Training")
     teacher_lr: float = option(5e-5, "peak learning rate of the teacher", panel="Training")
-    score_lr: float = option(1e-2, "peak learning rate of the scores (movement methods)", panel="Training")
+    score_lr: float = option(3e-2, "peak learning rate of the scores (movement methods)", panel="Training")
     weight_decay: float = option(0.01, "weight decay of AdamW", panel="Training")
     lr_warmup: float = option(0.1, "share of the steps in which the learning rates rise", panel="Training")
     init: str = option("teacher", "weights the student starts from: teacher or pretrained", panel="Training")
@@ -181,12 +182,12 @@ class PruneConfig:
     tau: float = option(0.1, "temperature of the contrastive terms", panel="Losses")
     extra_examples: int = option(4096, "bank vectors drawn per step and module", panel="Losses")
     normalization: str = option("mean", "mean, or reference: the reference code's own scaling", panel="Losses")
-    unsupervised_weight: float = option(0.02, "weight of the unsupervised contrastive terms", panel="Losses")
-    supervised_weight: float = option(0.05, "weight of the supervised contrastive terms", panel="Losses")
+    unsupervised_weight: float = option(0.005, "weight of the unsupervised contrastive terms", panel="Losses")
+    supervised_weight: float = option(0.02, "weight of the supervised contrastive terms", panel="Losses")
     ce_weight: float = option(0.1, "weight of the task loss (1 when it is the only loss)", panel="Losses")
     kd_weight: float = option(0.9, "weight of distillation", panel="Losses")
     kd_temperature: float = option(2.0, "temperature of distillation", panel="Losses")
-    reg_weight: float = option(1.0, "weight of the score regulariser (soft movement)", panel="Losses")
+    reg_weight: float = option(0.0, "weight of the score regulariser (soft movement)", panel="Losses")
     checkpoint_seconds: float = option(120.0, "seconds between checkpoints", panel="Run", resumable=True)
     max_time: float = option(
         0.0, "stop with a checkpoint after so many minutes, 0 for never", panel="Run", resumable=True
