@@ -310,11 +310,11 @@ class _lines:
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
-        if event.note and not event.note.startswith("sparsity"):
+        if event.note:
             say(f"{event.phase}: {event.note}")
         elif now - self.said_at >= self.every_seconds and event.total:
             left = remaining(now - self.began, event.overall)
-            state = f" {event.note}," if event.note else ""
+            state = f" {event.status}," if event.status else ""
             say(f"{event.phase}: {event.done:,.0f} of {event.total:,.0f},{state} {event.overall:.0%} of the run{left}")
         else:
             return
@@ -357,8 +357,8 @@ class _bars(contextlib.AbstractContextManager["_bars"]):
                 self.progress.remove_task(self.phase)
             self.name, self.phase = event.phase, self.progress.add_task(event.phase, total=event.total or None)
         assert self.phase is not None
-        if event.note and not event.note.startswith("sparsity"):
+        if event.note:
             self.progress.console.print(plain(f"{event.phase}: {event.note}", 2000))
-        text = f"{event.phase} ({event.note})" if event.note.startswith("sparsity") else event.phase
+        text = f"{event.phase} ({event.status})" if event.status else event.phase
         self.progress.update(self.phase, description=plain(text), completed=event.done, total=event.total or None)
         self.progress.update(self.run, completed=event.overall)

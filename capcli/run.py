@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -31,13 +31,17 @@ KEEP_CHECKPOINTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened in a run: `done` of `total` units of a phase, and the share of the whole run."""
+    """Something that happened in a run: `done` of `total` units of a phase, and the share of the whole run.
+
+    `note` is news, worth a line of its own; `status` only says how things stand.
+    """
 
     phase: str
     done: float = 0
     total: float = 0
     overall: float = 0.0
     note: str = ""
+    status: str = ""
 
 
 @dataclass
@@ -102,11 +106,13 @@ def finished_report(config: PruneConfig) -> dict[str, Any] | None:
         raise FileError(
             f"{path} is not a report of a finished run", "choose another folder with -o, or use --overwrite"
         )
-    _refuse_other(config, report.get("config", {}), config.out_folder)
+    _refuse_other(config, report.get("config"), config.out_folder)
     return report
 
 
-def _refuse_other(config: PruneConfig, stored: Mapping[str, Any], out: Path) -> None:
+def _refuse_other(config: PruneConfig, stored: Any, out: Path) -> None:
+    if not isinstance(stored, dict):
+        raise FileError(f"{out} holds no configuration of a run", "choose another folder with -o, or use --overwrite")
     changed = differences(flatten(config), stored)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

