@@ -304,7 +304,7 @@ def test_full_tmpfs(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], size_kb:
         tiny.prune(disk / "out", **SMALL)
         assert outcome(disk / "out") == whole[0]
     finally:
-        subprocess.run(["umount", str(disk)], check=False)
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)  # mapped files may still be open
 
 
 # Damaged files -------------------------------------------------------------------------------------------------------
