@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo test lint bench docs clean
 
 demo: .venv/.installed
-	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 --preset quick -o $(DEMO_OUT)
+	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 --preset quick --max-train-samples 7000 -o $(DEMO_OUT)
 	@echo "report: $(CURDIR)/$(DEMO_OUT)/report.html"
 
 test: lint

@@ -157,6 +157,7 @@ class PruneConfig:
     method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
     losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic; the method's own by default")
     teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
+    label_map: str = option("", "names for the teacher's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
     preset: str = option("default", "values to start from: " + ", ".join(PRESETS))
     max_train_samples: int = option(0, "train on at most so many examples, 0 for all", panel="Task")
     holdout: float = option(
@@ -205,6 +206,7 @@ class PruneConfig:
         _check_name("init", self.init, ("teacher", "pretrained"))
         for name in self.loss_names:
             _check_name("loss", name, LOSSES)
+        parse_label_map(self.label_map)
         if not {"ce", "kd"} & set(self.loss_names):
             raise ConfigError("losses need ce or kd: the contrastive terms alone do not teach the task")
         if not 0 <= self.sparsity < 1:
@@ -292,10 +294,16 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, latency_batch=self.latency_batch, latency_length=self.latency_length)
+        parse_label_map(self.label_map)
         needs = {"--max-drop": self.gates.max_drop, "--min-retention": self.gates.min_retention}
         for flag, value in needs.items():
             if value and not self.baseline:
                 raise ConfigError(f"{flag} compares with a baseline, but none is given", "name one with --baseline")
+
+    @property
+    def label_names(self) -> dict[str, str]:
+        """The label map: the model's own name -> the name to use."""
+        return parse_label_map(self.label_map)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,6 +447,16 @@ def parse_limits(flag: str, text: str) -> dict[str, float]:
         if not name.strip() or not math.isfinite(limits[name.strip()]):
             raise ConfigError(f"{flag} needs METRIC=NUMBER, got {part!r}", f"for example {flag} accuracy=0.8")
     return limits
+
+
+def parse_label_map(text: str) -> dict[str, str]:
+    """`LABEL_0=negative,LABEL_1=positive` as a mapping. Raises `ConfigError` for anything else."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(old.strip() and sign and new.strip() for old, sign, new in pairs):
+        raise ConfigError(
+            f"--label-map needs OLD=NEW pairs, got {text!r}", "for example LABEL_0=negative,LABEL_1=positive"
+        )
+    return {old.strip(): new.strip() for old, _, new in pairs}
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -47,6 +47,7 @@ def _ramp(total: int, dense_share: float, final_share: float) -> tuple[int, int]
 def stairs(step: int, total: int, *, final: float, dense_share: float, final_share: float, rise: float = 0.1) -> float:
     """Sparsity at `step` of a structured run: equal steps of at most `rise`, each followed by training."""
     begin, end = _ramp(total, dense_share, final_share)
+    begin = min(end, max(1, begin))  # importance is known only after a step
     if step < begin:
         return 0.0
     n_stairs = max(1, math.ceil(final / rise - 1e-9))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from capcli import files, sparse
-from capcli.config import ALIASES, BUILTIN_MODEL, Hardware, nearest
+from capcli.config import ALIASES, BUILTIN_MODEL, Hardware, TaskConfig, leaves, nearest
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.run import Event
 from capcli.tasks import Batch, Examples, collate, evaluation_batches, label_key
@@ -165,6 +165,33 @@ def is_artifact(source: str) -> bool:
     return (Path(source) / CONFIG_FILE).is_file()
 
 
+def stored_source(source: str) -> dict[str, Any]:
+    """The task options that a pruned model was made with; empty for any other model. Raises `FileError`."""
+    if not is_artifact(source):
+        return {}
+    path = Path(source) / CONFIG_FILE
+    table = files.read_json(path)
+    stored = table.get("source") if isinstance(table, dict) else None
+    kinds = {item.name: kind for item, kind in leaves(TaskConfig)}
+    if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
+        raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
+    return stored
+
+
+def stored_labels(source: str) -> tuple[str, ...]:
+    """The labels of a pruned model; empty for any other model."""
+    table = files.read_json(Path(source) / CONFIG_FILE) if is_artifact(source) else {}
+    labels = table.get("labels") if isinstance(table, dict) else None
+    return tuple(map(str, labels)) if isinstance(labels, list) else ()
+
+
+def stored_holdout(source: str) -> tuple[float, int]:
+    """Share and seed of what a pruned model's run held out of its training set; (0, 0) for any other model."""
+    table = files.read_json(Path(source) / CONFIG_FILE) if is_artifact(source) else {}
+    share, seed = (table.get("holdout"), table.get("seed")) if isinstance(table, dict) else (None, None)
+    return (share, seed) if isinstance(share, float) and isinstance(seed, int) else (0.0, 0)
+
+
 def load_artifact(folder: Path) -> Model:
     """Load a pruned model; every tensor must be there, none left over, shapes and dtypes as the network has them.
 
@@ -266,6 +293,8 @@ def load_dense(
             f"the labels of {source} ({_listed(own)}) are not those of the task ({_listed(labels or ())})",
             "map them by name with --label-map, or use a model that was fine-tuned on this task",
         )
+    if need_head and kind == "regression" and len(own) != 1:
+        raise ModelError(f"{source} has {len(own)} outputs; a regression needs a model with one")
     keep_head = order is not None
     if not keep_head:
         config.num_labels = len(labels or ()) or 1
@@ -307,7 +336,9 @@ def load_model(
     if not is_artifact(source):
         return load_dense(source, labels, kind, seed, need_head=need_head, label_map=label_map)
     model = load_artifact(Path(source))
-    order = _label_order(model.labels, labels)
+    if need_head and model.kind != kind:
+        raise ModelError(f"{source} was pruned for {model.kind}, not for {kind}")
+    order = _label_order([(label_map or {}).get(name, name) for name in model.labels], labels)
     if order is None:
         raise ModelError(
             f"the labels of {source} ({_listed(model.labels)}) are not those of the task ({_listed(labels or ())})"
@@ -556,7 +587,12 @@ def compute(hardware: Hardware) -> Compute:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[name.split(":")[0]]:
         raise ConfigError(f"there is no {name} device on this machine", "use --device cpu, or auto")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device", "cpu, cuda, or cuda:N with a number") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no {name}, this machine has {torch.cuda.device_count()} CUDA devices")
     precision = hardware.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -143,7 +143,8 @@ def _importance(linear: nn.Linear, group_size: int) -> Tensor:
     parametrization = linear.parametrizations.weight  # type: ignore[union-attr]
     original: Tensor = parametrization.original  # type: ignore[union-attr, assignment]
     assert original.grad is not None, "observe comes after backward"
-    return group_importance(original, original.grad, group_size)
+    found = group_importance(original, original.grad, group_size)
+    return torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)  # of a 16-bit step that overflowed and is skipped
 
 
 def _mask_of(linear: nn.Linear) -> Tensor:

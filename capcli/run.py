@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 REPORT, CONFIG, LOCK = "report.json", "config.json", ".lock"
 KEEP_CHECKPOINTS = 2
+# What a run writes into OUT, in the order in which `--overwrite` removes it.
+OURS = (REPORT, "report.html", "README.md", "model.cap.safetensors", "cap_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ def signals(flag: StopFlag) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    names = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # nohup
     before = {name: signal.signal(getattr(signal, name), handle) for name in names}
     try:
         yield
@@ -154,7 +157,7 @@ def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) ->
 def _refuse_foreign(out: Path) -> None:
     """Never write among files that are not ours."""
     if out.is_dir() and any(out.iterdir()):
-        ours = [out / REPORT, out / "work" / CONFIG, out / "work" / LOCK]
+        ours = [out / "cap_config.json", out / "work" / CONFIG, out / "work" / LOCK]
         if not any(path.exists() for path in ours):
             raise FileError(f"{out} is not empty and was not written by cap", "choose another folder with -o")
     elif out.exists() and not out.is_dir():
@@ -162,10 +165,11 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def clear(run: Run) -> None:
-    """Remove what an earlier run of ours left, the report first so that a half-removed run never looks complete."""
-    files.remove(run.out / REPORT)
-    for path in [*run.out.iterdir(), *run.work.iterdir()]:
-        if path not in (run.work, run.work / LOCK):
+    """Remove what an earlier run wrote, nothing else; the report first, or a half-removed run would look complete."""
+    for name in OURS:
+        files.remove(run.out / name)
+    for path in run.work.iterdir():
+        if path.name != LOCK:
             files.remove(path)
 
 

@@ -152,16 +152,25 @@ class Batch:
 
 
 def load(
-    config: TaskConfig, *, train: bool = True, holdout: float = 0.0, max_train: int = 0, seed: int = 0
+    config: TaskConfig,
+    *,
+    train: bool = True,
+    holdout: float = 0.0,
+    max_train: int = 0,
+    seed: int = 0,
+    labels: Sequence[str] = (),
 ) -> TaskData:
     """Read a task's splits; labels become indices by name.
+
+    `labels` are the classes of a model, for sets that name none. Without `train`, a set that has only a training split
+    is measured on the part that `holdout` and `seed` held out of it, or on the whole.
 
     Raises `DataError` for a missing or empty split, a missing column, missing texts and unknown or missing labels.
     """
     task = TASKS[config.task]
     raw = _read_hub(task, config.task) if not config.data and config.task not in BUILTIN_TASKS else _read_local(config)
     wanted = _wanted(raw, train, holdout, config)
-    names, kind = _label_names(task, raw, wanted, config), task.kind
+    names, kind = _label_names(task, raw, wanted, config, labels), task.kind
     notes: list[str] = []
     splits = {name: _split(name, raw[name], task, names, config) for name in wanted}
     trained = splits.pop("train", None) if train else None
@@ -172,6 +181,8 @@ def load(
             splits, held = {"holdout": _need_holdout(held)}, None
             notes.append("no evaluation split: evaluated on the held-out part of the training set")
         _check_training_labels(trained, kind)
+    if not train and holdout and list(splits) == ["train"]:
+        splits = {"holdout": _need_holdout(_subsets(splits["train"], holdout, 0, seed)[1])}
     evals = {name: cut(split, config.max_eval_samples, 0) for name, split in splits.items()}
     metrics = _metrics(task, names)
     return TaskData(
@@ -223,7 +234,7 @@ def _read_table(path: Path) -> Any:
         if path.suffix == ".parquet":
             table = Dataset(pyarrow.parquet.read_table(path))
         elif path.suffix == ".jsonl":
-            table = Dataset.from_pandas(pandas.read_json(path, lines=True, dtype=False, convert_dates=False))
+            table = Dataset.from_pandas(pandas.read_json(path, lines=True, dtype=False))
         else:
             quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
             separator = "\t" if path.suffix == ".tsv" else ","
@@ -281,8 +292,10 @@ def _column(table: Any, names: Sequence[str], chosen: str, what: str, split: str
     )
 
 
-def _label_names(task: Task, raw: Mapping[str, Any], wanted: Sequence[str], config: TaskConfig) -> tuple[str, ...]:
-    """Names of the classes by index: of the task, of the ClassLabel feature, or those that occur."""
+def _label_names(
+    task: Task, raw: Mapping[str, Any], wanted: Sequence[str], config: TaskConfig, labels: Sequence[str]
+) -> tuple[str, ...]:
+    """Names of the classes by index: of the task, of the ClassLabel feature, of the model, or those that occur."""
     if task.kind == "regression" or task.labels:
         return task.labels
     table = raw[wanted[0]]
@@ -290,6 +303,8 @@ def _label_names(task: Task, raw: Mapping[str, Any], wanted: Sequence[str], conf
     feature = table.features[column]
     if getattr(feature, "names", None):
         return tuple(feature.names)
+    if labels:
+        return tuple(labels)
     values = {_as_name(value) for value in table[column] if not _is_missing(value)}
     if not values:
         raise DataError(f"column {column!r} of the {wanted[0]} split holds no labels")
@@ -364,6 +379,8 @@ def _indices(values: Sequence[Any], own: Sequence[str] | None, names: Sequence[s
     index: dict[str, int] = {key(name): i for i, name in enumerate(names)}
     codes = range(0) if any(map(_is_number, names)) else range(len(names))
     table: dict[Any, int | None] = {}
+    if any(isinstance(value, list | dict) for value in values):
+        raise DataError(f"the labels of the {split} split are lists or objects, not single labels")
     for value in set(values):
         if own is not None and not isinstance(value, str) and 0 <= value < len(own):
             table[value] = index.get(key(own[int(value)]))
@@ -438,7 +455,8 @@ def encode(split: Split, tokenizer: Any, max_length: int, chunk: int = 2000) -> 
 
 def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device) -> Batch:
     """The examples `rows` [B], padded to the longest of them; to a multiple of 8 on an accelerator."""
-    starts, lengths = examples.offsets[rows], examples.lengths[rows]
+    starts = examples.offsets[rows]
+    lengths = examples.offsets[rows + 1] - starts
     width = int(lengths.max())
     width = width if device.type == "cpu" else -(-width // 8) * 8
     inside = np.arange(width) < lengths[:, None]
@@ -477,9 +495,10 @@ def training_order(
 
 def evaluation_batches(examples: Examples, token_budget: int = 4096) -> Iterator[NDArray[np.int64]]:
     """Rows by falling length, in batches of about `token_budget` tokens with padding."""
-    order = np.argsort(-examples.lengths, kind="stable")
+    lengths = examples.lengths
+    order = np.argsort(-lengths, kind="stable")
     begin = 0
     while begin < len(order):
-        size = max(1, token_budget // int(examples.lengths[order[begin]]))
+        size = max(1, token_budget // int(lengths[order[begin]]))
         yield order[begin : begin + size]
         begin += size

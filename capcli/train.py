@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -149,8 +150,9 @@ def lr_factor(step: int, total: int, warmup: float) -> float:
 
 
 def step_seed(seed: int, phase: str, step: int) -> int:
-    """Seed of everything random in a step; 64 bits, different for every (seed, phase, step)."""
-    return (seed * len(PHASES) + PHASES.index(phase)) * 2**32 + step
+    """Seed of everything random in a step. Mixed into 32 bits, because the CPU's generator uses no more of it."""
+    mixed = np.random.SeedSequence([seed, PHASES.index(phase), step]).generate_state(1, np.uint32)
+    return int(mixed[0])
 
 
 def _step(
@@ -336,8 +338,8 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
     parameters = dict(job.model.net.named_parameters())
     for name, tensor in parts["adam"].items():
         key, _, parameter = name.partition(".")
-        device = tensor.device if key == "step" else job.on.device
-        optimizer.state[parameters[parameter]][key] = tensor.clone().to(device)
+        on_device = key != "step" or job.on.device.type == "cuda"  # where fused AdamW keeps its step counters
+        optimizer.state[parameters[parameter]][key] = tensor.clone().to(job.on.device if on_device else "cpu")
     if job.pruner:
         job.pruner.restore(parts["pruner"], checkpoint.scalars["sparsity"])
     if checkpoint.scalars["scaler"]:

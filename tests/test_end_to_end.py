@@ -252,6 +252,30 @@ def test_regression(tiny: Tiny, tmp_path: Path) -> None:
     )
 
 
+def test_a_classifier_is_no_model_for_a_regression(tiny: Tiny, pruned: Path) -> None:
+    result = invoke("eval", str(pruned), "--task", "regression", "--data", tiny.numbers)
+    assert result.exit_code == 2
+    assert "pruned for classification" in result.stderr
+
+
+def test_eval_keeps_classes_that_its_data_lack(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    """The model's labels decide, not those that happen to occur."""
+    lines = (Path(tiny.data) / "validation.csv").read_text().splitlines()
+    one_class = [lines[0], *(line for line in lines if line.endswith("positive"))]
+    (tmp_path / "validation.csv").write_text("\n".join(one_class) + "\n")
+    result = invoke("eval", str(pruned), "--data", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["n_examples"] == len(one_class) - 1
+
+
+@pytest.mark.parametrize("settings", [[], {"source": None}, {"source": {"max_length": "128"}}])
+def test_malformed_settings_are_one_line(pruned: Path, tmp_path: Path, settings: Any) -> None:
+    (tmp_path / "cap_config.json").write_text(json.dumps(settings))
+    result = invoke("eval", str(tmp_path))
+    assert result.exit_code == 2
+    assert "cap_config.json" in result.stderr
+
+
 def test_pairs(tiny: Tiny, tmp_path: Path) -> None:
     report = tiny.prune(tmp_path / "out", task="text-pair-classification", data=tiny.pairs, **QUICK)
     assert report["labels"] == ["different", "same"]
@@ -269,6 +293,9 @@ def test_one_csv_of_the_user_with_holdout(tiny: Tiny, tmp_path: Path) -> None:
     assert report["metrics"]["n_examples"] == 20
     assert report["labels"] == ["0", "1"]
     assert "held-out" in report["notes"][0]
+    again = invoke("eval", str(tmp_path / "out"), "--json")
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(again.stdout)["metrics"] == report["metrics"]["pruned"], "measured on the same held-out part"
 
 
 def test_holdout_chooses_the_best_epoch(tiny: Tiny, tmp_path: Path) -> None:
@@ -423,3 +450,9 @@ def test_keep_work(tiny: Tiny, finished: Path, tmp_path: Path) -> None:
     assert again(tiny, out, keep_work=True).exit_code == 0
     assert (out / "work" / "prune-steps").is_dir()
     assert outcome(out) == outcome(finished)
+
+
+def test_overwrite_removes_only_what_a_run_writes(tiny: Tiny, finished: Path) -> None:
+    (finished / "notes.txt").write_text("mine")
+    assert again(tiny, finished, overwrite=True).exit_code == 0
+    assert (finished / "notes.txt").read_text() == "mine"

@@ -182,11 +182,27 @@ def test_killed_process_of_cap(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int
 # Signals and time ----------------------------------------------------------------------------------------------------
 
 
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    """A run under nohup outlives its terminal."""
+    from capcli.run import StopFlag, signals
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        flag = StopFlag()
+        with signals(flag):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.requested() == ""
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 @pytest.mark.parametrize("share", [0.03, 0.2, 0.5, 0.9])
 def test_signals(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], name: str, share: float) -> None:
     """R4: exit 75 after a step and a save, in whichever phase, then the same."""
     out = tmp_path / "out"
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        pytest.skip("the tests themselves run with this signal ignored, as under nohup")
     before = signal.getsignal(getattr(signal, name))
     files.fault_hook = at(int(share * whole[1]), lambda *_: os.kill(os.getpid(), getattr(signal, name)))
     result = invoke(*tiny.arguments(out, **SMALL))

@@ -47,7 +47,7 @@ WEIGHTS = "model.cap.safetensors"
 SETTINGS: dict[str, Any] = {
     "sparsity": 0.7,
     "epochs": 4,
-    "teacher_epochs": 4,
+    "teacher_epochs": 6,
     "batch_size": 16,
     "lr": 5e-3,
     "teacher_lr": 5e-3,

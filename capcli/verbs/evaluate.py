@@ -39,13 +39,15 @@ def measure(
     on: models.Compute,
     event: Callable[..., Event],
     seed: int = 1,
+    *,
+    with_intervals: bool = True,
 ) -> Generator[Event, None, Measured]:
     """Metrics `names` of the model on tokenised examples; yields events."""
     logits, _ = yield from models.encoded(model, examples, on, event)
     outputs = logits.double().cpu().numpy()
     return Measured(
         metrics=metrics.measure(names, examples.labels, outputs),
-        confidence_95=metrics.intervals(names, examples.labels, outputs, seed),
+        confidence_95=metrics.intervals(names, examples.labels, outputs, seed) if with_intervals else {},
         n_examples=len(examples),
         outputs=outputs,
     )
@@ -53,8 +55,9 @@ def measure(
 
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
     """The options of `cap eval`; for a pruned model, the task and data that it was pruned on are the default."""
-    path = Path(str(chosen["model"])) / models.CONFIG_FILE
-    stored = files.read_json(path).get("source", {}) if path.is_file() else {}
+    stored = models.stored_source(str(chosen["model"]))
+    if chosen.get("task", stored.get("task")) != stored.get("task"):
+        stored = {}  # another task has other data and columns
     config: EvalConfig = build(EvalConfig, {**stored, **chosen})
     return config
 
@@ -63,8 +66,11 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     """Measure `config.model`; yields events and returns the result of `cap eval`."""
     on = models.compute(config.hardware)
     yield Event(phase="load", note=f"loading {config.model}")
-    data = tasks.load(config.source, train=False)
-    model = models.place(_load(config, data), on)
+    same_data = config.source.data == models.stored_source(config.model).get("data")
+    holdout, seed = models.stored_holdout(config.model) if same_data else (0.0, 0)
+    labels = models.stored_labels(config.model)
+    data = tasks.load(config.source, train=False, holdout=holdout, seed=seed, labels=labels)
+    model = models.place(_load(config, config.model, data), on)
     splits = {}
     for index, (name, split) in enumerate(data.evals.items()):
         examples = tasks.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
@@ -104,10 +110,9 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     return result
 
 
-def _load(config: EvalConfig, data: tasks.TaskData) -> models.Model:
+def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model:
     labels = None if data.kind == "regression" else data.labels
-    mapping = dict(pair.split("=", 1) for pair in config.label_map.split(",") if "=" in pair)
-    return models.load_model(config.model, labels, data.kind, config.seed, need_head=True, label_map=mapping)
+    return models.load_model(source, labels, data.kind, config.seed, need_head=True, label_map=config.label_names)
 
 
 def _size_and_sparsity(model: models.Model, source: str) -> dict[str, Any]:
@@ -155,9 +160,7 @@ def _baseline(
         if stored.get("task") not in (None, data.name):
             raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
         return {"model": config.baseline, "metrics": numbers}
-    labels = None if data.kind == "regression" else data.labels
-    model = models.load_model(config.baseline, labels, data.kind, config.seed, need_head=True)
-    models.place(model, on)
+    model = models.place(_load(config, config.baseline, data), on)
     name, split = next(iter(data.evals.items()))
     examples = tasks.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
 
@@ -170,7 +173,8 @@ def _baseline(
 
 def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
     """Share of each baseline metric that is kept; only for baselines above zero."""
-    return {name: value / baseline[name] for name, value in ours.items() if baseline.get(name, 0) > 0}
+    known = {name: value for name, value in baseline.items() if value is not None and value > 0}
+    return {name: value / known[name] for name, value in ours.items() if name in known}
 
 
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def dense(config: ExportConfig, model: models.Model, out: Path) -> dict[str, Any
     """A stock Hugging Face folder: zeros stored, loads everywhere without capcli; no smaller and no faster."""
     dtype = DTYPES[config.dtype]
     cast = dataclasses.replace(model, net=model.net.to(dtype))
+    cast.net.config.dtype = dtype
     with files.publish(out, manifest="export.json") as staging:
         models.save_dense(cast, staging)
         card = Path(config.model) / "README.md"
@@ -62,7 +63,11 @@ def dense(config: ExportConfig, model: models.Model, out: Path) -> dict[str, Any
 
 def _compare(expected: models.Model, found: Any) -> None:
     ours, theirs = expected.net.state_dict(), found.state_dict()
-    wrong = [name for name in {**ours, **theirs} if name not in theirs or not torch.equal(ours[name], theirs[name])]
+    wrong = [
+        name
+        for name in {**ours, **theirs}
+        if name not in theirs or ours[name].dtype != theirs[name].dtype or not torch.equal(ours[name], theirs[name])
+    ]
     if wrong:
         raise ModelError(f"the exported model differs from the pruned one in {len(wrong)} tensors, first {wrong[0]}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 import resource
 import shlex
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from capcli import banks, files, masks, models, report, run, sparse, tasks, train
-from capcli.config import PruneConfig, flatten
+from capcli.config import PruneConfig, flatten, parse_label_map
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, group_plan, make_pruner
@@ -258,7 +259,10 @@ def _teacher(setup: Setup, student: models.Model) -> Generator[run.Event, None, 
     config, folder = setup.config, setup.run.work / "teacher"
     labels = None if setup.data.kind == "regression" else setup.data.labels
     if config.teacher:
-        teacher = models.load_model(config.teacher, labels, setup.data.kind, config.seed, need_head=True)
+        names = parse_label_map(config.label_map)
+        teacher = models.load_model(
+            config.teacher, labels, setup.data.kind, config.seed, need_head=True, label_map=names
+        )
         _check_teacher(config, teacher, student)
         return models.place(teacher, setup.on)
     if not files.is_complete(folder):
@@ -337,7 +341,8 @@ def _job(
         def quiet(done: float = 0, total: float = 0) -> run.Event:
             return event(done=epoch + 1, total=epochs)
 
-        one = yield from evaluate.measure(model, setup.curve, setup.data.metrics, setup.on, quiet)
+        names = setup.data.metrics
+        one = yield from evaluate.measure(model, setup.curve, names, setup.on, quiet, with_intervals=False)
         if pruner is not None and setup.data.holdout is not None:
             _keep_best(setup, model, pruner, step, one.metrics[setup.data.primary])
         yield event(done=epoch + 1, total=epochs, note=_epoch_note(epoch, pruner, one.metrics))
@@ -368,7 +373,7 @@ def _epoch_note(epoch: int, pruner: Pruner | None, found: dict[str, float]) -> s
 def _keep_best(setup: Setup, model: models.Model, pruner: Pruner, step: int, value: float) -> None:
     """Publish the state when it is at the target sparsity and better on the held-out part than any before."""
     folder = setup.run.work / "best"
-    if pruner.sparsity != pruner.final:
+    if pruner.sparsity != pruner.final or not math.isfinite(value):
         return
     if files.is_complete(folder) and files.read_json(folder / "best.json")["value"] >= value:
         return
@@ -445,7 +450,8 @@ def _finish(
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masks.bake(pruner.masks)
     names = list(student.prunable())
-    settings = {"source": dataclasses.asdict(config.source), "method": config.method, "sparsity": config.sparsity}
+    settings = {"source": dataclasses.asdict(config.source), "holdout": config.holdout, "seed": config.seed}
+    settings |= {"method": config.method, "sparsity": config.sparsity}
     sizes = models.save_artifact(student, out, names, settings)
     reopened = models.place(models.load_artifact(out), setup.on)
     event = setup.meter.stoppable("evaluate pruned")
