@@ -165,30 +165,39 @@ def is_artifact(source: str) -> bool:
     return (Path(source) / CONFIG_FILE).is_file()
 
 
-def stored_source(source: str) -> dict[str, Any]:
-    """The task options that a pruned model was made with; empty for any other model. Raises `FileError`."""
+def _stored(source: str) -> dict[str, Any]:
+    """What `cap_config.json` of a pruned model says; empty for any other model. Raises `FileError`."""
     if not is_artifact(source):
         return {}
     path = Path(source) / CONFIG_FILE
     table = files.read_json(path)
-    stored = table.get("source") if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise FileError(f"{path} is not a JSON object")
+    return table
+
+
+def stored_source(source: str) -> dict[str, Any]:
+    """The task options that a pruned model was made with; empty for any other model. Raises `FileError`."""
+    if not is_artifact(source):
+        return {}
+    stored = _stored(source).get("source")
     kinds = {item.name: kind for item, kind in leaves(TaskConfig)}
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
+        path = Path(source) / CONFIG_FILE
         raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
     return stored
 
 
 def stored_labels(source: str) -> tuple[str, ...]:
     """The labels of a pruned model; empty for any other model."""
-    table = files.read_json(Path(source) / CONFIG_FILE) if is_artifact(source) else {}
-    labels = table.get("labels") if isinstance(table, dict) else None
+    labels = _stored(source).get("labels")
     return tuple(map(str, labels)) if isinstance(labels, list) else ()
 
 
 def stored_holdout(source: str) -> tuple[float, int]:
     """Share and seed of what a pruned model's run held out of its training set; (0, 0) for any other model."""
-    table = files.read_json(Path(source) / CONFIG_FILE) if is_artifact(source) else {}
-    share, seed = (table.get("holdout"), table.get("seed")) if isinstance(table, dict) else (None, None)
+    table = _stored(source)
+    share, seed = table.get("holdout"), table.get("seed")
     return (share, seed) if isinstance(share, float) and isinstance(seed, int) else (0.0, 0)
 
 

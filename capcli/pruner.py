@@ -16,6 +16,8 @@ from capcli.config import PruneConfig
 from capcli.criteria import CRITERIA, Criterion, group_importance, initial_scores
 from capcli.models import Layer, Model
 
+GROUP_STATE = ("head_importance", "head_alive", "neuron_importance", "neuron_alive")
+
 
 @dataclass(kw_only=True)
 class Pruner:
@@ -85,16 +87,14 @@ class Pruner:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside the network: masks and importance. Scores are in the network."""
-        names = ("head_importance", "head_alive", "neuron_importance", "neuron_alive")
-        groups = dict(zip(names, [*self.heads, *self.neurons], strict=False))
+        groups = dict(zip(GROUP_STATE, [*self.heads, *self.neurons], strict=False))
         return {"mask": self.masks.mask.bool(), **groups}
 
     def restore(self, tensors: Mapping[str, Tensor], sparsity: float) -> None:
         """Put back what `tensors` gave."""
         self.sparsity = sparsity
         self.masks.mask.copy_(tensors["mask"])
-        names = ("head_importance", "head_alive", "neuron_importance", "neuron_alive")
-        for name, tensor in zip(names, [*self.heads, *self.neurons], strict=False):
+        for name, tensor in zip(GROUP_STATE, [*self.heads, *self.neurons], strict=False):
             tensor.copy_(tensors[name])
 
 
