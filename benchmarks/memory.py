@@ -27,7 +27,7 @@ import synthetic
 import table
 import torch
 
-from capcli import banks, files, models, tasks
+from capcli import banks, files, models, tasks, tokens
 from capcli.config import Hardware, TaskConfig
 
 
@@ -44,10 +44,10 @@ def main() -> None:
     split = read(args) if args.data else random_texts(args.examples, model.tokenizer)
     stages.append(stage("texts", began, len(split)))
     began = time.perf_counter()
-    examples = tasks.encode(split, model.tokenizer, models.longest_input(model, args.max_length))
+    examples = tokens.encode(split, model.tokenizer, models.longest_input(model, args.max_length))
     stages.append(stage("tokenising", began, len(examples)))
     del split
-    few = tasks.Examples(
+    few = tokens.Examples(
         tokens=examples.tokens,
         types=examples.types,
         offsets=examples.offsets[: args.encoded + 1],

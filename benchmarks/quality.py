@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import table
 
-from capcli import files, models, tasks
+from capcli import files, models, tasks, tokens
 from capcli.config import LOSSES, METHODS, Hardware, PruneConfig, TaskConfig, build
 
 STOPPED = (75, 130, -2, -15)
@@ -266,7 +266,7 @@ def correct(out: Path, stored: dict[str, Any]) -> Any:
     data = tasks.load(config, train=False)
     model = models.place(models.load_model(str(out), data.labels, data.kind, 1), on)
     length = models.longest_input(model, config.max_length)
-    examples = tasks.encode(next(iter(data.evals.values())), model.tokenizer, length)
+    examples = tokens.encode(next(iter(data.evals.values())), model.tokenizer, length)
     coding = models.encoded(model, examples, on, lambda **_: None)  # type: ignore[arg-type, return-value]
     while True:
         try:

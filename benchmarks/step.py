@@ -20,7 +20,7 @@ import table
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from capcli import config, models, tasks, train
+from capcli import config, models, tasks, tokens, train
 
 
 def jobs(args: argparse.Namespace) -> tuple[train.Job, train.Job]:
@@ -34,7 +34,7 @@ def jobs(args: argparse.Namespace) -> tuple[train.Job, train.Job]:
     assert data.train is not None
     student = models.load_dense(args.model, data.labels, data.kind, settings.seed)
     length = models.longest_input(student, settings.source.max_length)
-    examples = tasks.encode(data.train, student.tokenizer, length)
+    examples = tokens.encode(data.train, student.tokenizer, length)
     plain = synthetic.plain_job(models.copy(student), examples, on, settings)
     return plain, synthetic.cap_job(student, examples, on, settings)
 
@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     both = jobs(args)
     tools = [(train.make_optimizer(job), torch.amp.GradScaler(job.on.device.type, enabled=False)) for job in both]
-    order = tasks.training_order(both[0].examples, args.batch, 0, 0)
+    order = tokens.training_order(both[0].examples, args.batch, 0, 0)
     total = both[1].pruner.total_steps if both[1].pruner else 1
     seconds: list[list[float]] = [[], []]
     for index in range(-3, args.steps):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from capcli import banks, config, models, run, tasks, train
+from capcli import banks, config, models, run, tokens, train
 from capcli.pruner import make_pruner
 
 LABELS = ("negative", "positive")
@@ -30,10 +30,10 @@ def random_bert(shape: dict[str, int]) -> models.Model:
     return models.Model(net=net, tokenizer=None, family=family, labels=LABELS, kind="classification", source="random")
 
 
-def random_examples(n: int, length: int, vocabulary: int) -> tasks.Examples:
+def random_examples(n: int, length: int, vocabulary: int) -> tokens.Examples:
     """N examples of exactly `length` random tokens and two classes."""
     rng = np.random.default_rng(0)
-    return tasks.Examples(
+    return tokens.Examples(
         tokens=rng.integers(5, vocabulary, n * length, dtype=np.int32),
         types=np.zeros(n * length, dtype=np.uint8),
         offsets=np.arange(n + 1, dtype=np.int64) * length,
@@ -62,7 +62,7 @@ def settings(**chosen: Any) -> config.PruneConfig:
 
 
 def plain_job(
-    model: models.Model, examples: tasks.Examples, on: models.Compute, chosen: config.PruneConfig
+    model: models.Model, examples: tokens.Examples, on: models.Compute, chosen: config.PruneConfig
 ) -> train.Job:
     """Plain fine-tuning: the task loss alone."""
     return _job(model, examples, on, chosen, "teacher", train.Objective(losses=("ce",)))
@@ -70,7 +70,7 @@ def plain_job(
 
 def cap_job(
     model: models.Model,
-    examples: tasks.Examples,
+    examples: tokens.Examples,
     on: models.Compute,
     chosen: config.PruneConfig,
     table: dict[str, banks.Bank] | None = None,
@@ -89,7 +89,7 @@ def cap_job(
 
 def _job(
     model: models.Model,
-    examples: tasks.Examples,
+    examples: tokens.Examples,
     on: models.Compute,
     chosen: config.PruneConfig,
     phase: str,
@@ -127,7 +127,7 @@ class Stepper:
         self.job = job
         self.optimizer = train.make_optimizer(job)
         self.scaler = torch.amp.GradScaler(job.on.device.type, enabled=job.on.dtype == torch.float16)
-        self.order = tasks.training_order(job.examples, job.config.batch_size, 0, 0)
+        self.order = tokens.training_order(job.examples, job.config.batch_size, 0, 0)
         self.total = job.config.epochs * len(self.order)
         self.index = 0
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import platform
-import re
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -21,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import files, sparse
-from capcli.config import ALIASES, BUILTIN_MODEL, Hardware, TaskConfig, leaves, nearest
+from capcli import files, hub, sparse
+from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.run import Event
-from capcli.tasks import Batch, Examples, collate, evaluation_batches, label_key
+from capcli.tasks import label_key
+from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
-BUILTIN_FOLDER = Path(__file__).parent / "data" / "mini"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +237,7 @@ def _build(settings: Any, folder: Path) -> Any:
     except CapError:
         raise
     except Exception as error:
-        raise FileError(f"{path}: model_config describes no model: {_first_line(error)}") from error
+        raise FileError(f"{path}: model_config describes no model: {hub.first_line(error)}") from error
 
 
 def _check_size(config: Any, weights: Path) -> None:
@@ -292,7 +291,7 @@ def load_dense(
     """
     from transformers import AutoModelForSequenceClassification
 
-    path, revision = resolve(source)
+    path, revision = hub.resolve(source)
     config = _config(path, source, revision)
     family = family_of(config.model_type, source)
     own = tuple((label_map or {}).get(name, name) for name in _own_labels(config))
@@ -365,23 +364,6 @@ def family_of(model_type: str, source: str) -> Family:
     return FAMILIES[model_type]
 
 
-def resolve(source: str) -> tuple[str, str | None]:
-    """The local folder or hub id behind a MODEL argument, and the revision after `@`, if any."""
-    if source == BUILTIN_MODEL:
-        return str(BUILTIN_FOLDER), None
-    if Path(source).is_dir():
-        return source, None
-    name, _, revision = source.partition("@")
-    name = ALIASES.get(name, name)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "-")):
-        raise ModelError(f"no model folder at {source!r}, and it is not a hub name either", _model_hint(source))
-    return name, revision or None
-
-
-def _model_hint(source: str) -> str:
-    return "a folder, a hub id, or a short name; " + nearest(source, (BUILTIN_MODEL, *ALIASES))
-
-
 def _config(path: str, source: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
@@ -390,24 +372,11 @@ def _config(path: str, source: str, revision: str | None) -> Any:
             f"{source} has no config.json", "MODEL is a folder in Hugging Face layout or one written by cap"
         )
     if not Path(path).is_dir():
-        _reach(path, source, revision)
+        hub.reach(path, source, revision)
     config = _read(AutoConfig.from_pretrained, path, source, revision)
     if getattr(config, "auto_map", None):
         raise ModelError(f"{source} needs its own code (auto_map); capcli never runs code from a model folder")
     return config
-
-
-def _reach(name: str, source: str, revision: str | None) -> None:
-    """One quick request for a model that is not cached; the hub's own client would try again for half a minute."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return
-    try:
-        with _quiet():
-            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
-    except Exception as error:
-        raise _explained(error, name, source) from error
 
 
 def _tokenizer(path: str, revision: str | None = None) -> Any:
@@ -427,66 +396,24 @@ def _read(reader: Callable[..., Any], path: str, source: str, revision: str | No
         with _quiet():
             return reader(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:
-        raise _explained(error, path, source) from error
+        raise hub.explained(error, path, source) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and load reports away; what they would say is checked or said by us."""
-    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with hub.quiet():
+            yield
     finally:
         logging.set_verbosity(level)
-        hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _explained(error: Exception, path: str, source: str) -> ModelError:
-    text = _first_line(error)
-    chain = " ".join(type(e).__name__ for e in (error, error.__cause__, error.__context__) if e is not None)
-    if "SafetensorError" in chain:
-        return ModelError(f"the weights of {source} are corrupt: {text}", "download or copy the model again")
-    if "trust_remote_code" in str(error):
-        return ModelError(f"{source} needs its own code; capcli never runs code from a model folder")
-    if Path(path).is_dir():
-        if "safetensors" in str(error):
-            return _no_safetensors(source)
-        return ModelError(f"cannot load {source}: {text}")
-    if "RemoteEntryNotFound" in chain:
-        return ModelError(f"{source} is on the hub, but without a file that is needed: {str(error).splitlines()[-1]}")
-    if "RepositoryNotFound" in chain or "404" in text or "not a valid model identifier" in str(error):
-        return ModelError(f"there is no model {source!r} on the hub", _model_hint(source))
-    if (
-        any(word in chain for word in ("Connect", "Offline", "LocalEntryNotFound", "Timeout"))
-        or "connect" in text.lower()
-    ):
-        return ModelError(
-            f"cannot reach the model hub for {source!r}, and it is not in the local cache",
-            f"check the network, give a local folder, or try the built-in model {BUILTIN_MODEL!r}; "
-            + nearest(source, (BUILTIN_MODEL, *ALIASES)),
-        )
-    if "safetensors" in str(error) or "Can't load the model" in str(error):
-        return _no_safetensors(source)
-    return ModelError(f"cannot load {source!r}: {text}", _model_hint(source))
-
-
-def _no_safetensors(source: str) -> ModelError:
-    return ModelError(
-        f"{source} has no model.safetensors",
-        "pickled weights are never read; save the model again as safetensors",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _own_labels(config: Any) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capcli import banks, losses, models, run, tasks
+from capcli import banks, losses, models, run, tokens
 from capcli.config import PruneConfig
 from capcli.errors import CapError, RunFailed, Stopped
 from capcli.pruner import Pruner
@@ -49,7 +49,7 @@ class Job:
     run: run.Run
     phase: str
     model: models.Model
-    examples: tasks.Examples
+    examples: tokens.Examples
     config: PruneConfig
     on: models.Compute
     epochs: int
@@ -93,7 +93,7 @@ def train(job: Job) -> Generator[run.Event, None, State]:
         began, step = time.monotonic(), state.step
         epoch, position = divmod(step, per_epoch)
         if order[0] != epoch:
-            order = epoch, tasks.training_order(job.examples, job.config.batch_size, job.config.seed, epoch)
+            order = epoch, tokens.training_order(job.examples, job.config.batch_size, job.config.seed, epoch)
         yield from job.snapshot(step)
         terms = _step(job, optimizer, scaler, step, total, order[1][position])
         _add(job, state, terms)
@@ -114,7 +114,7 @@ def train(job: Job) -> Generator[run.Event, None, State]:
     return state
 
 
-def steps_per_epoch(examples: tasks.Examples, batch_size: int) -> int:
+def steps_per_epoch(examples: tokens.Examples, batch_size: int) -> int:
     """Batches in one pass over the examples."""
     return -(-len(examples) // batch_size)
 
@@ -165,7 +165,7 @@ def _step(
         group["lr"] = group["peak_lr"] * factor
     if job.pruner is not None:
         job.pruner.update(step)
-    batch = tasks.collate(job.examples, rows, job.on.device)
+    batch = tokens.collate(job.examples, rows, job.on.device)
     terms = loss_terms(job, batch, step)
     weights = term_weights(job.config, job.objective.losses)
     terms["total"] = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
@@ -185,7 +185,7 @@ def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
     return [p for group in optimizer.param_groups if group["kind"] != "scores" for p in group["params"]]
 
 
-def loss_terms(job: Job, batch: tasks.Batch, step: int) -> dict[str, Tensor]:
+def loss_terms(job: Job, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
     """The unweighted terms of section 1: ce, kd, and `MODULE_u`, `MODULE_s` for each bank that has vectors, reg."""
     names, config = job.objective.losses, job.config
     with job.on.autocast():
@@ -204,7 +204,7 @@ def loss_terms(job: Job, batch: tasks.Batch, step: int) -> dict[str, Tensor]:
     return terms
 
 
-def _contrastive(job: Job, z: Tensor, batch: tasks.Batch, step: int) -> dict[str, Tensor]:
+def _contrastive(job: Job, z: Tensor, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
     """U and P of every module; the drawn examples of one step serve all of them."""
     terms: dict[str, Tensor] = {}
     labels = job.objective.labels

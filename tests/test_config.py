@@ -231,7 +231,7 @@ def test_nearest_names_all_when_nothing_is_near() -> None:
 
 
 def test_tables_agree_with_their_modules() -> None:
-    from capcli import criteria, models, tasks
+    from capcli import criteria, tasks
     from capcli.verbs import export
 
     assert {method.criterion for method in c.METHODS.values()} == set(criteria.CRITERIA)
@@ -239,7 +239,7 @@ def test_tables_agree_with_their_modules() -> None:
     assert set(c.EXPORT_FORMATS) == set(export.FORMATS)
     assert len(c.TASK_NAMES) == len(set(c.TASK_NAMES))
     assert set(c.BUILTIN_TASKS) == {p.name for p in tasks.BUILTIN_FOLDER.iterdir() if p.is_dir()}
-    assert (models.BUILTIN_FOLDER / "config.json").is_file()
+    assert (hub.BUILTIN_FOLDER / "config.json").is_file()
     for method in c.METHODS.values():
         assert set(method.losses) <= set(c.LOSSES)
 

@@ -12,7 +12,7 @@ import torch
 from tiny import PRUNABLE, Tiny
 
 import capcli
-from capcli import banks, losses, masks, models, run, tasks, train
+from capcli import banks, losses, masks, models, run, tokens, train
 from capcli.config import METHODS, Hardware
 from capcli.criteria import CRITERIA
 from capcli.pruner import make_pruner
@@ -32,9 +32,9 @@ def no_host_sync() -> Iterator[Any]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def examples(n: int = 64, length: int = 12) -> tasks.Examples:
+def examples(n: int = 64, length: int = 12) -> tokens.Examples:
     rng = np.random.default_rng(0)
-    return tasks.Examples(
+    return tokens.Examples(
         tokens=rng.integers(5, 20, n * length, dtype=np.int32),
         types=np.zeros(n * length, dtype=np.uint8),
         offsets=np.arange(n + 1, dtype=np.int64) * length,
@@ -139,7 +139,7 @@ def test_no_host_sync_in_a_step(tiny: Tiny, tmp_path: Path, method: str, no_host
     one = job(tiny, tmp_path / "out", method, CUDA)
     optimizer = train.make_optimizer(one)
     scaler = torch.amp.GradScaler("cuda", enabled=False)
-    order = tasks.training_order(one.examples, one.config.batch_size, 1, 0)
+    order = tokens.training_order(one.examples, one.config.batch_size, 1, 0)
     for step in range(28, 32):
         train._step(one, optimizer, scaler, step, 100, order[step % len(order)])
     steps = [*range(32, 36), *range(90, 94)]

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from capcli import files, models, sparse, tasks
+from capcli import files, hub, models, sparse, tasks, tokens
 from capcli.config import Hardware
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 
@@ -251,15 +251,15 @@ def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["no/such/folder", "../x", "a b", ".hidden", "-x"])
 def test_what_is_neither_folder_nor_hub_name(name: str) -> None:
     with pytest.raises(ModelError, match="not a hub name either"):
-        models.resolve(name)
+        hub.resolve(name)
 
 
 def test_names_resolve_to_folders_hub_ids_and_revisions(tmp_path: Path) -> None:
-    assert models.resolve("bert-base") == ("google-bert/bert-base-uncased", None)
-    assert models.resolve("bert-base@v1") == ("google-bert/bert-base-uncased", "v1")
-    assert models.resolve("someone/model@abc") == ("someone/model", "abc")
-    assert models.resolve(str(tmp_path)) == (str(tmp_path), None)
-    assert Path(models.resolve("mini")[0]).is_dir()
+    assert hub.resolve("bert-base") == ("google-bert/bert-base-uncased", None)
+    assert hub.resolve("bert-base@v1") == ("google-bert/bert-base-uncased", "v1")
+    assert hub.resolve("someone/model@abc") == ("someone/model", "abc")
+    assert hub.resolve(str(tmp_path)) == (str(tmp_path), None)
+    assert Path(hub.resolve("mini")[0]).is_dir()
 
 
 def test_a_model_out_of_reach_names_the_builtin_one() -> None:
@@ -384,15 +384,15 @@ def test_a_dense_folder_loads_without_capcli(pruned: tuple[models.Model, Path], 
 # Computing -----------------------------------------------------------------------------------------------------------
 
 
-def examples_of(tokenizer: Any, n: int) -> tasks.Examples:
+def examples_of(tokenizer: Any, n: int) -> tokens.Examples:
     texts = ["a good film " * (1 + i * 7 % 5) + str(i) for i in range(n)]
     split = tasks.Split(name="train", texts=texts, pairs=None, labels=np.zeros(n, dtype=np.int64))
-    return tasks.encode(split, tokenizer, 32)
+    return tokens.encode(split, tokenizer, 32)
 
 
-def batches(examples: tasks.Examples, budget: int = 60) -> Iterator[tasks.Batch]:
-    for rows in tasks.evaluation_batches(examples, budget):
-        yield tasks.collate(examples, rows, CPU.device)
+def batches(examples: tokens.Examples, budget: int = 60) -> Iterator[tokens.Batch]:
+    for rows in tokens.evaluation_batches(examples, budget):
+        yield tokens.collate(examples, rows, CPU.device)
 
 
 def run(generator: Any) -> tuple[list[int], Any]:
@@ -418,7 +418,7 @@ def test_encode_restores_the_order_and_runs_without_dropout(checkpoint: Make, to
     model.net.eval()
     with torch.no_grad():
         for i in range(11):
-            batch = tasks.collate(examples, np.array([i]), CPU.device)
+            batch = tokens.collate(examples, np.array([i]), CPU.device)
             own, vector = models.forward(model, batch.inputs)
             assert torch.allclose(logits[i], own[0], atol=1e-5)
             unit = nn.functional.normalize(vector[0], dim=-1)

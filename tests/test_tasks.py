@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capcli import tasks
+from capcli import tasks, tokens
 from capcli.config import TaskConfig
 from capcli.errors import DataError
 
@@ -364,9 +364,9 @@ def test_evaluation_alone_reads_no_training_split(tmp_path: Path) -> None:
 LONG = "a film that is long " * 30
 
 
-def coded(tokenizer: Any, texts: list[str], pairs: list[str] | None = None, max_length: int = 32) -> tasks.Examples:
+def coded(tokenizer: Any, texts: list[str], pairs: list[str] | None = None, max_length: int = 32) -> tokens.Examples:
     split = tasks.Split(name="train", texts=texts, pairs=pairs, labels=np.arange(len(texts)))
-    return tasks.encode(split, tokenizer, max_length, chunk=3)
+    return tokens.encode(split, tokenizer, max_length, chunk=3)
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -391,7 +391,7 @@ def test_tokens_are_those_of_the_tokenizer(tokenizer: Any, paired: bool) -> None
 def test_padding_is_masked_and_rows_are_whole(tokenizer: Any) -> None:
     examples = coded(tokenizer, [*TEXTS, LONG])
     rows = np.array([6, 2, 0])
-    batch = tasks.collate(examples, rows, CPU)
+    batch = tokens.collate(examples, rows, CPU)
     width = int(examples.lengths[rows].max())
     assert batch.ids.tolist() == [6, 2, 0]
     assert batch.labels.tolist() == [6, 2, 0]
@@ -404,22 +404,22 @@ def test_padding_is_masked_and_rows_are_whole(tokenizer: Any) -> None:
 
 
 def test_padding_uses_the_pad_id_of_the_tokenizer() -> None:
-    examples = tasks.Examples(
+    examples = tokens.Examples(
         tokens=np.array([5, 6, 7], dtype=np.int32),
         types=None,
         offsets=np.array([0, 1, 3]),
         labels=np.array([0.5, 1.5]),
         pad_id=9,
     )
-    batch = tasks.collate(examples, np.array([1, 0]), CPU)
+    batch = tokens.collate(examples, np.array([1, 0]), CPU)
     assert batch.inputs["input_ids"].tolist() == [[6, 7], [5, 9]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert set(batch.inputs) == {"input_ids", "attention_mask"}
     assert batch.labels.tolist() == [1.5, 0.5]
 
 
-def of_lengths(lengths: list[int]) -> tasks.Examples:
-    return tasks.Examples(
+def of_lengths(lengths: list[int]) -> tokens.Examples:
+    return tokens.Examples(
         tokens=np.zeros(sum(lengths), dtype=np.int32),
         types=None,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -435,29 +435,29 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200)
 @settings(max_examples=50)
 def test_an_epoch_covers_every_id_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
     examples = of_lengths(lengths)
-    batches = tasks.training_order(examples, batch_size, seed, epoch)
+    batches = tokens.training_order(examples, batch_size, seed, epoch)
     assert sorted(i for batch in batches for i in batch.tolist()) == list(range(len(lengths)))
     assert all(0 < len(batch) <= batch_size for batch in batches)
     assert len(batches) == -(-len(lengths) // batch_size)
-    again = tasks.training_order(examples, batch_size, seed, epoch)
+    again = tokens.training_order(examples, batch_size, seed, epoch)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
 def test_order_depends_on_seed_and_epoch_only() -> None:
     examples = of_lengths([5] * 64)
     orders = {
-        (seed, epoch): tuple(np.concatenate(tasks.training_order(examples, 8, seed, epoch)).tolist())
+        (seed, epoch): tuple(np.concatenate(tokens.training_order(examples, 8, seed, epoch)).tolist())
         for seed, epoch in itertools.product((0, 1), (0, 1))
     }
     assert len(set(orders.values())) == 4
     np.random.seed(3)  # global state must not matter
-    assert tuple(np.concatenate(tasks.training_order(examples, 8, 0, 0)).tolist()) == orders[0, 0]
+    assert tuple(np.concatenate(tokens.training_order(examples, 8, 0, 0)).tolist()) == orders[0, 0]
 
 
 def test_batches_hold_like_lengths() -> None:
     rng = np.random.default_rng(0)
     examples = of_lengths(rng.integers(1, 60, 512).tolist())
-    batches = tasks.training_order(examples, 8, 0, 0)
+    batches = tokens.training_order(examples, 8, 0, 0)
     padded = sum(len(b) * int(examples.lengths[b].max()) for b in batches)
     assert padded < 1.15 * examples.lengths.sum()  # shuffled alone: about 1.8
     means = [examples.lengths[b].mean() for b in batches]
@@ -468,7 +468,7 @@ def test_batches_hold_like_lengths() -> None:
 @settings(max_examples=50)
 def test_evaluation_covers_every_id_within_its_budget(lengths: list[int], budget: int) -> None:
     examples = of_lengths(lengths)
-    batches = list(tasks.evaluation_batches(examples, budget))
+    batches = list(tokens.evaluation_batches(examples, budget))
     assert sorted(i for batch in batches for i in batch.tolist()) == list(range(len(lengths)))
     for batch in batches:
         longest = int(examples.lengths[batch].max())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import files, metrics, models, sparse, tasks
+from capcli import files, metrics, models, sparse, tasks, tokens
 from capcli.config import EvalConfig, Gates, build, parse_limits
 from capcli.errors import ConfigError, FileError
 from capcli.run import Event
@@ -34,7 +34,7 @@ class Measured:
 
 def measure(
     model: models.Model,
-    examples: tasks.Examples,
+    examples: tokens.Examples,
     names: tuple[str, ...],
     on: models.Compute,
     event: Callable[..., Event],
@@ -73,7 +73,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     model = models.place(_load(config, config.model, data), on)
     splits = {}
     for index, (name, split) in enumerate(data.evals.items()):
-        examples = tasks.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
+        examples = tokens.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
 
         def event(done: float, total: float, index: int = index, name: str = name) -> Event:
             share = (index + done / total) / len(data.evals)
@@ -162,7 +162,7 @@ def _baseline(
         return {"model": config.baseline, "metrics": numbers}
     model = models.place(_load(config, config.baseline, data), on)
     name, split = next(iter(data.evals.items()))
-    examples = tasks.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
+    examples = tokens.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
 
     def event(done: float, total: float) -> Event:
         return Event(phase=f"baseline {name}", done=done, total=total, overall=done / total)
@@ -180,13 +180,13 @@ def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
     length = models.longest_input(model, length)
-    tokens = torch.randint(
+    words = torch.randint(
         min(5, model.net.config.vocab_size - 1),
         model.net.config.vocab_size,
         (batch, length),
         generator=torch.Generator().manual_seed(0),
     )
-    inputs = {"input_ids": tokens.to(on.device), "attention_mask": torch.ones_like(tokens).to(on.device)}
+    inputs = {"input_ids": words.to(on.device), "attention_mask": torch.ones_like(words).to(on.device)}
     seconds = []
     with torch.inference_mode(), on.autocast():
         for _ in range(LATENCY_RUNS + 3):

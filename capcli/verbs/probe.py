@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from capcli import models, tasks
+from capcli import models, tasks, tokens
 from capcli.config import BUILTIN_TASKS, ProbeConfig, TaskConfig
 from capcli.metrics import intervals, measure
 from capcli.run import Event
@@ -75,7 +75,7 @@ def _probe_task(
     length = models.longest_input(model, config.max_length)
     parts = []
     for split in (data.train, next(iter(data.evals.values()))):
-        examples = tasks.encode(split, model.tokenizer, length)
+        examples = tokens.encode(split, model.tokenizer, length)
 
         def event(done: float = 0, total: float = 0) -> Event:
             return Event(phase=f"probe {name}", done=done, total=total, overall=share)

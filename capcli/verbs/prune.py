@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from capcli import banks, files, masks, models, report, run, sparse, tasks, train
+from capcli import banks, files, masks, models, report, run, sparse, tasks, tokens, train
 from capcli.config import PruneConfig, flatten, parse_label_map
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
@@ -40,9 +40,9 @@ class Setup:
     run: run.Run
     on: models.Compute
     data: tasks.TaskData
-    train: tasks.Examples
-    curve: tasks.Examples
-    evals: dict[str, tasks.Examples]
+    train: tokens.Examples
+    curve: tokens.Examples
+    evals: dict[str, tokens.Examples]
     meter: Meter
 
 
@@ -132,9 +132,9 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
         group_plan(student.layers(), config.sparsity)
     length = models.longest_input(student, config.source.max_length)
     folder.flag.check()
-    examples = tasks.encode(data.train, student.tokenizer, length)
+    examples = tokens.encode(data.train, student.tokenizer, length)
     folder.flag.check()
-    evals = {name: tasks.encode(split, student.tokenizer, length) for name, split in data.evals.items()}
+    evals = {name: tokens.encode(split, student.tokenizer, length) for name, split in data.evals.items()}
     curve = data.holdout or tasks.cut(next(iter(data.evals.values())), CURVE_SAMPLES, 0)
     setup = Setup(
         config=config,
@@ -142,7 +142,7 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
         on=on,
         data=data,
         train=examples,
-        curve=tasks.encode(curve, student.tokenizer, length),
+        curve=tokens.encode(curve, student.tokenizer, length),
         evals=evals,
         meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve)), folder.flag),
     )
@@ -225,11 +225,11 @@ def plan_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _seconds_per_example(setup: Setup, student: models.Model) -> float:
     """Seconds of a plain training step per example, from a few steps after a warm-up."""
-    rows = tasks.training_order(setup.train, setup.config.batch_size, 0, 0)[:4]
+    rows = tokens.training_order(setup.train, setup.config.batch_size, 0, 0)[:4]
     times = []
     for some in rows:
         began = time.perf_counter()
-        batch = tasks.collate(setup.train, some, setup.on.device)
+        batch = tokens.collate(setup.train, some, setup.on.device)
         with setup.on.autocast():
             logits, _ = models.forward(student, batch.inputs)
         logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
