@@ -36,16 +36,16 @@ class Bank:
 
 
 def save(folder: Path, vectors: NDArray[np.float16], logits: NDArray[np.float32], seconds: float) -> None:
-    """Publish vectors [N, H], L2-normalised, and logits [N, C] that took `seconds` as one complete folder."""
+    """Publish L2-normalised vectors [N, H] and logits, by example or by token, that took `seconds`, as one folder."""
     with files.publish(folder) as staging:
         files.write_json(staging / "stage.json", {"seconds": seconds})
         files.write_tensors(staging / FILE, {"vectors": torch.from_numpy(vectors), "logits": torch.from_numpy(logits)})
 
 
-def load(folder: Path, device: torch.device, n_examples: int) -> tuple[Tensor, Tensor]:
-    """Vectors [N, H] and logits [N, C] of a published bank; memory-mapped on the CPU, else moved to the device."""
+def load(folder: Path, device: torch.device, n_examples: int, n_outputs: int) -> tuple[Tensor, Tensor]:
+    """Vectors [N, H] and `n_outputs` logits of a published bank; memory-mapped on the CPU, else moved to the device."""
     tensors = files.read_tensors(folder / FILE)
-    if set(tensors) != {"vectors", "logits"} or any(len(tensor) != n_examples for tensor in tensors.values()):
+    if {name: len(tensor) for name, tensor in tensors.items()} != {"vectors": n_examples, "logits": n_outputs}:
         raise FileError(
             f"{folder / FILE} is not a bank of {n_examples:,} examples", "remove the work folder and start anew"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import platform
 import tempfile
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import files, hub, sparse
+from capcli import families, files, hub, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.run import Event
@@ -28,135 +29,84 @@ from capcli.tasks import label_key
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """The matrices of one encoder layer and its heads, for structured pruning."""
-
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    attention_output: nn.Linear
-    ffn_in: nn.Linear
-    ffn_out: nn.Linear
-    n_heads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One architecture family.
-
-    layers: path of the layer list below the base model. linears: the six matrices of a layer, in the order of `Layer`.
-    vector: (net, output of the base model) -> sentence vector [B, H], what enters the classifier.
-    classify: (net, vector) -> logits [B, C]. output: path of the last linear of the head, whose rows are the labels.
-    """
-
-    layers: str
-    linears: tuple[str, ...]
-    vector: Callable[[Any, Any], Tensor]
-    classify: Callable[[Any, Tensor], Tensor]
-    output: str
-
-
-def _roberta_vector(net: Any, out: Any) -> Tensor:
-    head = net.classifier
-    vector: Tensor = torch.tanh(head.dense(head.dropout(out.last_hidden_state[:, 0])))
-    return vector
-
-
-def _electra_vector(net: Any, out: Any) -> Tensor:
-    head = net.classifier
-    vector: Tensor = head.activation(head.dense(head.dropout(out.last_hidden_state[:, 0])))
-    return vector
-
-
-_BERT_LINEARS = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
-_BERT = Family(
-    layers="encoder.layer",
-    linears=_BERT_LINEARS,
-    vector=lambda net, out: out.pooler_output,
-    classify=lambda net, vector: net.classifier(net.dropout(vector)),
-    output="classifier",
-)
-_ROBERTA = dataclasses.replace(
-    _BERT,
-    vector=_roberta_vector,
-    classify=lambda net, vector: net.classifier.out_proj(net.classifier.dropout(vector)),
-    output="classifier.out_proj",
-)
-FAMILIES = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "electra": dataclasses.replace(_ROBERTA, vector=_electra_vector),
-}
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# The kinds of tasks that answer for each token, and the class of transformers that does it.
+HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network with what is needed to use it: tokenizer, family, label names and the task kind."""
+    """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind."""
 
     net: Any
     tokenizer: Any
-    family: Family
+    family: families.Family | None
     labels: tuple[str, ...]
     kind: str
     source: str
     notes: tuple[str, ...] = ()
 
     @property
-    def base_prefix(self) -> str:
-        """Name of the base model inside the network, such as `bert`."""
-        return str(self.net.base_model_prefix)
+    def per_token(self) -> bool:
+        """Whether the network answers for each token and not for the whole input."""
+        return self.kind in HEADS
 
-    def layers(self) -> list[Layer]:
-        """The encoder layers, from the input upwards."""
-        names = [field.name for field in dataclasses.fields(Layer)][:6]
-        stack = self.net.base_model.get_submodule(self.family.layers)
-        heads = self.net.config.num_attention_heads
-        return [
-            Layer(**dict(zip(names, map(layer.get_submodule, self.family.linears), strict=True)), n_heads=heads)
-            for layer in stack
-        ]
+    def layers(self) -> list[families.Layer]:
+        """The heads and neurons of the layers, from the input upwards. Raises `ConfigError` for unknown families."""
+        if self.family is None:
+            raise ConfigError(
+                f"{self.source} is a {self.net.config.model_type} model, whose heads and neurons capcli does not know",
+                f"use an unstructured method such as cap-soft; known families: {', '.join(families.FAMILIES)}",
+            )
+        return families.layers(self.net, self.family)
 
     def prunable(self) -> dict[str, nn.Linear]:
         """The prunable linear layers by the name of their weight, in reading order (section 3)."""
-        prefix = f"{self.base_prefix}.{self.family.layers}"
-        stack = self.net.get_submodule(prefix)
-        return {
-            f"{prefix}.{i}.{path}.weight": layer.get_submodule(path)
-            for i, layer in enumerate(stack)
-            for path in self.family.linears
-        }
+        return families.prunable(self.net, self.family)
 
     def encoder_parameters(self) -> int:
         """Parameters of the layer stack: prunable matrices, biases and norms."""
-        return sum(p.numel() for p in self.net.get_submodule(f"{self.base_prefix}.{self.family.layers}").parameters())
+        stack = families.blocks(self.net, self.family).values()
+        return sum({id(p): p.numel() for block in stack for p in block.parameters()}.values())
 
 
 def forward(model: Model, inputs: Mapping[str, Tensor], pooling: str = "head") -> tuple[Tensor, Tensor]:
-    """Logits [B, C] and the sentence vector [B, H] (section 2), not normalised.
+    """Logits and the sentence vector [B, H] (section 2), not normalised.
 
-    pooling: `head` is the vector that enters the classifier, `cls` the last state of the first token, `mean` the mean
+    Logits are [B, C]; [B, S, C] for token classification; [B, S, 2], begin and end, for spans.
+    pooling: `head` is the vector that enters the classifier; for heads that answer per token, and for unknown families,
+    it is that of `cls`. `cls` is the last state of the first token (of the last one in a causal model), `mean` the mean
     of the last states over real tokens.
     """
-    out = model.net.base_model(**inputs)
-    head_vector = model.family.vector(model.net, out)
-    logits = model.family.classify(model.net, head_vector)
-    if pooling == "head":
-        return logits, head_vector
-    if pooling == "cls":
-        return logits, out.last_hidden_state[:, 0]
-    weight = inputs["attention_mask"].unsqueeze(-1).to(out.last_hidden_state.dtype)
-    return logits, (out.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    net, family, mask = model.net, model.family, inputs["attention_mask"]
+    inputs = {name: value for name, value in inputs.items() if name in _accepted(net)}
+    if family is None or model.per_token:
+        out = net(**inputs, output_hidden_states=True)
+        states = _last_states(out)
+        logits = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], dim=-1)
+    else:
+        out = net.base_model(**inputs)
+        states = out.last_hidden_state
+    summary = families.represented(states, mask, family is not None and family.causal)
+    if family is not None and not model.per_token:
+        vector = family.vector(net, out, summary, mask)
+        logits = family.classify(net, vector)
+        summary = vector if pooling == "head" else summary
+    return logits, families.mean(states, mask) if pooling == "mean" else summary
+
+
+def _accepted(net: Any) -> set[str]:
+    """Names of the inputs that the network takes; token types only when it tells two of them apart."""
+    names = {name for name in inspect.signature(type(net.base_model).forward).parameters if name in INPUTS}
+    return names - ({"token_type_ids"} if getattr(net.config, "type_vocab_size", 2) == 1 else set())
+
+
+def _last_states(out: Any) -> Tensor:
+    found = next(
+        out[name] for name in ("hidden_states", "decoder_hidden_states", "encoder_hidden_states") if name in out
+    )
+    states: Tensor = found[-1]
+    return states
 
 
 def is_artifact(source: str) -> bool:
@@ -212,16 +162,20 @@ def load_artifact(folder: Path) -> Model:
     net.load_state_dict(tensors, strict=True)
     _check_finite(net, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
-    if len(labels) != net.config.num_labels:
+    if settings["kind"] != "spans" and len(labels) != net.config.num_labels:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
-    kind, family = str(settings["kind"]), family_of(net.config.model_type, str(folder))
     return Model(
-        net=net.eval(), tokenizer=_tokenizer(str(folder)), family=family, labels=labels, kind=kind, source=str(folder)
+        net=net.eval(),
+        tokenizer=_tokenizer(str(folder)),
+        family=families.FAMILIES.get(net.config.model_type),
+        labels=labels,
+        kind=str(settings["kind"]),
+        source=str(folder),
     )
 
 
 def _build(settings: Any, folder: Path) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     path = folder / CONFIG_FILE
     if not isinstance(settings, dict) or settings.get("format_version") != sparse.FORMAT_VERSION:
@@ -232,20 +186,25 @@ def _build(settings: Any, folder: Path) -> Any:
     table = {name: value for name, value in table.items() if name not in ("model_type", "auto_map", "architectures")}
     try:
         config = AutoConfig.for_model(settings["model_config"].get("model_type"), **table)
-        _check_size(config, folder / WEIGHTS_FILE)
-        return AutoModelForSequenceClassification.from_config(config)
+        _check_size(config, settings["kind"], folder / WEIGHTS_FILE)
+        return _auto(settings["kind"]).from_config(config)
     except CapError:
         raise
     except Exception as error:
         raise FileError(f"{path}: model_config describes no model: {hub.first_line(error)}") from error
 
 
-def _check_size(config: Any, weights: Path) -> None:
-    """Refuse a configuration whose network is out of all proportion to the weight file, before it is built."""
-    from transformers import AutoModelForSequenceClassification
+def _auto(kind: str) -> Any:
+    """The class of transformers that makes networks for this kind of task."""
+    import transformers
 
+    return getattr(transformers, HEADS.get(kind, "AutoModelForSequenceClassification"))
+
+
+def _check_size(config: Any, kind: str, weights: Path) -> None:
+    """Refuse a configuration whose network is out of all proportion to the weight file, before it is built."""
     with torch.device("meta"):
-        net = AutoModelForSequenceClassification.from_config(config)
+        net = _auto(kind).from_config(config)
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     found = {entry.name: tuple(entry.shape) for entry in sparse.inspect(weights)}
     _check_names(expected, found, weights)
@@ -280,22 +239,19 @@ def load_dense(
     need_head: bool = False,
     label_map: Mapping[str, str] | None = None,
 ) -> Model:
-    """Load a dense checkpoint in 32-bit floats with a classification head for `labels`.
+    """Load a dense checkpoint in 32-bit floats with a head of this `kind` for `labels`.
 
     A head that already knows these labels is kept, its rows put in the order of `labels`; otherwise the head is new,
     drawn from `seed`, unless `need_head`. `labels=None` takes the labels of the model itself. `label_map` renames the
-    model's labels first.
+    model's labels first. A head for spans has no labels and is kept when it is there.
 
     Raises:
         ModelError: unknown, incomplete, corrupt, pickled or remote-code models, or labels that do not match.
     """
-    from transformers import AutoModelForSequenceClassification
-
     path, revision = hub.resolve(source)
     config = _config(path, source, revision)
-    family = family_of(config.model_type, source)
     own = tuple((label_map or {}).get(name, name) for name in _own_labels(config))
-    order = _label_order(own, labels)
+    order = list(range(2)) if kind == "spans" else _label_order(own, labels)
     if need_head and order is None:
         raise ModelError(
             f"the labels of {source} ({_listed(own)}) are not those of the task ({_listed(labels or ())})",
@@ -303,32 +259,61 @@ def load_dense(
         )
     if need_head and kind == "regression" and len(own) != 1:
         raise ModelError(f"{source} has {len(own)} outputs; a regression needs a model with one")
-    keep_head = order is not None
-    if not keep_head:
-        config.num_labels = len(labels or ()) or 1
-    names = list(own if labels is None else labels) or ["score"]
-    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
-    config.problem_type = None
+    names = _set_labels(config, own if labels is None else labels, kind)
+    tokenizer, note = _with_padding(_tokenizer(path, revision), config)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # it serves generation, and costs memory here
     torch.manual_seed(seed)
     net, info = _read(
-        AutoModelForSequenceClassification.from_pretrained,
+        _auto(kind).from_pretrained,
         path,
         source,
         revision,
         config=config,
         output_loading_info=True,
-        ignore_mismatched_sizes=not keep_head,
+        ignore_mismatched_sizes=order is None,
     )
-    notes = _check_loading(info, family, source, keep_head, need_head)
+    notes = _check_loading(net, info, source, order is not None, need_head)
     _check_finite(net, source)
-    if not keep_head and f"{family.output}.weight" not in info["missing_keys"]:
-        _renew(net.get_submodule(family.output), config.initializer_range, seed)
-    if order is not None and order != list(range(len(order))):
-        _reorder(net.get_submodule(family.output), order)
-    tokenizer = _tokenizer(path, revision)
+    net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
+    name, output = _output(net)
+    if order is None and f"{name}.weight" not in info["missing_keys"]:
+        _renew(output, getattr(config, "initializer_range", 0.02), seed)
+    _reorder(output, order)
+    family = families.FAMILIES.get(config.model_type)
+    if family is None:
+        notes += (f"{config.model_type} is not in capcli's table of families: all linear layers of its blocks count",)
     return Model(
-        net=net.eval(), tokenizer=tokenizer, family=family, labels=tuple(names), kind=kind, source=source, notes=notes
+        net=net.eval(), tokenizer=tokenizer, family=family, labels=names, kind=kind, source=source, notes=note + notes
     )
+
+
+def _set_labels(config: Any, labels: Sequence[str], kind: str) -> tuple[str, ...]:
+    """Write the labels into a configuration; returns them, as a model of this kind has them."""
+    names = () if kind == "spans" else tuple(labels) or ("score",)
+    shown = names or ("start", "end")
+    config.num_labels = len(shown)
+    config.id2label, config.label2id = dict(enumerate(shown)), {name: i for i, name in enumerate(shown)}
+    config.problem_type = "multi_label_classification" if kind == "multilabel" else None
+    return names
+
+
+def _with_padding(tokenizer: Any, config: Any) -> tuple[Any, tuple[str, ...]]:
+    """Give a tokenizer without a padding token, as decoders have it, its end token; and a note that says so."""
+    notes: tuple[str, ...] = ()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        notes = (f"the tokenizer has no padding token; {tokenizer.pad_token!r} serves as one",)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, notes
+
+
+def _output(net: Any) -> tuple[str, nn.Linear]:
+    """Name and module of the last linear layer of the head, whose rows are the labels."""
+    inside = f"{net.base_model_prefix}."
+    linears = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear) and not name.startswith(inside)]
+    return linears[-1]
 
 
 def load_model(
@@ -351,17 +336,8 @@ def load_model(
         raise ModelError(
             f"the labels of {source} ({_listed(model.labels)}) are not those of the task ({_listed(labels or ())})"
         )
-    _reorder(model.net.get_submodule(model.family.output), order)
+    _reorder(_output(model.net)[1], order)
     return dataclasses.replace(model, labels=tuple(labels or model.labels))
-
-
-def family_of(model_type: str, source: str) -> Family:
-    """The row of `FAMILIES`. Raises `ModelError` that lists them."""
-    if model_type not in FAMILIES:
-        raise ModelError(
-            f"{source} is a {model_type} model, which capcli cannot prune yet", "families: " + ", ".join(FAMILIES)
-        )
-    return FAMILIES[model_type]
 
 
 def _config(path: str, source: str, revision: str | None) -> Any:
@@ -396,6 +372,8 @@ def _read(reader: Callable[..., Any], path: str, source: str, revision: str | No
         with _quiet():
             return reader(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:
+        if "Unrecognized configuration class" in str(error):
+            raise ModelError(f"transformers has no head of this kind for {source}: {hub.first_line(error)}") from error
         raise hub.explained(error, path, source) from error
 
 
@@ -431,10 +409,13 @@ def _label_order(own: Sequence[str], labels: Sequence[str] | None) -> list[int] 
     return [index[name] for name in wanted] if set(wanted) == set(index) and len(wanted) == len(own) else None
 
 
-def _reorder(output: nn.Linear, order: list[int]) -> None:
+def _reorder(output: nn.Linear, order: list[int] | None) -> None:
+    """Put the rows of the last layer in this order; some heads have no bias."""
+    if order is None or order == sorted(order):
+        return
     with torch.no_grad():
-        output.weight.copy_(output.weight[order].clone())
-        output.bias.copy_(output.bias[order].clone())
+        for parameter in output.parameters():
+            parameter.copy_(parameter[order].clone())
 
 
 def _renew(output: nn.Linear, spread: float, seed: int) -> None:
@@ -442,23 +423,22 @@ def _renew(output: nn.Linear, spread: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         output.weight.copy_(torch.empty_like(output.weight).normal_(0.0, spread, generator=generator))
-        output.bias.zero_()
+        if output.bias is not None:
+            output.bias.zero_()
 
 
 def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
 
 
-def _check_loading(
-    info: Mapping[str, Any], family: Family, source: str, keep_head: bool, need_head: bool
-) -> tuple[str, ...]:
+def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bool, need_head: bool) -> tuple[str, ...]:
     """Accept a checkpoint only when nothing but a head that is not needed, or an unused pooler, is new."""
+    inside = f"{net.base_model_prefix}."
     missing = sorted(info["missing_keys"])
-    head = family.output.split(".")[0]
-    lost = [name for name in missing if not name.startswith(head) and (need_head or ".pooler." not in f".{name}")]
+    lost = [n for n in missing if n.startswith(inside) and (need_head or ".pooler." not in n)]
     wrong = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
-    lost += [name for name in wrong if keep_head or not name.startswith(head)]
-    if lost or (need_head and any(name.startswith(head) for name in missing)):
+    lost += [name for name in wrong if keep_head or name.startswith(inside)]
+    if lost or (need_head and any(not name.startswith(inside) for name in missing)):
         first = ", ".join((lost or missing)[:3])
         raise ModelError(
             f"the weights of {source} are incomplete: {len(lost or missing)} missing or misshapen, first {first}"
@@ -545,12 +525,12 @@ def _processor() -> str:
 
 
 def encode(
-    model: Model, batches: Iterable[Batch], n_examples: int, on: Compute, pooling: str = "head"
+    model: Model, batches: Iterable[Batch], n_examples: int, n_outputs: int, on: Compute, pooling: str = "head"
 ) -> Generator[int, None, tuple[Tensor, Tensor]]:
     """Run every batch in eval mode without gradients; yields how many examples are done.
 
-    Returns logits [N, C] in 32 bits and L2-normalised sentence vectors [N, H] in 16 bits, both on the device and in
-    the order of the example ids.
+    Returns logits [n_outputs, C] in 32 bits and L2-normalised sentence vectors [N, H] in 16 bits, both on the device;
+    in the order of the example ids, the logits of a head that answers per token in the order of all tokens.
     """
     was_training = model.net.training
     model.net.eval()
@@ -561,9 +541,13 @@ def encode(
                 some_logits, some_vectors = forward(model, batch.inputs, pooling)
                 some_vectors = torch.nn.functional.normalize(some_vectors.float(), dim=-1)
             if not done:
-                logits = torch.empty(n_examples, some_logits.shape[1], device=on.device)
+                logits = torch.empty(n_outputs, some_logits.shape[-1], device=on.device)
                 vectors = torch.empty(n_examples, some_vectors.shape[1], device=on.device, dtype=torch.float16)
-            logits[batch.ids] = some_logits.float()
+            if batch.places is None:
+                logits[batch.ids] = some_logits.float()
+            else:
+                real = batch.inputs["attention_mask"].bool()
+                logits[batch.places[real]] = some_logits[real].float()
             vectors[batch.ids] = some_vectors.half()
             done += len(batch.ids)
             yield done
@@ -576,7 +560,8 @@ def encoded(
 ) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     """Logits and sentence vectors of tokenised examples as `encode` gives them; yields `event(done, total)`."""
     rows = evaluation_batches(examples, on.token_budget)
-    coding = encode(model, (collate(examples, some, on.device) for some in rows), len(examples), on, pooling)
+    batches = (collate(examples, some, on.device) for some in rows)
+    coding = encode(model, batches, len(examples), examples.n_outputs, on, pooling)
     with contextlib.closing(coding):  # or the cache of masked weights, which is global, would outlive a stopped run
         while True:
             try:
@@ -586,12 +571,10 @@ def encoded(
                 return found
 
 
-def reload_dense(folder: Path) -> Any:
+def reload_dense(folder: Path, kind: str) -> Any:
     """The network in a stock folder, by plain `from_pretrained` in its stored type."""
-    from transformers import AutoModelForSequenceClassification
-
     with _quiet():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+        return _auto(kind).from_pretrained(folder, dtype="auto")
 
 
 def place(model: Model, on: Compute) -> Model:
@@ -607,10 +590,11 @@ def copy(model: Model) -> Model:
 
 def longest_input(model: Model, wanted: int) -> int:
     """`wanted` tokens, or as many as tokenizer and position embeddings allow."""
-    config = model.net.config
-    positions = getattr(config, "max_position_embeddings", wanted)
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
-    return int(min(wanted, model.tokenizer.model_max_length, positions - offset))
+    positions = getattr(model.net.config, "max_position_embeddings", None) or wanted
+    for name, module in model.net.base_model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from after the padding id
+    return int(min(wanted, model.tokenizer.model_max_length, positions))
 
 
 def save_dense(model: Model, folder: Path) -> None:
@@ -648,6 +632,11 @@ def artifact_files(out: Path) -> list[Path]:
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
+        "added_tokens.json",
         "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
     }
     return sorted(path for path in out.iterdir() if path.name in names)

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from capcli import masks as m
 from capcli.config import PruneConfig
 from capcli.criteria import CRITERIA, Criterion, group_importance, initial_scores
-from capcli.models import Layer, Model
+from capcli.families import Layer, Units
+from capcli.models import Model
 
 GROUP_STATE = ("head_importance", "head_alive", "neuron_importance", "neuron_alive")
 
@@ -65,9 +66,8 @@ class Pruner:
             return
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
-                size = layer.attention_output.in_features // layer.n_heads
-                self.heads[0][index] += _importance(layer.attention_output, size)
-                self.neurons[0][index] += _importance(layer.ffn_out, 1)
+                self.heads[0][index] += _importance(layer.heads)
+                self.neurons[0][index] += _importance(layer.neurons)
 
     def _update_groups(self) -> None:
         # Rounding to whole heads can leave an early plan with fewer neurons than the last one: never go below that.
@@ -78,12 +78,8 @@ class Pruner:
             importance.zero_()
         with torch.no_grad():
             for layer, heads, neurons in zip(self.layers, self.heads[1], self.neurons[1], strict=True):
-                rows = heads.repeat_interleave(layer.query.out_features // layer.n_heads)
-                for linear in (layer.query, layer.key, layer.value):
-                    _mask_of(linear).copy_(rows[:, None])
-                _mask_of(layer.attention_output).copy_(rows)
-                _mask_of(layer.ffn_in).copy_(neurons[:, None])
-                _mask_of(layer.ffn_out).copy_(neurons)
+                _keep(layer.heads, heads)
+                _keep(layer.neurons, neurons)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside the network: masks and importance. Scores are in the network."""
@@ -102,7 +98,7 @@ def make_pruner(model: Model, config: PruneConfig, total_steps: int) -> Pruner:
     """Put masks on the model. Raises `ConfigError` when a structured sparsity cannot be reached."""
     criterion = CRITERIA[config.criterion]
     layers = model.layers() if criterion.structured else []
-    if criterion.structured:
+    if layers:
         group_plan(layers, config.sparsity)
     masks = m.attach(model.prunable(), learned=criterion.learned)
     if masks.scores is not None and config.score_init == "magnitude":
@@ -117,36 +113,43 @@ def make_pruner(model: Model, config: PruneConfig, total_steps: int) -> Pruner:
         dense_share=config.dense_share,
         final_share=config.final_share,
     )
-    device = masks.mask.device
-    for state, per_layer in ((pruner.heads, "heads"), (pruner.neurons, "neurons")):
-        if layers:
-            width = layers[0].n_heads if per_layer == "heads" else layers[0].ffn_out.in_features
-            state.append(torch.zeros(len(layers), width, device=device))
-            state.append(torch.ones(len(layers), width, dtype=torch.bool, device=device))
+    if layers:
+        pruner.heads += _fresh(len(layers), layers[0].heads.count, masks.mask.device)
+        pruner.neurons += _fresh(len(layers), layers[0].neurons.count, masks.mask.device)
     return pruner
+
+
+def _fresh(n_layers: int, count: int, device: torch.device) -> list[Tensor]:
+    """Importance [L, count], zero, and alive [L, count], true."""
+    shape = (n_layers, count)
+    return [torch.zeros(shape, device=device), torch.ones(shape, dtype=torch.bool, device=device)]
 
 
 def group_plan(layers: list[Layer], sparsity: float) -> m.GroupPlan:
     """The reachable point nearest to `sparsity`; see `masks.plan_groups`."""
-    first = layers[0]
     return m.plan_groups(
         sparsity,
         layers=len(layers),
-        heads=sum(layer.n_heads for layer in layers),
-        head_weights=4 * first.attention_output.in_features // first.n_heads * first.attention_output.out_features,
-        neurons=sum(layer.ffn_out.in_features for layer in layers),
-        neuron_weights=2 * first.ffn_out.out_features,
+        heads=sum(layer.heads.count for layer in layers),
+        head_weights=layers[0].heads.weights,
+        neurons=sum(layer.neurons.count for layer in layers),
+        neuron_weights=layers[0].neurons.weights,
     )
 
 
-def _importance(linear: nn.Linear, group_size: int) -> Tensor:
-    parametrization = linear.parametrizations.weight  # type: ignore[union-attr]
+def _importance(units: Units) -> Tensor:
+    """abs(dL/dgate) of each unit, [count]."""
+    parametrization = units.reader.parametrizations.weight  # type: ignore[union-attr]
     original: Tensor = parametrization.original  # type: ignore[union-attr, assignment]
     assert original.grad is not None, "observe comes after backward"
-    found = group_importance(original, original.grad, group_size)
+    found = group_importance(original, original.grad, units.reader.in_features // units.count)
     return torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)  # of a 16-bit step that overflowed and is skipped
 
 
-def _mask_of(linear: nn.Linear) -> Tensor:
-    mask: Tensor = linear.parametrizations.weight[0].mask  # type: ignore[union-attr, index]
-    return mask
+def _keep(units: Units, alive: Tensor) -> None:
+    """Set the masks of all rows and columns of the units to `alive` [count]."""
+    for slot in units.slots:
+        mask: Tensor = slot.linear.parametrizations.weight[0].mask  # type: ignore[union-attr, index]
+        part = mask.narrow(slot.axis, slot.start, slot.size * units.count)
+        gates = alive.repeat_interleave(slot.size)
+        part.copy_(gates[:, None] if slot.axis == 0 else gates)

@@ -110,6 +110,11 @@ class TaskData:
     notes: tuple[str, ...]
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of what a model's outputs stand for; None where they have no names."""
+        return None if self.kind in ("regression", "spans") else self.labels
+
+    @property
     def primary(self) -> str:
         """The metric that decides."""
         return self.metrics[0]

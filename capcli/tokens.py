@@ -46,6 +46,7 @@ class Batch:
     inputs: dict[str, Tensor]
     labels: Tensor
     ids: Tensor
+    places: Tensor | None = None
 
 
 def encode(split: Split, tokenizer: Any, max_length: int, chunk: int = 2000) -> Examples:

@@ -30,7 +30,8 @@ HISTORY_ROWS = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a phase learns from: loss names, teacher logits [N, C], class labels [N] or None, a bank per module."""
+    """What a phase learns from: loss names, the teacher's logits by example or by token, class labels [N] or None, and
+    a bank per module."""
 
     losses: tuple[str, ...]
     logits: Tensor | None = None
@@ -191,12 +192,15 @@ def loss_terms(job: Job, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
     with job.on.autocast():
         logits, vector = models.forward(job.model, batch.inputs, config.pooling)
     terms = {}
+    kind, mask = job.model.kind, batch.inputs["attention_mask"]
     if "ce" in names:
-        terms["ce"] = losses.task_loss(logits, batch.labels, job.model.kind)
+        terms["ce"] = losses.task_loss(logits, batch.labels, kind, mask)
     if "kd" in names:
         assert job.objective.logits is not None
-        teacher = job.objective.logits.index_select(0, batch.ids)
-        terms["kd"] = losses.distillation(logits, teacher, job.model.kind, config.kd_temperature)
+        places = batch.ids if batch.places is None else batch.places
+        teacher = job.objective.logits.index_select(0, places.flatten()).view_as(logits)
+        answered = batch.labels != losses.IGNORED if kind == "tokens" else mask
+        terms["kd"] = losses.distillation(logits, teacher, kind, config.kd_temperature, answered)
     terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
     if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:
         ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)

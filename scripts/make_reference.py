@@ -252,7 +252,7 @@ def model_table() -> str:
     rows = []
     for name, hub in config.ALIASES.items():
         kind = MODEL_TYPES[name]
-        rows.append((code(name), code(hub), code(kind), "yes" if kind in models.FAMILIES else "no, planned"))
+        rows.append((code(name), code(hub), code(kind), "yes" if kind in families.FAMILIES else "no, planned"))
     return "\n".join(
         [
             "# Models\n",
@@ -262,12 +262,12 @@ def model_table() -> str:
             "## Short names\n",
             table(("short name", "hub id", "family", "family supported"), rows),
             "## Families\n",
-            f"Supported: {codes(models.FAMILIES)}. The family is the `model_type` of the model's `config.json`. Other "
+            f"Supported: {codes(families.FAMILIES)}. The family is the `model_type` of the model's `config.json`. Other "
             "models are refused with a message that lists these names.\n",
             "Prunable are the matrices of these linear layers of each encoder layer:\n",
             table(
                 ("family", "encoder layers", "linear layers"),
-                [(code(n), code(f.layers), codes(f.linears)) for n, f in models.FAMILIES.items()],
+                [(code(n), code(f.layers), codes(f.linears)) for n, f in families.FAMILIES.items()],
             ),
             "Embeddings, biases, normalisations, pooler and classification head stay dense.\n",
             f"## The built-in model `{config.BUILTIN_MODEL}`\n",

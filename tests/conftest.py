@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import registry
 import torch
 from hypothesis import settings
 
@@ -20,14 +21,6 @@ settings.load_profile("cap")
 
 pytest_plugins = ["tiny"]  # fixtures of the end-to-end tests
 MINI = Path(capcli.__file__).parent / "data" / "mini"
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "max_position_embeddings": 66,
-    "pad_token_id": 0,
-}
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +34,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[..., Path]:
     """Makes `checkpoint(family, labels, seed)`: a folder with a tiny random model; the same call, the same folder."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     made: dict[tuple[Any, ...], Path] = {}
 
@@ -49,7 +42,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Call
         key = (family, labels, seed)
         if key not in made:
             folder = tmp_path_factory.mktemp(f"tiny-{family}")
-            config = AutoConfig.for_model(family, vocab_size=len(tokenizer), num_labels=len(labels), **TINY)
+            ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+            config = registry.config_of(family, len(tokenizer), num_labels=len(labels), **ids)
             config.id2label = dict(enumerate(labels))
             config.label2id = {name: i for i, name in enumerate(labels)}
             torch.manual_seed(seed)

@@ -11,7 +11,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from capcli import criteria, losses, masks, models, pruner
+from capcli import criteria, families, losses, masks, models, pruner
 from capcli.config import METHODS, PruneConfig, TaskConfig
 from capcli.errors import ConfigError
 
@@ -64,13 +64,13 @@ def steps(model: models.Model, found: pruner.Pruner, n: int, lr: float = 1e-2) -
 # Importance ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_group_importance_is_the_gradient_of_real_gates(checkpoint: Make, family: str) -> None:
     model = tiny(checkpoint, family)
     gated = copy.deepcopy(model)
-    prefix = f"{model.base_prefix}.encoder.layer"
-    places = [(f"{prefix}.{i}.attention.output.dense", 4) for i in range(2)]
-    places += [(f"{prefix}.{i}.output.dense", 1) for i in range(2)]
+    names = {id(module): name for name, module in model.net.named_modules()}
+    units = [part for layer in model.layers() for part in (layer.heads, layer.neurons)]
+    places = [(names[id(part.reader)], part.reader.in_features // part.count) for part in units]
     expected = reference.gate_gradients(gated.net, places, lambda net: loss_of(gated, 0))
     loss_of(model, 0).backward()
     for (name, size), wanted in zip(places, expected, strict=True):
@@ -102,7 +102,7 @@ def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
         found.observe()
         loss_of(plain, seed).backward()
         for i, layer in enumerate(plain.layers()):
-            output = layer.attention_output.weight
+            output = layer.heads.reader.weight
             expected[i] += criteria.group_importance(output, output.grad, 4)
     assert torch.allclose(found.heads[0], expected, rtol=1e-4)
     assert found.neurons[0].shape == (2, 24)
@@ -239,9 +239,9 @@ def test_removed_heads_and_neurons_can_be_cut_out(checkpoint: Make) -> None:
     with torch.no_grad():
         for layer, heads, neurons in zip(model.layers(), found.heads[1], found.neurons[1], strict=True):
             dead = ~heads.repeat_interleave(4)
-            for linear in (layer.query, layer.key, layer.value):
-                linear.bias[dead] += 3
-            layer.ffn_in.bias[~neurons] += 3
+            for slot in layer.heads.slots[:3]:
+                slot.linear.bias[dead] += 3
+            layer.neurons.slots[0].linear.bias[~neurons] += 3
     assert torch.equal(models.forward(model, batch(5)[0])[0], before)
 
 

@@ -26,6 +26,7 @@ ORDER = [
     "figures",
     "page",
     "report",
+    "families",
     "hub",
     "tasks",
     "tokens",

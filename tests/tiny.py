@@ -83,6 +83,21 @@ class Tiny:
         """Regression: how many good words stand in the text."""
         return str(self.root / "numbers")
 
+    @property
+    def topics(self) -> str:
+        """Multi-label: which classes of words stand in the text, none to both."""
+        return str(self.root / "topics")
+
+    @property
+    def tags(self) -> str:
+        """Token classification: words of the two classes are entities, of one word or two."""
+        return str(self.root / "tags")
+
+    @property
+    def answers(self) -> str:
+        """Questions for the good or the bad word of a context; some have no answer."""
+        return str(self.root / "answers")
+
     def prune_config(self, out: Path, **chosen: Any) -> Any:
         """A configuration of `cap prune` on the two-class task, changed by `chosen`."""
         from capcli.config import prune_config
@@ -115,14 +130,29 @@ def make(root: Path) -> Tiny:
         write_csv(Path(tiny.data) / f"{split}.csv", ("text", "label"), [one_text(rng) for _ in range(n)])
         write_csv(Path(tiny.pairs) / f"{split}.csv", ("text", "pair", "label"), [one_pair(rng) for _ in range(n)])
         write_csv(Path(tiny.numbers) / f"{split}.csv", ("text", "label"), [one_number(rng) for _ in range(n)])
+        write_jsonl(Path(tiny.topics) / f"{split}.jsonl", [one_topic(rng) for _ in range(n)])
+        write_jsonl(Path(tiny.tags) / f"{split}.jsonl", [one_tagged(rng) for _ in range(n)])
+        write_jsonl(Path(tiny.answers) / f"{split}.jsonl", [one_answer(rng, i) for i in range(n)])
     return tiny
 
 
 def write_model(folder: Path, seed: int = 0, **changes: Any) -> None:
     """A random BERT and its word-piece tokenizer."""
     import torch
+    from transformers import BertConfig, BertModel
+
+    size = write_tokenizer(folder)
+    torch.manual_seed(seed)
+    shape = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": FFN}
+    easy = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0}  # attention keeps its dropout
+    config = BertConfig(**{"vocab_size": size, "max_position_embeddings": 64, **shape, **easy, **changes})
+    BertModel(config).save_pretrained(folder)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A word-piece tokenizer as BERT has it, with token types; returns the size of its vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = special + sorted({*FILLERS, *WORDS["negative"], *WORDS["positive"]}) + ["##s", "##ly"]
@@ -137,11 +167,33 @@ def write_model(folder: Path, seed: int = 0, **changes: Any) -> None:
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True)),
     ).save_pretrained(folder)
-    torch.manual_seed(seed)
-    shape = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": FFN}
-    easy = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0}  # attention keeps its dropout
-    config = BertConfig(**{"vocab_size": len(words), "max_position_embeddings": 64, **shape, **easy, **changes})
-    BertModel(config).save_pretrained(folder)
+    return len(words)
+
+
+def write_byte_tokenizer(folder: Path, padding: bool) -> int:
+    """A byte-level BPE tokenizer: as RoBERTa has it, or as decoders do, without padding and special tokens around."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if padding else ["<|end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join([*FILLERS, *WORDS["negative"], *WORDS["positive"]])] * 5, trainer)
+    if padding:
+        tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+        names = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        names |= {"eos_token": "</s>", "sep_token": "</s>"}
+    else:
+        names = {"eos_token": "<|end|>"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, model_input_names=["input_ids", "attention_mask"], **names
+    ).save_pretrained(folder)
+    return tokenizer.get_vocab_size()
 
 
 def one_text(rng: random.Random) -> tuple[str, str]:
@@ -164,6 +216,47 @@ def one_number(rng: random.Random) -> tuple[str, str]:
     words = rng.choices(FILLERS, k=3) + rng.choices(WORDS["positive"], k=n)
     rng.shuffle(words)
     return " ".join(words), f"{n:.1f}"
+
+
+def one_topic(rng: random.Random) -> dict[str, Any]:
+    """A text and the classes of which it holds a word."""
+    labels = [label for label in WORDS if rng.random() < 0.5]
+    words = rng.choices(FILLERS, k=3) + [rng.choice(WORDS[label]) for label in labels]
+    rng.shuffle(words)
+    return {"text": " ".join(words), "labels": labels}
+
+
+def one_tagged(rng: random.Random) -> dict[str, Any]:
+    """Words and their tags."""
+    words, tags = [], []
+    for _ in range(rng.randint(2, 5)):
+        words.append(rng.choice(FILLERS))
+        tags.append("O")
+        if rng.random() < 0.5:
+            label, length = rng.choice(list(WORDS)), rng.randint(1, 2)
+            words += rng.choices(WORDS[label], k=length)
+            tags += ["B-" + label] + ["I-" + label] * (length - 1)
+    return {"tokens": words, "ner_tags": tags}
+
+
+def one_answer(rng: random.Random, number: int) -> dict[str, Any]:
+    """A question in SQuAD's columns; one in five has no answer."""
+    label = rng.choice(list(WORDS))
+    words = rng.choices(FILLERS, k=rng.randint(3, 12))
+    answer = rng.choice(WORDS[label])
+    if number % 5:
+        words.insert(rng.randrange(len(words)), answer)
+    context = " ".join(words)
+    found = {"text": [answer], "answer_start": [f" {context} ".index(f" {answer} ")]} if number % 5 else None
+    question = f"is the film {'good' if label == 'positive' else 'bad'}"
+    empty: dict[str, Any] = {"text": [], "answer_start": []}
+    return {"id": str(number), "question": question, "context": context, "answers": found or empty}
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

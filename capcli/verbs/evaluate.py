@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import files, metrics, models, sparse, tasks, tokens
+from capcli import decode, files, metrics, models, sparse, tasks, tokens
 from capcli.config import EvalConfig, Gates, build, parse_limits
 from capcli.errors import ConfigError, FileError
 from capcli.run import Event
@@ -24,12 +24,12 @@ LATENCY_RUNS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Metrics of one split, with 95 % intervals and the outputs [N, C] that they come from."""
+    """Metrics of one split, with 95 % intervals and the outputs that they come from; see `capcli.metrics`."""
 
     metrics: dict[str, float]
     confidence_95: dict[str, list[float]]
     n_examples: int
-    outputs: np.ndarray
+    outputs: Any
 
 
 def measure(
@@ -44,13 +44,33 @@ def measure(
 ) -> Generator[Event, None, Measured]:
     """Metrics `names` of the model on tokenised examples; yields events."""
     logits, _ = yield from models.encoded(model, examples, on, event)
-    outputs = logits.double().cpu().numpy()
+    truth, outputs = _answers(model, examples, logits.cpu().double().numpy())
     return Measured(
-        metrics=metrics.measure(names, examples.labels, outputs),
-        confidence_95=metrics.intervals(names, examples.labels, outputs, seed) if with_intervals else {},
-        n_examples=len(examples),
+        metrics=metrics.measure(model.kind, names, truth, outputs),
+        confidence_95=metrics.intervals(model.kind, names, truth, outputs, seed) if with_intervals else {},
+        n_examples=len(truth),
         outputs=outputs,
     )
+
+
+def _answers(model: models.Model, examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
+    """Truth and outputs as `capcli.metrics` wants them: tags by sentence, answers by question, else plain logits."""
+    split = examples.split
+    if model.kind == "tokens":
+        assert examples.words is not None
+        truth = [[model.labels[i] for i in row] for row in split.labels]
+        found = decode.tags(logits, examples.offsets, examples.words, model.labels, [len(row) for row in truth])
+        return truth, found
+    if model.kind == "spans":
+        assert examples.owner is not None and examples.chars is not None
+        golds = [answers.texts for answers in split.labels]
+        contexts = (context for _, pairs in split.chunks() for context in pairs or ())
+        no_answer = not all(golds)
+        found = decode.spans(
+            logits, examples.offsets, examples.owner, examples.chars, contexts, len(golds), no_answer=no_answer
+        )
+        return golds, found
+    return examples.labels, logits
 
 
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
@@ -111,8 +131,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
 
 
 def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model:
-    labels = None if data.kind == "regression" else data.labels
-    return models.load_model(source, labels, data.kind, config.seed, need_head=True, label_map=config.label_names)
+    return models.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=config.label_names)
 
 
 def _size_and_sparsity(model: models.Model, source: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def dense(config: ExportConfig, model: models.Model, out: Path) -> dict[str, Any
         card = Path(config.model) / "README.md"
         if card.is_file():
             files.write_bytes(staging / "README.md", card.read_bytes())
-        _compare(cast, models.reload_dense(staging))
+        _compare(cast, models.reload_dense(staging, model.kind))
     return {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,

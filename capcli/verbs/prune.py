@@ -251,13 +251,13 @@ def _bank(
         event = event or setup.meter.stoppable(f"bank {name}")
         logits, vectors = yield from models.encoded(model, setup.train, setup.on, event, setup.config.pooling)
         banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began)
-    return banks.load(folder, setup.on.device, len(setup.train))
+    return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs)
 
 
 def _teacher(setup: Setup, student: models.Model) -> Generator[run.Event, None, models.Model]:
     """The given teacher, or the student's copy fine-tuned on the task and published as a stock folder."""
     config, folder = setup.config, setup.run.work / "teacher"
-    labels = None if setup.data.kind == "regression" else setup.data.labels
+    labels = setup.data.classes
     if config.teacher:
         names = parse_label_map(config.label_map)
         teacher = models.load_model(

@@ -1,0 +1,180 @@
+"""Every family and kind of task from end to end: prune, re-open, evaluate, export; and that its groups are closed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import registry
+import torch
+from registry import ROWS
+from tiny import Tiny, write_byte_tokenizer, write_tokenizer
+
+import capcli
+from capcli import families, masks, models, pruner
+from capcli.config import EvalConfig, ExportConfig, TaskConfig
+from capcli.errors import ConfigError
+
+TOKENIZERS = {
+    "words": write_tokenizer,
+    "bytes": functools.partial(write_byte_tokenizer, padding=True),
+    "decoder": functools.partial(write_byte_tokenizer, padding=False),
+}
+SOURCES = {
+    "classification": ("text-classification", "data"),
+    "regression": ("regression", "numbers"),
+    "multilabel": ("multi-label-classification", "topics"),
+    "tokens": ("ner", "tags"),
+    "spans": ("question-answering", "answers"),
+}
+STRUCTURED = [name for name, row in ROWS.items() if row.structured]
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Makes the folder of a tiny model of a family, once."""
+
+    @functools.cache
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        registry.write(name, folder, TOKENIZERS)
+        return folder
+
+    return make
+
+
+def prune(tiny: Tiny, folder: Path, out: Path, kind: str, **chosen: Any) -> dict[str, Any]:
+    task, data = SOURCES[kind]
+    short = {"epochs": 1, "teacher_epochs": 1, "sparsity": 0.7, "max_length": 32, "max_train_samples": 40}
+    source = {"task": task, "data": getattr(tiny, data), "stride": 8, "max_eval_samples": 24}
+    return tiny.prune(out, model=str(folder), **{**source, **short, **chosen})
+
+
+def test_the_registry_has_every_family() -> None:
+    assert {name for name, row in ROWS.items() if row.structured} == set(families.FAMILIES)
+    assert set(SOURCES) == set(registry.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, row in ROWS.items() for kind in row.kinds if kind != "regression"]
+)
+def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name: str, kind: str) -> None:
+    report = prune(tiny, family(name), tmp_path / "out", kind)
+    found = report["sparsity"]
+    assert found["kept_weights"] == masks.kept_count(0.7, found["prunable_weights"])
+    model = models.load_artifact(tmp_path / "out")
+    assert sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values()) == found["kept_weights"]
+    assert sum(linear.weight.numel() for linear in model.prunable().values()) == found["prunable_weights"]
+
+    source = TaskConfig(**models.stored_source(str(tmp_path / "out")))
+    again = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / "out")))
+    assert again["metrics"] == report["metrics"]["pruned"]
+    assert all(0 <= value <= 1 for value in again["metrics"].values())
+    low_high = again["confidence_95"][again["primary"]]
+    assert low_high[0] <= again["metrics"][again["primary"]] <= low_high[1]
+
+    capcli.export(ExportConfig(model=str(tmp_path / "out"), out=str(tmp_path / "dense")))
+    texts = ["a good film", "the dull story was rather long"]
+    batch = dict(model.tokenizer(texts, padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        ours = models.forward(model, batch)[0]
+        theirs = plain_logits(tmp_path / "dense", kind, batch)
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(ours[0], ours[1])
+
+
+def plain_logits(folder: Path, kind: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of transformers' own class in the folder, by its name in config.json, without capcli."""
+    import transformers
+
+    class_name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    net = getattr(transformers, class_name).from_pretrained(folder).eval()
+    heads = {"tokens": "ForTokenClassification", "spans": "ForQuestionAnswering"}
+    assert heads.get(kind, "ForSequenceClassification") in class_name
+    out = net(**{key: value for key, value in batch.items() if key in models._accepted(net)})
+    if kind == "spans":
+        return torch.stack([out.start_logits, out.end_logits], dim=-1)
+    return torch.as_tensor(out.logits)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured_pruning(tiny: Tiny, family: Folder, tmp_path: Path, name: str) -> None:
+    report = prune(tiny, family(name), tmp_path / "out", "classification", method="cap-f", sparsity=0.5, epochs=2)
+    found, model = report["sparsity"], models.load_artifact(tmp_path / "out")
+    plan = pruner.group_plan(model.layers(), 0.5)
+    assert found["kept_weights"] == plan.kept_weights
+    alive = 0
+    for layer in model.layers():
+        for units in (layer.heads, layer.neurons):
+            kept = [unit for unit in range(units.count) if any(slice_of(slot, unit).any() for slot in units.slots)]
+            assert kept
+            alive += len(kept) * units.weights
+    assert alive == plan.kept_weights
+
+
+def slice_of(slot: families.Slot, unit: int) -> torch.Tensor:
+    return slot.linear.weight.detach().narrow(slot.axis, slot.start + unit * slot.size, slot.size)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+@torch.no_grad()
+def test_what_removed_heads_and_neurons_compute_reaches_nothing(family: Folder, name: str) -> None:
+    """With its output columns zero, nothing else in a unit matters; a unit that is there does matter."""
+    torch.manual_seed(1)
+    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    batch = dict(model.tokenizer(["a good film", "the dull story"], padding=True, return_tensors="pt"))
+    for pick in ("heads", "neurons"):
+        for index, layer in enumerate(model.layers()):
+            units, unit = getattr(layer, pick), 1
+            before = models.forward(model, batch)[0]
+            slice_of(units.slots[-1], unit).zero_()
+            after = models.forward(model, batch)[0]
+            assert not torch.equal(before, after), (pick, index)
+            for slot in units.slots[:-1]:
+                assert slot.axis == 0
+                slice_of(slot, unit).add_(torch.randn(1))
+            assert torch.allclose(models.forward(model, batch)[0], after, atol=1e-6), (pick, index)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_heads_and_neurons_share_out_every_prunable_weight(family: Folder, name: str) -> None:
+    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    counted = {id(linear): torch.zeros_like(linear.weight) for linear in model.prunable().values()}
+    for layer in model.layers():
+        for units in (layer.heads, layer.neurons):
+            for slot in units.slots:
+                counted[id(slot.linear)].narrow(slot.axis, slot.start, slot.size * units.count).add_(1)
+    assert all(torch.equal(times, torch.ones_like(times)) for times in counted.values())
+    in_units = sum(u.count * u.weights for layer in model.layers() for u in (layer.heads, layer.neurons))
+    assert in_units == sum(times.numel() for times in counted.values())
+
+
+def test_deberta_with_projections_of_its_own_for_positions(tmp_path: Path) -> None:
+    row = dataclasses.replace(ROWS["deberta-v2"], config={**ROWS["deberta-v2"].config, "share_att_key": False})
+    from transformers import AutoModel
+
+    vocabulary = write_tokenizer(tmp_path)
+    AutoModel.from_config(registry.config_of("deberta-v2", vocabulary, **row.config)).save_pretrained(tmp_path)
+    model = models.load_dense(str(tmp_path), ("x", "y"), "classification", 1)
+    assert sum("pos_key_proj" in path or "pos_query_proj" in path for path in model.prunable()) == 4
+    assert model.layers()[0].heads.weights == 6 * 4 * 16
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.structured])
+def test_a_family_outside_the_table_is_pruned_without_structure_only(
+    tiny: Tiny, family: Folder, tmp_path: Path, name: str
+) -> None:
+    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    assert f"{name} is not in capcli's table of families" in model.notes[-1]
+    inside = {path.removesuffix(".weight") for path in model.prunable()}
+    linears = {p for p, m in model.net.base_model.named_modules() if families._is_linear(m)}
+    assert {path.removeprefix(f"{model.net.base_model_prefix}.") for path in inside} == linears
+    with pytest.raises(ConfigError, match="whose heads and neurons capcli does not know") as caught:
+        prune(tiny, family(name), tmp_path / "out", "classification", method="cap-f", sparsity=0.5)
+    assert "cap-soft" in caught.value.hint
