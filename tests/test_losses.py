@@ -287,3 +287,66 @@ def test_score_regulariser_weighs_matrices_alike() -> None:
     """A matrix of two and one of six: sigma(0) = 1/2 and sigma(log 3) = 3/4, mean 5/8 whatever their sizes."""
     scores = [torch.zeros(2, 1), torch.full((2, 3), math.log(3))]
     assert float(losses.score_regulariser(scores)) == pytest.approx(0.625)
+
+
+# Heads that answer for several labels or for each token --------------------------------------------------------------
+
+
+@given(rows=st.integers(1, 4), seed=st.integers(0, 999), temperature=st.sampled_from([1.0, 3.0]))
+@settings(max_examples=30)
+def test_multilabel_terms_treat_each_label_as_a_yes_or_no(rows: int, seed: int, temperature: float) -> None:
+    torch.manual_seed(seed)
+    student, teacher, labels = 3 * torch.randn(rows, 3), 3 * torch.randn(rows, 3), torch.randint(0, 2, (rows, 3))
+    pairs = [[[float(x), 0.0] for x in row] for row in student.tolist()]
+    wanted = [reference.cross_entropy(p, (1 - row).tolist()) for p, row in zip(pairs, labels, strict=True)]
+    found = float(losses.task_loss(student, labels.float(), "multilabel"))
+    assert found == pytest.approx(sum(wanted) / rows, rel=1e-4, abs=1e-6)
+    theirs = [[[float(x), 0.0] for x in row] for row in teacher.tolist()]
+    flat = [pair for row in pairs for pair in row], [pair for row in theirs for pair in row]
+    kd = float(losses.distillation(student, teacher, "multilabel", temperature))
+    assert kd == pytest.approx(reference.distillation(*flat, temperature), rel=1e-4, abs=1e-6)
+
+
+@given(seed=st.integers(0, 999), temperature=st.sampled_from([1.0, 3.0]))
+@settings(max_examples=30)
+def test_token_terms_are_those_of_the_tokens_that_have_a_label(seed: int, temperature: float) -> None:
+    torch.manual_seed(seed)
+    student, teacher = 3 * torch.randn(2, 2, 5, 3)
+    labels = torch.randint(0, 3, (2, 5))
+    labels[torch.rand(2, 5) < 0.4] = losses.IGNORED
+    labels[0, 0] = 1
+    have = labels != losses.IGNORED
+    found = float(losses.task_loss(student, labels, "tokens"))
+    assert found == pytest.approx(reference.cross_entropy(student[have].tolist(), labels[have].tolist()), rel=1e-4)
+    kd = float(losses.distillation(student, teacher, "tokens", temperature, have))
+    wanted = reference.distillation(student[have].tolist(), teacher[have].tolist(), temperature)
+    assert kd == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_a_batch_without_any_labelled_token_teaches_nothing() -> None:
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    labels = torch.full((2, 3), losses.IGNORED)
+    total = losses.task_loss(logits, labels, "tokens")
+    total = total + losses.distillation(logits, torch.randn(2, 3, 4), "tokens", 2.0, labels != losses.IGNORED)
+    total.backward()
+    assert float(total.detach()) == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@given(seed=st.integers(0, 999), temperature=st.sampled_from([1.0, 3.0]))
+@settings(max_examples=30)
+def test_span_terms_choose_among_the_real_tokens(seed: int, temperature: float) -> None:
+    """Begin and end are two choices among the tokens of the window; what stands in the padding changes nothing."""
+    torch.manual_seed(seed)
+    student, teacher = 3 * torch.randn(2, 2, 5, 2)
+    mask, labels = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), torch.tensor([[0, 2], [4, 4]])
+    rows = [(student[i, : int(mask[i].sum()), j].tolist(), int(labels[i, j])) for i in (0, 1) for j in (0, 1)]
+    wanted = sum(reference.cross_entropy([row], [label]) for row, label in rows) / 4
+    assert float(losses.task_loss(student, labels, "spans", mask)) == pytest.approx(wanted, rel=1e-4)
+    both = [(student[i, : int(mask[i].sum()), j], teacher[i, : int(mask[i].sum()), j]) for i in (0, 1) for j in (0, 1)]
+    kd = sum(reference.distillation([a.tolist()], [b.tolist()], temperature) for a, b in both) / 4
+    found = float(losses.distillation(student, teacher, "spans", temperature, mask))
+    assert found == pytest.approx(kd, rel=1e-4, abs=1e-6)
+    student[0, 3:], teacher[0, 3:] = 50, -50
+    assert float(losses.distillation(student, teacher, "spans", temperature, mask)) == pytest.approx(found, rel=1e-5)
