@@ -31,6 +31,10 @@ ALIASES = {
     "electra-small": "google/electra-small-discriminator",
     "electra-base": "google/electra-base-discriminator",
     "deberta-v3-base": "microsoft/deberta-v3-base",
+    "deberta-v3-small": "microsoft/deberta-v3-small",
+    "albert-base": "albert/albert-base-v2",
+    "mpnet-base": "microsoft/mpnet-base",
+    "modernbert-base": "answerdotai/ModernBERT-base",
     "minilm": "nreimers/MiniLM-L6-H384-uncased",
 }
 BUILTIN_MODEL = "mini"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from capcli import banks, losses, models, run, tokens
 from capcli.config import PruneConfig
@@ -189,7 +190,7 @@ def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
 def loss_terms(job: Job, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
     """The unweighted terms of section 1: ce, kd, and `MODULE_u`, `MODULE_s` for each bank that has vectors, reg."""
     names, config = job.objective.losses, job.config
-    with job.on.autocast():
+    with job.on.autocast(), parametrize.cached():  # layers that share a matrix mask it once
         logits, vector = models.forward(job.model, batch.inputs, config.pooling)
     terms = {}
     kind, mask = job.model.kind, batch.inputs["attention_mask"]
