@@ -268,8 +268,8 @@ def model_table() -> str:
             table(("short name", "hub id", "family"), names),
             "## Families and tasks\n",
             "The family is the `model_type` of the model's `config.json`. Each cell with a yes is run by the tests, "
-            "with a tiny random model, from `cap prune` over the re-opened artefact and `cap eval` to `cap export`: exact "
-            "sparsity, the metrics of the report, and equal logits from the exported folder.\n",
+            "with a tiny random model, from `cap prune` over the re-opened artefact and `cap eval` to `cap export`: "
+            "exact sparsity, the metrics of the report, and equal logits from the exported folder.\n",
             table(
                 ("family", *registry.KINDS, "`cap-f`", ""),
                 [family_row(name, row) for name, row in registry.ROWS.items()],
