@@ -87,17 +87,30 @@ def _metric_names(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    return [_metric_row(metrics, name) for name in _metric_names(metrics)]
+    """One row per metric of the primary split, then those of the other splits, which are named."""
+    rows = [_metric_row(metrics, name) for name in _metric_names(metrics)]
+    for split, found in other_splits(metrics):
+        both = {**found, "primary": metrics.get("primary")}
+        rows += [_metric_row(both, name, f" ({named(split, 60)})") for name in _metric_names(both)]
+    return rows[:MAX_ROWS]
 
 
-def _metric_row(metrics: Mapping[str, Any], name: str) -> MetricRow:
+def other_splits(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The evaluation splits beside the primary one, by name."""
+    table = part(metrics, "splits")
+    return [(name, mapping(found)) for name, found in table.items() if name != metrics.get("split")][:MAX_ROWS]
+
+
+def _metric_row(metrics: Mapping[str, Any], name: str, suffix: str = "") -> MetricRow:
     dense, pruned = (part(metrics, key).get(name) for key in ("dense", "pruned"))
     bounds = part(metrics, "confidence_95").get(name)
     before, after = finite(dense), finite(pruned)
     difference = f"{after - before:+.4f}" if before is not None and after is not None else NOT_MEASURED
     strip = _strip(before, after, [finite(bound) for bound in sequence(bounds)])
     retention = percent(part(metrics, "retention").get(name))
-    return MetricRow(named(name, 60), number(dense), number(pruned), interval(bounds), retention, difference, strip)
+    return MetricRow(
+        named(name, 60) + suffix, number(dense), number(pruned), interval(bounds), retention, difference, strip
+    )
 
 
 def _strip(dense: float | None, pruned: float | None, bounds: list[float | None]) -> Mapping[str, float]:

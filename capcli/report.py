@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from capcli.page import MAX_ROWS, Row, metric_rows, template, view
+from capcli.page import MAX_ROWS, Row, metric_rows, other_splits, template, view
 from capcli.text import (
     NOT_MEASURED,
     byte_size,
@@ -159,6 +159,11 @@ def eval_summary(result: Mapping[str, Any]) -> Group:
 
     names = list(part(result, "metrics"))[:MAX_ROWS]
     rows = [(named(name, 60), *_eval_cells(result, name)) for name in names]
+    for split, found in other_splits(result):
+        label = f" ({named(split, 60)})"
+        rows += [
+            (named(name, 60) + label, *_eval_cells(found, name)) for name in list(part(found, "metrics"))[:MAX_ROWS]
+        ]
     heads = ["metric", "value", "95 % interval"] + ["baseline", "retention"] * bool(part(result, "baseline"))
     return Group(facts(eval_rows(result)), "", _table(heads, rows), *_gate_lines(result.get("gates")))
 

@@ -535,7 +535,13 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
             "n_examples": pruned[primary]["n_examples"],
             "confidence_95": pruned[primary]["confidence_95"],
             "splits": {
-                name: {"dense": dense[name]["metrics"], "pruned": one["metrics"], "n_examples": one["n_examples"]}
+                name: {
+                    "dense": dense[name]["metrics"],
+                    "pruned": one["metrics"],
+                    "retention": evaluate.retention(one["metrics"], dense[name]["metrics"]),
+                    "n_examples": one["n_examples"],
+                    "confidence_95": one["confidence_95"],
+                }
                 for name, one in pruned.items()
             },
         },
