@@ -18,6 +18,8 @@ from typing import Any
 
 SECTIONS = {
     "quality": "Quality after pruning",
+    "tasks": "Every kind of task",
+    "data": "Reading, tokenising, encoding, training",
     "step": "Time of a training step",
     "sparse": "Size and speed of the file format",
     "gpu": "On a GPU",
