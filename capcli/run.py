@@ -87,11 +87,12 @@ def signals(flag: StopFlag) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """An output folder that this process alone writes to."""
+    """An output folder that this process alone writes to. `earlier` lists seconds of finished work that it found."""
 
     out: Path
     flag: StopFlag
     started: float = field(default_factory=time.monotonic)
+    earlier: list[float] = field(default_factory=list)
 
     @property
     def work(self) -> Path:

@@ -330,6 +330,7 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
     checkpoint, warnings = run.load_checkpoint(job.run, f"{job.phase}-steps")
     if checkpoint is None:
         return State(), warnings
+    job.run.earlier.append(checkpoint.scalars["seconds"])
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "adam": {}, "pruner": {}, "sum": {}}
     for name, tensor in checkpoint.tensors.items():
         kind, _, rest = name.partition(".")

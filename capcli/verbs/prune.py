@@ -105,12 +105,13 @@ def _prune(config: PruneConfig, folder: run.Run) -> Generator[run.Event, None, d
     yield run.Event(phase="load", note=f"loading {config.model}")
     setup, student = _load(config, folder)
     yield from _notes(setup, student)
+    given = _given_teacher(setup, student) if config.teacher else None
     pretrained = (yield from _bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
-    teacher = yield from _teacher(setup, student)
+    teacher = given or (yield from _fine_tuned(setup, student))
     finetuned, logits, dense = yield from _teacher_bank(setup, teacher)
     if config.init == "teacher":
         student.net.load_state_dict(teacher.net.state_dict())
-    del teacher
+    del teacher, given
     pruner, state = yield from _train(setup, student, pretrained, finetuned, logits)
     return (yield from _finish(setup, student, pruner, state, dense))
 
@@ -251,20 +252,24 @@ def _bank(
         event = event or setup.meter.stoppable(f"bank {name}")
         logits, vectors = yield from models.encoded(model, setup.train, setup.on, event, setup.config.pooling)
         banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began)
+    else:
+        setup.run.earlier.append(_stage(setup, folder.name).get("seconds", 0.0))
     return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs)
 
 
-def _teacher(setup: Setup, student: models.Model) -> Generator[run.Event, None, models.Model]:
-    """The given teacher, or the student's copy fine-tuned on the task and published as a stock folder."""
+def _given_teacher(setup: Setup, student: models.Model) -> models.Model:
+    """The teacher that the user named. Raises `ModelError` or `ConfigError` when it does not fit task and student."""
+    config, names = setup.config, parse_label_map(setup.config.label_map)
+    teacher = models.load_model(
+        config.teacher, setup.data.classes, setup.data.kind, config.seed, need_head=True, label_map=names
+    )
+    _check_teacher(config, teacher, student)
+    return models.place(teacher, setup.on)
+
+
+def _fine_tuned(setup: Setup, student: models.Model) -> Generator[run.Event, None, models.Model]:
+    """The student's copy, fine-tuned on the task and published as a stock folder."""
     config, folder = setup.config, setup.run.work / "teacher"
-    labels = setup.data.classes
-    if config.teacher:
-        names = parse_label_map(config.label_map)
-        teacher = models.load_model(
-            config.teacher, labels, setup.data.kind, config.seed, need_head=True, label_map=names
-        )
-        _check_teacher(config, teacher, student)
-        return models.place(teacher, setup.on)
     if not files.is_complete(folder):
         teacher = models.copy(student)
         job = _job(setup, teacher, "teacher", train.Objective(losses=("ce",)), None)
@@ -274,6 +279,8 @@ def _teacher(setup: Setup, student: models.Model) -> Generator[run.Event, None, 
             files.write_json(staging / "stage.json", {"seconds": state.seconds, "history": state.history})
         files.remove(setup.run.work / "teacher-steps")
         return teacher
+    setup.run.earlier.append(_stage(setup, "teacher").get("seconds", 0.0))
+    labels = setup.data.classes
     return models.place(models.load_dense(str(folder), labels, setup.data.kind, config.seed, need_head=True), setup.on)
 
 
@@ -398,7 +405,9 @@ def _train(
     snapshot = _snapshots(setup, student, pruner, table.get("snc"), total)
     state = yield from train.train(_job(setup, student, "prune", objective, pruner, snapshot))
     best = setup.run.work / "best"
-    if setup.data.holdout is not None and files.is_complete(best):
+    if best.is_dir() and not files.is_complete(best):
+        yield setup.meter.of("prune")(note=f"{best} is damaged, the last state is used instead of the best")
+    elif best.is_dir():
         parts = files.read_tensors(best / "best.safetensors")
         student.net.load_state_dict({name[4:]: t for name, t in parts.items() if name.startswith("net.")})
         pruner.restore({name[7:]: t for name, t in parts.items() if name.startswith("pruner.")}, config.sparsity)
@@ -552,7 +561,7 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
                 _stage(setup, path.name).get("seconds", 0.0) for path in setup.run.work.glob("bank-*")
             ),
             "prune_seconds": prune_seconds,
-            "total_seconds": time.monotonic() - setup.run.started,
+            "total_seconds": time.monotonic() - setup.run.started + sum(setup.run.earlier),
             "examples_per_second": config.epochs * len(setup.train) / max(prune_seconds, 1e-9),
         },
         "memory": {
