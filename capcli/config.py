@@ -38,10 +38,20 @@ ALIASES = {
     "minilm": "nreimers/MiniLM-L6-H384-uncased",
 }
 BUILTIN_MODEL = "mini"
-BUILTIN_TASKS = ("banking77", "mr", "subj")
+BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
+PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
-GENERIC_TASKS = ("text-classification", "text-pair-classification", "regression")
-TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *GENERIC_TASKS)
+SQUAD_TASKS = ("squad", "squad_v2")
+GENERIC_TASKS = (
+    "text-classification",
+    "text-pair-classification",
+    "multi-label-classification",
+    "regression",
+    "token-classification",
+    "ner",
+    "question-answering",
+)
+TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic")
 EXPORT_FORMATS = ("dense",)
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -121,17 +131,20 @@ class TaskConfig:
     """Which examples, and how they are read."""
 
     task: str = option("", "task name; see the task table in the docs", panel="Task")
-    data: str = option("", "folder of splits, or one file: parquet, csv, tsv, jsonl", panel="Task")
-    text_column: str = option("", "column of the (first) text", panel="Task")
-    pair_column: str = option("", "column of the second text", panel="Task")
-    label_column: str = option("", "column of the label", panel="Task")
+    data: str = option("", "folder of splits, or one file: parquet, csv, tsv, jsonl, json", panel="Task")
+    text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
+    pair_column: str = option("", "column of the second text, or of the context", panel="Task")
+    label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
     max_length: int = option(128, "longest input in tokens; longer texts are cut", panel="Task")
+    stride: int = option(
+        0, "tokens that two windows of a long context share; 0 for 128, or less in short windows", panel="Task"
+    )
     max_eval_samples: int = option(0, "evaluate on at most so many examples, 0 for all", panel="Task")
 
     def __post_init__(self) -> None:
         _check_name("task", self.task, TASK_NAMES)
         _at_least(8, max_length=self.max_length)
-        _at_least(0, max_eval_samples=self.max_eval_samples)
+        _at_least(0, max_eval_samples=self.max_eval_samples, stride=self.stride)
         if self.task in GENERIC_TASKS and not self.data:
             raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
 
@@ -334,7 +347,7 @@ class ProbeConfig:
     """What a frozen encoder knows about tasks it was not pruned for."""
 
     model: str = ""
-    tasks: str = option(",".join(BUILTIN_TASKS), "tasks to probe, separated by commas")
+    tasks: str = option(",".join(PROBE_TASKS), "tasks to probe, separated by commas")
     data: str = option("", "folder with a folder of splits for each task that is not built in")
     baseline: str = option("", "model or artefact to compare with")
     pooling: str = option("mean", "sentence vector: head, cls or mean")

@@ -93,6 +93,28 @@ def write_bytes(path: Path, data: bytes) -> None:
         _commit(staging, path)
 
 
+@contextlib.contextmanager
+def append(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Write a file of a staging folder piece by piece, by calls of what is yielded; synced on leaving.
+
+    Raises `RunFailed` naming path and bytes.
+    """
+    with _writing(path):
+        _step("write", path)
+        file = path.open("wb")
+
+    def write(data: bytes) -> None:
+        with _writing(path, len(data)):
+            file.write(data)
+
+    with file:
+        yield write
+        with _writing(path):
+            _step("sync", path)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically. Lone surrogates are replaced, never fatal."""
     write_bytes(path, text.encode("utf-8", errors="replace"))
@@ -166,12 +188,13 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def publish(folder: Path, manifest: str = MANIFEST) -> Iterator[Path]:
+def publish(folder: Path, manifest: str = MANIFEST, suffix: str = "part") -> Iterator[Path]:
     """Fill the yielded staging folder; on leaving, it becomes `folder`, complete and verified, in one rename.
 
-    When filling fails, the staging folder is removed and `folder` stays as it was.
+    When filling fails, the staging folder is removed and `folder` stays as it was. `suffix` ends the name of the
+    staging folder; where several processes may publish the same folder, it must differ between them.
     """
-    staging = folder.with_name(f".{folder.name}.part")
+    staging = folder.with_name(f".{folder.name}.{suffix}")
     remove(staging)
     with _writing(staging):
         staging.mkdir(parents=True)

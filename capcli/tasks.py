@@ -1,33 +1,47 @@
-"""The only boundary to data sets: the task table, columns, labels by name.
+"""The task table, columns and labels by name: what a task reads from its tables.
 
-Letters: N examples.
+Letters: N examples, C labels.
 """
 
 from __future__ import annotations
 
-import csv
+import dataclasses
+import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from capcli import tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
+from capcli.tables import Table
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "tasks"
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 EVAL_SPLITS = ("validation", "validation_matched", "validation_mismatched", "dev", "dev_matched", "dev_mismatched")
 SINGLE, PAIR, REGRESSION = ("accuracy", "macro_f1"), ("accuracy", "f1"), ("pearson", "spearman")
+MULTILABEL = ("micro_f1", "macro_f1", "subset_accuracy")
+ENTITIES, TAGS = ("f1", "precision", "recall", "accuracy"), ("accuracy", "macro_f1")
+SPANS = ("f1", "exact_match")
+MOST_LABELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One row of the task table. `text` and `pair` list accepted column names, the official one first."""
+    """One row of the task table.
+
+    text, pair, label: accepted column names, the official one first. kind: `classification`, `regression`,
+    `multilabel`, `tokens` (one label per word; text holds the words) or `spans` (text is the question, pair the context
+    with the answer). entities: whether the labels must be of the kind O, B-person, I-person. header: the columns of a
+    tsv without a header.
+    """
 
     text: tuple[str, ...]
     pair: tuple[str, ...] = ()
@@ -36,21 +50,12 @@ class Task:
     kind: str = "classification"
     metrics: tuple[str, ...] = SINGLE
     hub: tuple[str, str] | None = None
+    entities: bool = False
+    header: tuple[str, ...] = ()
 
 
-def _glue(
-    name: str, text: str, pair: str, labels: Sequence[str], metrics: Sequence[str], kind: str = "classification"
-) -> Task:
-    return Task(
-        text=(text,),
-        pair=(pair,) if pair else (),
-        labels=tuple(labels),
-        metrics=tuple(metrics),
-        kind=kind,
-        hub=("nyu-mll/glue", name),
-    )
-
-
+# The second names are those of the tsv files that GLUE itself distributes.
+_glue = partial(Task, metrics=("accuracy",))
 _NLI = ("entailment", "neutral", "contradiction")
 _ANSWERS = ("entailment", "not_entailment")
 _TEXTS, _PAIRS, _LABELS = (
@@ -58,42 +63,197 @@ _TEXTS, _PAIRS, _LABELS = (
     ("pair", "text_pair", "sentence2"),
     ("label", "labels", "score"),
 )
+_TOKENS = partial(Task, text=("tokens", "words"), label=("ner_tags", "tags", "labels"), kind="tokens", metrics=ENTITIES)
+_QUESTIONS = partial(Task, text=("question",), pair=("context",), label=("answers",), kind="spans", metrics=SPANS)
 
 TASKS = {
     "banking77": Task(text=("text",)),
     "mr": Task(text=("text",), metrics=("accuracy",)),
     "subj": Task(text=("text",), metrics=("accuracy",)),
-    "cola": _glue("cola", "sentence", "", ("unacceptable", "acceptable"), ("matthews", "accuracy")),
-    "mnli": _glue("mnli", "premise", "hypothesis", _NLI, ("accuracy",)),
-    "mrpc": _glue("mrpc", "sentence1", "sentence2", ("not_equivalent", "equivalent"), PAIR),
-    "qnli": _glue("qnli", "question", "sentence", _ANSWERS, ("accuracy",)),
-    "qqp": _glue("qqp", "question1", "question2", ("not_duplicate", "duplicate"), PAIR),
-    "rte": _glue("rte", "sentence1", "sentence2", _ANSWERS, ("accuracy",)),
-    "sst2": _glue("sst2", "sentence", "", ("negative", "positive"), ("accuracy",)),
-    "stsb": _glue("stsb", "sentence1", "sentence2", (), REGRESSION, kind="regression"),
-    "wnli": _glue("wnli", "sentence1", "sentence2", ("not_entailment", "entailment"), ("accuracy",)),
+    "wnut17": _TOKENS(entities=True),
+    "cola": _glue(
+        text=("sentence",),
+        labels=("unacceptable", "acceptable"),
+        metrics=("matthews", "accuracy"),
+        hub=("nyu-mll/glue", "cola"),
+        header=("source", "label", "star", "sentence"),
+    ),
+    "mnli": _glue(
+        text=("premise", "sentence1"),
+        pair=("hypothesis", "sentence2"),
+        label=("label", "gold_label"),
+        labels=_NLI,
+        hub=("nyu-mll/glue", "mnli"),
+    ),
+    "mrpc": _glue(
+        text=("sentence1", "#1 String"),
+        pair=("sentence2", "#2 String"),
+        label=("label", "Quality"),
+        labels=("not_equivalent", "equivalent"),
+        metrics=PAIR,
+        hub=("nyu-mll/glue", "mrpc"),
+    ),
+    "qnli": _glue(text=("question",), pair=("sentence",), labels=_ANSWERS, hub=("nyu-mll/glue", "qnli")),
+    "qqp": _glue(
+        text=("question1",),
+        pair=("question2",),
+        label=("label", "is_duplicate"),
+        labels=("not_duplicate", "duplicate"),
+        metrics=PAIR,
+        hub=("nyu-mll/glue", "qqp"),
+    ),
+    "rte": _glue(text=("sentence1",), pair=("sentence2",), labels=_ANSWERS, hub=("nyu-mll/glue", "rte")),
+    "sst2": _glue(text=("sentence",), labels=("negative", "positive"), hub=("nyu-mll/glue", "sst2")),
+    "stsb": _glue(
+        text=("sentence1",),
+        pair=("sentence2",),
+        label=("label", "score"),
+        kind="regression",
+        metrics=REGRESSION,
+        hub=("nyu-mll/glue", "stsb"),
+    ),
+    "wnli": _glue(
+        text=("sentence1",),
+        pair=("sentence2",),
+        labels=("not_entailment", "entailment"),
+        hub=("nyu-mll/glue", "wnli"),
+    ),
+    "squad": _QUESTIONS(hub=("rajpurkar/squad", "plain_text")),
+    "squad_v2": _QUESTIONS(hub=("rajpurkar/squad_v2", "squad_v2")),
     "text-classification": Task(text=_TEXTS, label=_LABELS),
     "text-pair-classification": Task(text=_TEXTS, pair=_PAIRS, label=_LABELS),
+    "multi-label-classification": Task(text=_TEXTS, label=("labels", "label"), kind="multilabel", metrics=MULTILABEL),
     "regression": Task(text=_TEXTS, label=_LABELS, kind="regression", metrics=REGRESSION),
+    "token-classification": _TOKENS(),
+    "ner": _TOKENS(entities=True),
+    "question-answering": _QUESTIONS(),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The accepted answers to a question and where each begins in the context, in characters; -1 where not known.
+
+    None at all: the context does not answer the question.
+    """
+
+    texts: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split as read: texts, second texts or None, labels (class indices or numbers) [N]."""
+    """One split: its texts are read from `table` when they are needed, its labels are here.
+
+    columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
+    None for all. labels: int64 [N] for classification, float64 [N] for regression, uint8 [N, C] for multilabel, an
+    object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans.
+    """
 
     name: str
-    texts: list[str]
-    pairs: list[str] | None
-    labels: NDArray[np.generic]
+    table: Table
+    columns: tuple[str, ...]
+    labels: NDArray[Any]
+    kind: str = "classification"
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are two texts per example."""
+        return len(self.columns) == 2
+
+    def row(self, index: int) -> int:
+        """The row of the table, from 0, that example `index` stands in."""
+        return index if self.rows is None else int(self.rows[index])
 
     def take(self, rows: NDArray[np.int64]) -> Split:
-        """The given rows, in their order."""
-        pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
-        return Split(name=self.name, texts=[self.texts[i] for i in rows], pairs=pairs, labels=self.labels[rows])
+        """The examples with the given indices, which ascend."""
+        assert bool((np.diff(rows) > 0).all()), "texts are read in the order of the table"
+        chosen = rows if self.rows is None else self.rows[rows]
+        return dataclasses.replace(self, labels=self.labels[rows], rows=chosen)
+
+    def chunks(self, size: int = tables.BATCH_ROWS) -> Iterator[tuple[list[Any], list[str] | None]]:
+        """(texts, second texts or None) of all examples in order, at most `size` at a time.
+
+        A text is a string; for tokens it is the list of its words.
+
+        Raises:
+            DataError: a missing text or one of another type, naming its row; a column in which all texts are empty; a
+                sentence with more or fewer words than labels.
+        """
+        done, empty = 0, set(self.columns)
+        for batch in self._selected(size):
+            columns = [
+                [self._text(cell, column, done + i) for i, cell in enumerate(batch[column])] for column in self.columns
+            ]
+            empty -= {c for c, texts in zip(self.columns, columns, strict=True) if any(map(_has_text, texts))}
+            yield columns[0], columns[1] if self.paired else None
+            done += len(columns[0])
+        if done and empty:
+            raise DataError(f"every text in column {min(empty)!r} of the {self.name} split is empty")
+
+    def _selected(self, size: int) -> Iterator[tables.Columns]:
+        """The text columns of the rows of this split, `size` rows at a time (fewer at the end)."""
+        if self.rows is None:
+            yield from self.table.batches(self.columns, size)
+            return
+        begin = n_read = 0
+        held: tables.Columns = {column: [] for column in self.columns}
+        for batch in self.table.batches(self.columns, size):
+            n_read += len(batch[self.columns[0]])
+            end = int(np.searchsorted(self.rows, n_read))
+            places = self.rows[begin:end] - (n_read - len(batch[self.columns[0]]))
+            for column, values in held.items():
+                values += [batch[column][i] for i in places]
+            begin = end
+            while len(held[self.columns[0]]) >= size or (begin == len(self) and held[self.columns[0]]):
+                yield {column: values[:size] for column, values in held.items()}
+                held = {column: values[size:] for column, values in held.items()}
+            if begin == len(self):
+                return
+
+    def _text(self, cell: Any, column: str, index: int) -> Any:
+        """A text as the tokenizer takes it: a string, or the words of a sentence."""
+        if self.kind == "tokens":
+            words = cell.split() if isinstance(cell, str) else cell
+            if not isinstance(words, list):
+                raise self._wrong(column, index, _type_of(cell, "not a list of words"))
+            for word in words:
+                self._text_of(word, column, index)
+            if len(words) != len(self.labels[index]):
+                n = len(self.labels[index])
+                raise self._wrong(column, index, f"has {len(words)} words but {n} labels")
+            return words
+        return self._text_of(cell, column, index)
+
+    def _text_of(self, cell: Any, column: str, index: int) -> str:
+        if not isinstance(cell, str):
+            raise self._wrong(column, index, _type_of(cell, "not text"))
+        if not (cell.isascii() or _is_unicode(cell)):
+            raise self._wrong(column, index, "holds half of a surrogate pair, which is not text")
+        return cell
+
+    def _wrong(self, column: str, index: int, what: str) -> DataError:
+        return DataError(f"row {self.row(index)} of column {column!r} of the {self.name} split {what}")
+
+
+def _has_text(text: Any) -> bool:
+    return bool(text.strip() if isinstance(text, str) else text)
+
+
+def _type_of(cell: Any, expected: str) -> str:
+    return "is missing" if cell is None else f"is of type {type(cell).__name__}, {expected}"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +279,11 @@ class TaskData:
         """The metric that decides."""
         return self.metrics[0]
 
+    @property
+    def legend(self) -> str:
+        """The code of each label and its name, such as `0 negative, 1 positive`; empty without labels."""
+        return ", ".join(f"{code} {name}" for code, name in enumerate(self.labels))
+
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
@@ -132,19 +297,26 @@ def load(
     seed: int = 0,
     labels: Sequence[str] = (),
 ) -> TaskData:
-    """Read a task's splits; labels become indices by name.
+    """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
     `labels` are the classes of a model, for sets that name none. Without `train`, a set that has only a training split
     is measured on the part that `holdout` and `seed` held out of it, or on the whole.
 
-    Raises `DataError` for a missing or empty split, a missing column, missing texts and unknown or missing labels.
+    Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
     task = TASKS[config.task]
-    raw = _read_hub(task, config.task) if not config.data and config.task not in BUILTIN_TASKS else _read_local(config)
-    wanted = _wanted(raw, train, holdout, config)
-    names, kind = _label_names(task, raw, wanted, config, labels), task.kind
-    notes: list[str] = []
-    splits = {name: _split(name, raw[name], task, names, config) for name in wanted}
+    sources = _sources(task, config)
+    wanted = _wanted(sources, train, holdout, config)
+    opened = {name: sources[name]() for name in wanted}
+    read = {name: _read(name, table, task, config) for name, table in opened.items()}
+    names = _label_names(task, read[wanted[0]], labels)
+    _check_names(task, names, read[wanted[0]])
+    splits = {name: _split(found, names, task.kind) for name, found in read.items()}
+    notes = [
+        f"{table.name}: {table.n_skipped} rows with too many or too few fields were left out"
+        for table in opened.values()
+        if table.n_skipped
+    ]
     trained = splits.pop("train", None) if train else None
     held = None
     if trained is not None:
@@ -152,16 +324,15 @@ def load(
         if not splits:
             splits, held = {"holdout": _need_holdout(held)}, None
             notes.append("no evaluation split: evaluated on the held-out part of the training set")
-        _check_training_labels(trained, kind)
+        _check_training_labels(trained)
     if not train and holdout and list(splits) == ["train"]:
         splits = {"holdout": _need_holdout(_subsets(splits["train"], holdout, 0, seed)[1])}
     evals = {name: cut(split, config.max_eval_samples, 0) for name, split in splits.items()}
-    metrics = _metrics(task, names)
     return TaskData(
         name=config.task,
-        kind=kind,
+        kind=task.kind,
         labels=names,
-        metrics=metrics,
+        metrics=_metrics(task, names),
         train=trained,
         holdout=held,
         evals=evals,
@@ -170,62 +341,35 @@ def load(
 
 
 def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
+    if task.kind == "tokens":
+        return ENTITIES if are_entities(names) else TAGS
+    if task.kind != "classification":
+        return task.metrics
     return tuple(m for m in task.metrics if m != "f1" or len(names) == 2) or ("accuracy",)
 
 
-def _read_local(config: TaskConfig) -> dict[str, Any]:
-    """Tables by split name from a folder of splits or one file, which becomes the training split."""
-    path = Path(config.data) if config.data else BUILTIN_FOLDER / config.task
-    if path.is_file():
-        return {"train": _read_table(path)}
-    if not path.is_dir():
-        raise DataError(f"no data at {path}", "--data takes a folder of splits or one parquet, csv, tsv or jsonl file")
-    found = {p.stem: p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES}
-    if not found:
-        raise DataError(
-            f"no data files in {path}", f"expected files such as train.parquet; known endings: {', '.join(SUFFIXES)}"
-        )
-    known = {"train", "test", *EVAL_SPLITS}
-    tables = {name: file for name, file in found.items() if name in known}
-    if not tables:
-        raise DataError(f"no split in {path}: found {', '.join(found)}", "name the files train, validation and test")
-    return {name: _read_table(file) for name, file in tables.items()}
+def are_entities(names: Collection[str]) -> bool:
+    """Whether token labels mark entities: all are O or like B-person, with one of the prefixes B, I, E, L, S, U."""
+    marked = [name for name in names if name != "O"]
+    return bool(marked) and all(re.fullmatch(r"[BIELSU]-.+", name) for name in marked)
 
 
-def _read_table(path: Path) -> Any:
-    """A file as a `datasets.Dataset`, in memory. Quotes mean nothing in a tsv, as in GLUE's own files."""
-    import pandas  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-    from datasets import Dataset
-
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path} is no {', '.join(SUFFIXES)} file", "convert the data to one of these")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
-    try:
-        if path.suffix == ".parquet":
-            table = Dataset(pyarrow.parquet.read_table(path))
-        elif path.suffix == ".jsonl":
-            table = Dataset.from_pandas(pandas.read_json(path, lines=True, dtype=False))
-        else:
-            quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
-            separator = "\t" if path.suffix == ".tsv" else ","
-            frame = pandas.read_csv(path, sep=separator, quoting=quoting, dtype=str, keep_default_na=False)
-            table = Dataset.from_pandas(frame)
-    except Exception as error:
-        raise DataError(f"cannot read {path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
-    if len(table) == 0:
-        raise DataError(f"{path} has no rows")
-    return table
+def _sources(task: Task, config: TaskConfig) -> dict[str, Callable[[], Table]]:
+    """What opens the table of each split there is."""
+    if config.data or config.task in BUILTIN_TASKS:
+        path = Path(config.data) if config.data else BUILTIN_FOLDER / config.task
+        found = tables.find(path, ("train", "test", *EVAL_SPLITS))
+        # A few rows of GLUE's own qqp/train.tsv are broken, and every reader of it leaves them out.
+        glue = task.hub is not None and task.hub[0] == "nyu-mll/glue"
+        return {name: partial(tables.open_files, files, task.header, lenient=glue) for name, files in found.items()}
+    return {name: partial(dataclasses.replace, table) for name, table in _from_hub(task, config.task).items()}
 
 
-def _read_hub(task: Task, name: str) -> dict[str, Any]:
-    import datasets
-
+def _from_hub(task: Task, name: str) -> dict[str, Table]:
     if task.hub is None:
         raise DataError(f"task {name} needs your own data", "name a file or folder with --data")
     try:
-        return dict(datasets.load_dataset(*task.hub))
+        return tables.from_hub(*task.hub)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
@@ -234,12 +378,12 @@ def _read_hub(task: Task, name: str) -> dict[str, Any]:
         ) from error
 
 
-def _wanted(raw: Mapping[str, Any], train: bool, holdout: float, config: TaskConfig) -> list[str]:
+def _wanted(available: Collection[str], train: bool, holdout: float, config: TaskConfig) -> list[str]:
     """Names of the splits to use: train, then the evaluation splits; `test` only when there is no other."""
     where = config.data or config.task
-    evals = [name for name in EVAL_SPLITS if name in raw] or [name for name in ("test",) if name in raw]
-    if train and "train" not in raw:
-        raise DataError(f"{where} has no train split, only {', '.join(raw)}")
+    evals = [name for name in EVAL_SPLITS if name in available] or [name for name in ("test",) if name in available]
+    if train and "train" not in available:
+        raise DataError(f"{where} has no train split, only {', '.join(available)}")
     if not evals and not train:
         return ["train"]
     if not evals and not holdout:
@@ -249,41 +393,200 @@ def _wanted(raw: Mapping[str, Any], train: bool, holdout: float, config: TaskCon
     return ["train", *evals] if train else evals
 
 
-# Labels --------------------------------------------------------------------------------------------------------------
+# Columns and their values --------------------------------------------------------------------------------------------
 
 
-def _column(table: Any, names: Sequence[str], chosen: str, what: str, split: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """A split with its labels as they stand in the data: strings, numbers, tuples of them, or `Answers`."""
+
+    name: str
+    table: Table
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    values: list[Any]
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Label names that the table itself gives."""
+        return self.labels if len(self.labels) > 1 else self.table.class_names.get(self.labels[0], ())
+
+
+def _read(name: str, table: Table, task: Task, config: TaskConfig) -> _Read:
+    texts = [_column(table, task.text, config.text_column, "text", name)]
+    if config.pair_column and task.kind == "tokens":
+        raise DataError(f"{config.task} reads one text, there is no second", "leave --pair-column out")
+    if task.pair or config.pair_column:
+        texts.append(_column(table, task.pair, config.pair_column, "pair", name))
+    labels = _label_columns(table, task, config, name)
+    values = _values(name, table, labels, task.kind)
+    return _Read(name=name, table=table, texts=tuple(texts), labels=labels, values=values)
+
+
+def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: str) -> str:
     if chosen:
         names = (chosen,)
     for name in names:
-        if name in table.column_names:
+        if name in table.columns:
             return name
     raise DataError(
-        f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(table.column_names)}",
+        f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(table.columns)}",
         f"name it with --{what}-column",
     )
 
 
-def _label_names(
-    task: Task, raw: Mapping[str, Any], wanted: Sequence[str], config: TaskConfig, labels: Sequence[str]
-) -> tuple[str, ...]:
-    """Names of the classes by index: of the task, of the ClassLabel feature, of the model, or those that occur."""
-    if task.kind == "regression" or task.labels:
+def _label_columns(table: Table, task: Task, config: TaskConfig, split: str) -> tuple[str, ...]:
+    """The column of the labels; for multilabel also several, one per label."""
+    chosen = config.label_column
+    several = [name.strip() for name in chosen.split(",") if name.strip()]
+    if task.kind == "multilabel" and len(several) > 1 and chosen not in table.columns:
+        return tuple(_column(table, (), name, "label", split) for name in dict.fromkeys(several))
+    return (_column(table, task.label, chosen, "label", split),)
+
+
+def _values(split: str, table: Table, columns: Sequence[str], kind: str) -> list[Any]:
+    """The labels of all rows, equal ones stored once. Raises `DataError` for missing labels and wrong types."""
+    parse = partial(_flags, columns) if len(columns) > 1 else _PARSERS[kind]
+    known: dict[Any, Any] = {}
+    values: list[Any] = []
+    for batch in table.batches(columns):
+        for cells in zip(*(batch[column] for column in columns), strict=True):
+            try:
+                value = parse(*cells)
+            except DataError as error:
+                where = f"row {len(values)} of column {', '.join(columns)!r} of the {split} split"
+                raise DataError(f"{where} {error.message}", error.hint) from error
+            values.append(value if isinstance(value, Answers) else known.setdefault((type(value), value), value))
+    missing = [row for row, value in enumerate(values) if value is None]
+    if len(missing) == len(values):
+        raise DataError(f"column {', '.join(columns)!r} of the {split} split holds no labels")
+    if missing:
+        raise DataError(f"{len(missing)} labels of the {split} split are missing, the first in row {missing[0]}")
+    return values
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _label(cell: Any) -> Any:
+    """One label or number; None when it is missing."""
+    if isinstance(cell, list | dict):
+        raise DataError(
+            f"is a {type(cell).__name__}, not a single label",
+            "for several labels use --task multi-label-classification",
+        )
+    if cell == "-":
+        raise DataError("is '-', which stands for no agreed label", "leave those rows out")
+    return None if _is_missing(cell) else cell
+
+
+def _label_set(cell: Any) -> tuple[Any, ...] | None:
+    """The labels of an example; a text names them with `;` between. Empty: it has none."""
+    if isinstance(cell, str):
+        cell = [name.strip() for name in cell.split(";") if name.strip()]
+    found = _label_list(cell)
+    if found is not None and len(set(found)) < len(found):
+        raise DataError(
+            "holds a label twice", "a list names the labels; for a 0 or 1 per label, name the columns in --label-column"
+        )
+    return found
+
+
+def _tags(cell: Any) -> tuple[Any, ...] | None:
+    """The labels of the words of an example; in a text they stand between spaces."""
+    return _label_list(cell.split() if isinstance(cell, str) else cell)
+
+
+def _label_list(cell: Any) -> tuple[Any, ...] | None:
+    if cell is None:
+        return None
+    if not isinstance(cell, list):
+        raise DataError(f"is of type {type(cell).__name__}, not a list of labels")
+    if any(_is_missing(value) or isinstance(value, list | dict) for value in cell):
+        raise DataError("holds a missing label, or a list in the list")
+    return tuple(cell)
+
+
+def _flags(columns: Sequence[str], *cells: Any) -> tuple[str, ...] | None:
+    """The names of the columns that hold 1."""
+    flags = [{"0": False, "1": True, "false": False, "true": True}.get(_as_name(cell).casefold()) for cell in cells]
+    if all(_is_missing(cell) for cell in cells):
+        return None
+    if None in flags:
+        raise DataError(f"holds {cells[flags.index(None)]!r} where 0 or 1 is expected")
+    return tuple(name for name, flag in zip(columns, flags, strict=True) if flag)
+
+
+def _answers(cell: Any) -> Answers | None:
+    """Answers as in SQuAD (texts with their starts), a list of texts, or one text; empty: no answer."""
+    if isinstance(cell, str) and cell.startswith("{"):
+        try:
+            cell = json.loads(cell)
+        except ValueError as error:
+            raise DataError(f"is not JSON: {error}") from error
+    if cell is None:
+        return None
+    if isinstance(cell, str):
+        cell = [cell] if cell.strip() else []
+    if isinstance(cell, list):
+        rows = [{"text": one} if isinstance(one, str) else one for one in cell]
+        if all(isinstance(one, dict) for one in rows):
+            cell = {name: [one.get(name, -1) for one in rows] for name in ("text", "answer_start")}
+    texts = cell.get("text") if isinstance(cell, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError("holds no answers", "expected {text: [...], answer_start: [...]}, a list of texts, or a text")
+    starts = cell.get("answer_start")
+    starts = [-1] * len(texts) if starts is None else starts
+    if not isinstance(starts, list) or len(starts) != len(texts) or not all(type(start) is int for start in starts):
+        raise DataError("has not one whole number in answer_start for each text")
+    return Answers(texts=tuple(texts), starts=tuple(starts))
+
+
+_PARSERS: dict[str, Callable[..., Any]] = {
+    "classification": _label,
+    "regression": _label,
+    "multilabel": _label_set,
+    "tokens": _tags,
+    "spans": _answers,
+}
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+def _label_names(task: Task, read: _Read, labels: Sequence[str]) -> tuple[str, ...]:
+    """Names of the classes by index: of the task, of the table, of the model, or those that occur."""
+    if task.kind in ("regression", "spans") or task.labels:
         return task.labels
-    table = raw[wanted[0]]
-    column = _column(table, task.label, config.label_column, "label", wanted[0])
-    feature = table.features[column]
-    if getattr(feature, "names", None):
-        return tuple(feature.names)
-    if labels:
-        return tuple(labels)
-    values = {_as_name(value) for value in table[column] if not _is_missing(value)}
-    if not values:
-        raise DataError(f"column {column!r} of the {wanted[0]} split holds no labels")
-    if len(values) > 1000:
-        raise DataError(f"column {column!r} holds {len(values)} different labels", "for numbers use --task regression")
-    numeric = all(map(_is_number, values))
-    return tuple(sorted(values, key=(lambda v: (int(v), v)) if numeric else (lambda v: (v.casefold(), v))))
+    if read.own_names or labels:
+        return tuple(read.own_names or labels)
+    names = set(map(_as_name, _distinct(read.values)))
+    if not names:
+        raise DataError(f"column {read.labels[0]!r} of the {read.name} split holds no labels")
+    numeric = all(map(_is_number, names))
+    return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else (lambda v: (v.casefold(), v))))
+
+
+def _check_names(task: Task, names: Sequence[str], read: _Read) -> None:
+    if len(names) > MOST_LABELS:
+        raise DataError(
+            f"column {read.labels[0]!r} holds {len(names)} different labels", "for numbers use --task regression"
+        )
+    if task.entities and not are_entities(names):
+        raise DataError(
+            f"labels of entities are O or like B-person and I-person; the data has {_shown(names)}",
+            "for other labels of words use --task token-classification",
+        )
+
+
+def _distinct(values: Iterable[Any]) -> set[Any]:
+    found = set(values)
+    return set(chain.from_iterable(found)) if any(isinstance(value, tuple) for value in found) else found
+
+
+def _shown(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _as_name(value: Any) -> str:
@@ -300,61 +603,68 @@ def label_key(*tables: Sequence[str]) -> Callable[[str], str]:
     return str.casefold if alike else str
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+def _split(read: _Read, names: Sequence[str], kind: str) -> Split:
+    labels = _BY_KIND[kind](read, names)
+    return Split(name=read.name, table=read.table, columns=read.texts, labels=labels, kind=kind)
 
 
-def _split(name: str, table: Any, task: Task, names: Sequence[str], config: TaskConfig) -> Split:
-    texts = _texts(table, _column(table, task.text, config.text_column, "text", name), name)
-    pairs = None
-    if task.pair or config.pair_column:
-        pairs = _texts(table, _column(table, task.pair, config.pair_column, "pair", name), name)
-    column = _column(table, task.label, config.label_column, "label", name)
-    values = list(table[column])
-    missing = [i for i, value in enumerate(values) if _is_missing(value)]
-    if missing:
-        raise DataError(f"{len(missing)} labels of the {name} split are missing, the first in row {missing[0]}")
-    if task.kind == "regression":
-        labels: NDArray[np.generic] = _numbers(values, column, name)
-    else:
-        labels = _indices(values, getattr(table.features[column], "names", None), names, name)
-    return Split(name=name, texts=texts, pairs=pairs, labels=labels)
-
-
-def _texts(table: Any, column: str, split: str) -> list[str]:
-    values = list(table[column])
-    wrong = [i for i, value in enumerate(values) if not isinstance(value, str)]
-    if wrong:
-        what = "missing" if values[wrong[0]] is None else f"of type {type(values[wrong[0]]).__name__}"
-        raise DataError(
-            f"{len(wrong)} texts in column {column!r} of the {split} split are not text; row {wrong[0]} is {what}"
-        )
-    return values
-
-
-def _numbers(values: Sequence[Any], column: str, split: str) -> NDArray[np.float64]:
+def _numbers(read: _Read, names: Sequence[str]) -> NDArray[np.float64]:
+    where = f"column {read.labels[0]!r} of the {read.name} split"
     try:
-        numbers = np.asarray([float(value) for value in values])
+        numbers = np.asarray([float(value) for value in read.values])
     except (TypeError, ValueError) as error:
-        raise DataError(f"column {column!r} of the {split} split does not hold numbers: {error}") from error
+        hint = "for names of classes use --task text-classification"
+        raise DataError(f"{where} does not hold numbers: {error}", hint) from error
     if not np.isfinite(numbers).all():
-        raise DataError(f"column {column!r} of the {split} split holds values that are not finite")
+        raise DataError(f"{where} holds values that are not finite")
     return numbers
 
 
-def _indices(values: Sequence[Any], own: Sequence[str] | None, names: Sequence[str], split: str) -> NDArray[np.int64]:
-    """Labels as indices into `names`: by name when they are strings or named codes, else as codes.
+def _indices(read: _Read, names: Sequence[str]) -> NDArray[np.int64]:
+    codes = _codes(read, names)
+    return np.asarray([codes[value] for value in read.values], dtype=np.int64)
+
+
+def _many_hot(read: _Read, names: Sequence[str]) -> NDArray[np.uint8]:
+    codes = _codes(read, names)
+    labels = np.zeros((len(read.values), len(names)), dtype=np.uint8)
+    for row, value in enumerate(read.values):
+        labels[row, [codes[one] for one in value]] = 1
+    return labels
+
+
+def _sequences(read: _Read, names: Sequence[str]) -> NDArray[np.object_]:
+    codes = _codes(read, names)
+    return _objects([np.asarray([codes[one] for one in value], dtype=np.int64) for value in read.values])
+
+
+def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    found = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):  # numpy would make a matrix of arrays that are equally long
+        found[row] = value
+    return found
+
+
+_BY_KIND: dict[str, Callable[[_Read, Sequence[str]], NDArray[Any]]] = {
+    "classification": _indices,
+    "regression": _numbers,
+    "multilabel": _many_hot,
+    "tokens": _sequences,
+    "spans": lambda read, names: _objects(read.values),
+}
+
+
+def _codes(read: _Read, names: Sequence[str]) -> dict[Any, int]:
+    """The index of each label that occurs into `names`: by name when it is a string or a named code, else as a code.
 
     Names that are numbers are names only: among classes 1 and 2, a label 0 is unknown and not the first class.
     """
-    key = label_key(names)
+    key, own = label_key(names), read.own_names
     index: dict[str, int] = {key(name): i for i, name in enumerate(names)}
     codes = range(0) if any(map(_is_number, names)) else range(len(names))
     table: dict[Any, int | None] = {}
-    if any(isinstance(value, list | dict) for value in values):
-        raise DataError(f"the labels of the {split} split are lists or objects, not single labels")
-    for value in set(values):
-        if own is not None and not isinstance(value, str) and 0 <= value < len(own):
+    for value in _distinct(read.values):
+        if own and not isinstance(value, str) and 0 <= value < len(own):
             table[value] = index.get(key(own[int(value)]))
             continue
         name = _as_name(value)
@@ -362,17 +672,22 @@ def _indices(values: Sequence[Any], own: Sequence[str] | None, names: Sequence[s
         table[value] = index.get(key(name), code)
     unknown = sorted(str(value) for value, code in table.items() if code is None)
     if unknown == ["-1"] and len(table) == 1:
-        raise DataError(f"the labels of the {split} split are hidden (-1)", "use a split with labels")
+        raise DataError(f"the labels of the {read.name} split are hidden (-1)", "use a split with labels")
     if unknown:
-        shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
-        raise DataError(f"unknown labels in the {split} split: {shown}; the task has {', '.join(names[:10])}")
-    return np.asarray([table[value] for value in values], dtype=np.int64)
+        raise DataError(f"unknown labels in the {read.name} split: {_shown(unknown, 5)}; the task has {_shown(names)}")
+    return {value: code for value, code in table.items() if code is not None}
 
 
-def _check_training_labels(train: Split, kind: str) -> None:
+def _check_training_labels(train: Split) -> None:
+    """There must be something to tell apart."""
     if len(train) == 0:
         raise DataError("the training set is empty")
-    if len(np.unique(train.labels)) < 2:
+    if train.kind == "spans":
+        if not any(answers.texts for answers in train.labels):
+            raise DataError("no question of the training set has an answer, there is nothing to learn")
+        return
+    labels = np.concatenate(list(train.labels)) if train.kind == "tokens" else train.labels
+    if len(np.unique(labels, axis=0)) < 2:
         raise DataError("all training examples have the same label, there is nothing to learn")
 
 
@@ -392,7 +707,7 @@ def _subsets(train: Split, holdout: float, max_train: int, seed: int) -> tuple[S
     order = np.random.default_rng([seed, 1]).permutation(len(train))
     n_held = max(1, round(holdout * len(train)))
     held, rest = train.take(np.sort(order[:n_held])), train.take(np.sort(order[n_held:]))
-    return cut(rest, max_train, seed), Split(name="holdout", texts=held.texts, pairs=held.pairs, labels=held.labels)
+    return cut(rest, max_train, seed), dataclasses.replace(held, name="holdout")
 
 
 def _need_holdout(held: Split | None) -> Split:

@@ -1,12 +1,20 @@
 """Examples as tokens, and the batches made of them.
 
-Letters: N examples, B batch, S tokens of the longest example of a batch.
+Letters: N examples, B batch, S tokens of the longest example of a batch, T tokens of all examples, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,34 +22,73 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capcli.tasks import Split
+from capcli import files
+from capcli.errors import DataError, FileError, RunFailed
+from capcli.tasks import Answers, Split
+
+CACHE_EXAMPLES = 20_000  # from here on tokens are kept on disk; fewer are tokenised in seconds
+CACHE_ENTRIES = 20
+CACHE_FORMAT = 1
+NO_LABEL = -100  # what the loss leaves out
+STRIDE = 128
+_LAYOUT = "arrays.json"
+_STARTED = time.time()
+_DAY_SECONDS = 86_400.0
+
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Tokenised examples, stored flat: tokens and token types [sum of lengths], offsets [N + 1], labels [N].
+    """Tokenised examples, stored flat; the id of an example is its index.
 
-    The id of an example is its index.
+    tokens, types [T], offsets [N + 1]. kind: as in the task table. labels, by kind: classification and regression [N],
+    multilabel float32 [N, C], tokens int64 [T] with `NO_LABEL` except at the first token of each word, spans int64
+    [N, 2] (first and last token of the answer in the window, (0, 0) where it has none).
+
+    For spans an example is a window of a long context: owner [N] is the question that it belongs to, and chars [T, 2]
+    are the begin and end of each token in the context in characters, -1 outside of it. For tokens, words [T] is the
+    word that begins with the token, -1 elsewhere. split: what was tokenised. n_cut: texts that were longer than a
+    window and lost their end (for spans: questions).
     """
 
-    tokens: NDArray[np.int32]
+    tokens: NDArray[np.integer[Any]]
     types: NDArray[np.uint8] | None
     offsets: NDArray[np.int64]
     labels: NDArray[np.generic]
     pad_id: int
+    kind: str = "classification"
+    owner: NDArray[np.int64] | None = None
+    words: NDArray[np.int32] | None = None
+    chars: NDArray[np.int32] | None = None
+    split: Split | None = None
+    n_cut: int = 0
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example, [N]."""
         return np.diff(self.offsets)
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the model answers for each token, not for each example."""
+        return self.kind in ("tokens", "spans")
+
+    @property
+    def n_outputs(self) -> int:
+        """Rows of the model's outputs over all examples: T if `per_token`, else N."""
+        return len(self.tokens) if self.per_token else len(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Model inputs [B, S], labels [B] and example ids [B] on the device."""
+    """Model inputs [B, S], labels (as in `Examples`; for tokens [B, S]) and example ids [B] on the device.
+
+    places [B, S]: for kinds with outputs per token, the index of each token in the flat arrays, 0 at padding.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor
@@ -49,30 +96,386 @@ class Batch:
     places: Tensor | None = None
 
 
-def encode(split: Split, tokenizer: Any, max_length: int, chunk: int = 2000) -> Examples:
-    """Tokenise a split; texts beyond `max_length` tokens are cut, the longer of a pair first."""
-    tokens, types, lengths = [], [], []
-    for begin in range(0, len(split), chunk):
-        window = slice(begin, begin + chunk)
-        pairs = None if split.pairs is None else split.pairs[window]
-        coded = tokenizer(
-            split.texts[window], pairs, truncation=True, max_length=max_length, return_attention_mask=False
+# Tokenising ----------------------------------------------------------------------------------------------------------
+
+
+def encode(
+    split: Split, tokenizer: Any, length: int, *, stride: int = 0, cache: bool = True, chunk: int = 2000
+) -> Examples:
+    """Tokenise a split, `chunk` examples at a time; texts beyond `length` tokens are cut, the longer of a pair first.
+
+    A context (spans) is not cut but divided into windows that share `stride` tokens; 0 chooses `STRIDE`, or half of
+    what the window leaves for the context where that is less. From `CACHE_EXAMPLES` on the arrays are kept on disk,
+    memory-mapped, and found again by the content of what was tokenised, unless not `cache`.
+
+    Raises:
+        DataError: a text that is none, a training answer that does not stand in its context, a stride that is too
+            long, or a tokenizer that does not tell where its tokens stand in the text, for tokens and spans.
+    """
+    if split.kind in ("tokens", "spans") and not tokenizer.is_fast:
+        raise DataError(
+            f"the tokenizer {type(tokenizer).__name__} does not tell where its tokens stand in the text",
+            "labels of words and spans of answers need a model with a fast tokenizer",
         )
-        lengths += [len(row) for row in coded["input_ids"]]
-        tokens.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in coded["input_ids"]]))
-        if "token_type_ids" in coded:
-            types.append(np.concatenate([np.asarray(row, dtype=np.uint8) for row in coded["token_type_ids"]]))
+    if split.kind == "spans":
+        stride = _stride(tokenizer, length, stride)
+
+    def pieces() -> Iterator[_Piece]:
+        return _pieces(split, tokenizer, length, stride, chunk)
+
+    whole: _Piece | None = None
+    if cache and len(split) >= CACHE_EXAMPLES and tokenizer.is_fast:
+        whole = _mapped(_key(split, tokenizer, length, stride), pieces)
+    whole = whole or _joined(pieces())
+    return _examples(whole, split, tokenizer)
+
+
+def _examples(whole: _Piece, split: Split, tokenizer: Any) -> Examples:
+    arrays = whole.arrays
+    labels = split.labels.astype(np.float32) if split.kind == "multilabel" else split.labels
     return Examples(
-        tokens=np.concatenate(tokens),
-        types=np.concatenate(types) if types else None,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=split.labels,
+        tokens=arrays["tokens"],
+        types=arrays.get("types"),
+        offsets=np.concatenate([[0], np.cumsum(arrays["lengths"], dtype=np.int64)]),
+        labels=arrays.get("labels", labels),
         pad_id=tokenizer.pad_token_id or 0,
+        kind=split.kind,
+        owner=arrays.get("owner"),
+        words=arrays.get("words"),
+        chars=arrays.get("chars"),
+        split=split,
+        n_cut=whole.n_cut,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Flat arrays of some examples, by the names of the fields of `Examples`; lengths [N] instead of offsets."""
+
+    arrays: Arrays
+    n_cut: int
+
+
+def _joined(pieces: Iterator[_Piece]) -> _Piece:
+    found = list(pieces)
+    arrays = {name: np.concatenate([piece.arrays[name] for piece in found]) for name in found[0].arrays}
+    return _Piece(arrays=arrays, n_cut=sum(piece.n_cut for piece in found))
+
+
+def _pieces(split: Split, tokenizer: Any, length: int, stride: int, chunk: int) -> Iterator[_Piece]:
+    fits = max(tokenizer.get_vocab().values(), default=0) < 2**16
+    dtype: type[np.integer[Any]] = np.uint16 if fits else np.int32
+    begin = 0
+    for texts, pairs in split.chunks(chunk):
+        if split.kind == "tokens":
+            yield _words(texts, split.labels[begin : begin + len(texts)], tokenizer, length, dtype)
+        elif split.kind == "spans":
+            assert pairs is not None, "the context of a question is its second text"
+            yield _windows(split, begin, texts, pairs, tokenizer, length, stride, dtype)
+        else:
+            yield _texts(texts, pairs, tokenizer, length, dtype)
+        begin += len(texts)
+
+
+def _flat(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.fromiter(chain.from_iterable(rows), dtype=dtype, count=sum(map(len, rows)))
+
+
+def _coded(coded: Any, dtype: type[np.integer[Any]]) -> Arrays:
+    """The arrays that every kind has, from what a tokenizer returned."""
+    arrays = {
+        "tokens": _flat(coded["input_ids"], dtype),
+        "lengths": np.asarray([len(row) for row in coded["input_ids"]], dtype=np.int32),
+    }
+    if "token_type_ids" in coded:
+        arrays["types"] = _flat(coded["token_type_ids"], np.uint8)
+    return arrays
+
+
+def _n_cut(coded: Any, length: int) -> int:
+    """How many texts lost their end. A slow tokenizer does not say so: every text that fills the window counts."""
+    full = [i for i, row in enumerate(coded["input_ids"]) if len(row) >= length]
+    return sum(bool(coded.encodings[i].overflowing) for i in full) if coded.encodings else len(full)
+
+
+def _texts(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, dtype: Any) -> _Piece:
+    coded = tokenizer(texts, pairs, truncation=True, max_length=length, return_attention_mask=False)
+    return _Piece(arrays=_coded(coded, dtype), n_cut=_n_cut(coded, length))
+
+
+# Labels of words -----------------------------------------------------------------------------------------------------
+
+
+def _words(texts: list[list[str]], labels: NDArray[Any], tokenizer: Any, length: int, dtype: Any) -> _Piece:
+    """Sentences as text with a space between words; each word's label stands at its first token.
+
+    A word that is cut away, or that the tokenizer makes nothing of, has no label.
+    """
+    coded = tokenizer(
+        [" ".join(words) for words in texts],
+        truncation=True,
+        max_length=length,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+    )
+    arrays = _coded(coded, dtype)
+    first = [_first_tokens(words, spans) for words, spans in zip(texts, coded["offset_mapping"], strict=True)]
+    arrays["words"] = np.concatenate(first)
+    arrays["labels"] = np.concatenate(  # index -1 is the NO_LABEL at the end
+        [np.append(own, NO_LABEL)[words] for words, own in zip(first, labels, strict=True)]
+    )
+    return _Piece(arrays=arrays, n_cut=_n_cut(coded, length))
+
+
+def _first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+    """For each token the index of the word that begins with it, or -1.
+
+    A token belongs to the word that holds its last character; of special tokens the span is empty.
+    """
+    lengths = np.asarray([len(word) for word in words], dtype=np.int64)
+    starts = np.cumsum(lengths + 1) - lengths - 1
+    begin, end = np.asarray(spans, dtype=np.int64).reshape(-1, 2).T
+    owner = np.searchsorted(starts, end - 1, side="right") - 1
+    inside = (end > begin) & (owner >= 0)
+    inside[inside] = end[inside] <= (starts + lengths)[owner[inside]]  # else it is the space behind the word
+    _, first = np.unique(owner[inside], return_index=True)
+    places = np.flatnonzero(inside)[first]
+    found = np.full(len(spans), -1, dtype=np.int32)
+    found[places] = owner[places]
+    return found
+
+
+# Questions and contexts ----------------------------------------------------------------------------------------------
+
+
+def _stride(tokenizer: Any, length: int, stride: int) -> int:
+    """Tokens that two windows share, when a question takes up half of a window."""
+    room = length - tokenizer.num_special_tokens_to_add(pair=True) - length // 2
+    if room < 1:
+        raise DataError(f"a window of {length} tokens has no room for a context", "raise --max-length")
+    if stride >= room:
+        raise DataError(
+            f"--stride {stride} is too long: at least {room} of {length} tokens are left for the context",
+            f"give less than {room}, or raise --max-length",
+        )
+    return stride or min(STRIDE, room // 2)
+
+
+def _windows(
+    split: Split,
+    begin: int,
+    questions: list[str],
+    contexts: list[str],
+    tokenizer: Any,
+    length: int,
+    stride: int,
+    dtype: Any,
+) -> _Piece:
+    """The windows of questions with their contexts; `begin` is the index of the first question in the split."""
+    short = _shortened(questions, tokenizer, length // 2)
+    coded = tokenizer(
+        short,
+        contexts,
+        truncation="only_second",
+        max_length=length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )
+    owner = np.asarray(coded["overflow_to_sample_mapping"], dtype=np.int64)
+    places = [_place(split, begin + i, context) for i, context in enumerate(contexts)]
+    chars, labels = [], np.zeros((len(owner), 2), dtype=np.int64)
+    for window, question in enumerate(owner):
+        spans = np.asarray(coded["offset_mapping"][window], dtype=np.int32).reshape(-1, 2)
+        outside = np.asarray([sequence != 1 for sequence in coded.sequence_ids(window)], dtype=bool)
+        spans[outside] = -1
+        chars.append(spans)
+        labels[window] = _tokens_of(places[question], spans)
+    arrays = _coded(coded, dtype)
+    arrays |= {"owner": owner + begin, "chars": np.concatenate(chars), "labels": labels}
+    return _Piece(arrays=arrays, n_cut=sum(a != b for a, b in zip(short, questions, strict=True)))
+
+
+def _shortened(questions: list[str], tokenizer: Any, limit: int) -> list[str]:
+    """Questions cut to at most `limit` tokens, at a border of tokens."""
+    short, rows = list(questions), list(range(len(questions)))
+    while rows:
+        coded = tokenizer(
+            [short[i] for i in rows],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        long = [
+            (i, spans[limit][0]) for i, spans in zip(rows, coded["offset_mapping"], strict=True) if len(spans) > limit
+        ]
+        for i, end in long:  # what is left may fall into other tokens, so it is looked at again
+            short[i] = short[i][: min(end, len(short[i]) - 1)]
+        rows = [i for i, _ in long]
+    return short
+
+
+def _place(split: Split, index: int, context: str) -> tuple[int, int] | None:
+    """Begin and end of the first answer of a question in its context, in characters; None when there is none.
+
+    Raises `DataError` for a training question whose answer does not stand in the context.
+    """
+    answers: Answers = split.labels[index]
+    if not answers.texts:
+        return None
+    text = answers.texts[0].strip()
+    begin = _nearest(text, context, answers.starts[0]) if text else -1
+    if begin < 0 and split.name == "train":
+        raise DataError(
+            f"row {split.row(index)} of the {split.name} split: the answer {answers.texts[0][:60]!r} "
+            "does not stand in its context",
+            "an answer is a piece of the context, character by character; leave the row out, or give it no answer",
+        )
+    return (begin, begin + len(text)) if begin >= 0 else None
+
+
+def _nearest(text: str, context: str, start: int) -> int:
+    """Where `text` stands in the context, as near to `start` as possible; the first place for -1. -1: nowhere."""
+    before = context.rfind(text, 0, start + len(text)) if start >= 0 else -1
+    after = context.find(text, max(start, 0))
+    if before < 0 or after < 0:
+        return max(before, after)
+    return before if start - before <= after - start else after
+
+
+def _tokens_of(place: tuple[int, int] | None, spans: NDArray[np.int32]) -> tuple[int, int]:
+    """First and last token of an answer in a window with the given `chars`; (0, 0) unless it holds all of it."""
+    inside = np.flatnonzero(spans[:, 1] > spans[:, 0])
+    if place is None or len(inside) == 0:
+        return 0, 0
+    begins, ends = spans[inside].T
+    first = int(np.searchsorted(ends, place[0], side="right"))
+    last = int(np.searchsorted(begins, place[1], side="left")) - 1
+    if place[0] < begins[0] or place[1] > ends[-1] or last < first:
+        return 0, 0
+    return int(inside[first]), int(inside[last])
+
+
+# Tokens on disk ------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where tokens are kept: `$CAP_CACHE`, or `capcli` in the user's folder for caches."""
+    chosen = os.environ.get("CAP_CACHE", "")
+    return (Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "capcli").expanduser()
+
+
+def _key(split: Split, tokenizer: Any, length: int, stride: int) -> str:
+    """sha256, as hex, over everything that the tokens depend on."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend |= {"truncation": None, "padding": None}  # what the last call left there
+    rows = b"all" if split.rows is None else split.rows.astype("<i8").tobytes()
+    parts = [
+        CACHE_FORMAT,
+        split.table.fingerprint,
+        split.columns,
+        hashlib.sha256(rows).hexdigest(),
+        split.kind,
+        split.name == "train",  # a strange answer is an error there
+        _label_digest(split),
+        length,
+        stride,
+        type(tokenizer).__name__,
+        tokenizer.truncation_side,
+        tokenizer.model_input_names,
+        tokenizer.all_special_ids,
+        backend,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _label_digest(split: Split) -> str:
+    """sha256 of the labels that are stored with the tokens."""
+    digest = hashlib.sha256()
+    if split.kind == "tokens":
+        for labels in split.labels:
+            digest.update(len(labels).to_bytes(8, "little") + labels.astype("<i8").tobytes())
+    elif split.kind == "spans":
+        for answers in split.labels:
+            digest.update(json.dumps([answers.texts, answers.starts]).encode())
+    return digest.hexdigest()
+
+
+def _mapped(key: str, pieces: Callable[[], Iterator[_Piece]]) -> _Piece | None:
+    """The arrays of cache entry `key`, written now unless they are there.
+
+    When the cache cannot be written they are mapped from a folder that is removed at once; None when that fails too.
+    """
+    failures = (FileError, RunFailed, OSError, RuntimeError)  # RuntimeError: there is no home folder
+    with contextlib.suppress(*failures):
+        folder = cache_folder() / "tokens"
+        if found := _opened(folder / key):
+            return found
+        files.check_writable(folder)
+        _write(folder / key, pieces())
+        found = _opened(folder / key)
+        _tidy(folder)
+        return found
+    with contextlib.suppress(*failures), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        _write(Path(place) / key, pieces())
+        return _opened(Path(place) / key)
+    return None
+
+
+def _write(folder: Path, pieces: Iterator[_Piece]) -> None:
+    """Publish the arrays as one little-endian file each, as they come, and their shapes."""
+    layout: dict[str, Any] = {}
+    n_cut = 0
+    with files.publish(folder, suffix=f"{os.getpid()}.part") as staging:
+        with contextlib.ExitStack() as stack:
+            writers: dict[str, Callable[[bytes], None]] = {}
+            for piece in pieces:
+                n_cut += piece.n_cut
+                for name, array in piece.arrays.items():
+                    if name not in writers:
+                        writers[name] = stack.enter_context(files.append(staging / f"{name}.bin"))
+                        layout[name] = {"dtype": array.dtype.newbyteorder("<").str, "shape": [0, *array.shape[1:]]}
+                    layout[name]["shape"][0] += len(array)
+                    writers[name](array.astype(layout[name]["dtype"], copy=False).tobytes())
+        files.write_json(staging / _LAYOUT, {"n_cut": n_cut, "arrays": layout})
+
+
+def _opened(folder: Path) -> _Piece | None:
+    """The arrays in `folder`, memory-mapped; None unless every byte is there as it was written."""
+    if not files.is_complete(folder):
+        return None
+    layout = files.read_json(folder / _LAYOUT)
+    arrays: Arrays = {}
+    for name, found in layout["arrays"].items():
+        dtype, shape = np.dtype(found["dtype"]), tuple(found["shape"])
+        empty = 0 in shape  # which cannot be mapped
+        arrays[name] = np.zeros(shape, dtype) if empty else np.memmap(folder / f"{name}.bin", dtype, "r", shape=shape)
+    with contextlib.suppress(OSError):
+        os.utime(folder)  # the newest entries are kept
+    return _Piece(arrays={name: np.asarray(array) for name, array in arrays.items()}, n_cut=int(layout["n_cut"]))
+
+
+def _tidy(folder: Path) -> None:
+    """Keep the newest `CACHE_ENTRIES` entries and all that this process used; remove what killed processes left."""
+    ages = {entry: entry.stat().st_mtime for entry in folder.iterdir() if entry.is_dir()}
+    parts = [entry for entry in ages if entry.name.startswith(".")]
+    whole = sorted(ages.keys() - set(parts), key=lambda entry: -ages[entry])
+    old = [entry for entry in whole[CACHE_ENTRIES:] if ages[entry] < _STARTED]
+    for entry in (*old, *(part for part in parts if ages[part] < _STARTED - _DAY_SECONDS)):
+        files.remove(entry)
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
 
 
 def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device) -> Batch:
     """The examples `rows` [B], padded to the longest of them; to a multiple of 8 on an accelerator."""
+
+    def moved(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
     starts = examples.offsets[rows]
     lengths = examples.offsets[rows + 1] - starts
     width = int(lengths.max())
@@ -85,10 +488,13 @@ def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device) -
     }
     if examples.types is not None:
         inputs["token_type_ids"] = np.where(inside, examples.types[places], 0).astype(np.int64)
+    of_words = examples.kind == "tokens"
+    labels = np.where(inside, examples.labels[places], NO_LABEL) if of_words else examples.labels[rows]
     return Batch(
-        inputs={name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in inputs.items()},
-        labels=torch.from_numpy(examples.labels[rows]).to(device, non_blocking=True),
-        ids=torch.from_numpy(rows).to(device, non_blocking=True),
+        inputs={name: moved(array) for name, array in inputs.items()},
+        labels=moved(labels),
+        ids=moved(rows),
+        places=moved(places) if examples.per_token else None,
     )
 
 

@@ -16,6 +16,7 @@ import capcli
 DATA = Path(capcli.__file__).parent / "data"
 MINI = DATA / "mini"
 TASKS = {"banking77": (77, 9_992, 3_080), "mr": (2, 9_596, 1_066), "subj": (2, 9_000, 1_000)}
+WNUT = {"train": (3_291, 60_676), "validation": (1_009, 15_733)}  # sentences, words
 WORD = st.text(alphabet=string.ascii_letters + string.digits + string.punctuation, min_size=1, max_size=60)
 
 
@@ -129,6 +130,29 @@ def test_label_names_of_the_small_tasks() -> None:
     assert "lost_or_stolen_card" in read_split("banking77", "train")[2]
 
 
+def read_wnut(split: str) -> tuple[list[list[str]], list[list[int]], list[str]]:
+    """Words, tags and tag names of one file."""
+    table = pq.read_table(DATA / "tasks" / "wnut17" / f"{split}.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert sorted(features) == sorted(table.column_names) == ["ner_tags", "tokens"]
+    return table["tokens"].to_pylist(), table["ner_tags"].to_pylist(), features["ner_tags"]["feature"]["names"]
+
+
+def test_wnut17_has_a_tag_for_every_word() -> None:
+    seen: set[str] = set()
+    for split in ("validation", "train"):
+        words, tags, names = read_wnut(split)
+        assert (len(words), sum(map(len, words))) == WNUT[split]
+        assert [len(row) for row in words] == [len(row) for row in tags]
+        assert {tag for row in tags for tag in row} == set(range(len(names))) == set(range(13))
+        assert names[0] == "O" and {name[2:] for name in names[1::2]} == {name[2:] for name in names[2::2]}
+        assert all(word and not set(word) & set(" \t\n") for row in words for word in row)
+        sentences = {" ".join(row).lower() for row in words}
+        assert not seen & sentences
+        assert split == "validation" or len(sentences) == len(words)
+        seen |= sentences
+
+
 def test_tasks_carry_their_licence_and_sources() -> None:
     text = (DATA / "tasks" / "README.md").read_text()
-    assert all(part in text for part in ("CC BY 4.0", "PolyAI", "Bo Pang", "Changes:", *TASKS))
+    assert all(part in text for part in ("CC BY 4.0", "PolyAI", "Bo Pang", "Derczynski", "Changes:", "`wnut17`", *TASKS))
