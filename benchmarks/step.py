@@ -33,7 +33,7 @@ def jobs(args: argparse.Namespace) -> tuple[train.Job, train.Job]:
     data = tasks.load(settings.source, max_train=settings.max_train_samples, seed=settings.seed)
     assert data.train is not None
     student = models.load_dense(args.model, data.labels, data.kind, settings.seed)
-    length = models.longest_input(student, settings.source.max_length)
+    length = models.longest_input(student, settings.source.longest)
     examples = tokens.encode(data.train, student.tokenizer, length)
     plain = synthetic.plain_job(models.copy(student), examples, on, settings)
     return plain, synthetic.cap_job(student, examples, on, settings)

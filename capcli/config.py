@@ -51,6 +51,7 @@ GENERIC_TASKS = (
     "ner",
     "question-answering",
 )
+QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic")
 EXPORT_FORMATS = ("dense",)
@@ -135,7 +136,9 @@ class TaskConfig:
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
     label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
-    max_length: int = option(128, "longest input in tokens; longer texts are cut", panel="Task")
+    max_length: int = option(
+        0, "longest input in tokens, longer texts are cut; 0 for 128, for 384 in question answering", panel="Task"
+    )
     stride: int = option(
         0, "tokens that two windows of a long context share; 0 for 128, or less in short windows", panel="Task"
     )
@@ -143,10 +146,15 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         _check_name("task", self.task, TASK_NAMES)
-        _at_least(8, max_length=self.max_length)
+        _at_least(8, max_length=self.longest)
         _at_least(0, max_eval_samples=self.max_eval_samples, stride=self.stride)
         if self.task in GENERIC_TASKS and not self.data:
             raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
+
+    @property
+    def longest(self) -> int:
+        """The longest input in tokens, chosen or by the kind of task."""
+        return self.max_length or (384 if self.task in QUESTION_TASKS else 128)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NO_LABEL = -100  # of a token, which the loss leaves out
+
 
 def contrastive_terms(
     z: Tensor,
@@ -70,9 +72,6 @@ def _over_positives(logp: Tensor, positive: Tensor, normalization: str) -> Tenso
     return -anchor_mean.sum() / anchors.clamp(min=1)
 
 
-IGNORED = -100  # the label of a token that has none
-
-
 def task_loss(logits: Tensor, labels: Tensor, kind: str, mask: Tensor | None = None) -> Tensor:
     """CE of section 1, the mean over examples, in 32-bit floats.
 
@@ -87,8 +86,8 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str, mask: Tensor | None = N
     if kind == "multilabel":
         return F.binary_cross_entropy_with_logits(logits, labels.float())
     if kind == "tokens":
-        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return total / (labels != IGNORED).sum().clamp(min=1)
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum")
+        return total / (labels != NO_LABEL).sum().clamp(min=1)
     if kind == "spans":
         assert mask is not None
         return F.cross_entropy(_over_tokens(logits, mask).flatten(0, 1), labels.flatten())
@@ -105,8 +104,7 @@ def distillation(logits: Tensor, teacher: Tensor, kind: str, temperature: float,
     if kind == "regression":
         return F.mse_loss(logits, teacher)
     if kind == "multilabel":
-        pairs = (torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (logits, teacher))
-        return _divergence(*pairs, temperature).mean()
+        return _divergence(_yes_or_no(logits), _yes_or_no(teacher), temperature).mean()
     if kind == "tokens":
         assert mask is not None
         return (_divergence(logits, teacher, temperature) * mask).sum() / mask.sum().clamp(min=1)
@@ -121,6 +119,11 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     student_logp = F.log_softmax(student / temperature, dim=-1)
     teacher_logp = F.log_softmax(teacher / temperature, dim=-1)
     return temperature**2 * F.kl_div(student_logp, teacher_logp, log_target=True, reduction="none").sum(dim=-1)
+
+
+def _yes_or_no(logits: Tensor) -> Tensor:
+    """The logit of each label as the logits of yes and no."""
+    return torch.stack([logits, torch.zeros_like(logits)], dim=-1)
 
 
 def _over_tokens(logits: Tensor, mask: Tensor) -> Tensor:

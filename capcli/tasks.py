@@ -281,8 +281,9 @@ class TaskData:
 
     @property
     def legend(self) -> str:
-        """The code of each label and its name, such as `0 negative, 1 positive`; empty without labels."""
-        return ", ".join(f"{code} {name}" for code, name in enumerate(self.labels))
+        """The code of each label and its name, such as `0 negative, 1 positive`, of the first of many."""
+        shown = _shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
+        return shown + (f" ({len(self.labels)})" if len(self.labels) > 20 else "")
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

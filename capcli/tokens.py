@@ -24,12 +24,12 @@ from torch import Tensor
 
 from capcli import files
 from capcli.errors import DataError, FileError, RunFailed
+from capcli.losses import NO_LABEL
 from capcli.tasks import Answers, Split
 
 CACHE_EXAMPLES = 20_000  # from here on tokens are kept on disk; fewer are tokenised in seconds
 CACHE_ENTRIES = 20
 CACHE_FORMAT = 1
-NO_LABEL = -100  # what the loss leaves out
 STRIDE = 128
 _LAYOUT = "arrays.json"
 _STARTED = time.time()

@@ -200,7 +200,7 @@ def loss_terms(job: Job, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
         assert job.objective.logits is not None
         places = batch.ids if batch.places is None else batch.places
         teacher = job.objective.logits.index_select(0, places.flatten()).view_as(logits)
-        answered = batch.labels != losses.IGNORED if kind == "tokens" else mask
+        answered = batch.labels != losses.NO_LABEL if kind == "tokens" else mask
         terms["kd"] = losses.distillation(logits, teacher, kind, config.kd_temperature, answered)
     terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
     if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:

@@ -313,9 +313,9 @@ def test_token_terms_are_those_of_the_tokens_that_have_a_label(seed: int, temper
     torch.manual_seed(seed)
     student, teacher = 3 * torch.randn(2, 2, 5, 3)
     labels = torch.randint(0, 3, (2, 5))
-    labels[torch.rand(2, 5) < 0.4] = losses.IGNORED
+    labels[torch.rand(2, 5) < 0.4] = losses.NO_LABEL
     labels[0, 0] = 1
-    have = labels != losses.IGNORED
+    have = labels != losses.NO_LABEL
     found = float(losses.task_loss(student, labels, "tokens"))
     assert found == pytest.approx(reference.cross_entropy(student[have].tolist(), labels[have].tolist()), rel=1e-4)
     kd = float(losses.distillation(student, teacher, "tokens", temperature, have))
@@ -325,9 +325,9 @@ def test_token_terms_are_those_of_the_tokens_that_have_a_label(seed: int, temper
 
 def test_a_batch_without_any_labelled_token_teaches_nothing() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
-    labels = torch.full((2, 3), losses.IGNORED)
+    labels = torch.full((2, 3), losses.NO_LABEL)
     total = losses.task_loss(logits, labels, "tokens")
-    total = total + losses.distillation(logits, torch.randn(2, 3, 4), "tokens", 2.0, labels != losses.IGNORED)
+    total = total + losses.distillation(logits, torch.randn(2, 3, 4), "tokens", 2.0, labels != losses.NO_LABEL)
     total.backward()
     assert float(total.detach()) == 0
     assert logits.grad is not None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from capcli import decode, files, metrics, models, sparse, tasks, tokens
-from capcli.config import EvalConfig, Gates, build, parse_limits
+from capcli.config import EvalConfig, Gates, TaskConfig, build, parse_limits
 from capcli.errors import ConfigError, FileError
 from capcli.run import Event
 
@@ -56,6 +56,7 @@ def measure(
 def _answers(model: models.Model, examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
     """Truth and outputs as `capcli.metrics` wants them: tags by sentence, answers by question, else plain logits."""
     split = examples.split
+    assert split is not None, "what is measured was read from a split"
     if model.kind == "tokens":
         assert examples.words is not None
         truth = [[model.labels[i] for i in row] for row in split.labels]
@@ -71,6 +72,12 @@ def _answers(model: models.Model, examples: tokens.Examples, logits: np.ndarray)
         )
         return golds, found
     return examples.labels, logits
+
+
+def encoded(model: models.Model, split: tasks.Split, source: TaskConfig) -> tokens.Examples:
+    """The split as the model reads it."""
+    length = models.longest_input(model, source.longest)
+    return tokens.encode(split, model.tokenizer, length, stride=source.stride)
 
 
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
@@ -93,7 +100,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     model = models.place(_load(config, config.model, data), on)
     splits = {}
     for index, (name, split) in enumerate(data.evals.items()):
-        examples = tokens.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
+        examples = encoded(model, split, config.source)
 
         def event(done: float, total: float, index: int = index, name: str = name) -> Event:
             share = (index + done / total) / len(data.evals)
@@ -181,7 +188,7 @@ def _baseline(
         return {"model": config.baseline, "metrics": numbers}
     model = models.place(_load(config, config.baseline, data), on)
     name, split = next(iter(data.evals.items()))
-    examples = tokens.encode(split, model.tokenizer, models.longest_input(model, config.source.max_length))
+    examples = encoded(model, split, config.source)
 
     def event(done: float, total: float) -> Event:
         return Event(phase=f"baseline {name}", done=done, total=total, overall=done / total)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from capcli import banks, files, masks, models, report, run, sparse, tasks, tokens, train
@@ -30,6 +31,13 @@ from capcli.verbs import evaluate
 
 CURVE_SAMPLES = 2000
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
+PIPELINE_TAGS = {
+    "classification": "text-classification",
+    "multilabel": "text-classification",
+    "regression": "text-classification",
+    "tokens": "token-classification",
+    "spans": "question-answering",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +139,10 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
     student = models.load_dense(config.model, data.labels, data.kind, config.seed)
     if config.criterion == "first-order":
         group_plan(student.layers(), config.sparsity)
-    length = models.longest_input(student, config.source.max_length)
     folder.flag.check()
-    examples = tokens.encode(data.train, student.tokenizer, length)
+    examples = evaluate.encoded(student, data.train, config.source)
     folder.flag.check()
-    evals = {name: tokens.encode(split, student.tokenizer, length) for name, split in data.evals.items()}
+    evals = {name: evaluate.encoded(student, split, config.source) for name, split in data.evals.items()}
     curve = data.holdout or tasks.cut(next(iter(data.evals.values())), CURVE_SAMPLES, 0)
     setup = Setup(
         config=config,
@@ -143,7 +150,7 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
         on=on,
         data=data,
         train=examples,
-        curve=tokens.encode(curve, student.tokenizer, length),
+        curve=evaluate.encoded(student, curve, config.source),
         evals=evals,
         meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve)), folder.flag),
     )
@@ -168,8 +175,15 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
 
 def _notes(setup: Setup, student: models.Model) -> Generator[run.Event, None, None]:
     data, event = setup.data, setup.meter.of("load")
-    splits = ", ".join(f"{name} {len(examples):,}" for name, examples in setup.evals.items())
-    yield event(note=f"{data.name}: train {len(setup.train):,}, {splits} examples; labels: {_shown(data.labels)}")
+    splits = {"train": setup.train, **setup.evals}
+    counts = ", ".join(f"{name} {_counted(examples)}" for name, examples in splits.items())
+    yield event(note=f"{data.name}: {counts}" + (f"; labels: {data.legend}" if data.labels else ""))
+    length = models.longest_input(student, setup.config.source.longest)
+    for name, examples in splits.items():
+        if examples.n_cut and data.kind == "spans":
+            yield event(note=f"{examples.n_cut:,} questions of {name} fill more than half of {length} tokens, were cut")
+        elif examples.n_cut:
+            yield event(note=f"{examples.n_cut:,} texts of {name} are longer than {length} tokens and were cut")
     n_prunable = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
     yield event(note=f"{student.source}: {total:,} weights, {n_prunable:,} prunable; on {setup.on.name}")
@@ -177,8 +191,11 @@ def _notes(setup: Setup, student: models.Model) -> Generator[run.Event, None, No
         yield event(note=note)
 
 
-def _shown(labels: tuple[str, ...]) -> str:
-    return ", ".join(labels[:8]) + (f", … ({len(labels)})" if len(labels) > 8 else "") if labels else "numbers"
+def _counted(examples: tokens.Examples) -> str:
+    """How many examples; of questions also how many windows their contexts take."""
+    if examples.owner is None:
+        return f"{len(examples):,}"
+    return f"{len(np.unique(examples.owner)):,} questions in {len(examples):,} windows"
 
 
 def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
@@ -474,9 +491,8 @@ def _finish(
     record["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in models.artifact_files(out)
     }
-    files.write_text(
-        out / "README.md", report.render_card(record, base_model=student.source, pipeline_tag="text-classification")
-    )
+    card = report.render_card(record, base_model=student.source, pipeline_tag=PIPELINE_TAGS[student.kind])
+    files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", report.render_html(record))
     files.write_json(out / run.REPORT, record)
     yield setup.meter.of("evaluate pruned")(done=1, total=1, note=f"complete: {out}")
