@@ -27,7 +27,7 @@ import synthetic
 import table
 import torch
 
-from capcli import banks, files, models, tasks, tokens
+from capcli import banks, files, models, tables, tasks, tokens
 from capcli.config import Hardware, TaskConfig
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     split = read(args) if args.data else random_texts(args.examples, model.tokenizer)
     stages.append(stage("texts", began, len(split)))
     began = time.perf_counter()
-    examples = tokens.encode(split, model.tokenizer, models.longest_input(model, args.max_length))
+    examples = tokens.encode(split, model.tokenizer, models.longest_input(model, args.max_length), cache=False)
     stages.append(stage("tokenising", began, len(examples)))
     del split
     few = tokens.Examples(
@@ -108,7 +108,8 @@ def random_texts(n: int, tokenizer: Any) -> tasks.Split:
     rng = np.random.default_rng(0)
     words = np.asarray(sorted(word for word in tokenizer.get_vocab() if word.isalpha()))
     texts = [" ".join(rng.choice(words, rng.integers(5, 41))) for _ in range(n)]
-    return tasks.Split(name="train", texts=texts, pairs=None, labels=rng.integers(0, 2, n))
+    table = tables.in_memory("random", {"text": texts})
+    return tasks.Split(name="train", table=table, columns=("text",), labels=rng.integers(0, 2, n))
 
 
 def written_banks(folder: Path, n: int, width: int, on: models.Compute) -> dict[str, banks.Bank]:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from capcli import families, files, hub, models, sparse, tasks, tokens
+from capcli import families, files, hub, models, sparse, tables, tasks, tokens
 from capcli.config import Hardware
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 
@@ -376,7 +376,8 @@ def test_a_dense_folder_loads_without_capcli(pruned: tuple[models.Model, Path], 
 
 def examples_of(tokenizer: Any, n: int) -> tokens.Examples:
     texts = ["a good film " * (1 + i * 7 % 5) + str(i) for i in range(n)]
-    split = tasks.Split(name="train", texts=texts, pairs=None, labels=np.zeros(n, dtype=np.int64))
+    table = tables.in_memory("made here", {"text": texts})
+    split = tasks.Split(name="train", table=table, columns=("text",), labels=np.zeros(n, dtype=np.int64))
     return tokens.encode(split, tokenizer, 32)
 
 
