@@ -46,8 +46,8 @@ def measure(
     logits, _ = yield from models.encoded(model, examples, on, event)
     outputs = logits.double().cpu().numpy()
     return Measured(
-        metrics=metrics.measure(names, examples.labels, outputs),
-        confidence_95=metrics.intervals(names, examples.labels, outputs, seed) if with_intervals else {},
+        metrics=metrics.measure(model.kind, names, examples.labels, outputs),
+        confidence_95=metrics.intervals(model.kind, names, examples.labels, outputs, seed) if with_intervals else {},
         n_examples=len(examples),
         outputs=outputs,
     )
