@@ -1,50 +1,95 @@
-"""How good predictions are: point values and 95 % intervals. numpy and scipy only.
+"""How good predictions are: point values and 95 % intervals. numpy and scipy only; nervaluate finds entities.
 
-Letters: N examples, C classes, R bootstrap resamples. Classification metrics are functions of the confusion matrix
-[C, C] (rows true, columns predicted), so a resample of N examples is one multinomial draw of the matrix.
+Letters: N examples, M examples that differ, C classes, B resamples of a block. But for correlations, a metric is a
+function of counts [3, C] that are sums over examples: how often a class is hit, is true, is predicted. A resample of N
+examples is therefore one multinomial draw of how often each of the M different examples occurs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 RESAMPLES = 1000
+BLOCK = 1_000_000
+"""Numbers that one block of resamples may hold."""
 
 
-def accuracy(confusion: Array) -> Array:
-    """Share of examples on the diagonal of [..., C, C]."""
-    share: Array = np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=(-2, -1))
-    return share
+# Values --------------------------------------------------------------------------------------------------------------
 
 
-def f1(confusion: Array) -> Array:
+def hit_share(counts: Array) -> Array:
+    """Share of what is true in [..., 3, C] that is hit: accuracy, recall, and the mean where each example is one."""
+    hit, true, _ = _sums(counts)
+    return _divide(hit, true, empty=np.nan)
+
+
+def recall(counts: Array) -> Array:
+    """Share of the true that is hit, over all classes of [..., 3, C]; 0 when nothing is true."""
+    hit, true, _ = _sums(counts)
+    return _divide(hit, true, empty=0)
+
+
+def precision(counts: Array) -> Array:
+    """Share of the predicted that is hit, over all classes of [..., 3, C]; 0 when nothing is predicted."""
+    hit, _, predicted = _sums(counts)
+    return _divide(hit, predicted, empty=0)
+
+
+def micro_f1(counts: Array) -> Array:
+    """F1 over all classes of [..., 3, C] together; 0 when nothing is true or predicted, as scikit-learn has it."""
+    hit, true, predicted = _sums(counts)
+    return _divide(2 * hit, true + predicted, empty=0)
+
+
+def f1(counts: Array) -> Array:
     """F1 of class 1, the positive class of the GLUE pair tasks; 0 without any positive, as scikit-learn has it."""
-    return _f1_by_class(confusion)[..., 1]
+    return _f1_by_class(counts)[..., 1]
 
 
-def macro_f1(confusion: Array) -> Array:
-    """Mean F1 over the classes that occur in truth or prediction."""
-    occurs = (confusion.sum(axis=-1) + confusion.sum(axis=-2)) > 0
-    mean: Array = (_f1_by_class(confusion) * occurs).sum(axis=-1) / occurs.sum(axis=-1)
-    return mean
+def macro_f1(counts: Array) -> Array:
+    """Mean F1 over the classes that occur in truth or prediction; NaN when none does."""
+    _, true, predicted = _parts(counts)
+    occurs = (true + predicted) > 0
+    return _divide((_f1_by_class(counts) * occurs).sum(axis=-1), occurs.sum(axis=-1), empty=np.nan)
 
 
-def _f1_by_class(confusion: Array) -> Array:
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1)
-    total = confusion.sum(axis=-1) + confusion.sum(axis=-2)
-    return np.asarray(2 * hit / np.maximum(total, 1))
-
-
-def matthews(confusion: Array) -> Array:
+def matthews(counts: Array) -> Array:
     """Matthews correlation, multi-class form; 0 when truth or prediction is constant."""
-    true, predicted, n = confusion.sum(axis=-1), confusion.sum(axis=-2), confusion.sum(axis=(-2, -1))
-    covariance = np.trace(confusion, axis1=-2, axis2=-1) * n - (true * predicted).sum(axis=-1)
+    hit, true, predicted = _parts(counts)
+    n = true.sum(axis=-1)
+    covariance = hit.sum(axis=-1) * n - (true * predicted).sum(axis=-1)
     spread = (n**2 - (true**2).sum(axis=-1)) * (n**2 - (predicted**2).sum(axis=-1))
-    return np.asarray(np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1)), 0.0))
+    return _divide(covariance, np.sqrt(np.maximum(spread, 0)), empty=0)
+
+
+def _parts(counts: Array) -> tuple[Array, Array, Array]:
+    return counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
+
+
+def _sums(counts: Array) -> tuple[Array, Array, Array]:
+    """Hit, true and predicted [...] of all classes together."""
+    hit, true, predicted = _parts(counts)
+    return hit.sum(axis=-1), true.sum(axis=-1), predicted.sum(axis=-1)
+
+
+def _f1_by_class(counts: Array) -> Array:
+    hit, true, predicted = _parts(counts)
+    return _divide(2 * hit, true + predicted, empty=0)
+
+
+def _divide(part: Array, whole: Array, *, empty: float) -> Array:
+    """part / whole, and `empty` where the whole is zero."""
+    return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), empty, dtype=np.float64), where=whole > 0))
 
 
 def pearson(truth: Array, predicted: Array) -> Array:
@@ -62,41 +107,267 @@ def spearman(truth: Array, predicted: Array) -> Array:
     return pearson(rankdata(truth, axis=-1), rankdata(predicted, axis=-1))
 
 
-CLASSIFICATION: dict[str, Callable[[Array], Array]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "macro_f1": macro_f1,
-    "matthews": matthews,
+# Counts --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What each example adds to the counts [3, C]: rows [M, 3 C] (sparse), and how many examples add it, times [M]."""
+
+    rows: Any
+    times: Index
+
+    def total(self) -> Array:
+        """Counts [3, C] of all examples."""
+        return np.asarray(self.rows.T @ self.times.astype(np.float64)).reshape(3, -1)
+
+    def resamples(self, seed: int) -> Iterator[Array]:
+        """Counts [B, 3, C] of resamples of all examples, RESAMPLES in all, in blocks that bound the memory."""
+        rng = np.random.default_rng(seed)
+        n = self.times.sum()
+        for size in _blocks(max(self.rows.shape)):
+            draws = rng.multinomial(n, self.times / n, size=size)
+            yield np.ascontiguousarray((self.rows.T @ draws.T.astype(np.float64)).T).reshape(size, 3, -1)
+
+
+def _blocks(width: int) -> Iterator[int]:
+    """Sizes of blocks of resamples with `width` numbers each."""
+    size = max(1, BLOCK // width)
+    yield from (min(size, RESAMPLES - begin) for begin in range(0, RESAMPLES, size))
+
+
+Events = tuple[NDArray[Any], ...]
+"""Rows and classes of what happened once, two arrays of the same length."""
+
+
+def _from_events(hit: Events, true: Events, predicted: Events, n_classes: int, times: Index) -> Counts:
+    from scipy.sparse import coo_array
+
+    row = np.concatenate([events[0] for events in (hit, true, predicted)])
+    column = np.concatenate([part * n_classes + events[1] for part, events in enumerate((hit, true, predicted))])
+    shape = (len(times), 3 * n_classes)
+    return Counts(rows=coo_array((np.ones(len(row)), (row, column)), shape=shape).tocsr(), times=times)
+
+
+def _from_table(table: Sequence[tuple[float, float, float]]) -> Counts:
+    """Counts of one class from what each example adds to hit, true and predicted, [N, 3]."""
+    from scipy.sparse import csr_array
+
+    rows, times = np.unique(np.asarray(table, dtype=np.float64), axis=0, return_counts=True)
+    return Counts(rows=csr_array(rows), times=times)
+
+
+def count_classes(truth: NDArray[np.generic], outputs: Array) -> Counts:
+    """Of class indices [N] and logits [N, C], the highest of which is the prediction."""
+    n_classes = outputs.shape[1]
+    cells, times = np.unique(truth.astype(np.int64) * n_classes + outputs.argmax(axis=1), return_counts=True)
+    true, predicted = np.divmod(cells, n_classes)
+    rows = np.arange(len(cells))
+    right = true == predicted
+    return _from_events((rows[right], true[right]), (rows, true), (rows, predicted), n_classes, times)
+
+
+def count_labels(truth: NDArray[np.generic], outputs: Array) -> Counts:
+    """Of labels [N, C] (0 or 1) and logits [N, C]; a label with a logit above 0 is predicted."""
+    true, predicted = truth.astype(bool), outputs > 0
+    bits = np.packbits(np.hstack([true, predicted]), axis=1)
+    _, first, times = np.unique(bits, axis=0, return_index=True, return_counts=True)
+    true, predicted = true[first], predicted[first]
+    return _from_events(np.nonzero(true & predicted), np.nonzero(true), np.nonzero(predicted), truth.shape[1], times)
+
+
+def count_label_sets(truth: NDArray[np.generic], outputs: Array) -> Counts:
+    """As `count_labels`, but an example is hit when all of its labels are right."""
+    right = (truth.astype(bool) == (outputs > 0)).all(axis=1)
+    return _from_table([(hit, 1, 1) for hit in right])
+
+
+def count_words(truth: Sequence[Sequence[str]], outputs: Sequence[Sequence[str]]) -> Counts:
+    """Of the tags of words, by sentence."""
+    names = sorted({tag for tags in (*truth, *outputs) for tag in tags}) or [""]
+    index = {name: i for i, name in enumerate(names)}
+    rows = np.repeat(np.arange(len(truth)), [len(tags) for tags in truth])
+    true, predicted = (
+        np.asarray([index[tag] for tags in sentences for tag in tags], dtype=np.int64) for sentences in (truth, outputs)
+    )
+    right = true == predicted
+    once = np.ones(len(truth), dtype=np.int64)
+    return _from_events((rows[right], true[right]), (rows, true), (rows, predicted), len(names), once)
+
+
+def count_entities(truth: Sequence[Sequence[str]], outputs: Sequence[Sequence[str]]) -> Counts:
+    """Of the entities that the tags of words mark, by sentence; hit when the type and both ends are right."""
+    found = ((entities(true), entities(predicted)) for true, predicted in zip(truth, outputs, strict=True))
+    return _from_table([(len(true & predicted), len(true), len(predicted)) for true, predicted in found])
+
+
+def count_matches(truth: Sequence[Sequence[str]], outputs: Sequence[str]) -> Counts:
+    """Of answers to questions, hit when one gold answer is the predicted one after `normalised`."""
+    return _answers(_matches, truth, outputs)
+
+
+def count_overlaps(truth: Sequence[Sequence[str]], outputs: Sequence[str]) -> Counts:
+    """Of answers to questions, hit by the F1 of their words after `normalised`, that of the best gold answer."""
+    return _answers(_overlap, truth, outputs)
+
+
+def _answers(score: Callable[[str, str], float], truth: Sequence[Sequence[str]], outputs: Sequence[str]) -> Counts:
+    """SQuAD's rule: gold answers of which nothing is left do not count; without any, no answer is the right one."""
+    golds = ([text for text in map(normalised, answers) if text] or [""] for answers in truth)
+    given = map(normalised, outputs)
+    return _from_table([(max(score(a, b) for a in gold), 1, 1) for gold, b in zip(golds, given, strict=True)])
+
+
+# Tags and texts ------------------------------------------------------------------------------------------------------
+
+_PREFIXED = re.compile(r"[BIESLU](-.+)?", re.DOTALL)
+
+
+def is_entity_scheme(names: Sequence[str]) -> bool:
+    """Whether the tags are IOB1, IOB2, IOE, BIOES or BILOU: O, and names such as B-PER, of which there is one at least.
+
+    A letter without a type (B, I) counts only beside O: on its own it can be the name of anything.
+    """
+    others = [name for name in names if name != "O"]
+    typed = all("-" in name for name in others) or len(others) < len(names)
+    return bool(others) and typed and all(_PREFIXED.fullmatch(name) for name in others)
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(type, first word, last word) of the entities of one sentence, by the lenient rules of conlleval and seqeval.
+
+    An entity begins at B, S and U, after E, L and S, U, after O, and where the type changes; I and E need no B before.
+    nervaluate knows B, I, O and types, so the other letters are first said with these.
+    """
+    from nervaluate import collect_named_entities
+
+    plain = []
+    for before, tag in zip(["O", *tags], tags, strict=False):
+        begins = tag[:1] in "BSU" or before[:1] in "ESLU"
+        plain.append("O" if tag == "O" else ("B" if begins else "I") + tag[1:])
+    return {(one["label"], one["start"], one["end"]) for one in collect_named_entities(plain)}
+
+
+def normalised(text: str) -> str:
+    """An answer as SQuAD compares it: lower case, no ASCII punctuation, no English article, single spaces."""
+    text = text.lower().translate(_NO_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def _matches(gold: str, predicted: str) -> float:
+    return float(gold == predicted)
+
+
+def _overlap(gold: str, predicted: str) -> float:
+    """F1 of the words of two normalised answers, repeated words as often as in both; 1 when both are empty."""
+    a, b = gold.split(), predicted.split()
+    if not a or not b:
+        return float(a == b)
+    return 2 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
+
+
+# Metrics by kind of task ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A function of counts, how to count, and whether it is a share of independent examples (Wilson's interval)."""
+
+    count: Callable[[Any, Any], Counts]
+    value: Callable[[Array], Array]
+    wilson: bool = False
+
+
+METRICS: dict[str, dict[str, Metric]] = {
+    "classification": {
+        "accuracy": Metric(count=count_classes, value=hit_share, wilson=True),
+        "f1": Metric(count=count_classes, value=f1),
+        "macro_f1": Metric(count=count_classes, value=macro_f1),
+        "matthews": Metric(count=count_classes, value=matthews),
+    },
+    "multilabel": {
+        "micro_f1": Metric(count=count_labels, value=micro_f1),
+        "macro_f1": Metric(count=count_labels, value=macro_f1),
+        "subset_accuracy": Metric(count=count_label_sets, value=hit_share, wilson=True),
+    },
+    "tokens": {
+        "f1": Metric(count=count_entities, value=micro_f1),
+        "precision": Metric(count=count_entities, value=precision),
+        "recall": Metric(count=count_entities, value=recall),
+        "accuracy": Metric(count=count_words, value=hit_share),
+        "macro_f1": Metric(count=count_words, value=macro_f1),
+    },
+    "spans": {
+        "f1": Metric(count=count_overlaps, value=hit_share),
+        "exact_match": Metric(count=count_matches, value=hit_share, wilson=True),
+    },
 }
 REGRESSION: dict[str, Callable[[Array, Array], Array]] = {"pearson": pearson, "spearman": spearman}
 
 
-def confusion_matrix(truth: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> Array:
-    """Counts [C, C] of (true, predicted)."""
-    cells = np.bincount(truth * n_classes + predicted, minlength=n_classes**2)
-    return cells.reshape(n_classes, n_classes).astype(np.float64)
+def measure(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[str, float]:
+    """Point values of the metrics `names`; NaN where a value cannot be computed, as of no examples.
 
-
-def measure(names: Sequence[str], truth: NDArray[np.generic], outputs: Array) -> dict[str, float]:
-    """Point values of the metrics `names` for `outputs` [N, C] (logits, or C = 1 for regression)."""
-    if names[0] in REGRESSION:
+    By kind of task, `truth` and `outputs` are: classification: class indices [N], logits [N, C]; regression: numbers
+    [N], [N, 1]; multilabel: 0 or 1 [N, C], logits [N, C]; tokens: lists of the tag names of N sentences, each of the
+    same length in both; spans: N tuples of gold answers (empty: unanswerable), N predicted answers ("": no answer).
+    """
+    if len(truth) == 0:
+        return dict.fromkeys(names, float("nan"))
+    if kind == "regression":
         return {name: float(REGRESSION[name](truth.astype(np.float64), outputs[:, 0])) for name in names}
-    confusion = confusion_matrix(truth.astype(np.int64), outputs.argmax(axis=1), outputs.shape[1])
-    return {name: float(CLASSIFICATION[name](confusion)) for name in names}
+    totals = {count: counts.total() for count, counts in _counted(kind, names, truth, outputs).items()}
+    chosen = {name: METRICS[kind][name] for name in names}
+    return {name: float(metric.value(totals[metric.count])) for name, metric in chosen.items()}
 
 
-def intervals(names: Sequence[str], truth: NDArray[np.generic], outputs: Array, seed: int) -> dict[str, list[float]]:
-    """95 % intervals: Wilson's for accuracy, percentiles of a seeded bootstrap for the others."""
+def intervals(kind: str, names: Sequence[str], truth: Any, outputs: Any, seed: int) -> dict[str, list[float]]:
+    """95 % intervals [low, high] of `measure`'s values.
+
+    Wilson's for shares of independent examples; for the others the percentiles of a bootstrap over examples (sentences
+    of tokens, questions of spans), a pure function of the seed.
+    """
+    if len(truth) == 0:
+        return {name: [float("nan")] * 2 for name in names}
+    if kind == "regression":
+        return _correlation_intervals(names, truth.astype(np.float64), outputs[:, 0], seed)
+    found: dict[str, list[float]] = {}
+    for count, counts in _counted(kind, names, truth, outputs).items():
+        same = {name: METRICS[kind][name] for name in names if METRICS[kind][name].count is count}
+        drawn = {name: metric.value for name, metric in same.items() if not metric.wilson}
+        found |= {name: _wilson_of(counts) for name, metric in same.items() if metric.wilson}
+        found |= _bootstrap(drawn, counts.resamples(seed)) if drawn else {}
+    return {name: found[name] for name in names}
+
+
+def _counted(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[Callable[[Any, Any], Counts], Counts]:
+    """Each way to count that the metrics need, once."""
+    return {count: count(truth, outputs) for count in {METRICS[kind][name].count for name in names}}
+
+
+def _bootstrap(values: dict[str, Callable[[Array], Array]], resamples: Iterator[Array]) -> dict[str, list[float]]:
+    blocks = [{name: value(block) for name, value in values.items()} for block in resamples]
+    return {name: _percentiles(np.concatenate([block[name] for block in blocks])) for name in values}
+
+
+def _correlation_intervals(names: Sequence[str], truth: Array, predicted: Array, seed: int) -> dict[str, list[float]]:
     rng = np.random.default_rng(seed)
-    n = len(truth)
-    if names[0] in REGRESSION:
-        rows = rng.integers(0, n, size=(RESAMPLES, n))
-        pairs = truth.astype(np.float64)[rows], outputs[:, 0][rows]
-        return {name: _percentiles(REGRESSION[name](*pairs)) for name in names}
-    confusion = confusion_matrix(truth.astype(np.int64), outputs.argmax(axis=1), outputs.shape[1])
-    draws = rng.multinomial(n, confusion.ravel() / n, size=RESAMPLES).reshape(RESAMPLES, *confusion.shape)
-    found = {name: _percentiles(CLASSIFICATION[name](draws.astype(np.float64))) for name in names if name != "accuracy"}
-    return {name: wilson(float(np.trace(confusion)), n) if name == "accuracy" else found[name] for name in names}
+    blocks = []
+    for size in _blocks(len(truth)):
+        rows = rng.integers(0, len(truth), size=(size, len(truth)))
+        blocks.append({name: REGRESSION[name](truth[rows], predicted[rows]) for name in names})
+    whole = np.isfinite(predicted).all()  # else only resamples that miss the broken outputs would have a value
+    values = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    return {name: _percentiles(values[name]) if whole else [float("nan")] * 2 for name in names}
+
+
+def _wilson_of(counts: Counts) -> list[float]:
+    hit, true, _ = _sums(counts.total())
+    return wilson(float(hit), int(true))
 
 
 def wilson(hits: float, n: int, z: float = 1.959964) -> list[float]:

@@ -160,6 +160,7 @@ def load_artifact(folder: Path) -> Model:
     net, tensors = _build(settings, folder), sparse.load(folder / WEIGHTS_FILE)
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
     net.load_state_dict(tensors, strict=True)
+    net.config.architectures = [type(net).__name__]
     _check_finite(net, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
     if settings["kind"] != "spans" and len(labels) != net.config.num_labels:
@@ -275,7 +276,6 @@ def load_dense(
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
     _check_finite(net, source)
-    net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
     name, output = _output(net)
     if order is None and f"{name}.weight" not in info["missing_keys"]:
         _renew(output, getattr(config, "initializer_range", 0.02), seed)
@@ -283,6 +283,7 @@ def load_dense(
     family = families.FAMILIES.get(config.model_type)
     if family is None:
         notes += (f"{config.model_type} is not in capcli's table of families: all linear layers of its blocks count",)
+    net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
     return Model(
         net=net.eval(), tokenizer=tokenizer, family=family, labels=names, kind=kind, source=source, notes=note + notes
     )

@@ -20,6 +20,7 @@ ORDER = [
     "sparse",
     "losses",
     "metrics",
+    "decode",
     "masks",
     "criteria",
     "banks",

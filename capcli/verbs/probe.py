@@ -84,11 +84,11 @@ def _probe_task(
         parts.append((vectors.float().cpu().numpy(), examples.labels))
     outputs = _fitted(*parts[0], parts[1][0], data)
     metric = data.primary
-    value = measure((metric,), parts[1][1], outputs)[metric]
+    value = measure(data.kind, (metric,), parts[1][1], outputs)[metric]
     return {
         "metric": metric,
         "mean": value,
-        "confidence_95": intervals((metric,), parts[1][1], outputs, config.seed)[metric],
+        "confidence_95": intervals(data.kind, (metric,), parts[1][1], outputs, config.seed)[metric],
         "n_examples": len(parts[1][1]),
         "n_classes": len(data.labels),
     }
