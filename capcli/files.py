@@ -164,9 +164,20 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     with _writing(path, n_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         _step("write", staging)
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, staging, metadata)
+        save_file(_apart(tensors), staging, metadata)
         staging.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner can read
         _commit(staging, path)
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, contiguous, each in memory of its own: a file holds tied weights once for each name."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().contiguous()
+        found[name] = whole.clone() if whole.data_ptr() in seen else whole
+        seen.add(found[name].data_ptr())
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name
     source = TaskConfig(**models.stored_source(str(tmp_path / "out")))
     again = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / "out")))
     assert again["metrics"] == report["metrics"]["pruned"]
-    assert all(0 <= value <= 1 for value in again["metrics"].values())
+    assert all(-1 <= value <= 1 for value in again["metrics"].values())
     low_high = again["confidence_95"][again["primary"]]
     assert low_high[0] <= again["metrics"][again["primary"]] <= low_high[1]
 
@@ -83,7 +83,7 @@ def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name
     with torch.no_grad():
         ours = models.forward(model, batch)[0]
         theirs = plain_logits(tmp_path / "dense", kind, batch)
-    assert torch.equal(ours, theirs)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)  # one output is summed in another order
     assert not torch.allclose(ours[0], ours[1], atol=1e-7)
 
 

@@ -175,7 +175,7 @@ def write_byte_tokenizer(folder: Path, padding: bool) -> int:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<s>", "<pad>", "</s>", "<unk>"] if padding else ["<|end|>"]
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if padding else ["<|endoftext|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -189,7 +189,7 @@ def write_byte_tokenizer(folder: Path, padding: bool) -> int:
         names = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
         names |= {"eos_token": "</s>", "sep_token": "</s>"}
     else:
-        names = {"eos_token": "<|end|>"}
+        names = {"eos_token": "<|endoftext|>"}
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=64, model_input_names=["input_ids", "attention_mask"], **names
     ).save_pretrained(folder)

@@ -60,17 +60,14 @@ def _answers(model: models.Model, examples: tokens.Examples, logits: np.ndarray)
     if model.kind == "tokens":
         assert examples.words is not None
         truth = [[model.labels[i] for i in row] for row in split.labels]
-        found = decode.tags(logits, examples.offsets, examples.words, model.labels, [len(row) for row in truth])
-        return truth, found
+        n_words = [len(row) for row in truth]
+        return truth, decode.tags(logits, examples.offsets, examples.words, model.labels, n_words)
     if model.kind == "spans":
         assert examples.owner is not None and examples.chars is not None
         golds = [answers.texts for answers in split.labels]
         contexts = (context for _, pairs in split.chunks() for context in pairs or ())
-        no_answer = not all(golds)
-        found = decode.spans(
-            logits, examples.offsets, examples.owner, examples.chars, contexts, len(golds), no_answer=no_answer
-        )
-        return golds, found
+        where = examples.offsets, examples.owner, examples.chars
+        return golds, decode.spans(logits, *where, contexts, len(golds), no_answer=not all(golds))
     return examples.labels, logits
 
 
@@ -206,13 +203,9 @@ def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
     length = models.longest_input(model, length)
-    words = torch.randint(
-        min(5, model.net.config.vocab_size - 1),
-        model.net.config.vocab_size,
-        (batch, length),
-        generator=torch.Generator().manual_seed(0),
-    )
-    inputs = {"input_ids": words.to(on.device), "attention_mask": torch.ones_like(words).to(on.device)}
+    text = "a " * length  # each word is a token at least
+    coded = model.tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
+    inputs = {name: tensor.to(on.device) for name, tensor in coded.items()}
     seconds = []
     with torch.inference_mode(), on.autocast():
         for _ in range(LATENCY_RUNS + 3):
