@@ -220,7 +220,9 @@ def task_table() -> str:
             f"Files: {codes(tables.SUFFIXES)}. Splits: `train`, then those of {codes(tasks.EVAL_SPLITS)} that are "
             "present, or `test` when none of them is. More: [your own data](../how-to/own-data.md).\n",
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
-            f"the mean over the classes. The 95 % intervals come from {metrics.RESAMPLES:,} bootstrap resamples.\n",
+            "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of words "
+            f"that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that of the "
+            f"words of the answer. The 95 % intervals come from {metrics.RESAMPLES:,} bootstrap resamples.\n",
             "## Built-in tasks\n",
             "They need no network. Licence: CC BY 4.0; sources and changes are in "
             "[capcli/data/tasks/README.md](../../capcli/data/tasks/README.md).\n",
@@ -242,7 +244,7 @@ def rows_of(task: str, split: str) -> int:
 def task_row(name: str, task: tasks.Task) -> tuple[str, ...]:
     """One row of the task table, without the name."""
     texts = codes(task.text) + (" and " + codes(task.pair) if task.pair else "")
-    labels = codes(task.labels) or ("numbers" if task.kind == "regression" else "those of the data")
+    labels = codes(task.labels) or {"regression": "numbers", "spans": "answers"}.get(task.kind, "those of the data")
     source = f"hub: `{task.hub[0]}`, `{task.hub[1]}`" if task.hub else ""
     return (
         task.kind,

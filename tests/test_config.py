@@ -238,6 +238,9 @@ def test_tables_agree_with_their_modules() -> None:
     assert set(c.TASK_NAMES) == set(tasks.TASKS)
     assert set(c.EXPORT_FORMATS) == set(export.FORMATS)
     assert len(c.TASK_NAMES) == len(set(c.TASK_NAMES))
+    assert c.ProbeConfig().task_names == c.PROBE_TASKS
+    assert {tasks.TASKS[name].kind for name in c.PROBE_TASKS} == {"classification"}
+    assert set(c.PROBE_TASKS) < set(c.BUILTIN_TASKS)
     assert set(c.BUILTIN_TASKS) == {p.name for p in tasks.BUILTIN_FOLDER.iterdir() if p.is_dir()}
     assert (hub.BUILTIN_FOLDER / "config.json").is_file()
     for method in c.METHODS.values():

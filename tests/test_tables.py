@@ -1,0 +1,287 @@
+"""Files as streams of columns: formats, shards, what is refused and where. All files are made here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capcli import tables
+from capcli.errors import DataError
+
+SPLITS = ("train", "test", "validation", "dev")
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
+
+
+def rows_of(table: tables.Table, size: int = 3) -> list[tuple[Any, ...]]:
+    """All rows, read in small batches; each batch holds exactly the columns asked for."""
+    found = []
+    for batch in table.batches(table.columns, size):
+        assert tuple(batch) == table.columns
+        assert 0 < len(batch[table.columns[0]]) <= size
+        found += list(zip(*batch.values(), strict=True))
+    assert len(found) == len(table)
+    return found
+
+
+def file(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def refused(path: Path, **options: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        tables.open_file(path, **options)
+    assert str(path) in caught.value.message
+    return caught.value
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+@given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=8))
+def test_a_csv_holds_any_text(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+    path = tmp_path_factory.mktemp("x") / "a.csv"
+    pandas.DataFrame(rows, columns=["a", "b"]).to_csv(path, index=False, quoting=1)
+    assert rows_of(tables.open_file(path)) == rows
+
+
+@given(rows=st.lists(st.dictionaries(st.sampled_from("abc"), CELL | st.none() | st.integers()), min_size=1, max_size=8))
+def test_json_lines_may_lack_keys(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+    text = "\n".join(json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows)) + "\n \n"
+    path = file(tmp_path_factory.mktemp("x"), "a.jsonl", text)
+    table = tables.open_file(path)
+    assert set(table.columns) == {key for row in rows for key in row}
+    if table.columns:
+        assert rows_of(table) == [tuple(row.get(key) for key in table.columns) for row in rows]
+
+
+def test_a_table_is_read_from_the_start_each_time_and_only_where_asked(tmp_path: Path) -> None:
+    table = tables.open_file(file(tmp_path, "a.csv", "a,b,c\n" + "".join(f"{i},{i * i},x\n" for i in range(10))))
+    assert list(table.batches(["c", "b"], 4))[2] == {"c": ["x", "x"], "b": ["64", "81"]}
+    first = next(iter(table.batches(["a"], 4)))
+    assert next(iter(table.batches(["a"], 4))) == first == {"a": ["0", "1", "2", "3"]}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_marks_and_ends_of_lines_do_not_matter(tmp_path: Path, suffix: str, mark: str, ending: str) -> None:
+    lines = ["text,label", "é 東京,x", "", "b,y"]
+    text = mark + ending.join(lines)
+    table = tables.open_file(file(tmp_path, f"a.{suffix}", text.replace(",", "\t") if suffix == "tsv" else text))
+    assert table.columns == ("text", "label")
+    assert rows_of(table) == [("é 東京", "x"), ("b", "y")]
+
+
+def test_cells_of_a_csv_may_be_long_and_hold_lines(tmp_path: Path) -> None:
+    long = "word " * 100_000
+    table = tables.open_file(file(tmp_path, "a.csv", f'text,label\n"{long}",x\n"two\r\nlines",y\n'))
+    assert rows_of(table) == [(long, "x"), ("two\r\nlines", "y")]
+
+
+def test_a_tsv_without_header(tmp_path: Path) -> None:
+    names = ("source", "label", "text")
+    path = file(tmp_path, "a.tsv", "s1\t1\tx\ns2\t0\ty\n")
+    assert rows_of(tables.open_file(path, names)) == [("s1", "1", "x"), ("s2", "0", "y")]
+    assert tables.open_file(path, names).columns == names
+    path = file(tmp_path, "b.tsv", "text\tidx\tlabel\ns1\t1\tx\n")
+    assert tables.open_file(path, names).columns == ("text", "idx", "label")
+    assert rows_of(tables.open_file(path, names)) == [("s1", "1", "x")]
+
+
+def test_class_names_of_parquet(tmp_path: Path) -> None:
+    label = datasets.ClassLabel(names=["no", "yes"])
+    features = {
+        "label": label,
+        "tags": datasets.List(label),
+        "old": datasets.Sequence(label),
+        "n": datasets.Value("int64"),
+    }
+    rows = {"label": [0, 1], "tags": [[0], [1, 1]], "old": [[1], []], "n": [1, 2]}
+    whole = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    whole.to_parquet(tmp_path / "a.parquet")
+    expected = dict.fromkeys(("label", "tags", "old"), ("no", "yes"))
+    table = tables.open_file(tmp_path / "a.parquet")
+    assert table.class_names == expected
+    assert rows_of(table) == [(0, [0], [1], 1), (1, [1, 1], [], 2)]
+
+
+@pytest.mark.parametrize("metadata", [b"not json", b'{"info": 3}', b"[]", b'{"info": {"features": {"a": 7}}}'])
+def test_strange_notes_in_a_parquet_are_no_names(tmp_path: Path, metadata: bytes) -> None:
+    table = pa.table({"a": [1, 2]}).replace_schema_metadata({"huggingface": metadata})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert tables.open_file(tmp_path / "a.parquet").class_names == {}
+
+
+def test_a_parquet_is_read_in_small_batches_from_large_groups(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": list(range(1000)), "b": ["x"] * 1000}), tmp_path / "a.parquet", row_group_size=700)
+    sizes = [len(batch["a"]) for batch in tables.open_file(tmp_path / "a.parquet").batches(["a"], 256)]
+    assert sum(sizes) == 1000
+    assert max(sizes) <= 256
+
+
+@pytest.mark.parametrize("layout", ["array", "under data", "lines"])
+def test_json_that_is_not_of_squad(tmp_path: Path, layout: str) -> None:
+    rows = [{"a": 1, "b": "x"}, {"b": "y", "c": [2]}]
+    text = {"array": json.dumps(rows), "under data": json.dumps({"version": 1, "data": rows})}
+    table = tables.open_file(file(tmp_path, "a.json", text.get(layout, "\n".join(map(json.dumps, rows)))))
+    assert table.columns == ("a", "b", "c")
+    assert rows_of(table) == [(1, "x", None), (None, "y", [2])]
+
+
+def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    one = tables.open_file(file(tmp_path, "a.csv", "a,b\n1,2\n"))
+    same = tables.open_file(file(tmp_path, "b.csv", "a,b\n1,2\n"))
+    other = tables.open_file(file(tmp_path, "c.csv", "a,b\n1,3\n"))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    both = tables.open_files([tmp_path / "a.csv", tmp_path / "c.csv"])
+    turned = tables.open_files([tmp_path / "c.csv", tmp_path / "a.csv"])
+    assert len({one.fingerprint, both.fingerprint, turned.fingerprint}) == 3
+    made = [tables.in_memory("x", {"a": [value]}).fingerprint for value in ("1", "2", 1, "\ud800")]
+    assert len(set(made)) == 4
+
+
+# Splits --------------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_one_split_in_their_order(tmp_path: Path) -> None:
+    for i in (2, 0, 1):
+        file(tmp_path, f"train-{i:05d}-of-00003.csv", f"a,b\n{i},x\n{i},y\n")
+    file(tmp_path, "validation-00000-of-00001.csv", "a,b\n9,z\n")
+    file(tmp_path, "README.md", "no data")
+    found = tables.find(tmp_path, SPLITS)
+    assert {name: len(paths) for name, paths in found.items()} == {"train": 3, "validation": 1}
+    table = tables.open_files(found["train"])
+    assert rows_of(table, 2) == [(str(i), x) for i in range(3) for x in "xy"]
+
+
+def test_shards_may_order_their_columns_as_they_like(tmp_path: Path) -> None:
+    paths = [file(tmp_path, f"{i}.csv", text) for i, text in enumerate(("a,b\n1,2\n", "b,a\n4,3\n"))]
+    assert rows_of(tables.open_files(paths)) == [("1", "2"), ("3", "4")]
+    paths.append(file(tmp_path, "2.csv", "a,c\n1,2\n"))
+    with pytest.raises(DataError, match=r"2\.csv has other columns or class names than .*0\.csv"):
+        tables.open_files(paths)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train-00000-of-00003.csv", "train-00002-of-00003.csv"], "has 2 of 3 parts of train; part 1 is missing"),
+        (["train.csv", "train.parquet"], "several files for the train split: train.csv, train.parquet"),
+        (["train-v1.1.json", "train-v2.0.json"], "several files for the train split: train-v1.1.json, train-v2.0.json"),
+        (["train.csv", "train-00000-of-00001.csv"], "several files for the train split"),
+        (["part.csv", "other-v1.json"], "no split in .*: found other-v1, part"),
+        (["notes.txt"], "no data files in"),
+    ],
+)
+def test_folders_that_are_unclear(tmp_path: Path, names: list[str], expected: str) -> None:
+    for name in names:
+        file(tmp_path, name, "a,b\n1,2\n")
+    with pytest.raises(DataError, match=expected):
+        tables.find(tmp_path, SPLITS)
+
+
+def test_versions_of_squad_are_splits(tmp_path: Path) -> None:
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        file(tmp_path, name, "[]")
+    assert set(tables.find(tmp_path, SPLITS)) == {"train", "dev"}
+
+
+def test_one_file_is_the_training_split(tmp_path: Path) -> None:
+    path = file(tmp_path, "anything.csv", "a,b\n1,2\n")
+    assert tables.find(path, SPLITS) == {"train": [path]}
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "", "is empty"),
+        ("a.parquet", "", "is empty"),
+        ("a.csv", "text,label\n", "has no rows"),
+        ("a.csv", "\n\n", "has no rows"),
+        ("a.jsonl", "\n", "has no rows"),
+        ("a.json", "[]", "has no rows"),
+        ("a.csv", "a,b,a\n1,2,3\n", "column 'a' occurs twice"),
+        ("a.csv", "a,b\n1,2\n\n1,2,3\n", "line 4 has 3 fields, the header has 2"),
+        ("a.tsv", "a\tb\n1\n", "line 2 has 1 fields, the header has 2"),
+        ("a.csv", 'a,b\n1,2\n"open,3\n4,5\n', "line 4: unexpected end of data"),
+        ("a.csv", 'a,b\n"x"y,3\n', "line 2: ',' expected after '\"'"),
+        ("a.csv", b"a,b\nok,1\nb\xe9,2\n", "line 3, byte 10 of the file, is not UTF-8"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "line 1, byte 7 of the file, is not UTF-8"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "line 1, byte 0 of the file, is not UTF-8"),
+        ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2: Expecting value"),
+        ("a.jsonl", '{"a": 1}\n\n[1]\n', "line 3 is not a JSON object"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "line 2: key 'a' occurs twice"),
+        ("a.jsonl", "[" * 100_000, "line 1: "),
+        ("a.json", '{"a": {"b": 1, "b": 2}}', "key 'b' occurs twice"),
+        ("a.json", '{"a": 1}', "is neither an array of rows nor in SQuAD's layout"),
+        ("a.json", "[1, 2]", "is neither an array of rows nor in SQuAD's layout"),
+        ("a.json", '{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}', "article 0: 'question'"),
+        ("a.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": ""}]}]}]}', "article 0: 'context'"),
+        ("a.json", '{"data": [{"paragraphs": 7}]}', "is not in SQuAD's layout: article 0"),
+        ("a.parquet", b"PAR1 no", "cannot read"),
+        ("a.xlsx", b"PK", "is no .parquet, .csv"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_place(
+    tmp_path: Path, name: str, content: str | bytes, expected: str
+) -> None:
+    assert expected in refused(file(tmp_path, name, content)).message
+
+
+def test_columns_of_a_parquet_have_one_name_each(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
+    assert "column 'a' occurs twice" in refused(tmp_path / "a.parquet").message
+
+
+def test_a_parquet_that_is_damaged_inside_is_named_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": [str(i) * 50 for i in range(5000)]}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[100 : len(data) // 2] = bytes(len(data) // 2 - 100)
+    path.write_bytes(data)
+    table = tables.open_file(path)
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet"):
+        rows_of(table)
+
+
+def test_a_file_that_goes_away_is_named(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.csv", "a,b\n1,2\n")
+    table = tables.open_file(path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.csv: No such file"):
+        rows_of(table)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").mkdir()
+    (found,) = tables.find(tmp_path, SPLITS)["train"]
+    assert refused(found).message.endswith("train.csv is a folder, not a file")
+    (tmp_path / "dev.csv").symlink_to(tmp_path / "nothing")
+    assert refused(tmp_path / "dev.csv").message.endswith("is a link to nothing")
+    assert refused(tmp_path / "test.csv").message.endswith("is not a file")
+    (tmp_path / "real").mkdir()
+    file(tmp_path / "real", "x.csv", "a,b\n1,2\n")
+    (tmp_path / "test.csv").symlink_to(tmp_path / "real" / "x.csv")
+    assert rows_of(tables.open_file(tmp_path / "test.csv")) == [("1", "2")]
+
+
+def test_broken_rows_of_a_tsv_are_counted_when_they_may_be_left_out(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.tsv", "a\tb\n1\t2\nbroken\n\n3\t4\t5\n6\t7\n")
+    table = tables.open_file(path, lenient=True)
+    assert rows_of(table) == [("1", "2"), ("6", "7")]
+    assert table.n_skipped == 2
+    other = file(tmp_path, "b.tsv", "a\tb\nx\n6\t7\n")
+    assert tables.open_files([path, other], lenient=True).n_skipped == 3
+    assert "line 2" in refused(file(tmp_path, "a.csv", "a,b\n1\n"), lenient=True).message
