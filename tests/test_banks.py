@@ -27,7 +27,7 @@ def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:
     vectors, logits = saved(tmp_path / "bank")
     assert files.is_complete(tmp_path / "bank")
     assert files.read_json(tmp_path / "bank" / "stage.json") == {"seconds": 1.5}
-    found, found_logits = banks.load(tmp_path / "bank", CPU, 7)
+    found, found_logits = banks.load(tmp_path / "bank", CPU, 7, 7)
     assert (found.dtype, found_logits.dtype) == (torch.float16, torch.float32)
     assert np.array_equal(found.numpy(), vectors)
     assert np.array_equal(found_logits.numpy(), logits)
@@ -43,7 +43,7 @@ def test_loaded_vectors_are_mapped_from_their_file(tmp_path: Path) -> None:
     """Pages of the file stand in the process's memory map, so that the system may drop and re-read them."""
     saved(tmp_path / "bank", n=5000, width=64)
     before = Path("/proc/self/maps").read_text().count(banks.FILE)
-    found, _ = banks.load(tmp_path / "bank", CPU, 5000)
+    found, _ = banks.load(tmp_path / "bank", CPU, 5000, 5000)
     assert Path("/proc/self/maps").read_text().count(str(tmp_path / "bank" / banks.FILE)) > 0 == before
     assert found.shape == (5000, 64)
 
@@ -52,7 +52,7 @@ def test_loaded_vectors_are_mapped_from_their_file(tmp_path: Path) -> None:
 def test_a_bank_of_another_size_is_refused(tmp_path: Path, n: int) -> None:
     saved(tmp_path / "bank")
     with pytest.raises(FileError, match=f"is not a bank of {n} examples"):
-        banks.load(tmp_path / "bank", CPU, n)
+        banks.load(tmp_path / "bank", CPU, n, n)
 
 
 def test_a_file_with_other_tensors_or_damage_is_refused(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_a_file_with_other_tensors_or_damage_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     safetensors.torch.save_file({"vectors": torch.zeros(7, 4)}, path)
     with pytest.raises(FileError, match="is not a bank"):
-        banks.load(tmp_path / "bank", CPU, 7)
+        banks.load(tmp_path / "bank", CPU, 7, 7)
     path.write_bytes(whole[:-3])
     assert not files.is_complete(tmp_path / "bank")
     with pytest.raises(FileError, match=banks.FILE):
-        banks.load(tmp_path / "bank", CPU, 7)
+        banks.load(tmp_path / "bank", CPU, 7, 7)
 
 
 @pytest.mark.parametrize("n_vectors", [1, 3])
