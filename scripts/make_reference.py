@@ -213,9 +213,9 @@ def task_table() -> str:
             f"Files: {codes(tables.SUFFIXES)}. Splits: `train`, then those of {codes(tasks.EVAL_SPLITS)} that are "
             "present, or `test` when none of them is. More: [your own data](../how-to/own-data.md).\n",
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
-            "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of words "
-            f"that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that of the "
-            f"words of the answer. The 95 % intervals come from {metrics.RESAMPLES:,} bootstrap resamples.\n",
+            "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
+            f"words that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that "
+            f"of the words of the answer. The 95 % intervals come from {metrics.RESAMPLES:,} bootstrap resamples.\n",
             "## Built-in tasks\n",
             "They need no network. Licence: CC BY 4.0; sources and changes are in "
             "[capcli/data/tasks/README.md](../../capcli/data/tasks/README.md).\n",
