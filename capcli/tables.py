@@ -23,6 +23,7 @@ from capcli.hub import first_line
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 BATCH_ROWS = 2000
+READ_BYTES = 1 << 20
 FIELD_LIMIT = 2**31 - 1  # characters of one csv cell; Python's own limit of 131,072 is shorter than many documents
 _SHARD = re.compile(r"(?P<split>\w+)-(?P<index>\d+)-of-(?P<total>\d+)")  # train-00000-of-00002, as the hub names them
 _VERSION = re.compile(r"(?P<split>\w+)-v\d[\d.]*")  # train-v1.1, as SQuAD names them
@@ -229,7 +230,8 @@ def _parquet(path: Path) -> Table:
         schema, n_rows = file.schema_arrow, file.metadata.num_rows
 
     def read(columns: Sequence[str], size: int) -> Iterator[Columns]:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # As it is, a reader takes a whole row group into memory, which may be the whole file.
+        with pyarrow.parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=size, columns=list(columns)):
                 yield {column: batch.column(column).to_pylist() for column in columns}
 

@@ -166,7 +166,9 @@ def _pieces(split: Split, tokenizer: Any, length: int, stride: int, chunk: int) 
     fits = max(tokenizer.get_vocab().values(), default=0) < 2**16
     dtype: type[np.integer[Any]] = np.uint16 if fits else np.int32
     begin = 0
-    for texts, pairs in split.chunks(chunk):
+    # Contexts are long, and a tokenizer says where their tokens stand in Python objects.
+    size = max(1, chunk // 8) if split.kind == "spans" else chunk
+    for texts, pairs in split.chunks(size):
         if split.kind == "tokens":
             yield _words(texts, split.labels[begin : begin + len(texts)], tokenizer, length, dtype)
         elif split.kind == "spans":
