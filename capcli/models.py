@@ -216,7 +216,12 @@ def load_artifact(folder: Path) -> Model:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     kind, family = str(settings["kind"]), family_of(net.config.model_type, str(folder))
     return Model(
-        net=net.eval(), tokenizer=_tokenizer(str(folder)), family=family, labels=labels, kind=kind, source=str(folder)
+        net=net.eval(),
+        tokenizer=_tokenizer(str(folder), str(folder)),
+        family=family,
+        labels=labels,
+        kind=kind,
+        source=str(folder),
     )
 
 
@@ -289,10 +294,10 @@ def load_dense(
     Raises:
         ModelError: unknown, incomplete, corrupt, pickled or remote-code models, or labels that do not match.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    path, revision = hub.resolve(source)
-    config = _config(path, source, revision)
+    path = hub.folder(source)
+    config = _read(AutoConfig.from_pretrained, path, source)
     family = family_of(config.model_type, source)
     own = tuple((label_map or {}).get(name, name) for name in _own_labels(config))
     order = _label_order(own, labels)
@@ -310,11 +315,11 @@ def load_dense(
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     config.problem_type = None
     torch.manual_seed(seed)
+    hub.weights(path, source)
     net, info = _read(
         AutoModelForSequenceClassification.from_pretrained,
         path,
         source,
-        revision,
         config=config,
         output_loading_info=True,
         ignore_mismatched_sizes=not keep_head,
@@ -325,7 +330,7 @@ def load_dense(
         _renew(net.get_submodule(family.output), config.initializer_range, seed)
     if order is not None and order != list(range(len(order))):
         _reorder(net.get_submodule(family.output), order)
-    tokenizer = _tokenizer(path, revision)
+    tokenizer = _tokenizer(path, source)
     return Model(
         net=net.eval(), tokenizer=tokenizer, family=family, labels=tuple(names), kind=kind, source=source, notes=notes
     )
@@ -364,37 +369,22 @@ def family_of(model_type: str, source: str) -> Family:
     return FAMILIES[model_type]
 
 
-def _config(path: str, source: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ModelError(
-            f"{source} has no config.json", "MODEL is a folder in Hugging Face layout or one written by cap"
-        )
-    if not Path(path).is_dir():
-        hub.reach(path, source, revision)
-    config = _read(AutoConfig.from_pretrained, path, source, revision)
-    if getattr(config, "auto_map", None):
-        raise ModelError(f"{source} needs its own code (auto_map); capcli never runs code from a model folder")
-    return config
-
-
-def _tokenizer(path: str, revision: str | None = None) -> Any:
+def _tokenizer(path: str, source: str) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = _read(AutoTokenizer.from_pretrained, path, path, revision)
+    tokenizer = _read(AutoTokenizer.from_pretrained, path, source)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
-        raise ModelError(f"{path} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
+        raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
     return tokenizer
 
 
-def _read(reader: Callable[..., Any], path: str, source: str, revision: str | None, **options: Any) -> Any:
+def _read(reader: Callable[..., Any], path: str, source: str, **options: Any) -> Any:
     """Call a `from_pretrained` safely: no pickle, no remote code, 32-bit floats; failures as one clear line."""
     if reader.__self__.__name__.startswith("AutoModel"):  # type: ignore[attr-defined]
         options |= {"use_safetensors": True, "dtype": torch.float32}
     try:
         with _quiet():
-            return reader(path, revision=revision, trust_remote_code=False, **options)
+            return reader(path, trust_remote_code=False, **options)
     except Exception as error:
         raise hub.explained(error, path, source) from error
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from capcli import hub
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
 
@@ -219,14 +220,10 @@ def _read_hub(task: Task, name: str) -> dict[str, Any]:
 
     if task.hub is None:
         raise DataError(f"task {name} needs your own data", "name a file or folder with --data")
-    try:
-        return dict(datasets.load_dataset(*task.hub))
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(
-            f"cannot load {task.hub[0]} ({task.hub[1]}) from the data hub: {first}",
-            f"check the network, give local files with --data, or try a built-in task: {', '.join(BUILTIN_TASKS)}",
-        ) from error
+    return {
+        split: datasets.concatenate_datasets([_read_table(file) for file in files])
+        for split, files in hub.data_set(*task.hub).items()
+    }
 
 
 def _wanted(raw: Mapping[str, Any], train: bool, holdout: float, config: TaskConfig) -> list[str]:
