@@ -88,13 +88,24 @@ def resolve(source: str) -> tuple[str, str | None]:
         return source, None
     name, at, revision = source.partition("@")
     name = ALIASES.get(name, name)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) or name.startswith((".", "-")) or ".." in name:
+    if not _is_hub_name(name):
         raise ModelError(f"no model folder at {source!r}, and it is not a hub name either", _model_hint(source))
     if name == BUILTIN_MODEL:
         raise ModelError(f"the built-in model {BUILTIN_MODEL!r} has no revisions")
     if at and (not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", revision, re.ASCII) or ".." in revision):
         raise ModelError(f"{revision!r} is no revision", "after @ stands a branch, tag or commit: bert-base@main")
     return name, revision or None
+
+
+def _is_hub_name(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return re.fullmatch(r"[\w./-]+", name, re.ASCII) is not None
 
 
 def _model_hint(source: str) -> str:
@@ -115,7 +126,7 @@ def folder(source: str) -> str:
         _check_names({path.name for path in found.iterdir()}, source)
     else:
         repo = Repo(kind="model", name=name, revision=revision, source=source)
-        found = _fetch(repo, _small_files(source), lambda folder: any((folder / name).is_file() for name in WORDS))
+        found = _fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
     _check_config(found, source)
     return str(found)
 
@@ -125,7 +136,7 @@ def weights(found: str, source: str) -> None:
     here = Path(found)
     if not is_local(source) and _lost_weights(here):
         repo = Repo(kind="model", name=resolve(source)[0], revision=here.name, source=source)
-        _fetch(repo, _weight_files, lambda folder: not _lost_weights(folder))
+        _fetch(repo, _weight_files, lambda path: not _lost_weights(path))
     _check_words({path.name for path in here.iterdir()}, source)
     lost = _lost_weights(here)
     if lost == [WEIGHTS]:
@@ -285,7 +296,7 @@ def data_set(name: str, config: str) -> dict[str, list[Path]]:
             raise none
         return [CARD]
 
-    here = _fetch(repo, card, lambda folder: True)
+    here = _fetch(repo, card, lambda path: True)
     patterns = _patterns(here / CARD, config)
 
     def choose(names: Collection[str]) -> list[str]:
@@ -384,14 +395,17 @@ def _ask(repo: Repo) -> Any:
     """Commit and files of a repository; asked again, soon, when the hub answers 5xx."""
     from huggingface_hub import HfApi
 
-    for wait in (*WAITS_SECONDS, None):
+    def ask() -> Any:
+        return HfApi().repo_info(repo.name, revision=repo.revision, repo_type=repo.kind)
+
+    for wait in WAITS_SECONDS:
         try:
-            return HfApi().repo_info(repo.name, revision=repo.revision, repo_type=repo.kind)
+            return ask()
         except Exception as error:
-            if wait is None or _status(error) < 500:
+            if _status(error) < 500:
                 raise
             time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+    return ask()
 
 
 def _download(repo: Repo, file: str, revision: str | None) -> Path:
@@ -419,18 +433,20 @@ def _patience() -> Iterator[None]:
 
     limit = max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
     asked: collections.Counter[str] = collections.Counter()
-    heard = time.monotonic()
+    silent_since: float | None = None
 
     def before(request: Any) -> None:
+        nonlocal silent_since
+        silent_since = silent_since or time.monotonic()
         asked[str(request.url)] += 1
-        if time.monotonic() - heard > 3 * limit or asked[str(request.url)] > MAX_REQUESTS:
+        if time.monotonic() - silent_since > 3 * limit or asked[str(request.url)] > MAX_REQUESTS:
             raise TimeoutError("no answer")
         waits = request.extensions["timeout"]
         request.extensions["timeout"] = {name: min(value or limit, limit) for name, value in waits.items()}
 
     def after(response: Any) -> None:
-        nonlocal heard
-        heard = time.monotonic()
+        nonlocal silent_since
+        silent_since = None
         if response.status_code == 429:  # the client would sleep as long as the hub says
             response.raise_for_status()
 
@@ -494,8 +510,6 @@ def _refusal(error: Exception, repo: Repo) -> CapError:
         return repo.refused(
             f"what answers at {_host()} is not a model hub", "check HF_ENDPOINT, and the proxy of your network"
         )
-    if "HFValidationError" in causes:
-        return repo.refused(f"{repo.name!r} is not a hub name", repo.instead + repo.perhaps)
     return repo.refused(
         f"cannot reach the hub at {_host()} for the {repo.words}, and it is not in the local cache",
         f"check the network, {repo.instead}{repo.perhaps}",

@@ -29,6 +29,7 @@ class Repo:
     silent: bool = False  # no answer at all
     silent_files: bool = False  # the listing is answered, the files are not
     cut: str = ""  # the body of files that match ends half-way
+    slow: str = ""  # the body of this file takes four seconds
     flip: str = ""  # one byte of this file is another
 
     def commit(self, revision: str) -> str:
@@ -136,6 +137,8 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
         if name == repo.flip:
             data = data[:-1] + bytes([data[-1] ^ 1])
+        if name == repo.slow and self.command == "GET":
+            return self.trickle(headers, data)
         return self.reply(200, headers, data, len(data) // 2 if fnmatch.fnmatch(name, repo.cut) else None)
 
     def reply(self, status: int, headers: dict[str, str], data: bytes = b"", sent: int | None = None) -> None:
@@ -145,6 +148,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data[:sent])
+
+    def trickle(self, headers: dict[str, str], data: bytes) -> None:
+        part = len(data) // 16
+        self.reply(200, headers, data, part)
+        for i in range(1, 17):
+            self.server.closing.wait(0.25)
+            self.wfile.write(data[i * part : (i + 1) * part] if i < 16 else data[16 * part :])
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -227,7 +227,7 @@ NOT_GIVEN = {
     "cut-words": ["the download of the model 'NAME' broke off or was damaged", "run the same command again"],
     "flip": ["the download of the model 'NAME' broke off or was damaged", "run the same command again"],
 }
-WHOLE = ["tiny", "tagged", "tagged@v1.0", "tagged@refs/pr/3", "once", "sharded"]
+WHOLE = ["tiny", "tagged", "tagged@v1.0", "tagged@refs/pr/3", "once", "slow", "sharded"]
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +252,7 @@ def world(tiny: Tiny, folders: dict[str, Path], tmp_path_factory: pytest.TempPat
         server.add("owner/tiny", Path(tiny.model))
         server.add("owner/tagged", Path(tiny.model), revisions={"v1.0": deeper, "refs/pr/3": deeper})
         server.add("owner/once", Path(tiny.model), answers=[500, 502])
+        server.add("owner/slow", Path(tiny.model), slow="tokenizer.json")  # more is asked for after it
         server.add("owner/sharded", sharded)
         for name, options in FAULTS.items():
             server.add(f"owner/{name}", Path(tiny.model), **options)
@@ -283,7 +284,22 @@ def check(said: str, name: str, parts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["no/such/folder", "../x", "a b", ".hidden", "-x", "a..b/c", "ü/x", "x\n", "x\0", "a/../b"]
+    "name",
+    [
+        "no/such/folder",
+        "../x",
+        "a b",
+        ".hidden",
+        "-x",
+        "a..b/c",
+        "a--b",
+        "x" * 97,
+        "x.git",
+        "ü/x",
+        "x\n",
+        "x\0",
+        "a/../b",
+    ],
 )
 def test_what_is_neither_folder_nor_hub_name(name: str) -> None:
     with pytest.raises(ModelError, match="not a hub name either"):
@@ -322,7 +338,7 @@ def test_the_output_folder_names_the_revision() -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_is_on_the_hub_loads(rows: dict[str, Said], name: str) -> None:
-    """Also at a revision, in several weight files, and after a hub that fails once or twice."""
+    """Also at a revision, in several weight files, slowly, and after a hub that fails once or twice."""
     assert rows[name].code == 0, rows[name]
     layers = 3 if "@" in name else 2
     assert json.loads(rows[name].out)["prunable_weights"] == PRUNABLE // 2 * layers
