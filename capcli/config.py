@@ -281,7 +281,8 @@ class PruneConfig:
         """The output folder, given or derived."""
         if self.out:
             return Path(self.out)
-        model = self.model.rstrip("/").rsplit("/", 1)[-1].replace("@", "-")
+        name, _, revision = self.model.partition("@")
+        model = "-".join([name.rstrip("/").rsplit("/", 1)[-1], *filter(None, revision.split("/"))])
         return Path("runs") / f"{model}-{self.source.task}-{self.method}-{self.sparsity:g}"
 
 

@@ -167,7 +167,7 @@ def load_artifact(folder: Path) -> Model:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     return Model(
         net=net.eval(),
-        tokenizer=_tokenizer(str(folder)),
+        tokenizer=_tokenizer(str(folder), str(folder)),
         family=families.FAMILIES.get(net.config.model_type),
         labels=labels,
         kind=str(settings["kind"]),
@@ -249,8 +249,10 @@ def load_dense(
     Raises:
         ModelError: unknown, incomplete, corrupt, pickled or remote-code models, or labels that do not match.
     """
-    path, revision = hub.resolve(source)
-    config = _config(path, source, revision)
+    from transformers import AutoConfig
+
+    path = hub.folder(source)
+    config = _read(AutoConfig.from_pretrained, path, source)
     own = tuple((label_map or {}).get(name, name) for name in _own_labels(config))
     order = list(range(2)) if kind == "spans" else _label_order(own, labels)
     if need_head and order is None:
@@ -261,15 +263,15 @@ def load_dense(
     if need_head and kind == "regression" and len(own) != 1:
         raise ModelError(f"{source} has {len(own)} outputs; a regression needs a model with one")
     names = _set_labels(config, own if labels is None else labels, kind)
-    tokenizer, note = _with_padding(_tokenizer(path, revision), config)
+    tokenizer, note = _with_padding(_tokenizer(path, source), config)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # it serves generation, and costs memory here
     torch.manual_seed(seed)
+    hub.weights(path, source)
     net, info = _read(
         _auto(kind).from_pretrained,
         path,
         source,
-        revision,
         config=config,
         output_loading_info=True,
         ignore_mismatched_sizes=order is None,
@@ -341,37 +343,22 @@ def load_model(
     return dataclasses.replace(model, labels=tuple(labels or model.labels))
 
 
-def _config(path: str, source: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ModelError(
-            f"{source} has no config.json", "MODEL is a folder in Hugging Face layout or one written by cap"
-        )
-    if not Path(path).is_dir():
-        hub.reach(path, source, revision)
-    config = _read(AutoConfig.from_pretrained, path, source, revision)
-    if getattr(config, "auto_map", None):
-        raise ModelError(f"{source} needs its own code (auto_map); capcli never runs code from a model folder")
-    return config
-
-
-def _tokenizer(path: str, revision: str | None = None) -> Any:
+def _tokenizer(path: str, source: str) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = _read(AutoTokenizer.from_pretrained, path, path, revision)
+    tokenizer = _read(AutoTokenizer.from_pretrained, path, source)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
-        raise ModelError(f"{path} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
+        raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
     return tokenizer
 
 
-def _read(reader: Callable[..., Any], path: str, source: str, revision: str | None, **options: Any) -> Any:
+def _read(reader: Callable[..., Any], path: str, source: str, **options: Any) -> Any:
     """Call a `from_pretrained` safely: no pickle, no remote code, 32-bit floats; failures as one clear line."""
     if reader.__self__.__name__.startswith("AutoModel"):  # type: ignore[attr-defined]
         options |= {"use_safetensors": True, "dtype": torch.float32}
     try:
         with _quiet():
-            return reader(path, revision=revision, trust_remote_code=False, **options)
+            return reader(path, trust_remote_code=False, **options)
     except Exception as error:
         if "Unrecognized configuration class" in str(error):
             raise ModelError(f"transformers has no head of this kind for {source}: {hub.first_line(error)}") from error

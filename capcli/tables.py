@@ -1,4 +1,4 @@
-"""Files and hub sets as streams of columns: the only boundary to `datasets`.
+"""Files as streams of columns.
 
 A `Table` is read in batches, from the start each time; of its rows only one batch is in memory (a `.json` file and what
 `in_memory` gets are the exceptions).
@@ -159,25 +159,6 @@ def open_file(path: Path, header: Sequence[str] = (), *, lenient: bool = False) 
     if len(table) == 0:
         raise DataError(f"{path} has no rows")
     return replace(table, fingerprint=fingerprint)
-
-
-def from_hub(repo: str, config: str) -> dict[str, Table]:
-    """The splits of a set on the hub, or of its cached copy. What the hub's client raises, this raises."""
-    import datasets
-
-    return {name: _of_dataset(data, f"{repo} ({config})") for name, data in datasets.load_dataset(repo, config).items()}
-
-
-def _of_dataset(data: Any, name: str) -> Table:
-    features = {column: getattr(feature, "feature", feature) for column, feature in data.features.items()}
-    return Table(
-        name=name,
-        columns=tuple(data.column_names),
-        class_names={column: tuple(f.names) for column, f in features.items() if getattr(f, "names", None)},
-        fingerprint=str(data._fingerprint),
-        n_rows=len(data),
-        read=lambda columns, size: data.select_columns(list(columns)).iter(batch_size=size),
-    )
 
 
 def in_memory(name: str, columns: Mapping[str, Sequence[Any]], fingerprint: str = "") -> Table:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli import tables
+from capcli import hub, metrics, tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
 from capcli.tables import Table
@@ -343,16 +343,10 @@ def load(
 
 def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
     if task.kind == "tokens":
-        return ENTITIES if are_entities(names) else TAGS
+        return ENTITIES if metrics.is_entity_scheme(names) else TAGS
     if task.kind != "classification":
         return task.metrics
     return tuple(m for m in task.metrics if m != "f1" or len(names) == 2) or ("accuracy",)
-
-
-def are_entities(names: Collection[str]) -> bool:
-    """Whether token labels mark entities: all are O or like B-person, with one of the prefixes B, I, E, L, S, U."""
-    marked = [name for name in names if name != "O"]
-    return bool(marked) and all(re.fullmatch(r"[BIELSU]-.+", name) for name in marked)
 
 
 def _sources(task: Task, config: TaskConfig) -> dict[str, Callable[[], Table]]:
@@ -360,23 +354,13 @@ def _sources(task: Task, config: TaskConfig) -> dict[str, Callable[[], Table]]:
     if config.data or config.task in BUILTIN_TASKS:
         path = Path(config.data) if config.data else BUILTIN_FOLDER / config.task
         found = tables.find(path, ("train", "test", *EVAL_SPLITS))
-        # A few rows of GLUE's own qqp/train.tsv are broken, and every reader of it leaves them out.
-        glue = task.hub is not None and task.hub[0] == "nyu-mll/glue"
-        return {name: partial(tables.open_files, files, task.header, lenient=glue) for name, files in found.items()}
-    return {name: partial(dataclasses.replace, table) for name, table in _from_hub(task, config.task).items()}
-
-
-def _from_hub(task: Task, name: str) -> dict[str, Table]:
-    if task.hub is None:
-        raise DataError(f"task {name} needs your own data", "name a file or folder with --data")
-    try:
-        return tables.from_hub(*task.hub)
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(
-            f"cannot load {task.hub[0]} ({task.hub[1]}) from the data hub: {first}",
-            f"check the network, give local files with --data, or try a built-in task: {', '.join(BUILTIN_TASKS)}",
-        ) from error
+    elif task.hub is not None:
+        found = hub.data_set(*task.hub)
+    else:
+        raise DataError(f"task {config.task} needs your own data", "name a file or folder with --data")
+    # A few rows of GLUE's own qqp/train.tsv are broken, and every reader of it leaves them out.
+    glue = task.hub is not None and task.hub[0] == "nyu-mll/glue"
+    return {name: partial(tables.open_files, files, task.header, lenient=glue) for name, files in found.items()}
 
 
 def _wanted(available: Collection[str], train: bool, holdout: float, config: TaskConfig) -> list[str]:
@@ -574,7 +558,7 @@ def _check_names(task: Task, names: Sequence[str], read: _Read) -> None:
         raise DataError(
             f"column {read.labels[0]!r} holds {len(names)} different labels", "for numbers use --task regression"
         )
-    if task.entities and not are_entities(names):
+    if task.entities and not metrics.is_entity_scheme(names):
         raise DataError(
             f"labels of entities are O or like B-person and I-person; the data has {_shown(names)}",
             "for other labels of words use --task token-classification",

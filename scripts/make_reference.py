@@ -292,9 +292,10 @@ def model_table() -> str:
             "[its card](../../capcli/data/mini/README.md).\n",
             "## What is refused\n",
             "Weights that are not in safetensors (pickles are never read). Models that need code of their own "
-            "(`auto_map`, `trust_remote_code`). Checkpoints with missing or misshapen tensors outside the head and the "
-            "pooler. In `cap eval` and as a teacher: models whose label names differ from those of the task; "
-            "`--label-map` renames them. The way out of each: [the hub](../how-to/hub.md).\n",
+            "(`auto_map`, `trust_remote_code`). Adapters and quantised weights. For each of these, "
+            "[the way out](../how-to/hub.md#what-is-refused-and-the-way-out). Checkpoints with missing or misshapen "
+            "tensors outside the head and the pooler. In `cap eval` and as a teacher: models whose label names differ "
+            "from those of the task; `--label-map` of `cap eval` renames them.\n",
         ]
     )
 

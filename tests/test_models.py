@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from capcli import families, files, hub, models, sparse, tables, tasks, tokens
+from capcli import families, files, models, sparse, tables, tasks, tokens
 from capcli.config import Hardware
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 
@@ -236,20 +236,6 @@ def test_remote_code_is_never_run(checkpoint: Make, tmp_path: Path) -> None:
 def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["no/such/folder", "../x", "a b", ".hidden", "-x"])
-def test_what_is_neither_folder_nor_hub_name(name: str) -> None:
-    with pytest.raises(ModelError, match="not a hub name either"):
-        hub.resolve(name)
-
-
-def test_names_resolve_to_folders_hub_ids_and_revisions(tmp_path: Path) -> None:
-    assert hub.resolve("bert-base") == ("google-bert/bert-base-uncased", None)
-    assert hub.resolve("bert-base@v1") == ("google-bert/bert-base-uncased", "v1")
-    assert hub.resolve("someone/model@abc") == ("someone/model", "abc")
-    assert hub.resolve(str(tmp_path)) == (str(tmp_path), None)
-    assert Path(hub.resolve("mini")[0]).is_dir()
 
 
 def test_a_model_out_of_reach_names_the_builtin_one() -> None:

@@ -729,33 +729,3 @@ def test_the_official_files_of_squad_are_read(tmp_path: Path) -> None:
     assert list(data.evals) == ["dev"]
     assert (texts_of(data.train), pairs_of(data.train)) == (["who?", "why?"], [CONTEXT] * 2)
     assert [answers.texts for answers in data.evals["dev"].labels] == [("Bob",), ()]
-
-
-def test_the_hub_is_read_through_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = datasets.Features(
-        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
-    )
-    rows = {"sentence": TEXTS, "label": [1, 0, 1, 0, 1, 0]}
-    whole = {split: datasets.Dataset.from_dict(rows, features=features) for split in ("train", "validation")}
-    asked = []
-
-    def load_dataset(*names: str) -> Any:
-        asked.append(names)
-        return datasets.DatasetDict(whole)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = tasks.load(TaskConfig(task="sst2", max_eval_samples=4))
-    assert asked == [("nyu-mll/glue", "sst2")]
-    assert (texts_of(data.train), labels_of(data.train)) == (TEXTS, [1, 0, 1, 0, 1, 0])
-    assert len(texts_of(data.evals["validation"])) == 4
-
-
-def test_a_set_that_the_hub_does_not_give_says_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(*names: str) -> Any:
-        raise ConnectionError("no route\nand more")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError) as caught:
-        tasks.load(TaskConfig(task="squad"))
-    assert caught.value.message == "cannot load rajpurkar/squad (plain_text) from the data hub: no route"
-    assert "wnut17" in caught.value.hint

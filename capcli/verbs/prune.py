@@ -599,6 +599,6 @@ def _stage(setup: Setup, name: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("torch", "transformers", "datasets", "safetensors", "tokenizers", "numpy")
+    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}
