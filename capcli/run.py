@@ -128,7 +128,7 @@ def _refuse_other(config: PruneConfig, stored: Any, out: Path) -> None:
 
 @contextlib.contextmanager
 def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) -> Iterator[Run]:
-    """Lock OUT and check that what lies there belongs to this configuration.
+    """Lock OUT and check that what lies there belongs to this configuration, or may be overwritten by `begin`.
 
     Raises `ConfigError` for the folder of another run or process, `FileError` for an unwritable or foreign folder.
     """
@@ -143,16 +143,20 @@ def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) ->
             f"another process is writing to {run.out}", "wait for it, or choose another folder with -o"
         ) from error
     try:
-        if overwrite:
-            clear(run)
         stored = run.work / CONFIG
-        if stored.exists():
+        if stored.exists() and not overwrite:
             _refuse_other(config, files.read_json(stored), run.out)
-        else:
-            files.write_json(stored, flatten(config))
         yield run
     finally:
         lock.release()
+
+
+def begin(run: Run, config: PruneConfig, *, overwrite: bool = False) -> None:
+    """Note the configuration in OUT, the first thing that a run writes, once its model and data are known to load."""
+    if overwrite:
+        clear(run)
+    if not (run.work / CONFIG).exists():
+        files.write_json(run.work / CONFIG, flatten(config))
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -456,3 +456,10 @@ def test_overwrite_removes_only_what_a_run_writes(tiny: Tiny, finished: Path) ->
     (finished / "notes.txt").write_text("mine")
     assert again(tiny, finished, overwrite=True).exit_code == 0
     assert (finished / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_with_a_model_or_data_that_does_not_load_loses_nothing(tiny: Tiny, pruned: Path) -> None:
+    before = {path.name: digest(path) for path in pruned.iterdir() if path.is_file()}
+    for changes in ({"model": "no/such/folder/here"}, {"data": str(pruned / "nothing")}):
+        assert again(tiny, pruned, overwrite=True, **changes).exit_code == 2
+    assert {path.name: digest(path) for path in pruned.iterdir() if path.is_file()} == before

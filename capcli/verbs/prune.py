@@ -104,14 +104,15 @@ def prune(
         yield run.Event(phase="done", overall=1.0, note="this run is already complete")
         return done
     with run.open_run(config, flag, overwrite=overwrite) as folder:
-        result = yield from _prune(config, folder)
+        result = yield from _prune(config, folder, overwrite)
         run.finish(folder, config.keep_work)
     return result
 
 
-def _prune(config: PruneConfig, folder: run.Run) -> Generator[run.Event, None, dict[str, Any]]:
+def _prune(config: PruneConfig, folder: run.Run, overwrite: bool) -> Generator[run.Event, None, dict[str, Any]]:
     yield run.Event(phase="load", note=f"loading {config.model}")
     setup, student = _load(config, folder)
+    run.begin(folder, config, overwrite=overwrite)
     yield from _notes(setup, student)
     given = _given_teacher(setup, student) if config.teacher else None
     pretrained = (yield from _bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
