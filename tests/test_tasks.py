@@ -655,16 +655,6 @@ def test_words_have_no_second_text(tmp_path: Path) -> None:
         of_kind(tmp_path, "ner", {"tokens": WORDS, "tags": MARKS, "other": WORDS}, pair_column="other")
 
 
-@pytest.mark.parametrize("tags", ["O B-a I-a", "O U-a L-a S-x E-x"])
-def test_which_labels_mark_entities(tags: str) -> None:
-    assert tasks.are_entities(tags.split())
-
-
-@pytest.mark.parametrize("tags", ["", "O", "O B-", "A B", "B-a X-a", "B-a b-a"])
-def test_which_labels_do_not(tags: str) -> None:
-    assert not tasks.are_entities(tags.split())
-
-
 CONTEXT = "Ada met Bob in Paris. Bob left."
 ANSWERS = [
     ({"text": ["Bob", "Bob left"], "answer_start": [22, 22]}, (("Bob", "Bob left"), (22, 22))),
