@@ -24,8 +24,8 @@ from torch.nn.utils import parametrize
 from capcli import families, files, hub, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
+from capcli.labels import label_key
 from capcli.run import Event
-from capcli.tasks import label_key
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"

@@ -6,22 +6,19 @@ Letters: N examples, C labels.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli import hub, metrics, tables
+from capcli import hub, labels, metrics, tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
+from capcli.labels import Labels
 from capcli.tables import Table
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "tasks"
@@ -30,7 +27,6 @@ SINGLE, PAIR, REGRESSION = ("accuracy", "macro_f1"), ("accuracy", "f1"), ("pears
 MULTILABEL = ("micro_f1", "macro_f1", "subset_accuracy")
 ENTITIES, TAGS = ("f1", "precision", "recall", "accuracy"), ("accuracy", "macro_f1")
 SPANS = ("f1", "exact_match")
-MOST_LABELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,17 +124,6 @@ TASKS = {
     "ner": _TOKENS(entities=True),
     "question-answering": _QUESTIONS(),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """The accepted answers to a question and where each begins in the context, in characters; -1 where not known.
-
-    None at all: the context does not answer the question.
-    """
-
-    texts: tuple[str, ...]
-    starts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +267,7 @@ class TaskData:
     @property
     def legend(self) -> str:
         """The code of each label and its name, such as `0 negative, 1 positive`, of the first of many."""
-        shown = _shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
+        shown = labels.shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
         return shown + (f" ({len(self.labels)})" if len(self.labels) > 20 else "")
 
 
@@ -296,11 +281,11 @@ def load(
     holdout: float = 0.0,
     max_train: int = 0,
     seed: int = 0,
-    labels: Sequence[str] = (),
+    known: Sequence[str] = (),
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
-    `labels` are the classes of a model, for sets that name none. Without `train`, a set that has only a training split
+    `known` are the classes of a model, for sets that name none. Without `train`, a set that has only a training split
     is measured on the part that `holdout` and `seed` held out of it, or on the whole.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
@@ -310,9 +295,11 @@ def load(
     wanted = _wanted(sources, train, holdout, config)
     opened = {name: sources[name]() for name in wanted}
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
-    names = _label_names(task, read[wanted[0]], labels)
-    _check_names(task, names, read[wanted[0]])
-    splits = {name: _split(found, names, task.kind) for name, found in read.items()}
+    names = _label_names(task, read[wanted[0]][1], known)
+    splits = {
+        name: Split(name=name, table=opened[name], columns=texts, labels=labels.coded(found, names), kind=task.kind)
+        for name, (texts, found) in read.items()
+    }
     notes = [
         f"{table.name}: {table.n_skipped} rows with too many or too few fields were left out"
         for table in opened.values()
@@ -378,34 +365,17 @@ def _wanted(available: Collection[str], train: bool, holdout: float, config: Tas
     return ["train", *evals] if train else evals
 
 
-# Columns and their values --------------------------------------------------------------------------------------------
+# Columns and labels --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """A split with its labels as they stand in the data: strings, numbers, tuples of them, or `Answers`."""
-
-    name: str
-    table: Table
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
-    values: list[Any]
-
-    @property
-    def own_names(self) -> tuple[str, ...]:
-        """Label names that the table itself gives."""
-        return self.labels if len(self.labels) > 1 else self.table.class_names.get(self.labels[0], ())
-
-
-def _read(name: str, table: Table, task: Task, config: TaskConfig) -> _Read:
+def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tuple[str, ...], Labels]:
+    """The columns of the texts, and the labels."""
     texts = [_column(table, task.text, config.text_column, "text", name)]
     if config.pair_column and task.kind == "tokens":
         raise DataError(f"{config.task} reads one text, there is no second", "leave --pair-column out")
     if task.pair or config.pair_column:
         texts.append(_column(table, task.pair, config.pair_column, "pair", name))
-    labels = _label_columns(table, task, config, name)
-    values = _values(name, table, labels, task.kind)
-    return _Read(name=name, table=table, texts=tuple(texts), labels=labels, values=values)
+    return tuple(texts), labels.read(name, table, _label_columns(table, task, config, name), task.kind)
 
 
 def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: str) -> str:
@@ -429,238 +399,17 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str) -> 
     return (_column(table, task.label, chosen, "label", split),)
 
 
-def _values(split: str, table: Table, columns: Sequence[str], kind: str) -> list[Any]:
-    """The labels of all rows, equal ones stored once. Raises `DataError` for missing labels and wrong types."""
-    parse = partial(_flags, columns) if len(columns) > 1 else _PARSERS[kind]
-    known: dict[Any, Any] = {}
-    values: list[Any] = []
-    for batch in table.batches(columns):
-        for cells in zip(*(batch[column] for column in columns), strict=True):
-            try:
-                value = parse(*cells)
-            except DataError as error:
-                where = f"row {len(values)} of column {', '.join(columns)!r} of the {split} split"
-                raise DataError(f"{where} {error.message}", error.hint) from error
-            values.append(value if isinstance(value, Answers) else known.setdefault((type(value), value), value))
-    missing = [row for row, value in enumerate(values) if value is None]
-    if len(missing) == len(values):
-        raise DataError(f"column {', '.join(columns)!r} of the {split} split holds no labels")
-    if missing:
-        raise DataError(f"{len(missing)} labels of the {split} split are missing, the first in row {missing[0]}")
-    return values
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def _label(cell: Any) -> Any:
-    """One label or number; None when it is missing."""
-    if isinstance(cell, list | dict):
-        raise DataError(
-            f"is a {type(cell).__name__}, not a single label",
-            "for several labels use --task multi-label-classification",
-        )
-    if cell == "-":
-        raise DataError("is '-', which stands for no agreed label", "leave those rows out")
-    return None if _is_missing(cell) else cell
-
-
-def _label_set(cell: Any) -> tuple[Any, ...] | None:
-    """The labels of an example; a text names them with `;` between. Empty: it has none."""
-    if isinstance(cell, str):
-        cell = [name.strip() for name in cell.split(";") if name.strip()]
-    found = _label_list(cell)
-    if found is not None and len(set(found)) < len(found):
-        raise DataError(
-            "holds a label twice", "a list names the labels; for a 0 or 1 per label, name the columns in --label-column"
-        )
-    return found
-
-
-def _tags(cell: Any) -> tuple[Any, ...] | None:
-    """The labels of the words of an example; in a text they stand between spaces."""
-    return _label_list(cell.split() if isinstance(cell, str) else cell)
-
-
-def _label_list(cell: Any) -> tuple[Any, ...] | None:
-    if cell is None:
-        return None
-    if not isinstance(cell, list):
-        raise DataError(f"is of type {type(cell).__name__}, not a list of labels")
-    if any(_is_missing(value) or isinstance(value, list | dict) for value in cell):
-        raise DataError("holds a missing label, or a list in the list")
-    return tuple(cell)
-
-
-def _flags(columns: Sequence[str], *cells: Any) -> tuple[str, ...] | None:
-    """The names of the columns that hold 1."""
-    flags = [{"0": False, "1": True, "false": False, "true": True}.get(_as_name(cell).casefold()) for cell in cells]
-    if all(_is_missing(cell) for cell in cells):
-        return None
-    if None in flags:
-        raise DataError(f"holds {cells[flags.index(None)]!r} where 0 or 1 is expected")
-    return tuple(name for name, flag in zip(columns, flags, strict=True) if flag)
-
-
-def _answers(cell: Any) -> Answers | None:
-    """Answers as in SQuAD (texts with their starts), a list of texts, or one text; empty: no answer."""
-    if isinstance(cell, str) and cell.startswith("{"):
-        try:
-            cell = json.loads(cell)
-        except ValueError as error:
-            raise DataError(f"is not JSON: {error}") from error
-    if cell is None:
-        return None
-    if isinstance(cell, str):
-        cell = [cell] if cell.strip() else []
-    if isinstance(cell, list):
-        rows = [{"text": one} if isinstance(one, str) else one for one in cell]
-        if all(isinstance(one, dict) for one in rows):
-            cell = {name: [one.get(name, -1) for one in rows] for name in ("text", "answer_start")}
-    texts = cell.get("text") if isinstance(cell, dict) else None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError("holds no answers", "expected {text: [...], answer_start: [...]}, a list of texts, or a text")
-    starts = cell.get("answer_start")
-    starts = [-1] * len(texts) if starts is None else starts
-    if not isinstance(starts, list) or len(starts) != len(texts) or not all(type(start) is int for start in starts):
-        raise DataError("has not one whole number in answer_start for each text")
-    return Answers(texts=tuple(texts), starts=tuple(starts))
-
-
-_PARSERS: dict[str, Callable[..., Any]] = {
-    "classification": _label,
-    "regression": _label,
-    "multilabel": _label_set,
-    "tokens": _tags,
-    "spans": _answers,
-}
-
-
-# Labels --------------------------------------------------------------------------------------------------------------
-
-
-def _label_names(task: Task, read: _Read, labels: Sequence[str]) -> tuple[str, ...]:
-    """Names of the classes by index: of the task, of the table, of the model, or those that occur."""
+def _label_names(task: Task, found: Labels, known: Sequence[str]) -> tuple[str, ...]:
+    """Names of the classes by index: of the task, or as `labels.names_of` has it."""
     if task.kind in ("regression", "spans") or task.labels:
         return task.labels
-    if read.own_names or labels:
-        return tuple(read.own_names or labels)
-    names = set(map(_as_name, _distinct(read.values)))
-    if not names:
-        raise DataError(f"column {read.labels[0]!r} of the {read.name} split holds no labels")
-    numeric = all(map(_is_number, names))
-    return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else (lambda v: (v.casefold(), v))))
-
-
-def _check_names(task: Task, names: Sequence[str], read: _Read) -> None:
-    if len(names) > MOST_LABELS:
-        raise DataError(
-            f"column {read.labels[0]!r} holds {len(names)} different labels", "for numbers use --task regression"
-        )
+    names = labels.names_of(found, known)
     if task.entities and not metrics.is_entity_scheme(names):
         raise DataError(
-            f"labels of entities are O or like B-person and I-person; the data has {_shown(names)}",
+            f"labels of entities are O or like B-person and I-person; the data has {labels.shown(names)}",
             "for other labels of words use --task token-classification",
         )
-
-
-def _distinct(values: Iterable[Any]) -> set[Any]:
-    found = set(values)
-    return set(chain.from_iterable(found)) if any(isinstance(value, tuple) for value in found) else found
-
-
-def _shown(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def _as_name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-
-
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"-?\d{1,18}", name) is not None
-
-
-def label_key(*tables: Sequence[str]) -> Callable[[str], str]:
-    """How label names are compared: without regard to case, unless names of one table differ in nothing else."""
-    alike = all(len({name.casefold() for name in names}) == len(names) for names in tables)
-    return str.casefold if alike else str
-
-
-def _split(read: _Read, names: Sequence[str], kind: str) -> Split:
-    labels = _BY_KIND[kind](read, names)
-    return Split(name=read.name, table=read.table, columns=read.texts, labels=labels, kind=kind)
-
-
-def _numbers(read: _Read, names: Sequence[str]) -> NDArray[np.float64]:
-    where = f"column {read.labels[0]!r} of the {read.name} split"
-    try:
-        numbers = np.asarray([float(value) for value in read.values])
-    except (TypeError, ValueError) as error:
-        hint = "for names of classes use --task text-classification"
-        raise DataError(f"{where} does not hold numbers: {error}", hint) from error
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{where} holds values that are not finite")
-    return numbers
-
-
-def _indices(read: _Read, names: Sequence[str]) -> NDArray[np.int64]:
-    codes = _codes(read, names)
-    return np.asarray([codes[value] for value in read.values], dtype=np.int64)
-
-
-def _many_hot(read: _Read, names: Sequence[str]) -> NDArray[np.uint8]:
-    codes = _codes(read, names)
-    labels = np.zeros((len(read.values), len(names)), dtype=np.uint8)
-    for row, value in enumerate(read.values):
-        labels[row, [codes[one] for one in value]] = 1
-    return labels
-
-
-def _sequences(read: _Read, names: Sequence[str]) -> NDArray[np.object_]:
-    codes = _codes(read, names)
-    return _objects([np.asarray([codes[one] for one in value], dtype=np.int64) for value in read.values])
-
-
-def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    found = np.empty(len(values), dtype=object)
-    for row, value in enumerate(values):  # numpy would make a matrix of arrays that are equally long
-        found[row] = value
-    return found
-
-
-_BY_KIND: dict[str, Callable[[_Read, Sequence[str]], NDArray[Any]]] = {
-    "classification": _indices,
-    "regression": _numbers,
-    "multilabel": _many_hot,
-    "tokens": _sequences,
-    "spans": lambda read, names: _objects(read.values),
-}
-
-
-def _codes(read: _Read, names: Sequence[str]) -> dict[Any, int]:
-    """The index of each label that occurs into `names`: by name when it is a string or a named code, else as a code.
-
-    Names that are numbers are names only: among classes 1 and 2, a label 0 is unknown and not the first class.
-    """
-    key, own = label_key(names), read.own_names
-    index: dict[str, int] = {key(name): i for i, name in enumerate(names)}
-    codes = range(0) if any(map(_is_number, names)) else range(len(names))
-    table: dict[Any, int | None] = {}
-    for value in _distinct(read.values):
-        if own and not isinstance(value, str) and 0 <= value < len(own):
-            table[value] = index.get(key(own[int(value)]))
-            continue
-        name = _as_name(value)
-        code = int(name) if _is_number(name) and int(name) in codes else None
-        table[value] = index.get(key(name), code)
-    unknown = sorted(str(value) for value, code in table.items() if code is None)
-    if unknown == ["-1"] and len(table) == 1:
-        raise DataError(f"the labels of the {read.name} split are hidden (-1)", "use a split with labels")
-    if unknown:
-        raise DataError(f"unknown labels in the {read.name} split: {_shown(unknown, 5)}; the task has {_shown(names)}")
-    return {value: code for value, code in table.items() if code is not None}
+    return names
 
 
 def _check_training_labels(train: Split) -> None:
@@ -671,8 +420,8 @@ def _check_training_labels(train: Split) -> None:
         if not any(answers.texts for answers in train.labels):
             raise DataError("no question of the training set has an answer, there is nothing to learn")
         return
-    labels = np.concatenate(list(train.labels)) if train.kind == "tokens" else train.labels
-    if len(np.unique(labels, axis=0)) < 2:
+    codes = np.concatenate(list(train.labels)) if train.kind == "tokens" else train.labels
+    if len(np.unique(codes, axis=0)) < 2:
         raise DataError("all training examples have the same label, there is nothing to learn")
 
 

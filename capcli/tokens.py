@@ -5,16 +5,11 @@ Letters: N examples, B batch, S tokens of the longest example of a batch, T toke
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,20 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capcli import files
-from capcli.errors import DataError, FileError, RunFailed
+from capcli.cache import Arrays, Piece, mapped
+from capcli.errors import DataError
+from capcli.labels import Answers
 from capcli.losses import NO_LABEL
-from capcli.tasks import Answers, Split
+from capcli.tasks import Split
 
 CACHE_EXAMPLES = 20_000  # from here on tokens are kept on disk; fewer are tokenised in seconds
-CACHE_ENTRIES = 20
 CACHE_FORMAT = 1
 STRIDE = 128
-_LAYOUT = "arrays.json"
-_STARTED = time.time()
-_DAY_SECONDS = 86_400.0
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +110,17 @@ def encode(
     if split.kind == "spans":
         stride = _stride(tokenizer, length, stride)
 
-    def pieces() -> Iterator[_Piece]:
+    def pieces() -> Iterator[Piece]:
         return _pieces(split, tokenizer, length, stride, chunk)
 
-    whole: _Piece | None = None
+    whole: Piece | None = None
     if cache and len(split) >= CACHE_EXAMPLES and tokenizer.is_fast:
-        whole = _mapped(_key(split, tokenizer, length, stride), pieces)
+        whole = mapped(_key(split, tokenizer, length, stride), pieces)
     whole = whole or _joined(pieces())
     return _examples(whole, split, tokenizer)
 
 
-def _examples(whole: _Piece, split: Split, tokenizer: Any) -> Examples:
+def _examples(whole: Piece, split: Split, tokenizer: Any) -> Examples:
     arrays = whole.arrays
     labels = split.labels.astype(np.float32) if split.kind == "multilabel" else split.labels
     return Examples(
@@ -148,21 +138,13 @@ def _examples(whole: _Piece, split: Split, tokenizer: Any) -> Examples:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """Flat arrays of some examples, by the names of the fields of `Examples`; lengths [N] instead of offsets."""
-
-    arrays: Arrays
-    n_cut: int
-
-
-def _joined(pieces: Iterator[_Piece]) -> _Piece:
+def _joined(pieces: Iterator[Piece]) -> Piece:
     found = list(pieces)
     arrays = {name: np.concatenate([piece.arrays[name] for piece in found]) for name in found[0].arrays}
-    return _Piece(arrays=arrays, n_cut=sum(piece.n_cut for piece in found))
+    return Piece(arrays=arrays, n_cut=sum(piece.n_cut for piece in found))
 
 
-def _pieces(split: Split, tokenizer: Any, length: int, stride: int, chunk: int) -> Iterator[_Piece]:
+def _pieces(split: Split, tokenizer: Any, length: int, stride: int, chunk: int) -> Iterator[Piece]:
     fits = max(tokenizer.get_vocab().values(), default=0) < 2**16
     dtype: type[np.integer[Any]] = np.uint16 if fits else np.int32
     begin = 0
@@ -200,15 +182,15 @@ def _n_cut(coded: Any, length: int) -> int:
     return sum(bool(coded.encodings[i].overflowing) for i in full) if coded.encodings else len(full)
 
 
-def _texts(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, dtype: Any) -> _Piece:
+def _texts(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, dtype: Any) -> Piece:
     coded = tokenizer(texts, pairs, truncation=True, max_length=length, return_attention_mask=False)
-    return _Piece(arrays=_coded(coded, dtype), n_cut=_n_cut(coded, length))
+    return Piece(arrays=_coded(coded, dtype), n_cut=_n_cut(coded, length))
 
 
 # Labels of words -----------------------------------------------------------------------------------------------------
 
 
-def _words(texts: list[list[str]], labels: NDArray[Any], tokenizer: Any, length: int, dtype: Any) -> _Piece:
+def _words(texts: list[list[str]], labels: NDArray[Any], tokenizer: Any, length: int, dtype: Any) -> Piece:
     """Sentences as text with a space between words; each word's label stands at its first token.
 
     A word that is cut away, or that the tokenizer makes nothing of, has no label.
@@ -226,7 +208,7 @@ def _words(texts: list[list[str]], labels: NDArray[Any], tokenizer: Any, length:
     arrays["labels"] = np.concatenate(  # index -1 is the NO_LABEL at the end
         [np.append(own, NO_LABEL)[words] for words, own in zip(first, labels, strict=True)]
     )
-    return _Piece(arrays=arrays, n_cut=_n_cut(coded, length))
+    return Piece(arrays=arrays, n_cut=_n_cut(coded, length))
 
 
 def _first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
@@ -272,7 +254,7 @@ def _windows(
     length: int,
     stride: int,
     dtype: Any,
-) -> _Piece:
+) -> Piece:
     """The windows of questions with their contexts; `begin` is the index of the first question in the split."""
     short = _shortened(questions, tokenizer, length // 2)
     coded = tokenizer(
@@ -296,7 +278,7 @@ def _windows(
         labels[window] = _tokens_of(places[question], spans)
     arrays = _coded(coded, dtype)
     arrays |= {"owner": owner + begin, "chars": np.concatenate(chars), "labels": labels}
-    return _Piece(arrays=arrays, n_cut=sum(a != b for a, b in zip(short, questions, strict=True)))
+    return Piece(arrays=arrays, n_cut=sum(a != b for a, b in zip(short, questions, strict=True)))
 
 
 def _shortened(questions: list[str], tokenizer: Any, limit: int) -> list[str]:
@@ -360,13 +342,7 @@ def _tokens_of(place: tuple[int, int] | None, spans: NDArray[np.int32]) -> tuple
     return int(inside[first]), int(inside[last])
 
 
-# Tokens on disk ------------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where tokens are kept: `$CAP_CACHE`, or `capcli` in the user's folder for caches."""
-    chosen = os.environ.get("CAP_CACHE", "")
-    return (Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "capcli").expanduser()
+# What the tokens depend on -----------------------------------------------------------------------------------------
 
 
 def _key(split: Split, tokenizer: Any, length: int, stride: int) -> str:
@@ -403,70 +379,6 @@ def _label_digest(split: Split) -> str:
         for answers in split.labels:
             digest.update(json.dumps([answers.texts, answers.starts]).encode())
     return digest.hexdigest()
-
-
-def _mapped(key: str, pieces: Callable[[], Iterator[_Piece]]) -> _Piece | None:
-    """The arrays of cache entry `key`, written now unless they are there.
-
-    When the cache cannot be written they are mapped from a folder that is removed at once; None when that fails too.
-    """
-    failures = (FileError, RunFailed, OSError, RuntimeError)  # RuntimeError: there is no home folder
-    with contextlib.suppress(*failures):
-        folder = cache_folder() / "tokens"
-        if found := _opened(folder / key):
-            return found
-        files.check_writable(folder)
-        _write(folder / key, pieces())
-        found = _opened(folder / key)
-        _tidy(folder)
-        return found
-    with contextlib.suppress(*failures), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        _write(Path(place) / key, pieces())
-        return _opened(Path(place) / key)
-    return None
-
-
-def _write(folder: Path, pieces: Iterator[_Piece]) -> None:
-    """Publish the arrays as one little-endian file each, as they come, and their shapes."""
-    layout: dict[str, Any] = {}
-    n_cut = 0
-    with files.publish(folder, suffix=f"{os.getpid()}.part") as staging:
-        with contextlib.ExitStack() as stack:
-            writers: dict[str, Callable[[bytes], None]] = {}
-            for piece in pieces:
-                n_cut += piece.n_cut
-                for name, array in piece.arrays.items():
-                    if name not in writers:
-                        writers[name] = stack.enter_context(files.append(staging / f"{name}.bin"))
-                        layout[name] = {"dtype": array.dtype.newbyteorder("<").str, "shape": [0, *array.shape[1:]]}
-                    layout[name]["shape"][0] += len(array)
-                    writers[name](array.astype(layout[name]["dtype"], copy=False).tobytes())
-        files.write_json(staging / _LAYOUT, {"n_cut": n_cut, "arrays": layout})
-
-
-def _opened(folder: Path) -> _Piece | None:
-    """The arrays in `folder`, memory-mapped; None unless every byte is there as it was written."""
-    if not files.is_complete(folder):
-        return None
-    layout = files.read_json(folder / _LAYOUT)
-    arrays: Arrays = {}
-    for name, found in layout["arrays"].items():
-        dtype, shape = np.dtype(found["dtype"]), tuple(found["shape"])
-        empty = 0 in shape  # which cannot be mapped
-        arrays[name] = np.zeros(shape, dtype) if empty else np.memmap(folder / f"{name}.bin", dtype, "r", shape=shape)
-    with contextlib.suppress(OSError):
-        os.utime(folder)  # the newest entries are kept
-    return _Piece(arrays={name: np.asarray(array) for name, array in arrays.items()}, n_cut=int(layout["n_cut"]))
-
-
-def _tidy(folder: Path) -> None:
-    """Keep the newest `CACHE_ENTRIES` entries and all that this process used; remove what killed processes left."""
-    ages = {entry: entry.stat().st_mtime for entry in folder.iterdir() if entry.is_dir()}
-    parts = [entry for entry in ages if entry.name.startswith(".")]
-    whole = sorted(ages.keys() - set(parts), key=lambda entry: -ages[entry])
-    old = [entry for entry in whole[CACHE_ENTRIES:] if ages[entry] < _STARTED]
-    for entry in (*old, *(part for part in parts if ages[part] < _STARTED - _DAY_SECONDS)):
-        files.remove(entry)
 
 
 # Batches -------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from capcli import cache as disk
 from capcli import files, tables, tasks, tokens
 from capcli.errors import DataError
+from capcli.labels import Answers
 
 CPU = torch.device("cpu")
 TEXTS = ["a good film", "dull, and long", "bright", "an awful plot", "the actor was great", "bad"]
@@ -253,7 +255,7 @@ STORY = " ".join(
 
 def asked(
     tokenizer: Any,
-    answers: list[tasks.Answers],
+    answers: list[Answers],
     length: int = 48,
     name: str = "train",
     question: str = "who?",
@@ -264,8 +266,8 @@ def asked(
     return tokens.encode(split_of(columns, objects(answers), "spans", name), tokenizer, length, chunk=2, **options)
 
 
-def answer(text: str, start: int) -> tasks.Answers:
-    return tasks.Answers(texts=(text,), starts=(start,))
+def answer(text: str, start: int) -> Answers:
+    return Answers(texts=(text,), starts=(start,))
 
 
 def windows_with_answer(examples: tokens.Examples, question: int = 0) -> list[tuple[int, int, str]]:
@@ -360,7 +362,7 @@ def test_an_answer_from_elsewhere_is_an_error_in_training_only(tokenizer: Any) -
 
 
 def test_a_question_without_answer_points_at_the_first_token(tokenizer: Any) -> None:
-    examples = asked(tokenizer, [tasks.Answers(texts=(), starts=()), answer("Ada", -1)])
+    examples = asked(tokenizer, [Answers(texts=(), starts=()), answer("Ada", -1)])
     assert windows_with_answer(examples, 0) == []
     batch = tokens.collate(examples, np.asarray([len(examples) - 1, 0]), CPU)
     assert batch.labels.shape == (2, 2)
@@ -381,7 +383,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def of_every_kind() -> dict[str, Any]:
     tags = objects([np.arange(len(words)) for words in SENTENCES])
-    answers = objects([answer("Ada", 3), tasks.Answers(texts=(), starts=()), answer("Bob", -1)])
+    answers = objects([answer("Ada", 3), Answers(texts=(), starts=()), answer("Bob", -1)])
     return {
         "classification": split_of({"text": TEXTS}, np.arange(6)),
         "pairs": split_of({"text": TEXTS, "pair": TEXTS[::-1]}, np.arange(6)),
@@ -479,7 +481,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any, place: str
 ) -> None:
     monkeypatch.setattr(tokens, "CACHE_EXAMPLES", 1)
-    monkeypatch.setattr(tokens.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(disk.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CAP_CACHE", str(tmp_path / "cache"))
     if place == "a file":
         (tmp_path / "cache").touch()
@@ -513,7 +515,7 @@ def test_the_oldest_entries_are_removed_but_none_of_this_process(cache: Path, to
     for age, folder in enumerate([*old, stale, busy]):
         folder.mkdir(parents=True)
         (folder / "x").touch()
-        seconds = tokens._STARTED - (90_000 if folder == stale else 100 + age)
+        seconds = disk._STARTED - (90_000 if folder == stale else 100 + age)
         os.utime(folder, (seconds, seconds))
     for length in range(8, 33):
         coded(tokenizer, TEXTS, length=length)
@@ -535,11 +537,11 @@ def test_the_folder_of_the_cache_follows_the_environment(monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("CAP_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert tokens.cache_folder() == tmp_path / ".cache" / "capcli"
+    assert disk.cache_folder() == tmp_path / ".cache" / "capcli"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert tokens.cache_folder() == tmp_path / "xdg" / "capcli"
+    assert disk.cache_folder() == tmp_path / "xdg" / "capcli"
     monkeypatch.setenv("CAP_CACHE", str(tmp_path / "own"))
-    assert tokens.cache_folder() == tmp_path / "own"
+    assert disk.cache_folder() == tmp_path / "own"
 
 
 def test_the_layout_of_an_entry_can_be_read_by_eye(cache: Path, tokenizer: Any) -> None:

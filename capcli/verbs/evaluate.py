@@ -93,7 +93,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     same_data = config.source.data == models.stored_source(config.model).get("data")
     holdout, seed = models.stored_holdout(config.model) if same_data else (0.0, 0)
     labels = models.stored_labels(config.model)
-    data = tasks.load(config.source, train=False, holdout=holdout, seed=seed, labels=labels)
+    data = tasks.load(config.source, train=False, holdout=holdout, seed=seed, known=labels)
     model = models.place(_load(config, config.model, data), on)
     splits = {}
     for index, (name, split) in enumerate(data.evals.items()):
