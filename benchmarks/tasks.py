@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/tasks"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default=",".join(SETS))
-    parser.add_argument("prune", nargs="*", help="options of cap prune, after --")
-    args = parser.parse_args()
+    words, _, prune = " ".join(sys.argv[1:]).partition(" -- ")
+    args = parser.parse_args(words.split(), argparse.Namespace(prune=prune.split()))
     rows = []
     for name in args.only.split(","):
         rows.append(one(name, args))
