@@ -12,7 +12,6 @@ import dataclasses
 import errno
 import fnmatch
 import hashlib
-import json
 import os
 import re
 import time
@@ -22,20 +21,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from capcli import refusals
 from capcli.config import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, nearest
 from capcli.errors import CapError, DataError, ModelError, RunFailed
+from capcli.refusals import CONFIG, INDEX, SAVE_AGAIN, WEIGHTS, WORDS
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "mini"
-CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
+CARD = "README.md"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spm.model", "spiece.model")
 SMALL_FILES = (*WORDS, "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", CONFIG)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX"}
 WAITS_SECONDS = (0.5, 2.0)  # before asking again a hub that answers 5xx
 MAX_REQUESTS = 20  # for one file
 Choice = Callable[[Collection[str]], list[str]]
-SAVE_AGAIN = "load it once with transformers, in an environment you trust, and save_pretrained writes safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +120,11 @@ def folder(source: str) -> str:
     name, revision = resolve(source)
     if is_local(source):
         found = Path(name)
-        _check_names({path.name for path in found.iterdir()}, source)
+        refusals.check_names({path.name for path in found.iterdir()}, source, local=True)
     else:
         repo = Repo(kind="model", name=name, revision=revision, source=source)
         found = _fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
-    _check_config(found, source)
+    refusals.check_config(found, source)
     return str(found)
 
 
@@ -137,7 +134,7 @@ def weights(found: str, source: str) -> None:
     if not is_local(source) and _lost_weights(here):
         repo = Repo(kind="model", name=resolve(source)[0], revision=here.name, source=source)
         _fetch(repo, _weight_files, lambda path: not _lost_weights(path))
-    _check_words({path.name for path in here.iterdir()}, source)
+    refusals.check_words({path.name for path in here.iterdir()}, source)
     lost = _lost_weights(here)
     if lost == [WEIGHTS]:
         raise ModelError(f"{source} has no {WEIGHTS}", f"pickled weights are never read; {SAVE_AGAIN}")
@@ -147,13 +144,13 @@ def weights(found: str, source: str) -> None:
             f"first {lost[0]}",
             "copy or download the whole folder",
         )
-    _check_no_pointer(here / WEIGHTS, source)
+    refusals.check_no_pointer(here / WEIGHTS, source)
 
 
 def _small_files(source: str) -> Choice:
     def choose(names: Collection[str]) -> list[str]:
-        _check_names(names, source)
-        _check_words(names, source)
+        refusals.check_names(names, source, local=False)
+        refusals.check_words(names, source)
         return [name for name in SMALL_FILES if name in names]
 
     return choose
@@ -169,7 +166,7 @@ def _lost_weights(here: Path) -> list[str]:
     """Names of the weight files that are not in the folder. Raises `ModelError` for an index that names others."""
     if (here / WEIGHTS).is_file() or not (here / INDEX).is_file():
         return [] if (here / WEIGHTS).is_file() else [WEIGHTS]
-    table = _json(here / INDEX).get("weight_map")
+    table = refusals.read_json(here / INDEX).get("weight_map")
     shards = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
     wrong = [name for name in shards if Path(name).name != name or not name.endswith(".safetensors")]
     if wrong or not shards:
@@ -178,106 +175,6 @@ def _lost_weights(here: Path) -> list[str]:
             "copy or download the model again",
         )
     return [name for name in shards if not (here / name).is_file()]
-
-
-# What is refused -----------------------------------------------------------------------------------------------------
-
-
-def _check_names(names: Collection[str], source: str) -> None:
-    """Refuse a folder or repository by the names of its files, before anything is read or fetched."""
-    if "cap_config.json" in names:
-        raise ModelError(
-            f"{source} is a pruned model, and a dense one is needed here",
-            "give the model that it was made from; or copy it to a folder, and take what cap export --to dense writes",
-        )
-    if "model.cap.safetensors" in names:
-        raise ModelError(f"{source} is a pruned model without its cap_config.json", "copy the whole folder")
-    if "adapter_config.json" in names:
-        raise ModelError(
-            f"{source} is an adapter, not a whole model",
-            "merge it into its base model first: PEFT's merge_and_unload, then save_pretrained",
-        )
-    _check_formats(names, source)
-    if CONFIG not in names:
-        raise ModelError(
-            f"{source} has no {CONFIG}", "MODEL is a folder or hub id in Hugging Face layout, or one written by cap"
-        )
-
-
-def _check_words(names: Collection[str], source: str) -> None:
-    """Refuse a model without a tokenizer that can be read; transformers would make one up."""
-    if any(name in names for name in WORDS):
-        return
-    pickled = sorted(name for name in names if "token" in name and name.endswith(PICKLES))
-    if pickled:
-        raise ModelError(
-            f"the tokenizer of {source} is a pickle ({pickled[0]})",
-            "pickles are never read; save it with save_pretrained of transformers, which writes tokenizer.json",
-        )
-    raise ModelError(
-        f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing",
-        "save it there with save_pretrained of transformers",
-    )
-
-
-def _check_formats(names: Collection[str], source: str) -> None:
-    """Refuse weights in other formats, where there are no safetensors."""
-    if WEIGHTS in names or INDEX in names:
-        return
-    pickles = sorted(name for name in names if name.endswith(PICKLES) and "token" not in name)
-    others = sorted(name for name in names if Path(name).suffix in OTHER_FORMATS)
-    if pickles:
-        revision = (
-            ""
-            if is_local(source)
-            else f"; or name a revision that has them, such as {source.partition('@')[0]}@refs/pr/1"
-        )
-        raise ModelError(
-            f"{source} has no {WEIGHTS}, only pickled weights ({pickles[0]})",
-            f"pickles can run code and are never read; {SAVE_AGAIN}{revision}",
-        )
-    if others:
-        raise ModelError(
-            f"{source} has {OTHER_FORMATS[Path(others[0]).suffix]} weights only ({others[0]})",
-            f"capcli reads {WEIGHTS}: use the model that this one was converted from",
-        )
-
-
-def _check_config(here: Path, source: str) -> None:
-    """Refuse a model whose JSON files ask for code of its own, or whose weights are quantised."""
-    config = _json(here / CONFIG)
-    tokenizer = _json(here / "tokenizer_config.json") if (here / "tokenizer_config.json").is_file() else {}
-    if config.get("auto_map") or tokenizer.get("auto_map"):
-        where = CONFIG if config.get("auto_map") else "tokenizer_config.json"
-        raise ModelError(
-            f"{source} needs its own code (auto_map in {where}); capcli never runs code from a model",
-            "use a model whose architecture is part of transformers, or convert it to one",
-        )
-    quantised = config.get("quantization_config") or config.get("compression_config")
-    if quantised:
-        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
-        raise ModelError(
-            f"the weights of {source} are quantised{f' ({method})' if method else ''}",
-            "use the model in full precision that it was made from",
-        )
-
-
-def _check_no_pointer(path: Path, source: str) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            pointer = file.read(40).startswith(b"version https://git-lfs")
-        if pointer:
-            raise ModelError(f"{path} is a pointer of git-lfs, not the weights of {source}", "run: git lfs pull")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {first_line(error)}", "copy or download it again") from error
-    if not isinstance(table, dict):
-        raise ModelError(f"{path} is not a JSON object", "copy or download it again")
-    return table
 
 
 # Data sets -----------------------------------------------------------------------------------------------------------

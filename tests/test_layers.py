@@ -28,6 +28,7 @@ ORDER = [
     "page",
     "report",
     "families",
+    "refusals",
     "hub",
     "tables",
     "labels",
