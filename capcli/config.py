@@ -52,6 +52,7 @@ GENERIC_TASKS = (
     "question-answering",
 )
 QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
+_NOT_PROBED = (*QUESTION_TASKS, "wnut17", "ner", "token-classification", "multi-label-classification")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic")
 EXPORT_FORMATS = ("dense",)
@@ -370,6 +371,12 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         for name in self.task_names:
             _check_name("task", name, TASK_NAMES)
+            if name in _NOT_PROBED:
+                probed = [task for task in TASK_NAMES if task not in _NOT_PROBED]
+                raise ConfigError(
+                    f"{name} cannot be probed: a probe is a linear classifier or a regression on sentence vectors",
+                    f"tasks that can: {', '.join(probed)}",
+                )
         _check_name("pooling", self.pooling, ("head", "cls", "mean"))
         _at_least(0, max_train_samples=self.max_train_samples, max_eval_samples=self.max_eval_samples)
 

@@ -88,6 +88,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: c.ExportConfig(to="dens"), "unknown format 'dens'", "did you mean dense?"),
     (lambda: c.ExportConfig(dtype="fp8"), "unknown dtype 'fp8'", "did you mean fp"),
     (lambda: c.ProbeConfig(tasks="mr,sub"), "unknown task 'sub'", "did you mean subj?"),
+    (lambda: c.ProbeConfig(tasks="mr,squad"), "squad cannot be probed", "tasks that can: banking77, mr, subj"),
     (lambda: c.ProbeConfig(pooling="first"), "unknown pooling 'first'", "valid: head, cls, mean"),
     (lambda: c.ProbeConfig(max_train_samples=-1), "--max-train-samples must be at least 0", ""),
     (lambda: c.prune_config({"task": "mr", "preset": "qick"}), "unknown preset 'qick'", "did you mean quick?"),
@@ -236,6 +237,9 @@ def test_tables_agree_with_their_modules() -> None:
 
     assert {method.criterion for method in c.METHODS.values()} == set(criteria.CRITERIA)
     assert set(c.TASK_NAMES) == set(tasks.TASKS)
+    kinds = {name: task.kind for name, task in tasks.TASKS.items()}
+    assert {name for name, kind in kinds.items() if kind == "spans"} == set(c.QUESTION_TASKS)
+    assert {name for name, kind in kinds.items() if kind in ("spans", "tokens", "multilabel")} == set(c._NOT_PROBED)
     assert set(c.EXPORT_FORMATS) == set(export.FORMATS)
     assert len(c.TASK_NAMES) == len(set(c.TASK_NAMES))
     assert c.ProbeConfig().task_names == c.PROBE_TASKS
