@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from capcli import banks, config, models, run, tokens, train
+from capcli import banks, config, families, models, run, tokens, train
 from capcli.pruner import make_pruner
 
 LABELS = ("negative", "positive")
@@ -26,7 +26,7 @@ def random_bert(shape: dict[str, int]) -> models.Model:
 
     torch.manual_seed(0)
     net = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", num_labels=2, **shape))
-    family = models.family_of("bert", "random weights")
+    family = families.FAMILIES["bert"]
     return models.Model(net=net, tokenizer=None, family=family, labels=LABELS, kind="classification", source="random")
 
 
