@@ -18,6 +18,7 @@ from capcli import files
 from capcli.errors import FileError, RunFailed
 
 ENTRIES = 20
+FAILURES = (FileError, RunFailed, OSError, RuntimeError)  # RuntimeError: there is no home folder
 _LAYOUT = "arrays.json"
 _STARTED = time.time()
 _DAY_SECONDS = 86_400.0
@@ -44,17 +45,18 @@ def mapped(key: str, pieces: Callable[[], Iterator[Piece]]) -> Piece | None:
 
     When the cache cannot be written they are mapped from a folder that is removed at once; None when that fails too.
     """
-    failures = (FileError, RunFailed, OSError, RuntimeError)  # RuntimeError: there is no home folder
-    with contextlib.suppress(*failures):
+    with contextlib.suppress(*FAILURES):
         folder = cache_folder() / "tokens"
         if found := _opened(folder / key):
             return found
-        files.check_writable(folder)
-        _write(folder / key, pieces())
-        found = _opened(folder / key)
-        _tidy(folder)
-        return found
-    with contextlib.suppress(*failures), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(*FAILURES):  # another process may have published the same
+            _write(folder / key, pieces())
+        if found := _opened(folder / key):
+            with contextlib.suppress(*FAILURES):
+                _tidy(folder)
+            return found
+    with contextlib.suppress(*FAILURES), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         _write(Path(place) / key, pieces())
         return _opened(Path(place) / key)
     return None

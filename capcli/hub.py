@@ -24,12 +24,12 @@ from urllib.parse import urlsplit
 from capcli import refusals
 from capcli.config import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, nearest
 from capcli.errors import CapError, DataError, ModelError, RunFailed
-from capcli.refusals import CONFIG, INDEX, SAVE_AGAIN, WEIGHTS, WORDS
+from capcli.refusals import CONFIG, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "mini"
 CARD = "README.md"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-SMALL_FILES = (*WORDS, "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", CONFIG)
+SMALL_FILES = (*TOKENIZER_FILES, CONFIG)
 WAITS_SECONDS = (0.5, 2.0)  # before asking again a hub that answers 5xx
 MAX_REQUESTS = 20  # for one file
 Choice = Callable[[Collection[str]], list[str]]

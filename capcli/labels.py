@@ -76,13 +76,15 @@ def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Label
 
 
 def names_of(found: Labels, known: Sequence[str]) -> tuple[str, ...]:
-    """Names of the classes by index: those of the table, else the `known` ones, else those that occur."""
-    if found.own_names or known:
-        return tuple(found.own_names or known)
+    """Names of the classes by index: those of the table, else the `known` ones if they cover what occurs, else that."""
     names = set(map(_as_name, _distinct(found.values)))
     if not names:
         raise DataError(f"{found.place} holds no labels")
-    numeric = all(map(_is_number, names))
+    numeric, key = all(map(_is_number, names)), label_key(known)
+    if found.own_names or {key(name) for name in names} <= {key(name) for name in known}:
+        return tuple(found.own_names or known)
+    if known and numeric and not any(map(_is_number, known)) and all(0 <= int(name) < len(known) for name in names):
+        return tuple(known)
     return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else (lambda v: (v.casefold(), v))))
 
 

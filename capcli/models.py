@@ -25,6 +25,7 @@ from capcli import families, files, hub, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.labels import label_key
+from capcli.refusals import TOKENIZER_FILES
 from capcli.run import Event
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
@@ -74,9 +75,9 @@ def forward(model: Model, inputs: Mapping[str, Tensor], pooling: str = "head") -
     """Logits and the sentence vector [B, H] (section 2), not normalised.
 
     Logits are [B, C]; [B, S, C] for token classification; [B, S, 2], begin and end, for spans.
-    pooling: `head` is the vector that enters the classifier; for heads that answer per token, and for unknown families,
-    it is that of `cls`. `cls` is the last state of the first token (of the last one in a causal model), `mean` the mean
-    of the last states over real tokens.
+    pooling: `head` is the vector that enters the classifier; for heads that answer per token it is that of `cls`, for
+    unknown families, which may be causal, that of `mean`. `cls` is the last state of the first token (of the last one
+    in a causal model), `mean` the mean of the last states over real tokens.
     """
     net, family, mask = model.net, model.family, inputs["attention_mask"]
     inputs = {name: value for name, value in inputs.items() if name in _accepted(net)}
@@ -84,15 +85,17 @@ def forward(model: Model, inputs: Mapping[str, Tensor], pooling: str = "head") -
         out = net(**inputs, output_hidden_states=True)
         states = _last_states(out)
         logits = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], dim=-1)
+        head = None if family is not None else families.mean(states, mask)
     else:
         out = net.base_model(**inputs)
         states = out.last_hidden_state
-    summary = families.represented(states, mask, family is not None and family.causal)
-    if family is not None and not model.per_token:
-        vector = family.vector(net, out, summary, mask)
-        logits = family.classify(net, vector)
-        summary = vector if pooling == "head" else summary
-    return logits, families.mean(states, mask) if pooling == "mean" else summary
+        head = family.vector(net, out, families.represented(states, mask, family.causal), mask)
+        logits = family.classify(net, head)
+    if pooling == "head" and head is not None:
+        return logits, head
+    if pooling == "mean":
+        return logits, families.mean(states, mask)
+    return logits, families.represented(states, mask, family is not None and family.causal)
 
 
 def _accepted(net: Any) -> set[str]:
@@ -137,17 +140,32 @@ def stored_source(source: str) -> dict[str, Any]:
     return stored
 
 
-def stored_labels(source: str) -> tuple[str, ...]:
-    """The labels of a pruned model; empty for any other model."""
-    labels = _stored(source).get("labels")
-    return tuple(map(str, labels)) if isinstance(labels, list) else ()
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a model knows of its task: class names; whether it may answer nothing (None: not known); and what share its
+    run held out of the training set, by which seed."""
+
+    labels: tuple[str, ...] = ()
+    no_answer: bool | None = None
+    holdout: float = 0.0
+    seed: int = 0
 
 
-def stored_holdout(source: str) -> tuple[float, int]:
-    """Share and seed of what a pruned model's run held out of its training set; (0, 0) for any other model."""
+def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
+    """What a pruned or dense model knows of its task. Raises `ModelError` or `FileError`."""
+    if not is_artifact(source):
+        from transformers import AutoConfig
+
+        own = _own_labels(_read(AutoConfig.from_pretrained, hub.folder(source), source))
+        return Known(labels=tuple((label_map or {}).get(name, name) for name in own))
     table = _stored(source)
-    share, seed = table.get("holdout"), table.get("seed")
-    return (share, seed) if isinstance(share, float) and isinstance(seed, int) else (0.0, 0)
+    labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
+    return Known(
+        labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        no_answer=empty if isinstance(empty, bool) else None,
+        holdout=share if isinstance(share, float) else 0.0,
+        seed=seed if isinstance(seed, int) else 0,
+    )
 
 
 def load_artifact(folder: Path) -> Model:
@@ -275,6 +293,7 @@ def load_dense(
         config=config,
         output_loading_info=True,
         ignore_mismatched_sizes=order is None,
+        key_mapping=_key_mapping(config, kind),
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
     _check_finite(net, source)
@@ -284,10 +303,20 @@ def load_dense(
     _reorder(output, order)
     family = families.FAMILIES.get(config.model_type)
     if family is None:
-        notes += (f"{config.model_type} is not in capcli's table of families: all linear layers of its blocks count",)
+        notes += (_unknown_family(net, config.model_type),)
     net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
     return Model(
         net=net.eval(), tokenizer=tokenizer, family=family, labels=names, kind=kind, source=source, notes=note + notes
+    )
+
+
+def _unknown_family(net: Any, model_type: str) -> str:
+    """What is said of a family outside the table: how much of its blocks stands in linear layers, and is prunable."""
+    stack = {id(p): p.numel() for block in families.blocks(net, None).values() for p in block.parameters()}
+    share = sum(linear.weight.numel() for linear in families.prunable(net, None).values()) / max(1, sum(stack.values()))
+    return (
+        f"{model_type} is not in capcli's table of families: the linear layers of its blocks are prunable, "
+        f"{share:.0%} of the weights there"
     )
 
 
@@ -299,6 +328,12 @@ def _set_labels(config: Any, labels: Sequence[str], kind: str) -> tuple[str, ...
     config.id2label, config.label2id = dict(enumerate(shown)), {name: i for i, name in enumerate(shown)}
     config.problem_type = "multi_label_classification" if kind == "multilabel" else None
     return names
+
+
+def _key_mapping(config: Any, kind: str) -> dict[str, str] | None:
+    """Where the network of this kind calls its base model otherwise than the others of its family do, as Llama's."""
+    prefixes = [_auto(which)._model_mapping[type(config)].base_model_prefix for which in (kind, "classification")]
+    return None if prefixes[0] == prefixes[1] else {rf"^{prefixes[1]}\.": f"{prefixes[0]}."}
 
 
 def _with_padding(tokenizer: Any, config: Any) -> tuple[Any, tuple[str, ...]]:
@@ -518,7 +553,8 @@ def encode(
     """Run every batch in eval mode without gradients; yields how many examples are done.
 
     Returns logits [n_outputs, C] in 32 bits and L2-normalised sentence vectors [N, H] in 16 bits, both on the device;
-    in the order of the example ids, the logits of a head that answers per token in the order of all tokens.
+    in the order of the example ids, the logits of a head that answers per token in the order of all tokens. With
+    `n_outputs` 0, no logits are kept.
     """
     was_training = model.net.training
     model.net.eval()
@@ -531,7 +567,9 @@ def encode(
             if not done:
                 logits = torch.empty(n_outputs, some_logits.shape[-1], device=on.device)
                 vectors = torch.empty(n_examples, some_vectors.shape[1], device=on.device, dtype=torch.float16)
-            if batch.places is None:
+            if not n_outputs:
+                pass
+            elif batch.places is None:
                 logits[batch.ids] = some_logits.float()
             else:
                 real = batch.inputs["attention_mask"].bool()
@@ -544,12 +582,18 @@ def encode(
 
 
 def encoded(
-    model: Model, examples: Examples, on: Compute, event: Callable[..., Event], pooling: str = "head"
+    model: Model,
+    examples: Examples,
+    on: Compute,
+    event: Callable[..., Event],
+    pooling: str = "head",
+    *,
+    logits: bool = True,
 ) -> Generator[Event, None, tuple[Tensor, Tensor]]:
-    """Logits and sentence vectors of tokenised examples as `encode` gives them; yields `event(done, total)`."""
+    """Logits, if wanted, and sentence vectors of tokenised examples; yields `event(done, total)`. See `encode`."""
     rows = evaluation_batches(examples, on.token_budget)
     batches = (collate(examples, some, on.device) for some in rows)
-    coding = encode(model, batches, len(examples), examples.n_outputs, on, pooling)
+    coding = encode(model, batches, len(examples), examples.n_outputs if logits else 0, on, pooling)
     with contextlib.closing(coding):  # or the cache of masked weights, which is global, would outlive a stopped run
         while True:
             try:
@@ -614,17 +658,5 @@ def save_artifact(model: Model, out: Path, pruned: Sequence[str], settings: Mapp
 
 def artifact_files(out: Path) -> list[Path]:
     """The files that a pruned model consists of, without its reports."""
-    names = {
-        WEIGHTS_FILE,
-        CONFIG_FILE,
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-    }
+    names = {WEIGHTS_FILE, CONFIG_FILE, *TOKENIZER_FILES}
     return sorted(path for path in out.iterdir() if path.name in names)

@@ -6,7 +6,7 @@ Letters: N examples, C labels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,8 @@ class Task:
 
     text, pair, label: accepted column names, the official one first. kind: `classification`, `regression`,
     `multilabel`, `tokens` (one label per word; text holds the words) or `spans` (text is the question, pair the context
-    with the answer). entities: whether the labels must be of the kind O, B-person, I-person. header: the columns of a
-    tsv without a header.
+    with the answer). entities: whether the labels must be of the kind O, B-person, I-person. no_answer: whether there are
+    questions that their context does not answer; None: as the data has it. header: the columns of a tsv without one.
     """
 
     text: tuple[str, ...]
@@ -47,6 +47,7 @@ class Task:
     metrics: tuple[str, ...] = SINGLE
     hub: tuple[str, str] | None = None
     entities: bool = False
+    no_answer: bool | None = None
     header: tuple[str, ...] = ()
 
 
@@ -114,8 +115,8 @@ TASKS = {
         labels=("not_entailment", "entailment"),
         hub=("nyu-mll/glue", "wnli"),
     ),
-    "squad": _QUESTIONS(hub=("rajpurkar/squad", "plain_text")),
-    "squad_v2": _QUESTIONS(hub=("rajpurkar/squad_v2", "squad_v2")),
+    "squad": _QUESTIONS(hub=("rajpurkar/squad", "plain_text"), no_answer=False),
+    "squad_v2": _QUESTIONS(hub=("rajpurkar/squad_v2", "squad_v2"), no_answer=True),
     "text-classification": Task(text=_TEXTS, label=_LABELS),
     "text-pair-classification": Task(text=_TEXTS, pair=_PAIRS, label=_LABELS),
     "multi-label-classification": Task(text=_TEXTS, label=("labels", "label"), kind="multilabel", metrics=MULTILABEL),
@@ -132,7 +133,8 @@ class Split:
 
     columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
     None for all. labels: int64 [N] for classification, float64 [N] for regression, uint8 [N, C] for multilabel, an
-    object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans.
+    object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans. no_answer: for spans,
+    whether a question may have no answer.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Split:
     labels: NDArray[Any]
     kind: str = "classification"
     rows: NDArray[np.int64] | None = None
+    no_answer: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -260,6 +263,11 @@ class TaskData:
         return None if self.kind in ("regression", "spans") else self.labels
 
     @property
+    def no_answer(self) -> bool:
+        """For spans, whether a question may have no answer."""
+        return any(split.no_answer for split in self.evals.values())
+
+    @property
     def primary(self) -> str:
         """The metric that decides."""
         return self.metrics[0]
@@ -282,10 +290,11 @@ def load(
     max_train: int = 0,
     seed: int = 0,
     known: Sequence[str] = (),
+    no_answer: bool | None = None,
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
-    `known` are the classes of a model, for sets that name none. Without `train`, a set that has only a training split
+    `known` are the classes of a model, for sets that name none; `no_answer` is whether it may answer nothing. Without `train`, a set that has only a training split
     is measured on the part that `holdout` and `seed` held out of it, or on the whole.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
@@ -295,12 +304,21 @@ def load(
     wanted = _wanted(sources, train, holdout, config)
     opened = {name: sources[name]() for name in wanted}
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
-    names = _label_names(task, read[wanted[0]][1], known)
+    found = {name: one for name, (_, one) in read.items()}
+    names, notes = _label_names(task, found, known)
+    empty = _no_answer(task, found, no_answer)
     splits = {
-        name: Split(name=name, table=opened[name], columns=texts, labels=labels.coded(found, names), kind=task.kind)
-        for name, (texts, found) in read.items()
+        name: Split(
+            name=name,
+            table=opened[name],
+            columns=texts,
+            labels=labels.coded(one, names),
+            kind=task.kind,
+            no_answer=empty,
+        )
+        for name, (texts, one) in read.items()
     }
-    notes = [
+    notes += [
         f"{table.name}: {table.n_skipped} rows with too many or too few fields were left out"
         for table in opened.values()
         if table.n_skipped
@@ -399,17 +417,34 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str) -> 
     return (_column(table, task.label, chosen, "label", split),)
 
 
-def _label_names(task: Task, found: Labels, known: Sequence[str]) -> tuple[str, ...]:
-    """Names of the classes by index: of the task, or as `labels.names_of` has it."""
+def _label_names(task: Task, found: Mapping[str, Labels], known: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Names of the classes by index, and notes: those of the task, or of the first split as `labels.names_of` has it.
+
+    A tag that occurs only in an evaluation split gets an index too, though nothing can learn it: the words that bear it
+    are part of what is measured.
+    """
     if task.kind in ("regression", "spans") or task.labels:
-        return task.labels
-    names = labels.names_of(found, known)
+        return task.labels, []
+    first, *others = found.values()
+    names, notes = labels.names_of(first, known), []
+    if task.kind == "tokens" and not first.own_names:
+        more = sorted({name for one in others for name in labels.names_of(one, ())} - set(names))
+        names += tuple(more)
+        notes = [f"only in evaluation, so never learned: {labels.shown(more)}"] if more and not known else []
     if task.entities and not metrics.is_entity_scheme(names):
         raise DataError(
             f"labels of entities are O or like B-person and I-person; the data has {labels.shown(names)}",
             "for other labels of words use --task token-classification",
         )
-    return names
+    return names, notes
+
+
+def _no_answer(task: Task, found: Mapping[str, Labels], known: bool | None) -> bool:
+    """Whether a question may have no answer: as the task, the model or the first split has it."""
+    fixed = task.no_answer if task.no_answer is not None else known
+    if fixed is not None or task.kind != "spans":
+        return bool(fixed)
+    return any(not answers.texts for answers in next(iter(found.values())).values)
 
 
 def _check_training_labels(train: Split) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain
 from typing import Any
 
@@ -90,13 +91,21 @@ class Batch:
 
 
 def encode(
-    split: Split, tokenizer: Any, length: int, *, stride: int = 0, cache: bool = True, chunk: int = 2000
+    split: Split,
+    tokenizer: Any,
+    length: int,
+    *,
+    stride: int = 0,
+    cache: bool = True,
+    chunk: int = 2000,
+    check: Callable[[], None] = lambda: None,
 ) -> Examples:
     """Tokenise a split, `chunk` examples at a time; texts beyond `length` tokens are cut, the longer of a pair first.
 
     A context (spans) is not cut but divided into windows that share `stride` tokens; 0 chooses `STRIDE`, or half of
     what the window leaves for the context where that is less. From `CACHE_EXAMPLES` on the arrays are kept on disk,
-    memory-mapped, and found again by the content of what was tokenised, unless not `cache`.
+    memory-mapped, and found again by the content of what was tokenised, unless not `cache`. `check` is called after
+    each chunk; what it raises ends the work.
 
     Raises:
         DataError: a text that is none, a training answer that does not stand in its context, a stride that is too
@@ -111,7 +120,9 @@ def encode(
         stride = _stride(tokenizer, length, stride)
 
     def pieces() -> Iterator[Piece]:
-        return _pieces(split, tokenizer, length, stride, chunk)
+        for piece in _pieces(split, tokenizer, length, stride, chunk):
+            check()
+            yield piece
 
     whole: Piece | None = None
     if cache and len(split) >= CACHE_EXAMPLES and tokenizer.is_fast:
@@ -128,7 +139,7 @@ def _examples(whole: Piece, split: Split, tokenizer: Any) -> Examples:
         types=arrays.get("types"),
         offsets=np.concatenate([[0], np.cumsum(arrays["lengths"], dtype=np.int64)]),
         labels=arrays.get("labels", labels),
-        pad_id=tokenizer.pad_token_id or 0,
+        pad_id=_pad_id(tokenizer),
         kind=split.kind,
         owner=arrays.get("owner"),
         words=arrays.get("words"),
@@ -161,12 +172,23 @@ def _pieces(split: Split, tokenizer: Any, length: int, stride: int, chunk: int) 
         begin += len(texts)
 
 
+def _pad_id(tokenizer: Any) -> int:
+    return int(tokenizer.pad_token_id or 0)
+
+
 def _flat(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> NDArray[Any]:
     return np.fromiter(chain.from_iterable(rows), dtype=dtype, count=sum(map(len, rows)))
 
 
-def _coded(coded: Any, dtype: type[np.integer[Any]]) -> Arrays:
-    """The arrays that every kind has, from what a tokenizer returned."""
+def _coded(coded: Any, dtype: type[np.integer[Any]], pad_id: int) -> Arrays:
+    """The arrays that every kind has, from what a tokenizer returned.
+
+    Where a tokenizer without special tokens makes nothing of an empty text, a padding token stands for it.
+    """
+    for name, value in (("input_ids", pad_id), ("token_type_ids", 0), ("offset_mapping", (0, 0))):
+        for row in coded.get(name, ()):
+            if not row:
+                row.append(value)
     arrays = {
         "tokens": _flat(coded["input_ids"], dtype),
         "lengths": np.asarray([len(row) for row in coded["input_ids"]], dtype=np.int32),
@@ -184,7 +206,7 @@ def _n_cut(coded: Any, length: int) -> int:
 
 def _texts(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, dtype: Any) -> Piece:
     coded = tokenizer(texts, pairs, truncation=True, max_length=length, return_attention_mask=False)
-    return Piece(arrays=_coded(coded, dtype), n_cut=_n_cut(coded, length))
+    return Piece(arrays=_coded(coded, dtype, _pad_id(tokenizer)), n_cut=_n_cut(coded, length))
 
 
 # Labels of words -----------------------------------------------------------------------------------------------------
@@ -202,7 +224,7 @@ def _words(texts: list[list[str]], labels: NDArray[Any], tokenizer: Any, length:
         return_attention_mask=False,
         return_offsets_mapping=True,
     )
-    arrays = _coded(coded, dtype)
+    arrays = _coded(coded, dtype, _pad_id(tokenizer))
     first = [_first_tokens(words, spans) for words, spans in zip(texts, coded["offset_mapping"], strict=True)]
     arrays["words"] = np.concatenate(first)
     arrays["labels"] = np.concatenate(  # index -1 is the NO_LABEL at the end
@@ -269,14 +291,14 @@ def _windows(
     )
     owner = np.asarray(coded["overflow_to_sample_mapping"], dtype=np.int64)
     places = [_place(split, begin + i, context) for i, context in enumerate(contexts)]
+    arrays = _coded(coded, dtype, _pad_id(tokenizer))
     chars, labels = [], np.zeros((len(owner), 2), dtype=np.int64)
     for window, question in enumerate(owner):
         spans = np.asarray(coded["offset_mapping"][window], dtype=np.int32).reshape(-1, 2)
-        outside = np.asarray([sequence != 1 for sequence in coded.sequence_ids(window)], dtype=bool)
-        spans[outside] = -1
+        inside = [sequence == 1 for sequence in coded.sequence_ids(window)] or [False]
+        spans[~np.asarray(inside)] = -1
         chars.append(spans)
         labels[window] = _tokens_of(places[question], spans)
-    arrays = _coded(coded, dtype)
     arrays |= {"owner": owner + begin, "chars": np.concatenate(chars), "labels": labels}
     return Piece(arrays=arrays, n_cut=sum(a != b for a, b in zip(short, questions, strict=True)))
 
@@ -365,6 +387,8 @@ def _key(split: Split, tokenizer: Any, length: int, stride: int) -> str:
         tokenizer.model_input_names,
         tokenizer.all_special_ids,
         backend,
+        version("tokenizers"),
+        version("transformers"),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -404,6 +428,8 @@ def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device) -
         inputs["token_type_ids"] = np.where(inside, examples.types[places], 0).astype(np.int64)
     of_words = examples.kind == "tokens"
     labels = np.where(inside, examples.labels[places], NO_LABEL) if of_words else examples.labels[rows]
+    if labels.dtype == np.float64:
+        labels = labels.astype(np.float32)  # all that a loss needs, and some devices have no more
     return Batch(
         inputs={name: moved(array) for name, array in inputs.items()},
         labels=moved(labels),

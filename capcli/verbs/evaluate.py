@@ -67,14 +67,16 @@ def _answers(model: models.Model, examples: tokens.Examples, logits: np.ndarray)
         golds = [answers.texts for answers in split.labels]
         contexts = (context for _, pairs in split.chunks() for context in pairs or ())
         where = examples.offsets, examples.owner, examples.chars
-        return golds, decode.spans(logits, *where, contexts, len(golds), no_answer=not all(golds))
+        return golds, decode.spans(logits, *where, contexts, len(golds), no_answer=split.no_answer)
     return examples.labels, logits
 
 
-def encoded(model: models.Model, split: tasks.Split, source: TaskConfig) -> tokens.Examples:
-    """The split as the model reads it."""
+def encoded(
+    model: models.Model, split: tasks.Split, source: TaskConfig, check: Callable[[], None] = lambda: None
+) -> tokens.Examples:
+    """The split as the model reads it; see `tokens.encode`."""
     length = models.longest_input(model, source.longest)
-    return tokens.encode(split, model.tokenizer, length, stride=source.stride)
+    return tokens.encode(split, model.tokenizer, length, stride=source.stride, check=check)
 
 
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
@@ -91,9 +93,16 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     on = models.compute(config.hardware)
     yield Event(phase="load", note=f"loading {config.model}")
     same_data = config.source.data == models.stored_source(config.model).get("data")
-    holdout, seed = models.stored_holdout(config.model) if same_data else (0.0, 0)
-    labels = models.stored_labels(config.model)
-    data = tasks.load(config.source, train=False, holdout=holdout, seed=seed, known=labels)
+    known = models.known(config.model, config.label_names)
+    holdout = known.holdout if same_data else 0.0
+    data = tasks.load(
+        config.source,
+        train=False,
+        holdout=holdout,
+        seed=known.seed,
+        known=known.labels,
+        no_answer=known.no_answer,
+    )
     model = models.place(_load(config, config.model, data), on)
     splits = {}
     for index, (name, split) in enumerate(data.evals.items()):
@@ -127,7 +136,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     result |= _size_and_sparsity(model, config.model)
     yield Event(phase="latency", note="measuring latency")
     result["latency"] = latency(model, on, config.latency_batch, config.latency_length)
-    result["baseline"] = yield from _baseline(config, data, on)
+    result["baseline"] = yield from _baseline(config, data, on, found.n_examples)
     result["retention"] = retention(found.metrics, (result["baseline"] or {}).get("metrics", {}))
     result["gates"] = check_gates(config.gates, result)
     result["passed"] = all(gate["passed"] for gate in result["gates"])
@@ -165,9 +174,9 @@ def codings(weights: Path) -> dict[str, int]:
 
 
 def _baseline(
-    config: EvalConfig, data: tasks.TaskData, on: models.Compute
+    config: EvalConfig, data: tasks.TaskData, on: models.Compute, n_examples: int
 ) -> Generator[Event, None, dict[str, Any] | None]:
-    """Metrics of the baseline: read from a report, or measured on the same examples."""
+    """Metrics of the baseline: read from a report about as many examples, or measured on the same ones."""
     if not config.baseline:
         return None
     path = Path(config.baseline)
@@ -182,6 +191,11 @@ def _baseline(
             )
         if stored.get("task") not in (None, data.name):
             raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
+        if (theirs := table.get("n_examples", stored.get("n_examples"))) not in (None, n_examples):
+            raise ConfigError(
+                f"{path} was measured on {theirs} examples, {config.model} on {n_examples}",
+                "compare on the same examples: same --data and --max-eval-samples",
+            )
         return {"model": config.baseline, "metrics": numbers}
     model = models.place(_load(config, config.baseline, data), on)
     name, split = next(iter(data.evals.items()))

@@ -72,7 +72,7 @@ def _probe_task(
     source = TaskConfig(task=name, data=folder, max_length=config.max_length, max_eval_samples=config.max_eval_samples)
     data = tasks.load(source, max_train=config.max_train_samples, seed=config.seed)
     assert data.train is not None, "a training split was asked for"
-    length = models.longest_input(model, config.max_length)
+    length = models.longest_input(model, source.longest)
     parts = []
     for split in (data.train, next(iter(data.evals.values()))):
         examples = tokens.encode(split, model.tokenizer, length)
@@ -80,7 +80,7 @@ def _probe_task(
         def event(done: float = 0, total: float = 0) -> Event:
             return Event(phase=f"probe {name}", done=done, total=total, overall=share)
 
-        _, vectors = yield from models.encoded(model, examples, on, event, config.pooling)
+        _, vectors = yield from models.encoded(model, examples, on, event, config.pooling, logits=False)
         parts.append((vectors.float().cpu().numpy(), examples.labels))
     outputs = _fitted(*parts[0], parts[1][0], data)
     metric = data.primary

@@ -140,20 +140,20 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
     student = models.load_dense(config.model, data.labels, data.kind, config.seed)
     if config.criterion == "first-order":
         group_plan(student.layers(), config.sparsity)
-    folder.flag.check()
-    examples = evaluate.encoded(student, data.train, config.source)
-    folder.flag.check()
-    evals = {name: evaluate.encoded(student, split, config.source) for name, split in data.evals.items()}
+    check = folder.flag.check
+    examples = evaluate.encoded(student, data.train, config.source, check)
+    evals = {name: evaluate.encoded(student, split, config.source, check) for name, split in data.evals.items()}
     curve = data.holdout or tasks.cut(next(iter(data.evals.values())), CURVE_SAMPLES, 0)
+    curve_examples = evaluate.encoded(student, curve, config.source, check)
     setup = Setup(
         config=config,
         run=folder,
         on=on,
         data=data,
         train=examples,
-        curve=evaluate.encoded(student, curve, config.source),
+        curve=curve_examples,
         evals=evals,
-        meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve)), folder.flag),
+        meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve_examples)), folder.flag),
     )
     models.place(student, on)
     return setup, student
@@ -211,6 +211,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
     seconds = _seconds_per_example(setup, student)
     state = 4 * (3 * total + 3 * n * CRITERIA[config.criterion].learned)
     width = 2 * len(setup.train) * student.net.config.hidden_size
+    logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     return {
         "schema_version": report.SCHEMA_VERSION,
         "model": config.model,
@@ -220,7 +221,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
         "kept_weights": kept,
         "sparsity": 1 - kept / n,
         "artifact_bytes": round(4 * (total - n + kept) + sparse.entropy_bits(n, kept) / 8),
-        "work_bytes": run.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width,
+        "work_bytes": run.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
         "memory_bytes": state + 4 * (total + n) + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "minutes": setup.meter.total * seconds / 60,
     }
@@ -263,16 +264,19 @@ def _seconds_per_example(setup: Setup, student: models.Model) -> float:
 def _bank(
     setup: Setup, name: str, model: models.Model, event: Callable[..., run.Event] | None = None
 ) -> Generator[run.Event, None, tuple[torch.Tensor, torch.Tensor]]:
-    """Vectors and logits of the training set by `model`, encoded unless published before."""
+    """Vectors and, of the teacher, logits of the training set by `model`, encoded unless published before."""
+    wanted = name == "finetuned"
     folder = setup.run.work / f"bank-{name}"
     if not files.is_complete(folder):
         began = time.monotonic()
         event = event or setup.meter.stoppable(f"bank {name}")
-        logits, vectors = yield from models.encoded(model, setup.train, setup.on, event, setup.config.pooling)
+        logits, vectors = yield from models.encoded(
+            model, setup.train, setup.on, event, setup.config.pooling, logits=wanted
+        )
         banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began)
     else:
         setup.run.earlier.append(_stage(setup, folder.name).get("seconds", 0.0))
-    return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs)
+    return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs if wanted else 0)
 
 
 def _given_teacher(setup: Setup, student: models.Model) -> models.Model:
@@ -478,7 +482,7 @@ def _finish(
     masks.bake(pruner.masks)
     names = list(student.prunable())
     settings = {"source": dataclasses.asdict(config.source), "holdout": config.holdout, "seed": config.seed}
-    settings |= {"method": config.method, "sparsity": config.sparsity}
+    settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}
     sizes = models.save_artifact(student, out, names, settings)
     reopened = models.place(models.load_artifact(out), setup.on)
     event = setup.meter.stoppable("evaluate pruned")
