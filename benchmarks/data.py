@@ -5,9 +5,9 @@
 
 MODEL is a local folder or `mini`. Encoding and training use `--few` examples drawn from the set; a training step is a
 full CAP step (all losses, masks that change, random banks) of 32 examples. `--repeat-to` repeats the rows of the
-training set up to that number, in a parquet file of its own, to measure sets that are larger than the one at hand. Each
-stage runs in a process of its own, so that its peak is its own; the memory of the libraries alone is the first line. The
-cache is a temporary folder. Linux only: the peak is read from /proc.
+training set up to that number, in a parquet file of its own, to measure sets that are larger than the one at hand.
+Each stage runs in a process of its own, so that its peak is its own; the memory of the libraries alone is the first
+line. The cache is a temporary folder. Linux only: the peak is read from /proc.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def guarded(debug: bool) -> Iterator[None]:
         message, hint, code = explained(error)
         print(f"error: {plain(message, 2000)}", file=sys.stderr)
         if hint:
-            print(f"\nhint: {plain(hint, 2000)}", file=sys.stderr)
+            print(f"hint: {plain(hint, 2000)}", file=sys.stderr)
         sys.stderr.flush()
         raise typer.Exit(code) from None
 

@@ -63,7 +63,8 @@ class Repo:
     @property
     def perhaps(self) -> str:
         """The short name that the user may have meant."""
-        if self.kind != "model" or self.source.partition("@")[0] in ALIASES:
+        name = self.source.partition("@")[0]
+        if self.kind != "model" or name in ALIASES or name in ALIASES.values():
             return ""
         meant, found, _ = nearest(self.source, (BUILTIN_MODEL, *ALIASES)).partition("? ")
         return f"; {meant}?" if found else ""

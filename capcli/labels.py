@@ -80,6 +80,11 @@ def names_of(found: Labels, known: Sequence[str]) -> tuple[str, ...]:
     names = set(map(_as_name, _distinct(found.values)))
     if not names:
         raise DataError(f"{found.place} holds no labels")
+    if found.kind == "classification" and len(names) > max(20, len(found.values) / 2):
+        raise DataError(
+            f"{found.place} holds {len(names)} different labels in {len(found.values)} rows",
+            "for numbers use --task regression; where the label stands says --label-column",
+        )
     numeric, key = all(map(_is_number, names)), label_key(known)
     if found.own_names or {key(name) for name in names} <= {key(name) for name in known}:
         return tuple(found.own_names or known)
@@ -144,7 +149,8 @@ def _flags(columns: Sequence[str], *cells: Any) -> tuple[str, ...] | None:
     if all(_is_missing(cell) for cell in cells):
         return None
     if None in flags:
-        raise DataError(f"holds {cells[flags.index(None)]!r} where 0 or 1 is expected")
+        wrong = flags.index(None)
+        raise DataError(f"holds {cells[wrong]!r} in {columns[wrong]!r}, where 0 or 1 is expected")
     return tuple(name for name, flag in zip(columns, flags, strict=True) if flag)
 
 
@@ -209,13 +215,16 @@ def label_key(*tables: Sequence[str]) -> Callable[[str], str]:
 
 
 def _numbers(found: Labels, names: Sequence[str]) -> NDArray[np.float64]:
-    try:
-        numbers = np.asarray([float(value) for value in found.values])
-    except (TypeError, ValueError) as error:
-        hint = "for names of classes use --task text-classification"
-        raise DataError(f"{found.place} does not hold numbers: {error}", hint) from error
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{found.place} holds values that are not finite")
+    numbers = np.empty(len(found.values))
+    for row, value in enumerate(found.values):
+        try:
+            numbers[row] = float(value)
+        except (TypeError, ValueError) as error:
+            comma = isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value.strip())
+            hint = "decimals have a point" if comma else "for names of classes use --task text-classification"
+            raise DataError(f"row {row} of {found.place} holds {value!r}, not a number", hint) from error
+        if not math.isfinite(numbers[row]):
+            raise DataError(f"row {row} of {found.place} holds {value!r}, which is not finite")
     return numbers
 
 

@@ -112,6 +112,11 @@ def _last_states(out: Any) -> Tensor:
     return states
 
 
+def hub_id(source: str) -> str | None:
+    """The hub id behind a MODEL argument; None for a folder and the built-in model."""
+    return None if hub.is_local(source) else hub.resolve(source)[0]
+
+
 def is_artifact(source: str) -> bool:
     """Whether `source` is a folder that `cap prune` wrote."""
     return (Path(source) / CONFIG_FILE).is_file()

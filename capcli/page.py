@@ -139,6 +139,7 @@ def view(report: Mapping[str, Any]) -> dict[str, Any]:
         "tiles": _tiles(report, rows),
         "metrics": rows,
         "n_examples": count(metrics.get("n_examples")),
+        "split": named(metrics.get("split"), 60),
         "sparsity": _sparsity_rows(sparsity),
         "scale": figures.gradient(),
         "heat": figures.heat_map(sparsity.get("per_matrix")),

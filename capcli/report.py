@@ -53,6 +53,7 @@ def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) ->
         ("model", named(report.get("model"))),
         ("task", named(report.get("task"))),
         ("method", named(report.get("method"))),
+        ("measured on", _measured_on(part(report, "metrics"))),
         ("sparsity", f"{percent(sparsity.get('achieved'))} (requested {percent(sparsity.get('requested'))})"),
         ("whole model", percent(sparsity.get("whole_model"))),
         ("dense size", byte_size(size.get("dense_bytes"))),
@@ -60,6 +61,11 @@ def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) ->
         ("time", duration(part(report, "timing").get("total_seconds"))),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]
+
+
+def _measured_on(metrics: Mapping[str, Any]) -> str:
+    """Examples and split of the metrics."""
+    return f"{count(metrics.get('n_examples'))} examples, {named(metrics.get('split'), 60)}"
 
 
 def eval_rows(result: Mapping[str, Any]) -> list[Row]:
@@ -73,8 +79,8 @@ def eval_rows(result: Mapping[str, Any]) -> list[Row]:
     if sparsity := part(result, "sparsity"):
         whole = percent(sparsity.get("whole_model"))
         rows.append(("sparsity", f"{percent(sparsity.get('achieved'))} (whole model {whole})"))
-    if size := part(result, "size"):
-        rows.append(("artefact", byte_size(size.get("artifact_bytes"))))
+    if "artifact_bytes" in (size := part(result, "size")):
+        rows.append(("artefact", byte_size(size["artifact_bytes"])))
     if latency:
         rows.append(("latency", _latency(latency)))
     return [*rows, ("baseline", named(baseline.get("model")))] if baseline else rows
@@ -185,18 +191,13 @@ def probe_summary(result: Mapping[str, Any]) -> Group:
         probe, other = mapping(probe), part(result, "baseline", "tasks", name)
         change = finite(part(result, "differences").get(name))
         difference = NOT_MEASURED if change is None else f"{change:+.4f}"
-        rows.append(
-            (
-                named(name, 60),
-                named(probe.get("metric"), 40),
-                number(probe.get("mean")),
-                interval(probe.get("confidence_95")),
-                number(other.get("mean")),
-                difference,
-            )
-        )
-    about = [("model", named(result.get("model"))), ("baseline", named(part(result, "baseline").get("model")))]
-    table = _table(("task", "metric", "mean", "95 % interval", "baseline", "difference"), rows)
+        cells = (named(name, 60), named(probe.get("metric"), 40), number(probe.get("mean")))
+        rows.append((*cells, interval(probe.get("confidence_95")), number(other.get("mean")), difference))
+    baseline, heads = part(result, "baseline"), ("task", "metric", "mean", "95 % interval", "baseline", "difference")
+    about = [("model", named(result.get("model")))]
+    about += [("baseline", named(baseline.get("model")))] if baseline else []
+    n_columns = len(heads) if baseline else len(heads) - 2
+    table = _table(heads[:n_columns], [row[:n_columns] for row in rows])
     return Group(facts(about), "", table, *_gate_lines(result.get("gates")))
 
 

@@ -6,6 +6,8 @@ Letters: N examples, C labels.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +37,9 @@ class Task:
 
     text, pair, label: accepted column names, the official one first. kind: `classification`, `regression`,
     `multilabel`, `tokens` (one label per word; text holds the words) or `spans` (text is the question, pair the context
-    with the answer). entities: whether the labels must be of the kind O, B-person, I-person. no_answer: whether there are
-    questions that their context does not answer; None: as the data has it. header: the columns of a tsv without one.
+    with the answer). entities: whether the labels must be of the kind O, B-person, I-person. no_answer: whether there
+    are questions that their context does not answer; None: as the data has it. header: the columns of a tsv without
+    one.
     """
 
     text: tuple[str, ...]
@@ -294,8 +297,9 @@ def load(
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
-    `known` are the classes of a model, for sets that name none; `no_answer` is whether it may answer nothing. Without `train`, a set that has only a training split
-    is measured on the part that `holdout` and `seed` held out of it, or on the whole.
+    `known` are the classes of a model, for sets that name none; `no_answer` is whether it may answer nothing. Without
+    `train`, a set that has only a training split is measured on the part that `holdout` and `seed` held out of it, or
+    on the whole.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
@@ -327,6 +331,9 @@ def load(
     held = None
     if trained is not None:
         trained, held = _subsets(trained, holdout, max_train, seed)
+        whole = len(found["train"].values) - len(held or ())
+        if len(trained) < whole:
+            notes.append(f"train: {len(trained):,} of {whole:,} examples")
         if not splits:
             splits, held = {"holdout": _need_holdout(held)}, None
             notes.append("no evaluation split: evaluated on the held-out part of the training set")
@@ -334,6 +341,10 @@ def load(
     if not train and holdout and list(splits) == ["train"]:
         splits = {"holdout": _need_holdout(_subsets(splits["train"], holdout, 0, seed)[1])}
     evals = {name: cut(split, config.max_eval_samples, 0) for name, split in splits.items()}
+    sizes = {name: (len(split), len(splits[name])) for name, split in evals.items()}
+    notes += [f"{name}: {n:,} of {total:,} examples" for name, (n, total) in sizes.items() if n < total]
+    if "test" in evals:
+        notes.append("no validation split: evaluated on test")
     return TaskData(
         name=config.task,
         kind=task.kind,
@@ -393,7 +404,10 @@ def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tupl
         raise DataError(f"{config.task} reads one text, there is no second", "leave --pair-column out")
     if task.pair or config.pair_column:
         texts.append(_column(table, task.pair, config.pair_column, "pair", name))
-    return tuple(texts), labels.read(name, table, _label_columns(table, task, config, name), task.kind)
+    wanted = _label_columns(table, task, config, name)
+    if twice := {column for column in texts if [*texts, *wanted].count(column) > 1}:
+        raise DataError(f"column {min(twice)!r} of the {name} split is to be read for two purposes", "name another one")
+    return tuple(texts), labels.read(name, table, wanted, task.kind)
 
 
 def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: str) -> str:
@@ -402,9 +416,13 @@ def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: s
     for name in names:
         if name in table.columns:
             return name
+    close = difflib.get_close_matches(names[0].casefold(), [c.casefold().strip() for c in table.columns], n=1)
+    meant = next((c for c in table.columns if close and c.casefold().strip() == close[0]), None)
+    hint = f"did you mean --{what}-column {meant!r}?" if meant else f"name it with --{what}-column"
+    if len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
+        hint = "the cells are not separated by commas: save the file as csv with commas, or as tsv with tabs"
     raise DataError(
-        f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(table.columns)}",
-        f"name it with --{what}-column",
+        f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(map(repr, table.columns))}", hint
     )
 
 
@@ -457,7 +475,7 @@ def _check_training_labels(train: Split) -> None:
         return
     codes = np.concatenate(list(train.labels)) if train.kind == "tokens" else train.labels
     if len(np.unique(codes, axis=0)) < 2:
-        raise DataError("all training examples have the same label, there is nothing to learn")
+        raise DataError(f"all {len(train)} training examples have the same label, there is nothing to learn")
 
 
 # Subsets -------------------------------------------------------------------------------------------------------------

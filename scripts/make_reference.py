@@ -222,7 +222,9 @@ def task_table() -> str:
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
             "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
             f"words that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that "
-            f"of the words of the answer. The 95 % intervals come from {metrics.RESAMPLES:,} bootstrap resamples.\n",
+            f"of the words of the answer. The 95 % intervals of shares of examples (accuracy of "
+            "classification, subset_accuracy, exact_match) are Wilson's; the others come from "
+            f"{metrics.RESAMPLES:,} bootstrap resamples of the examples.\n",
             "## Built-in tasks\n",
             "They need no network. Licence: CC BY 4.0; sources and changes are in "
             "[capcli/data/tasks/README.md](../../capcli/data/tasks/README.md).\n",

@@ -125,7 +125,7 @@ def test_help_has_no_colour_off_a_terminal(changes: dict[str, str]) -> None:
         ({"teacher_epochs": 0}, ("needs a teacher", "--teacher")),
         ({"dense_share": 0.7, "final_share": 0.7}, ("no step is left",)),
         ({"data": "/no/such/data"}, ("no data at /no/such/data",)),
-        ({"text_column": "words"}, ("no text column 'words'", "text, label", "--text-column")),
+        ({"text_column": "words"}, ("no text column 'words'", "'text', 'label'", "--text-column")),
         ({"label_column": "y"}, ("no label column 'y'", "--label-column")),
         ({"teacher": "/no/such/teacher"}, ("/no/such/teacher",)),
         ({"sparsity": 0.999, "method": "cap-f"}, ("cannot reach sparsity 0.999", "choose a lower --sparsity")),
@@ -223,7 +223,7 @@ def test_eval_of_an_unfinished_run(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert invoke(*tiny.arguments(out, **SMALL, max_time=1e-6)).exit_code == 75
     refused(invoke("eval", str(out), "--task", "mr"), str(out))
-    refused(invoke("export", str(out)), "is not a finished model of cap prune")
+    refused(invoke("export", str(out)), "is a run that is not finished")
 
 
 def test_export_over_something(pruned: Path, tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_plan(tiny: Tiny, tmp_path: Path) -> None:
     result = invoke(*tiny.arguments(tmp_path / "out"), "--plan")
     assert result.exit_code == 0, result.stderr
     assert "weights kept" in result.stdout
-    assert "minutes" in result.stdout
+    assert "on this machine" in result.stdout
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import decode, files, metrics, models, sparse, tasks, tokens
+from capcli import decode, files, hub, metrics, models, sparse, tasks, tokens
 from capcli.config import EvalConfig, Gates, TaskConfig, build, parse_limits
 from capcli.errors import ConfigError, FileError
 from capcli.run import Event
@@ -82,6 +82,8 @@ def encoded(
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
     """The options of `cap eval`; for a pruned model, the task and data that it was pruned on are the default."""
     stored = models.stored_source(str(chosen["model"]))
+    if not stored and "task" not in chosen:
+        hub.folder(str(chosen["model"]))  # what is wrong with the model goes before what is missing for it
     if chosen.get("task", stored.get("task")) != stored.get("task"):
         stored = {}  # another task has other data and columns
     config: EvalConfig = build(EvalConfig, {**stored, **chosen})
@@ -251,13 +253,20 @@ def check_gates(gates: Gates, result: Mapping[str, Any]) -> list[dict[str, Any]]
         rows.append(_gate(f"max drop {name}", name, "<=", limit, baseline[name] - ours[name] if both else None))
     if gates.min_retention:
         name = result["primary"]
-        kept = result["retention"].get(name)
-        rows.append(_gate("min retention", f"retention of {name}", ">=", gates.min_retention, kept))
+        rows.append(_retention_gate(name, gates.min_retention, result))
     if gates.max_bytes:
         rows.append(_gate("max bytes", "weights_bytes", "<=", gates.max_bytes, result["size"].get("weights_bytes")))
     if gates.max_latency_ms:
         rows.append(_gate("max latency", "median_ms", "<=", gates.max_latency_ms, result["latency"].get("median_ms")))
     return rows
+
+
+def _retention_gate(name: str, limit: float, result: Mapping[str, Any]) -> dict[str, Any]:
+    row = _gate("min retention", f"retention of {name}", ">=", limit, result["retention"].get(name))
+    theirs = (result.get("baseline") or {}).get("metrics", {}).get(name)
+    if row["value"] is None and theirs is not None and name in result["metrics"]:
+        row["message"] = f"retention of {name} has no meaning: the baseline's is {theirs:.6g}, not above zero"
+    return row
 
 
 def _gate(name: str, metric: str, op: str, limit: float, value: float | None) -> dict[str, Any]:

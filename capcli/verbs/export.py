@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from capcli import files, models
+from capcli import files, hub, models
 from capcli.config import ExportConfig
 from capcli.errors import FileError, ModelError
 from capcli.run import Event
@@ -26,9 +26,8 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     """
     yield Event(phase="export", note=f"exporting {config.model} to {config.to}")
     if not models.is_artifact(config.model):
-        raise ModelError(
-            f"{config.model} is not a finished model of cap prune", "run cap prune first, or finish the run"
-        )
+        hub.folder(config.model)
+        raise ModelError(f"{config.model} is a dense model already", "cap export takes what cap prune wrote")
     out = config.out_folder
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileError(f"{out} exists and is not empty", "choose another folder with -o")

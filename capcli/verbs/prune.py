@@ -26,7 +26,7 @@ from capcli.config import PruneConfig, flatten, parse_label_map
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, group_plan, make_pruner
-from capcli.text import byte_size, percent
+from capcli.text import byte_size, duration, number, percent
 from capcli.verbs import evaluate
 
 CURVE_SAMPLES = 2000
@@ -176,10 +176,12 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
 
 def _notes(setup: Setup, student: models.Model) -> Generator[run.Event, None, None]:
     data, event = setup.data, setup.meter.of("load")
-    splits = {"train": setup.train, **setup.evals}
+    splits = {"train": setup.train, **({"held out": setup.curve} if data.holdout else {}), **setup.evals}
     counts = ", ".join(f"{name} {_counted(examples)}" for name, examples in splits.items())
     yield event(note=f"{data.name}: {counts}" + (f"; labels: {data.legend}" if data.labels else ""))
     length = models.longest_input(student, setup.config.source.longest)
+    if length < setup.config.source.max_length:
+        yield event(note=f"{student.source} reads at most {length} tokens, less than --max-length")
     for name, examples in splits.items():
         if examples.n_cut and data.kind == "spans":
             yield event(note=f"{examples.n_cut:,} questions of {name} fill more than half of {length} tokens, were cut")
@@ -203,6 +205,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
     """What the run would take, without writing anything: weights kept, disk, memory, and minutes from timed steps."""
     yield run.Event(phase="plan", note=f"loading {config.model} and timing a few steps")
     setup, student = _load(config, run.Run(out=config.out_folder, flag=run.StopFlag()))
+    yield from _notes(setup, student)
     n = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
     kept = masks.kept_count(config.sparsity, n)
@@ -239,7 +242,7 @@ def plan_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("weight file", f"about {byte_size(found['artifact_bytes'])}"),
         ("disk while running", f"about {byte_size(found['work_bytes'])}"),
         ("memory", f"about {byte_size(found['memory_bytes'])}"),
-        ("time", f"about {found['minutes']:.0f} minutes on this machine"),
+        ("time", f"about {duration(60 * found['minutes'])} on this machine"),
     ]
 
 
@@ -374,7 +377,8 @@ def _job(
         one = yield from evaluate.measure(model, setup.curve, names, setup.on, quiet, with_intervals=False)
         if pruner is not None and setup.data.holdout is not None:
             _keep_best(setup, model, pruner, step, one.metrics[setup.data.primary])
-        yield event(done=epoch + 1, total=epochs, note=_epoch_note(epoch, pruner, one.metrics))
+        where = " on the held-out part" if setup.data.holdout is not None else ""
+        yield event(done=epoch + 1, total=epochs, note=_epoch_note(epoch, pruner, one.metrics) + where)
         return one.metrics
 
     return train.Job(
@@ -395,7 +399,7 @@ def _job(
 
 
 def _epoch_note(epoch: int, pruner: Pruner | None, found: dict[str, float]) -> str:
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+    figures = ", ".join(f"{name} {number(value)}" for name, value in found.items())
     return f"epoch {epoch + 1}: {figures}" + (f" at sparsity {pruner.sparsity:.4f}" if pruner else "")
 
 
@@ -496,7 +500,9 @@ def _finish(
     record["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in models.artifact_files(out)
     }
-    card = report.render_card(record, base_model=student.source, pipeline_tag=PIPELINE_TAGS[student.kind])
+    card = report.render_card(
+        record, base_model=models.hub_id(student.source), pipeline_tag=PIPELINE_TAGS[student.kind]
+    )
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", report.render_html(record))
     files.write_json(out / run.REPORT, record)
