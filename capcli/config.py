@@ -193,7 +193,11 @@ class PruneConfig:
     )
     seed: int = option(1, "seed of everything random", panel="Training")
     epochs: int = option(4, "passes over the training set while pruning", panel="Training")
-    teacher_epochs: int = option(2, "passes over the training set for the teacher", panel="Training")
+    teacher_epochs: int = option(
+        0,
+        "passes over the training set for the teacher; 0 for 2, and for more on small sets: 150 steps, at most 8 passes",
+        panel="Training",
+    )
     batch_size: int = option(32, "examples per step", panel="Training")
     lr: float = option(1e-4, "peak learning rate of the weights", panel="Training")
     teacher_lr: float = option(5e-5, "peak learning rate of the teacher", panel="Training")
@@ -261,8 +265,12 @@ class PruneConfig:
                 raise ConfigError(f"{_flag(name)} is a share in [0, 1), got {value:g}")
         if self.dense_share + self.final_share > 1:
             raise ConfigError("--dense-share and --final-share together exceed 1, no step is left to prune in")
-        if not self.teacher and self.teacher_epochs == 0:
-            raise ConfigError("--teacher-epochs 0 needs a teacher", "give a fine-tuned model with --teacher")
+
+    def teacher_passes(self, n_examples: int) -> int:
+        """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""
+        if self.teacher or self.teacher_epochs:
+            return 0 if self.teacher else self.teacher_epochs
+        return min(8, max(2, math.ceil(150 * self.batch_size / max(1, n_examples))))
 
     @property
     def criterion(self) -> str:

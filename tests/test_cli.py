@@ -122,7 +122,6 @@ def test_help_has_no_colour_off_a_terminal(changes: dict[str, str]) -> None:
         ({"epochs": 0}, ("--epochs must be at least 1",)),
         ({"device": "tpu"}, ("unknown device 'tpu'",)),
         ({"precision": "int8"}, ("unknown precision",)),
-        ({"teacher_epochs": 0}, ("needs a teacher", "--teacher")),
         ({"dense_share": 0.7, "final_share": 0.7}, ("no step is left",)),
         ({"data": "/no/such/data"}, ("no data at /no/such/data",)),
         ({"text_column": "words"}, ("no text column 'words'", "'text', 'label'", "--text-column")),

@@ -39,7 +39,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: prune(sparsity=-0.1), "in [0, 1), got -0.1", ""),
     (lambda: prune(sparsity=97), "in [0, 1), got 97", "did you mean --sparsity 0.97?"),
     (lambda: prune(sparsity=float("nan")), "in [0, 1), got nan", ""),
-    (lambda: prune(teacher_epochs=0), "--teacher-epochs 0 needs a teacher", "--teacher"),
+    (lambda: prune(teacher_epochs=-1), "--teacher-epochs must be at least 0", ""),
     (lambda: prune(dense_share=0.7, final_share=0.4), "together exceed 1", ""),
     *[
         (lambda n=name: prune(**{n: 0}), f"--{name.replace('_', '-')} must be at least 1, got 0", "")
@@ -121,6 +121,13 @@ def test_what_is_valid_is_accepted() -> None:
 )
 def test_losses_stand_in_one_order(given: str, expected: tuple[str, ...]) -> None:
     assert prune(losses=given).loss_names == expected
+
+
+@pytest.mark.parametrize(("n", "passes"), [(100_000, 2), (2_400, 2), (2_399, 3), (512, 8), (1, 8)])
+def test_a_teacher_of_a_small_set_gets_more_passes(n: int, passes: int) -> None:
+    assert prune().teacher_passes(n) == passes
+    assert prune(teacher_epochs=5).teacher_passes(n) == 5
+    assert prune(teacher="x").teacher_passes(n) == 0
 
 
 def test_limits_and_folders() -> None:

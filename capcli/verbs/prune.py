@@ -166,7 +166,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
     snapshots = (config.epochs - 1) * n_train if "snc" in names else 0
     return {
         "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
-        "teacher": (0 if config.teacher else config.teacher_epochs) * n_train,
+        "teacher": config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
         "prune": config.epochs * (1.2 * n_train + FORWARD_SHARE * n_curve) + FORWARD_SHARE * snapshots,
@@ -364,11 +364,10 @@ def _job(
     snapshot: Callable[[int], train.Steps] | None = None,
 ) -> train.Job:
     config = setup.config
-    teaching = phase == "teacher"
+    epochs = config.teacher_passes(len(setup.train)) if phase == "teacher" else config.epochs
 
     def epoch_end(epoch: int, step: int) -> train.Steps:
         event = setup.meter.of(phase)
-        epochs = config.teacher_epochs if teaching else config.epochs
 
         def quiet(done: float = 0, total: float = 0) -> run.Event:
             return event(done=epoch + 1, total=epochs)
@@ -388,8 +387,8 @@ def _job(
         examples=setup.train,
         config=config,
         on=setup.on,
-        epochs=config.teacher_epochs if teaching else config.epochs,
-        lr=config.teacher_lr if teaching else config.lr,
+        epochs=epochs,
+        lr=config.teacher_lr if phase == "teacher" else config.lr,
         objective=objective,
         pruner=pruner,
         snapshot=snapshot or (lambda step: _nothing()),
