@@ -195,7 +195,7 @@ class PruneConfig:
     epochs: int = option(4, "passes over the training set while pruning", panel="Training")
     teacher_epochs: int = option(
         0,
-        "passes over the training set for the teacher; 0 for 2, and for more on small sets: 150 steps, at most 8 passes",
+        "passes over the training set for the teacher; 0 for 2, or more on a small set: 150 steps, at most 8 passes",
         panel="Training",
     )
     batch_size: int = option(32, "examples per step", panel="Training")
