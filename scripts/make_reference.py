@@ -280,8 +280,8 @@ def model_table() -> str:
             ),
             "`cap-f` removes whole heads and neurons, so it must know where they lie. A family that is not in capcli's "
             "table is pruned without structure, in all linear layers of its repeated blocks, with a notice, and "
-            "`cap-f` and `first-order` refuse it. What `head` means for its sentence vector then: the first token's "
-            "last state.\n",
+            "`cap-f` and `first-order` refuse it; the notice says how much of the blocks stands in linear layers. For "
+            "its sentence vector `head` means `mean`.\n",
             "## Prunable matrices\n",
             "These linear layers of each layer are prunable. Embeddings, biases, normalisations, pooler and the task's "
             "head stay dense.\n",
