@@ -143,7 +143,8 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
     check = folder.flag.check
     examples = evaluate.encoded(student, data.train, config.source, check)
     evals = {name: evaluate.encoded(student, split, config.source, check) for name, split in data.evals.items()}
-    curve = data.holdout or tasks.cut(next(iter(data.evals.values())), CURVE_SAMPLES, 0)
+    most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
+    curve = data.holdout or tasks.cut(next(iter(data.evals.values())), most, 0)
     curve_examples = evaluate.encoded(student, curve, config.source, check)
     setup = Setup(
         config=config,
