@@ -75,21 +75,22 @@ def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Label
     return found
 
 
-def names_of(found: Labels, known: Sequence[str]) -> tuple[str, ...]:
-    """Names of the classes by index: those of the table, else the `known` ones if they cover what occurs, else that."""
+def names_of(found: Labels, perhaps: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the classes by index: those of the table; else `perhaps`, if they cover what occurs; else what occurs."""
+    if found.own_names:
+        return found.own_names
     names = set(map(_as_name, _distinct(found.values)))
     if not names:
         raise DataError(f"{found.place} holds no labels")
+    key = label_key(perhaps)
+    if {key(name) for name in names} <= {key(name) for name in perhaps}:
+        return tuple(perhaps)
     if found.kind == "classification" and len(names) > max(20, len(found.values) / 2):
         raise DataError(
             f"{found.place} holds {len(names)} different labels in {len(found.values)} rows",
             "for numbers use --task regression; where the label stands says --label-column",
         )
-    numeric, key = all(map(_is_number, names)), label_key(known)
-    if found.own_names or {key(name) for name in names} <= {key(name) for name in known}:
-        return tuple(found.own_names or known)
-    if known and numeric and not any(map(_is_number, known)) and all(0 <= int(name) < len(known) for name in names):
-        return tuple(known)
+    numeric = all(map(_is_number, names))
     return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else (lambda v: (v.casefold(), v))))
 
 
@@ -262,8 +263,24 @@ _CODERS: dict[str, Callable[[Labels, Sequence[str]], NDArray[Any]]] = {
 }
 
 
+def unknown(found: Labels, names: Sequence[str]) -> list[str]:
+    """The labels that occur and are not among `names`."""
+    return sorted({_as_name(value) for value, code in _table(found, names).items() if code is None})
+
+
 def _codes(found: Labels, names: Sequence[str]) -> dict[Any, int]:
-    """The index of each label that occurs into `names`: by name when it is a string or a named code, else as a code.
+    """The index of each label that occurs into `names`. Raises `DataError` for labels that are not among them."""
+    table = _table(found, names)
+    missing = unknown(found, names)
+    if missing == ["-1"] and len(table) == 1:
+        raise DataError(f"the labels of the {found.split} split are hidden (-1)", "use a split with labels")
+    if missing:
+        raise DataError(f"unknown labels in the {found.split} split: {shown(missing, 5)}; the task has {shown(names)}")
+    return {value: code for value, code in table.items() if code is not None}
+
+
+def _table(found: Labels, names: Sequence[str]) -> dict[Any, int | None]:
+    """The index of each label that occurs: by name when it is a string or a named code, else as a code; or None.
 
     Names that are numbers are names only: among classes 1 and 2, a label 0 is unknown and not the first class.
     """
@@ -278,9 +295,4 @@ def _codes(found: Labels, names: Sequence[str]) -> dict[Any, int]:
         name = _as_name(value)
         code = int(name) if _is_number(name) and int(name) in codes else None
         table[value] = index.get(key(name), code)
-    unknown = sorted(str(value) for value, code in table.items() if code is None)
-    if unknown == ["-1"] and len(table) == 1:
-        raise DataError(f"the labels of the {found.split} split are hidden (-1)", "use a split with labels")
-    if unknown:
-        raise DataError(f"unknown labels in the {found.split} split: {shown(unknown, 5)}; the task has {shown(names)}")
-    return {value: code for value, code in table.items() if code is not None}
+    return table

@@ -147,10 +147,11 @@ def stored_source(source: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What a model knows of its task: class names; whether it may answer nothing (None: not known); and what share its
-    run held out of the training set, by which seed."""
+    """What a model knows of its task: class names, if `ours` the very ones of its data; whether it may answer nothing
+    (None: not known); and what share its run held out of the training set, by which seed."""
 
     labels: tuple[str, ...] = ()
+    ours: bool = False
     no_answer: bool | None = None
     holdout: float = 0.0
     seed: int = 0
@@ -167,6 +168,7 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
     labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
     return Known(
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        ours=True,
         no_answer=empty if isinstance(empty, bool) else None,
         holdout=share if isinstance(share, float) else 0.0,
         seed=seed if isinstance(seed, int) else 0,
@@ -337,8 +339,10 @@ def _set_labels(config: Any, labels: Sequence[str], kind: str) -> tuple[str, ...
 
 def _key_mapping(config: Any, kind: str) -> dict[str, str] | None:
     """Where the network of this kind calls its base model otherwise than the others of its family do, as Llama's."""
-    prefixes = [_auto(which)._model_mapping[type(config)].base_model_prefix for which in (kind, "classification")]
-    return None if prefixes[0] == prefixes[1] else {rf"^{prefixes[1]}\.": f"{prefixes[0]}."}
+    other = "classification" if kind == "spans" else "spans"
+    classes = [_auto(which)._model_mapping.get(type(config), None) for which in (kind, other)]
+    prefixes = [getattr(one, "base_model_prefix", "") for one in classes]
+    return None if "" in prefixes or prefixes[0] == prefixes[1] else {rf"^{prefixes[1]}\.": f"{prefixes[0]}."}
 
 
 def _with_padding(tokenizer: Any, config: Any) -> tuple[Any, tuple[str, ...]]:

@@ -293,13 +293,14 @@ def load(
     max_train: int = 0,
     seed: int = 0,
     known: Sequence[str] = (),
+    perhaps: Sequence[str] = (),
     no_answer: bool | None = None,
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
-    `known` are the classes of a model, for sets that name none; `no_answer` is whether it may answer nothing. Without
-    `train`, a set that has only a training split is measured on the part that `holdout` and `seed` held out of it, or
-    on the whole.
+    `known` are the classes of a model of ours, for sets that name none, and `perhaps` those of another model, taken if
+    they cover what occurs; `no_answer` is whether the model may answer nothing. Without `train`, a set that has only a
+    training split is measured on the part that `holdout` and `seed` held out of it, or on the whole.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
@@ -309,7 +310,7 @@ def load(
     opened = {name: sources[name]() for name in wanted}
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
     found = {name: one for name, (_, one) in read.items()}
-    names, notes = _label_names(task, found, known)
+    names, notes = _label_names(task, found, perhaps) if not known or task.labels else (tuple(known), [])
     empty = _no_answer(task, found, no_answer)
     splits = {
         name: Split(
@@ -435,7 +436,7 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str) -> 
     return (_column(table, task.label, chosen, "label", split),)
 
 
-def _label_names(task: Task, found: Mapping[str, Labels], known: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+def _label_names(task: Task, found: Mapping[str, Labels], perhaps: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """Names of the classes by index, and notes: those of the task, or of the first split as `labels.names_of` has it.
 
     A tag that occurs only in an evaluation split gets an index too, though nothing can learn it: the words that bear it
@@ -444,11 +445,11 @@ def _label_names(task: Task, found: Mapping[str, Labels], known: Sequence[str]) 
     if task.kind in ("regression", "spans") or task.labels:
         return task.labels, []
     first, *others = found.values()
-    names, notes = labels.names_of(first, known), []
+    names, notes = labels.names_of(first, perhaps), []
     if task.kind == "tokens" and not first.own_names:
-        more = sorted({name for one in others for name in labels.names_of(one, ())} - set(names))
+        more = sorted({name for one in others for name in labels.unknown(one, names) if name != "-1"})
         names += tuple(more)
-        notes = [f"only in evaluation, so never learned: {labels.shown(more)}"] if more and not known else []
+        notes = [f"only in evaluation, so never learned: {labels.shown(more)}"] if more else []
     if task.entities and not metrics.is_entity_scheme(names):
         raise DataError(
             f"labels of entities are O or like B-person and I-person; the data has {labels.shown(names)}",

@@ -102,7 +102,8 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
         train=False,
         holdout=holdout,
         seed=known.seed,
-        known=known.labels,
+        known=known.labels if known.ours else (),
+        perhaps=known.labels,
         no_answer=known.no_answer,
     )
     model = models.place(_load(config, config.model, data), on)
