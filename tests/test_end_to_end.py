@@ -31,7 +31,7 @@ from tiny import (
 )
 
 import capcli
-from capcli import decode, files, models
+from capcli import decode, files, models, tokens
 from capcli.config import METHODS, EvalConfig, ExportConfig, ProbeConfig, TaskConfig
 
 NAMES: dict[str, set[str]] = {
@@ -237,6 +237,21 @@ def test_probe_of_a_model_that_answers_per_token(others: Callable[[str], Path], 
     found = json.loads(result.stdout)["tasks"]["mr"]
     assert (found["n_examples"], found["n_classes"], found["metric"]) == (30, 2, "accuracy")
     assert 0 <= found["mean"] <= 1
+
+
+def test_probe_chooses_a_length_as_the_other_commands_do(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("--max-train-samples", "20", "--max-eval-samples", "20", "--threads", "1", "--json")
+    lengths: list[int] = []
+    real = tokens.encode
+
+    def spied(split: Any, tokenizer: Any, length: int, **options: Any) -> Any:
+        lengths.append(length)
+        return real(split, tokenizer, length, **options)
+
+    monkeypatch.setattr(tokens, "encode", spied)
+    result = invoke("probe", str(pruned), "--tasks", "mr", *few, "--max-length", "0")
+    assert result.exit_code == 0, result.stderr
+    assert lengths == [64, 64]  # all that the model takes, of 128
 
 
 # Options -------------------------------------------------------------------------------------------------------------
