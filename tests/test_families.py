@@ -21,7 +21,7 @@ from tiny import Tiny, write_byte_tokenizer, write_csv, write_jsonl, write_token
 import capcli
 from capcli import families, masks, models, pruner, tasks, tokens
 from capcli.config import EvalConfig, ExportConfig, TaskConfig
-from capcli.errors import ConfigError
+from capcli.errors import ConfigError, ModelError
 
 TOKENIZERS = {
     "words": write_tokenizer,
@@ -235,3 +235,9 @@ def test_the_note_on_a_family_outside_the_table_says_how_much_is_prunable(family
     if name == "gpt2":  # matrices of 16x48, 16x16, 16x24 and 24x16; then their biases and two norms
         assert share == f"{100 * 1792 / (1792 + 48 + 16 + 24 + 16 + 2 * 32):.0f}%" == "91%"
     assert model.notes[-1].endswith(f"the linear layers of its blocks are prunable, {share} of the weights there")
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="the names of the base model are looked up for a missing head")
+def test_a_family_without_a_head_of_the_kind_is_refused(family: Folder) -> None:
+    with pytest.raises(ModelError, match="transformers has no head of this kind for"):
+        models.load_dense(str(family("bart")), ("x", "y"), "tokens", 1)

@@ -647,6 +647,22 @@ def test_a_tag_that_occurs_in_evaluation_only_has_an_index_and_is_said(tmp_path:
     assert (same.labels, same.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
 
 
+@pytest.mark.xfail(strict=True, reason="tags of evaluation are compared as they are written, and a code is a name")
+@pytest.mark.parametrize("cells", [["b-loc", "b-per", "i-loc", "o"], [0, 1, 2, 3]])
+def test_tags_of_evaluation_are_known_by_case_or_code_too(tmp_path: Path, cells: list[Any]) -> None:
+    """As the labels of sentences are: these are no new tags."""
+    data = tasks.load(config(tagged(tmp_path, MARKS, [cells]), task="token-classification"))
+    assert (data.labels, data.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
+    assert data.evals["validation"].labels[0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.xfail(strict=True, reason="-1 becomes a tag that occurs in evaluation only")
+@pytest.mark.parametrize("task", ["ner", "token-classification"])
+def test_hidden_tags_are_said_to_be_hidden(tmp_path: Path, task: str) -> None:
+    with pytest.raises(DataError, match=r"the labels of the validation split are hidden \(-1\)"):
+        tasks.load(config(tagged(tmp_path, MARKS, [[-1, -1], [-1]]), task=task))
+
+
 def test_words_and_labels_of_different_number_are_named(tmp_path: Path) -> None:
     data = of_kind(tmp_path, "ner", {"tokens": WORDS, "tags": [*MARKS[:1], ["O"], *MARKS[2:]]})
     with pytest.raises(DataError, match="row 1 of column 'tokens' of the train split has 2 words but 1 labels"):
