@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,12 @@ import pytest
 import registry
 import torch
 from registry import ROWS
-from tiny import Tiny, write_byte_tokenizer, write_tokenizer
+from tiny import Tiny, write_byte_tokenizer, write_csv, write_jsonl, write_tokenizer
 
 import capcli
-from capcli import families, masks, models, pruner
+from capcli import families, masks, models, pruner, tasks, tokens
 from capcli.config import EvalConfig, ExportConfig, TaskConfig
-from capcli.errors import ConfigError
+from capcli.errors import ConfigError, ModelError
 
 TOKENIZERS = {
     "words": write_tokenizer,
@@ -101,6 +104,31 @@ def plain_logits(folder: Path, kind: str, batch: dict[str, torch.Tensor]) -> tor
     return torch.as_tensor(out.logits)
 
 
+@pytest.mark.parametrize("kind", ["classification", "tokens"])
+def test_a_decoder_is_pruned_on_data_with_empty_texts(tiny: Tiny, family: Folder, tmp_path: Path, kind: str) -> None:
+    """Its tokenizer puts nothing around a text, so that nothing is left of an empty one."""
+    task, data = SOURCES[kind][0], str(tmp_path / "set")
+    for split in ("train", "validation"):
+        if kind == "classification":
+            header, *rows = csv.reader((Path(tiny.data) / f"{split}.csv").open())
+            emptied = [("" if i % 4 == 0 else text, label) for i, (text, label) in enumerate(rows)]
+            write_csv(tmp_path / "set" / f"{split}.csv", (header[0], header[1]), emptied)
+        else:
+            lines = [json.loads(line) for line in (Path(tiny.tags) / f"{split}.jsonl").read_text().splitlines()]
+            lines[::4] = [{"tokens": [], "ner_tags": []}] * len(lines[::4])
+            write_jsonl(tmp_path / "set" / f"{split}.jsonl", lines)
+    report = prune(tiny, family("qwen2"), tmp_path / "out", kind, data=data, max_eval_samples=0)
+    assert report["status"] == "complete"
+    assert report["metrics"]["n_examples"] == 48
+    model = models.load_artifact(tmp_path / "out")
+    split = tasks.load(TaskConfig(task=task, data=data)).evals["validation"]
+    lengths = tokens.encode(split, model.tokenizer, 32).lengths
+    assert (lengths == 1).sum() >= 12 and lengths.min() == 1
+    again = capcli.evaluate(EvalConfig(source=TaskConfig(task=task, data=data, max_length=32), model=model.source))
+    assert again["metrics"] == report["metrics"]["pruned"]
+    assert all(math.isfinite(value) for value in again["metrics"].values())
+
+
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_structured_pruning(tiny: Tiny, family: Folder, tmp_path: Path, name: str) -> None:
     report = prune(tiny, family(name), tmp_path / "out", "classification", method="cap-f", sparsity=0.5, epochs=2)
@@ -176,3 +204,40 @@ def test_a_family_outside_the_table_is_pruned_without_structure_only(
     with pytest.raises(ConfigError, match="whose heads and neurons capcli does not know") as caught:
         prune(tiny, family(name), tmp_path / "out", "classification", method="cap-f", sparsity=0.5)
     assert "cap-soft" in caught.value.hint
+
+
+UNKNOWN = [name for name, row in ROWS.items() if not row.structured]
+
+
+@pytest.mark.parametrize("kind", ["classification", "tokens", "spans"])
+@torch.no_grad()
+def test_the_vector_of_a_family_outside_the_table_is_the_mean(family: Folder, kind: str) -> None:
+    """It may be causal, and then the first token knows nothing of what follows."""
+    model = models.load_dense(str(family("gpt2")), ("x", "y"), kind, 1)
+    batch = dict(model.tokenizer(["the dull story was rather long", "the film"], padding=True, return_tensors="pt"))
+    assert batch["input_ids"][0, 0] == batch["input_ids"][1, 0]
+    vectors = models.forward(model, batch)[1]
+    states = model.net.base_model(**batch).last_hidden_state
+    for vector, own, mask in zip(vectors, states, batch["attention_mask"], strict=True):
+        assert torch.allclose(vector, own[mask.bool()].mean(0), atol=1e-6)
+    assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
+    first = models.forward(model, batch, "cls")[1]
+    assert torch.allclose(first[0], first[1], atol=1e-6)
+    assert torch.equal(first, states[:, 0])
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_the_note_on_a_family_outside_the_table_says_how_much_is_prunable(family: Folder, name: str) -> None:
+    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    inside = {n: p for n, p in model.net.base_model.named_parameters() if re.search(r"(^|\.)(h|layers?)\.\d+\.", n)}
+    linear = sum(weight.weight.numel() for weight in model.prunable().values())
+    share = f"{100 * linear / sum(p.numel() for p in inside.values()):.0f}%"
+    if name == "gpt2":  # matrices of 16x48, 16x16, 16x24 and 24x16; then their biases and two norms
+        assert share == f"{100 * 1792 / (1792 + 48 + 16 + 24 + 16 + 2 * 32):.0f}%" == "91%"
+    assert model.notes[-1].endswith(f"the linear layers of its blocks are prunable, {share} of the weights there")
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="the names of the base model are looked up for a missing head")
+def test_a_family_without_a_head_of_the_kind_is_refused(family: Folder) -> None:
+    with pytest.raises(ModelError, match="transformers has no head of this kind for"):
+        models.load_dense(str(family("bart")), ("x", "y"), "tokens", 1)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import registry
 import safetensors.torch
 import torch
+from tiny import write_byte_tokenizer
 from torch import nn
 
 from capcli import families, files, models, sparse, tables, tasks, tokens
@@ -161,6 +163,42 @@ def test_a_headless_checkpoint_gets_a_head_and_says_no_pooler(checkpoint: Make, 
     assert not torch.equal(one.net.classifier.weight, other.net.classifier.weight)
     with pytest.raises(ModelError, match=r"incomplete: 2 missing or misshapen, first bert\.pooler"):
         load(folder, ("negative", "positive"), need_head=True)
+
+
+@pytest.mark.parametrize("kind", ["spans", "classification", "tokens"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_language_model_gives_its_base_to_every_kind(tmp_path: Path, family: str, kind: str) -> None:
+    """Also where the network with the head calls its base model by another name, as Llama's for spans does."""
+    from transformers import AutoModelForCausalLM
+
+    vocabulary = write_byte_tokenizer(tmp_path, padding=False)
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(registry.config_of(family, vocabulary))
+    plain.save_pretrained(tmp_path)
+    expected = plain.base_model.state_dict()
+    nets = [load(tmp_path, ABC, kind=kind, seed=seed).net for seed in (1, 2)]
+    for net in nets:
+        found = net.base_model.state_dict()
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    heads = [models._output(net)[1].weight for net in nets]
+    assert heads[0].shape[0] == (2 if kind == "spans" else 3)
+    assert not torch.equal(*heads)
+
+
+@torch.no_grad()
+def test_a_language_model_answers_as_transformers_own_class_does(tmp_path: Path) -> None:
+    """A checkpoint that holds a head for spans, under that class's own names, is loaded as it is."""
+    from transformers import AutoModelForQuestionAnswering
+
+    vocabulary = write_byte_tokenizer(tmp_path, padding=False)
+    torch.manual_seed(0)
+    plain = AutoModelForQuestionAnswering.from_config(registry.config_of("llama", vocabulary)).eval()
+    plain.save_pretrained(tmp_path)
+    model = load(tmp_path, (), kind="spans")
+    batch = dict(model.tokenizer(["a good film", "dull"], padding=True, return_tensors="pt"))
+    out = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    assert torch.equal(models.forward(model, batch)[0], torch.stack([out.start_logits, out.end_logits], dim=-1))
 
 
 def test_loading_is_in_32_bits(checkpoint: Make, tmp_path: Path) -> None:
@@ -409,6 +447,13 @@ def test_encode_does_not_depend_on_the_batches(checkpoint: Make, tokenizer: Any)
     many = run(models.encode(model, batches(examples, 10_000), 9, 9, CPU, "mean"))[1]
     for a, b in zip(one, many, strict=True):
         assert torch.allclose(a.float(), b.float(), atol=1e-3)
+
+
+def test_encode_keeps_no_logits_that_nobody_wants(checkpoint: Make, tokenizer: Any) -> None:
+    model, examples = load(checkpoint("bert", ABC)), examples_of(tokenizer, 5)
+    logits, vectors = run(models.encoded(model, examples, CPU, lambda done, total: done, logits=False))[1]
+    assert logits.shape == (0, 3)
+    assert torch.equal(vectors, run(models.encoded(model, examples, CPU, lambda done, total: done))[1][1])
 
 
 def test_compute_finds_the_device_or_says_so() -> None:

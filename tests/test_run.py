@@ -7,6 +7,7 @@ forks of this process, which has torch loaded; a killed fork cleans nothing up, 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import random
@@ -25,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import WEIGHTS, Tiny, environment, forked, invoke, outcome, wait, write_model
 
-from capcli import files, run
+from capcli import files, run, tokens
 from capcli.errors import CapError, RunFailed, Stopped
 
 # 3 + 9 steps with snapshots, a checkpoint after each, about half a second of work and 460 file operations.
@@ -243,6 +244,45 @@ def test_time_runs_out_in_the_middle(tiny: Tiny, tmp_path: Path, whole: tuple[An
                 flag.deadline = 0.0
     finish(tiny, tmp_path / "out")
     assert outcome(tmp_path / "out") == whole[0]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_signal_while_the_texts_are_tokenised(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """R4: exit 75 after the chunk at hand, not after all of the set; also while the tokens are written to the cache."""
+    if kept:
+        monkeypatch.setattr(tokens, "CACHE_EXAMPLES", 1)
+        monkeypatch.setenv("CAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tokens, "encode", functools.partial(tokens.encode, chunk=10))
+    chunks: list[int] = []
+    cut = tokens._texts
+
+    def counted(texts: list[str], *rest: Any) -> Any:
+        chunks.append(len(texts))
+        if len(chunks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cut(texts, *rest)
+
+    monkeypatch.setattr(tokens, "_texts", counted)
+    result = invoke(*tiny.arguments(tmp_path / "out", **SMALL))
+    assert result.exit_code == 75, result.stderr
+    assert "stopped by SIGTERM" in result.stderr
+    assert chunks == [10, 10, 10]
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_flag_that_is_set_from_the_start(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from capcli.verbs import prune
+
+    chunks: list[int] = []
+    cut = tokens._texts
+    monkeypatch.setattr(tokens, "_texts", lambda *arguments: chunks.append(1) or cut(*arguments))
+    with pytest.raises(Stopped, match="stopped by the test") as caught:
+        list(prune.prune(tiny.prune_config(tmp_path / "out", **SMALL), flag=run.StopFlag(reason="the test")))
+    assert caught.value.exit_code == 75
+    assert len(chunks) <= 1
 
 
 # Failing disks -------------------------------------------------------------------------------------------------------

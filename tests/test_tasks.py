@@ -631,6 +631,40 @@ def test_other_labels_of_words_have_other_metrics(tmp_path: Path) -> None:
     assert "token-classification" in caught.value.hint
 
 
+def tagged(root: Path, train: list[list[Any]], validation: list[list[Any]]) -> str:
+    """Sentences with these tags."""
+    for split, tags in (("train", train), ("validation", validation)):
+        write(root / f"{split}.jsonl", {"tokens": [["w"] * len(row) for row in tags], "ner_tags": tags})
+    return str(root)
+
+
+def test_a_tag_that_occurs_in_evaluation_only_has_an_index_and_is_said(tmp_path: Path) -> None:
+    """The others keep theirs: those that are learned come first."""
+    data = tasks.load(config(tagged(tmp_path, MARKS, [["O", "B-PER"], ["I-PER", "I-ORG"], ["I-ORG", "O"]]), task="ner"))
+    assert data.labels == ("B-LOC", "B-PER", "I-LOC", "O", "I-ORG", "I-PER")
+    assert [row.tolist() for row in data.train.labels] == [[1, 3, 1], [3, 3], [3, 0, 2]]
+    assert [row.tolist() for row in data.evals["validation"].labels] == [[3, 1], [5, 4], [4, 3]]
+    assert data.notes == ("only in evaluation, so never learned: I-ORG, I-PER",)
+    same = tasks.load(config(tagged(tmp_path / "same", MARKS, MARKS[:1]), task="ner"))
+    assert (same.labels, same.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
+
+
+@pytest.mark.xfail(strict=True, reason="tags of evaluation are compared as they are written, and a code is a name")
+@pytest.mark.parametrize("cells", [["b-loc", "b-per", "i-loc", "o"], [0, 1, 2, 3]])
+def test_tags_of_evaluation_are_known_by_case_or_code_too(tmp_path: Path, cells: list[Any]) -> None:
+    """As the labels of sentences are: these are no new tags."""
+    data = tasks.load(config(tagged(tmp_path, MARKS, [cells]), task="token-classification"))
+    assert (data.labels, data.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
+    assert data.evals["validation"].labels[0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.xfail(strict=True, reason="-1 becomes a tag that occurs in evaluation only")
+@pytest.mark.parametrize("task", ["ner", "token-classification"])
+def test_hidden_tags_are_said_to_be_hidden(tmp_path: Path, task: str) -> None:
+    with pytest.raises(DataError, match=r"the labels of the validation split are hidden \(-1\)"):
+        tasks.load(config(tagged(tmp_path, MARKS, [[-1, -1], [-1]]), task=task))
+
+
 def test_words_and_labels_of_different_number_are_named(tmp_path: Path) -> None:
     data = of_kind(tmp_path, "ner", {"tokens": WORDS, "tags": [*MARKS[:1], ["O"], *MARKS[2:]]})
     with pytest.raises(DataError, match="row 1 of column 'tokens' of the train split has 2 words but 1 labels"):
@@ -701,6 +735,60 @@ def test_questions_without_any_answer_teach_nothing_but_can_be_measured(tmp_path
     with pytest.raises(DataError, match="no question of the training set has an answer"):
         of_kind(tmp_path, "squad_v2", rows)
     assert len(tasks.load(config(str(tmp_path), task="squad_v2"), train=False).evals["validation"]) == 2
+
+
+HELD = ["Bob"]
+
+
+def asked(root: Path, train: list[Any], validation: list[Any]) -> str:
+    """Questions with these answers."""
+    for split, cells in (("train", train), ("validation", validation)):
+        n = len(cells)
+        rows = {"question": [f"who {i}?" for i in range(n)], "context": [CONTEXT] * n, "answers": cells}
+        write(root / f"{split}.jsonl", rows)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("task", "train", "validation", "expected"),
+    [
+        ("squad", [HELD, []], [HELD, []], False),
+        ("squad_v2", [HELD, HELD], [HELD, HELD], True),
+        ("question-answering", [HELD, []], [HELD, HELD], True),
+        ("question-answering", [HELD, HELD], [HELD, []], False),
+        ("question-answering", [HELD, HELD], [HELD, HELD], False),
+    ],
+)
+def test_whether_a_question_may_have_no_answer(
+    tmp_path: Path, task: str, train: list[Any], validation: list[Any], expected: bool
+) -> None:
+    """The task says it, or the training set does; not those that happen to be measured."""
+    data = tasks.load(config(asked(tmp_path, train, validation), task=task))
+    assert data.no_answer is expected
+    assert data.train is not None
+    assert [split.no_answer for split in (data.train, *data.evals.values())] == [expected] * 2
+    assert data.evals["validation"].take(np.asarray([0])).no_answer is expected
+
+
+def test_a_sample_without_unanswerable_questions_does_not_change_what_they_are(tmp_path: Path) -> None:
+    cells = [HELD] * 40 + [[]]
+    sample = tasks.load(config(asked(tmp_path, cells, cells), task="question-answering", max_eval_samples=3))
+    split = sample.evals["validation"]
+    assert len(split) == 3 and all(answers.texts for answers in split.labels)
+    assert split.no_answer
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("cells", [[HELD, HELD], [HELD, []]])
+def test_in_evaluation_the_model_says_whether_it_may_answer_nothing(
+    tmp_path: Path, known: bool, cells: list[Any]
+) -> None:
+    source = config(asked(tmp_path, cells, cells), task="question-answering")
+    assert tasks.load(source, train=False, no_answer=known).no_answer is known
+    assert tasks.load(source, train=False).no_answer is ([] in cells)  # a dense model does not say
+    for task, fixed in (("squad", False), ("squad_v2", True)):
+        found = tasks.load(config(source.data, task=task), train=False, no_answer=known)
+        assert found.no_answer is fixed
 
 
 def test_a_missing_question_is_named(tmp_path: Path) -> None:

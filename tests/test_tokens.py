@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny import write_byte_tokenizer
 
 from capcli import cache as disk
 from capcli import files, tables, tasks, tokens
-from capcli.errors import DataError
+from capcli.errors import DataError, FileError, Stopped
 from capcli.labels import Answers
 
 CPU = torch.device("cpu")
@@ -163,6 +165,98 @@ def test_a_slow_tokenizer_serves_sentences_only(monkeypatch: pytest.MonkeyPatch,
     for kind, columns in (("tokens", {"words": [["a"]]}), ("spans", {"question": ["a"], "context": ["b"]})):
         with pytest.raises(DataError, match="the tokenizer Slow does not tell where its tokens stand"):
             tokens.encode(split_of(columns, objects([np.zeros(1)]), kind), Slow(), 16)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer as decoders have it: no padding token, and no special tokens around a text."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("plain")
+    write_byte_tokenizer(folder, padding=False)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["classification", "pairs", "tokens", "spans"])
+def test_an_empty_text_without_special_tokens_is_one_padding_token(plain: Any, kind: str) -> None:
+    plain = copy.deepcopy(plain)
+    plain.pad_token = plain.convert_ids_to_tokens(7)
+    columns, labels = {
+        "classification": ({"text": ["", "a film", ""]}, np.arange(3)),
+        "pairs": ({"text": ["", "a film", ""], "pair": ["", "plot", ""]}, np.arange(3)),
+        "tokens": ({"tokens": [[], ["a", "film"], [""]]}, objects([np.arange(n) for n in (0, 2, 1)])),
+        "spans": (
+            {"question": ["", "a", ""], "context": ["", "film", ""]},
+            objects([Answers(texts=(), starts=()), answer("film", 0), Answers(texts=(), starts=())]),
+        ),
+    }[kind]
+    split = split_of(columns, labels, "classification" if kind == "pairs" else kind)
+    examples = tokens.encode(split, plain, 32, cache=False, chunk=2)
+    assert examples.lengths[[0, 2]].tolist() == [1, 1]
+    assert examples.lengths[1] > 1
+    assert examples.tokens[examples.offsets[[0, 2]]].tolist() == [7, 7]
+    assert (examples.pad_id, examples.offsets[-1], examples.n_cut) == (7, len(examples.tokens), 0)
+    if kind == "tokens":
+        assert examples.words is not None
+        assert examples.words[[0, -1]].tolist() == [-1, -1]
+        assert examples.labels[[0, -1]].tolist() == [tokens.NO_LABEL] * 2
+    if kind == "spans":
+        assert examples.chars is not None and examples.owner is not None
+        assert examples.chars[[0, -1]].tolist() == [[-1, -1]] * 2
+        assert examples.labels[[0, 2]].tolist() == [[0, 0]] * 2
+        assert examples.owner.tolist() == [0, 1, 2]
+
+    batches = list(tokens.evaluation_batches(examples, 1))
+    assert sorted(i for rows in batches for i in rows.tolist()) == [0, 1, 2]
+    for rows in (*batches, np.asarray([2, 0]), np.arange(3)):
+        batch = tokens.collate(examples, rows, CPU)
+        assert batch.inputs["attention_mask"].sum(1).tolist() == examples.lengths[rows].tolist()
+    assert tokens.collate(examples, np.asarray([2, 0]), CPU).inputs["input_ids"].tolist() == [[7], [7]]
+
+
+def test_texts_that_are_all_empty_in_a_batch_have_a_batch(plain: Any) -> None:
+    """Without a padding token it is id 0 that stands there."""
+    examples = coded(plain, ["", "", "a film", ""])
+    assert examples.tokens[[0, 1, -1]].tolist() == [0, 0, 0]
+    rows = list(tokens.evaluation_batches(examples, 4096))
+    assert [len(some) for some in rows] == [4]
+
+
+# Stopping ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_encoding_asks_once_per_chunk_whether_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any, kept: bool
+) -> None:
+    """And what is raised then ends it, also while the cache is written, of which nothing is left."""
+    monkeypatch.setattr(tokens, "CACHE_EXAMPLES", 1 if kept else 10_000)
+    monkeypatch.setenv("CAP_CACHE", str(tmp_path / "cache"))
+    chunks: list[int] = []
+    cut = tokens._texts
+
+    def counted(texts: list[str], *rest: Any) -> Any:
+        chunks.append(len(texts))
+        return cut(texts, *rest)
+
+    monkeypatch.setattr(tokens, "_texts", counted)
+    asked_after: list[int] = []
+    split = split_of({"text": TEXTS}, np.arange(6))
+
+    def stop() -> None:
+        asked_after.append(len(chunks))
+        if len(asked_after) == 2:
+            raise Stopped("stopped by the test")
+
+    with pytest.raises(Stopped, match="stopped by the test"):
+        tokens.encode(split, tokenizer, 32, chunk=2, check=stop)
+    assert (chunks, asked_after) == ([2, 2], [1, 2])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    chunks.clear()
+    asked_after.clear()
+    examples = tokens.encode(split, tokenizer, 32, chunk=2, check=lambda: asked_after.append(len(chunks)))
+    assert (len(examples), chunks, asked_after) == (6, [2, 2, 2], [1, 2, 3])
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
@@ -461,6 +555,76 @@ def test_whatever_the_tokens_depend_on_changes_the_key(tokenizer: Any) -> None:
         assert key(dataclasses.replace(split, labels=labels), tokenizer, 40, 0) != key(split, tokenizer, 40, 0)
 
 
+@pytest.mark.parametrize("package", ["tokenizers", "transformers"])
+def test_another_version_of_the_tokenizer_is_another_key(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Any, package: str
+) -> None:
+    split = of_every_kind()["pairs"]
+    real, base = tokens.version, tokens._key(split, tokenizer, 40, 0)
+    monkeypatch.setattr(tokens, "version", lambda name: "0.0.0.other" if name == package else real(name))
+    assert tokens._key(split, tokenizer, 40, 0) != base
+    monkeypatch.setattr(tokens, "version", real)
+    assert tokens._key(split, tokenizer, 40, 0) == base
+
+
+def counted_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one whenever a set is tokenised."""
+    calls: list[int] = []
+    real = tokens._pieces
+
+    def counted(*arguments: Any) -> Iterator[disk.Piece]:
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(tokens, "_pieces", counted)
+    return calls
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), FileError("cannot remove it")])
+def test_an_entry_is_used_though_the_old_ones_cannot_be_removed(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tokenizer: Any, error: Exception
+) -> None:
+    def failing(folder: Path) -> None:
+        assert folder == cache
+        raise error
+
+    monkeypatch.setattr(disk, "_tidy", failing)
+    calls = counted_pieces(monkeypatch)
+    examples = coded(tokenizer, TEXTS)
+    assert len(calls) == 1
+    (entry,) = cache.iterdir()
+    assert files.is_complete(entry)
+    assert isinstance(examples.tokens.base, np.memmap)
+    assert Path(examples.tokens.base.filename) == entry / "tokens.bin"
+    assert_same(examples, coded(tokenizer, TEXTS))
+    assert len(calls) == 1
+
+
+def test_the_entry_that_another_process_published_meanwhile_is_used(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    """It comes between the removal of the old folder and the renaming of ours, which then fails."""
+    plain = coded(tokenizer, TEXTS)
+    (entry,) = cache.iterdir()
+    theirs = tmp_path / "theirs"
+    entry.rename(theirs)
+    calls = counted_pieces(monkeypatch)
+    places: list[int] = []
+
+    def publish(operation: str, path: Path) -> None:
+        if operation == "rename" and path == entry:
+            shutil.copytree(theirs, entry)
+            places.append(entry.stat().st_ino)
+
+    monkeypatch.setattr(files, "fault_hook", publish)
+    examples = coded(tokenizer, TEXTS)
+    assert len(calls) == len(places) == 1
+    assert entry.stat().st_ino == places[0]
+    assert isinstance(examples.tokens.base, np.memmap)
+    assert Path(examples.tokens.base.filename) == entry / "tokens.bin"
+    assert_same(examples, plain)
+
+
 @pytest.mark.parametrize("damage", ["flip", "shorten", "remove", "no layout"])
 def test_a_damaged_entry_is_made_again(cache: Path, tokenizer: Any, damage: str) -> None:
     plain = coded(tokenizer, TEXTS)
@@ -590,6 +754,15 @@ def test_padding_uses_the_pad_id_of_the_tokenizer() -> None:
     assert batch.inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert set(batch.inputs) == {"input_ids", "attention_mask"}
     assert batch.labels.tolist() == [1.5, 0.5]
+
+
+def test_numbers_to_learn_are_in_32_bits(tokenizer: Any) -> None:
+    values = np.asarray([0.1, 2.5, -1.0])
+    examples = tokens.encode(split_of({"text": TEXTS[:3]}, values, "regression"), tokenizer, 16)
+    batch = tokens.collate(examples, np.asarray([2, 0]), CPU)
+    assert batch.labels.dtype == torch.float32
+    assert batch.labels.tolist() == [-1.0, np.float32(0.1)]
+    assert tokens.collate(coded(tokenizer, TEXTS), np.asarray([1]), CPU).labels.dtype == torch.int64
 
 
 def of_lengths(lengths: list[int]) -> tokens.Examples:
