@@ -76,7 +76,7 @@ def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Label
 
 
 def names_of(found: Labels, perhaps: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the classes by index: those of the table; else `perhaps`, if they cover what occurs; else what occurs."""
+    """Names of the classes by index: those of the table; else `perhaps`, if they cover what occurs; else that."""
     if found.own_names:
         return found.own_names
     names = set(map(_as_name, _distinct(found.values)))

@@ -237,7 +237,6 @@ def test_the_note_on_a_family_outside_the_table_says_how_much_is_prunable(family
     assert model.notes[-1].endswith(f"the linear layers of its blocks are prunable, {share} of the weights there")
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="the names of the base model are looked up for a missing head")
 def test_a_family_without_a_head_of_the_kind_is_refused(family: Folder) -> None:
     with pytest.raises(ModelError, match="transformers has no head of this kind for"):
         models.load_dense(str(family("bart")), ("x", "y"), "tokens", 1)

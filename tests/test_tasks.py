@@ -649,7 +649,6 @@ def test_a_tag_that_occurs_in_evaluation_only_has_an_index_and_is_said(tmp_path:
     assert (same.labels, same.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
 
 
-@pytest.mark.xfail(strict=True, reason="tags of evaluation are compared as they are written, and a code is a name")
 @pytest.mark.parametrize("cells", [["b-loc", "b-per", "i-loc", "o"], [0, 1, 2, 3]])
 def test_tags_of_evaluation_are_known_by_case_or_code_too(tmp_path: Path, cells: list[Any]) -> None:
     """As the labels of sentences are: these are no new tags."""
@@ -658,7 +657,6 @@ def test_tags_of_evaluation_are_known_by_case_or_code_too(tmp_path: Path, cells:
     assert data.evals["validation"].labels[0].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.xfail(strict=True, reason="-1 becomes a tag that occurs in evaluation only")
 @pytest.mark.parametrize("task", ["ner", "token-classification"])
 def test_hidden_tags_are_said_to_be_hidden(tmp_path: Path, task: str) -> None:
     with pytest.raises(DataError, match=r"the labels of the validation split are hidden \(-1\)"):
