@@ -265,7 +265,7 @@ def correct(out: Path, stored: dict[str, Any]) -> Any:
     config = build(TaskConfig, stored)
     data = tasks.load(config, train=False)
     model = models.place(models.load_model(str(out), data.labels, data.kind, 1), on)
-    length = models.longest_input(model, config.max_length)
+    length = models.longest_input(model, config.longest)
     examples = tokens.encode(next(iter(data.evals.values())), model.tokenizer, length)
     coding = models.encoded(model, examples, on, lambda **_: None)  # type: ignore[arg-type, return-value]
     while True:
