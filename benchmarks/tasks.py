@@ -28,18 +28,18 @@ from capcli.config import TaskConfig
 
 SHORT = ["--max-train-samples", "512", "--epochs", "1"]
 # Folder name: the task, and further options that its files need.
-SETS: dict[str, tuple[str, list[str]]] = {
-    "mnli": ("mnli", []),
-    "qqp": ("qqp", []),
-    "sst2": ("sst2", []),
-    "cola": ("cola", []),
-    "mrpc": ("mrpc", []),
-    "stsb": ("stsb", []),
-    "squad": ("squad", []),
-    "banking77": ("banking77", []),
-    "trec": ("text-classification", []),
-    "subj": ("subj", ["--holdout", "0.1"]),
-    "wnut17": ("wnut17", []),
+SETS: dict[str, tuple[str, dict[str, str]]] = {
+    "mnli": ("mnli", {}),
+    "qqp": ("qqp", {}),
+    "sst2": ("sst2", {}),
+    "cola": ("cola", {}),
+    "mrpc": ("mrpc", {}),
+    "stsb": ("stsb", {}),
+    "squad": ("squad", {}),
+    "banking77": ("banking77", {}),
+    "trec": ("text-classification", {"label_column": "coarse_label"}),
+    "subj": ("subj", {"holdout": "0.1"}),
+    "wnut17": ("wnut17", {}),
 }
 
 
@@ -64,10 +64,13 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     task, more = SETS[name]
     folder, out = args.data / name, args.out / name
     source = ["--task", task, "--data", str(folder)]
-    report = cap("prune", args.model, *source, *more, *(args.prune or SHORT), "-o", str(out), "--overwrite")
+    for option, value in more.items():
+        source += ["--" + option.replace("_", "-"), value]
+    report = cap("prune", args.model, *source, *(args.prune or SHORT), "-o", str(out), "--overwrite")
     again = cap("eval", str(out))
-    holdout = float(more[1]) if more else 0.0
-    data = tasks.load(TaskConfig(task=task, data=str(folder)), train=False, holdout=holdout, seed=report["seed"])
+    chosen = TaskConfig(task=task, data=str(folder), label_column=more.get("label_column", ""))
+    holdout = float(more.get("holdout", 0))
+    data = tasks.load(chosen, train=False, holdout=holdout, seed=report["seed"])
     metrics = report["metrics"]
     return {
         "set": name,
@@ -133,5 +136,5 @@ def main() -> None:
     print(render(found))
 
 
-if __name__ == "__main__":
+if __option_ == "__main__":
     main()
