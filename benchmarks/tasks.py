@@ -14,7 +14,6 @@ import argparse
 import collections
 import json
 import math
-import platform
 import subprocess
 import sys
 import time
@@ -119,22 +118,18 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SETS))
     words, _, prune = " ".join(sys.argv[1:]).partition(" -- ")
     args = parser.parse_args(words.split(), argparse.Namespace(prune=prune.split()))
-    rows = []
+    command = ["python benchmarks/tasks.py MODEL --data DATA", *(["--", *args.prune] if args.prune else [])]
+    found: dict[str, Any] = {"command": " ".join(command), "rows": []}
     for name in args.only.split(","):
-        rows.append(one(name, args))
-        primary = rows[-1]["primary"]
-        print(name, {s: (r["dense"][primary], r["pruned"][primary]) for s, r in rows[-1]["splits"].items()}, flush=True)
-    found = {
-        "command": "python benchmarks/tasks.py MODEL --data DATA"
-        + (" -- " + " ".join(args.prune) if args.prune else ""),
-        "device": rows[0]["device"],
-        "processor": platform.machine(),
-        "rows": rows,
-    }
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        row = one(name, args)
+        found["device"] = row["device"]
+        found["rows"].append(row)
+        shown = {s: (r["dense"][row["primary"]], r["pruned"][row["primary"]]) for s, r in row["splits"].items()}
+        print(name, shown, flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
     print(render(found))
 
 
-if __option_ == "__main__":
+if __name__ == "__main__":
     main()
