@@ -219,7 +219,7 @@ def _contrastive(job: Job, z: Tensor, batch: tokens.Batch, step: int) -> dict[st
         seed = [job.config.seed, step]
         drawn = torch.from_numpy(banks.draw(len(job.examples), bank.n_vectors, job.config.extra_examples, seed))
         drawn = drawn.to(z.device, non_blocking=True)
-        terms[f"{name}_u"], terms[f"{name}_s"] = losses.contrastive_terms(
+        terms[f"{name}_u"], supervised = losses.contrastive_terms(
             z,
             batch.ids,
             None if labels is None else labels.index_select(0, batch.ids),
@@ -230,6 +230,8 @@ def _contrastive(job: Job, z: Tensor, batch: tokens.Batch, step: int) -> dict[st
             tau=job.config.tau,
             normalization=job.config.normalization,
         )
+        if labels is not None:
+            terms[f"{name}_s"] = supervised
     return terms
 
 
