@@ -35,7 +35,7 @@ MODEL_HELP = {
 }
 SWITCHES: dict[str, tuple[Any, Any]] = {
     "overwrite": (bool, typer.Option("--overwrite", help="Start anew, even over a finished run.")),
-    "plan": (bool, typer.Option("--plan", help="Print what the run would take, and do nothing.")),
+    "plan": (bool, typer.Option("--plan", help="Print what it would take and give, and do nothing.")),
     "config": (str, typer.Option("--config", metavar="FILE", help="TOML file with options; the command line wins.")),
     "junit": (str, typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.")),
     "output": (str, typer.Option("--format", help="What stdout gets: human or json.")),
@@ -59,7 +59,22 @@ def main() -> None:
     """Entry point of `cap` and `python -m capcli`."""
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # it would write colours under GITHUB_ACTIONS
-    app(prog_name="cap")
+    try:
+        sys.exit(app(prog_name="cap", standalone_mode=False) or 0)
+    except Exception as error:
+        shown = getattr(error, "format_message", None)  # of what the parser refuses; its classes are Typer's own affair
+        if shown is None:
+            raise
+        sys.exit(refused(error, shown()))
+
+
+def refused(error: Any, message: str) -> int:
+    """Say what the parser could not read, as every other error is said; returns the exit code."""
+    context = getattr(error, "ctx", None)
+    if message.strip():  # or the help was printed
+        print(f"error: {plain(message[:1].lower() + message[1:].rstrip('.'), 2000)}", file=sys.stderr)
+        print(f"hint: {context.command_path if context else 'cap'} --help lists what there is", file=sys.stderr)
+    return int(getattr(error, "exit_code", CapError.exit_code))
 
 
 def _version(asked: bool) -> None:
@@ -174,19 +189,22 @@ def eval_(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet:
     finish_gates("eval", found, junit)
 
 
-@options("export", c.ExportConfig)
-def export(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
-    """Write a pruned MODEL in a form that other tools load."""
-    machine = wants_json(output, as_json)
-    hello(quiet, f"cap export {chosen['model']}")
+@options("export", c.ExportConfig, "plan")
+def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
+    """Write a pruned MODEL in the form that its next home needs, and check it.
+
+    dense loads everywhere; sparse is a smaller file; sliced and onnx also run faster.
+    """
+    settings, machine = c.build(c.ExportConfig, chosen), wants_json(output, as_json)
+    hello(quiet, f"cap export {settings.model} to {settings.to}")
     from capcli.verbs import export as verb
 
-    found = watch(verb.export(c.build(c.ExportConfig, chosen)), quiet)
-    emit(
-        found,
-        machine,
-        lambda: report.facts([("format", found["format"]), ("folder", found["out"]), ("gives", found["gives"])]),
-    )
+    if plan:
+        found = watch(verb.plan(settings), quiet)
+        emit(found, machine, lambda: report.plan_summary(found))
+        return
+    found = watch(verb.export(settings), quiet)
+    emit(found, machine, lambda: report.export_summary(found))
 
 
 @options("probe", c.ProbeConfig, "junit")

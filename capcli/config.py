@@ -55,7 +55,8 @@ QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
 _NOT_PROBED = (*QUESTION_TASKS, "wnut17", "ner", "token-classification", "multi-label-classification")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic")
-EXPORT_FORMATS = ("dense",)
+EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
+ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -347,17 +348,58 @@ class ExportConfig:
 
     model: str = ""
     to: str = option("dense", "format: " + ", ".join(EXPORT_FORMATS))
-    out: str = option("", "folder to write; OUT-FORMAT by default", flag="-o")
-    dtype: str = option("fp32", "type of the weights: fp32, fp16 or bf16")
+    out: str = option("", "folder to write; MODEL-FORMAT by default", flag="-o")
+    dtype: str = option(
+        "fp32", "type of the stored weights: fp32, fp16, bf16; for sparse and sliced also int8", panel="Weights"
+    )
+    embeddings: str = option(
+        "keep",
+        "word embeddings of a sparse or sliced file: keep (as --dtype says; fp16 with int8), fp16, int8, svd:RANK",
+        panel="Weights",
+    )
+    vocab: str = option(
+        "", "keep only the tokens that the task's training texts need (task), or those of a FILE", panel="Weights"
+    )
+    int8: bool = option(False, "quantise the matrices of an onnx export to 8 bits", panel="Weights")
+    threshold: float = option(
+        0.0, "of a movement-pruning checkpoint with scores: the threshold that it was trained with", panel="Weights"
+    )
+    data: str = option("", "data of the task, when they are not where the run found them", panel="Checks")
+    samples: int = option(64, "texts on which the logits of the export are compared", panel="Checks")
+    max_eval_samples: int = option(
+        0, "measure the accuracy of a lossy export on at most so many examples, 0 for all", panel="Checks"
+    )
+    device: str = option("cpu", "where PyTorch computes: auto, cpu, cuda, cuda:N or mps", panel="Hardware")
+    threads: int = option(0, "CPU threads, 0 for all cores", panel="Hardware")
 
     def __post_init__(self) -> None:
         _check_name("format", self.to, EXPORT_FORMATS)
-        _check_name("dtype", self.dtype, ("fp32", "fp16", "bf16"))
+        _check_name("dtype", self.dtype, ("fp32", "fp16", "bf16", "int8"))
+        _check_name("device", self.device.split(":")[0], DEVICES)
+        _at_least(1, samples=self.samples)
+        _at_least(0, threads=self.threads, max_eval_samples=self.max_eval_samples, threshold=self.threshold)
+        if self.embeddings not in ("keep", "fp16", "int8") and not self.svd_rank:
+            raise ConfigError(
+                f"--embeddings is keep, fp16, int8 or svd:RANK, got {self.embeddings!r}", "for example svd:128"
+            )
+        if self.to not in ARTEFACT_FORMATS and (self.embeddings != "keep" or self.dtype == "int8"):
+            flag = "--embeddings" if self.embeddings != "keep" else "--dtype int8"
+            raise ConfigError(f"{flag} needs a format of ours, not {self.to}", "use --to sparse or --to sliced")
+        if self.to == "onnx" and self.dtype != "fp32":
+            raise ConfigError(f"--to onnx writes fp32, not {self.dtype}", "use --int8 for a smaller file")
+        if self.int8 and self.to != "onnx":
+            raise ConfigError("--int8 is for --to onnx", "use --dtype int8 with --to sparse or --to sliced")
 
     @property
     def out_folder(self) -> Path:
         """The output folder, given or derived."""
         return Path(self.out or f"{self.model.rstrip('/')}-{self.to}")
+
+    @property
+    def svd_rank(self) -> int:
+        """The rank of `--embeddings svd:RANK`; 0 for everything else."""
+        name, _, rank = self.embeddings.partition(":")
+        return int(rank) if name == "svd" and rank.isascii() and rank.isdigit() else 0
 
 
 @dataclass(frozen=True, kw_only=True)

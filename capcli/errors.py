@@ -5,6 +5,7 @@ CapError                  message + hint, exit code 2 unless a child says otherw
 ├── ModelError        2   a model that is missing, incomplete or of an unknown kind
 ├── DataError         2   a data set, column or label that does not fit
 ├── FileError         2   a file that is missing, unreadable or malformed
+├── CheckFailed       1   finished, but what was written is not what it should be
 ├── RunFailed         3   the run itself failed: non-finite loss, out of memory, disk full
 └── Stopped          75   stopped by a signal or a time limit; the checkpoint is saved
 """
@@ -35,6 +36,12 @@ class DataError(CapError):
 
 class FileError(CapError):
     """A file that is missing, unreadable or malformed."""
+
+
+class CheckFailed(CapError):
+    """What was written is not what it should be; nothing of it is left."""
+
+    exit_code = 1
 
 
 class RunFailed(CapError):

@@ -199,11 +199,14 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def publish(folder: Path, manifest: str = MANIFEST, suffix: str = "part") -> Iterator[Path]:
+def publish(
+    folder: Path, manifest: str = MANIFEST, suffix: str = "part", record: dict[str, Any] | None = None
+) -> Iterator[Path]:
     """Fill the yielded staging folder; on leaving, it becomes `folder`, complete and verified, in one rename.
 
     When filling fails, the staging folder is removed and `folder` stays as it was. `suffix` ends the name of the
-    staging folder; where several processes may publish the same folder, it must differ between them.
+    staging folder; where several processes may publish the same folder, it must differ between them. The manifest maps
+    names to sha256; with a `record`, it is that record and `files`: name -> bytes and sha256.
     """
     staging = folder.with_name(f".{folder.name}.{suffix}")
     remove(staging)
@@ -211,11 +214,17 @@ def publish(folder: Path, manifest: str = MANIFEST, suffix: str = "part") -> Ite
         staging.mkdir(parents=True)
     try:
         yield staging
+        digests = {name: sha256(staging / name) for name in _names(staging)}
+        if record is None:
+            write_json(staging / manifest, digests)
+        else:
+            record["files"] = {
+                name: {"bytes": (staging / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
+            }
+            write_json(staging / manifest, record)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    names = sorted(p.name for p in staging.iterdir())
-    write_json(staging / manifest, {name: sha256(staging / name) for name in names})
     with _writing(folder):
         remove(folder)
         _step("rename", folder)
@@ -223,11 +232,16 @@ def publish(folder: Path, manifest: str = MANIFEST, suffix: str = "part") -> Ite
         sync_folder(folder.parent)
 
 
+def _names(folder: Path) -> list[str]:
+    """The files in a folder and below, as paths from it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
 def is_complete(folder: Path) -> bool:
     """Whether `folder` was published and every file in it still has the bytes that were published."""
     try:
         manifest = read_json(folder / MANIFEST)
-        names = {p.name for p in folder.iterdir()} - {MANIFEST}
+        names = set(_names(folder)) - {MANIFEST}
         return names == set(manifest) and all(sha256(folder / name) == digest for name, digest in manifest.items())
     except (CapError, OSError, TypeError, AttributeError):
         return False

@@ -33,6 +33,13 @@ WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # The kinds of tasks that answer for each token, and the class of transformers that does it.
 HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
+PIPELINE_TAGS = {  # how the hub calls the kinds
+    "classification": "text-classification",
+    "multilabel": "text-classification",
+    "regression": "text-classification",
+    "tokens": "token-classification",
+    "spans": "question-answering",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +129,7 @@ def is_artifact(source: str) -> bool:
     return (Path(source) / CONFIG_FILE).is_file()
 
 
-def _stored(source: str) -> dict[str, Any]:
+def stored_settings(source: str) -> dict[str, Any]:
     """What `cap_config.json` of a pruned model says; empty for any other model. Raises `FileError`."""
     if not is_artifact(source):
         return {}
@@ -137,7 +144,7 @@ def stored_source(source: str) -> dict[str, Any]:
     """The task options that a pruned model was made with; empty for any other model. Raises `FileError`."""
     if not is_artifact(source):
         return {}
-    stored = _stored(source).get("source")
+    stored = stored_settings(source).get("source")
     kinds = {item.name: kind for item, kind in leaves(TaskConfig)}
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = Path(source) / CONFIG_FILE
@@ -164,7 +171,7 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
 
         own = _own_labels(_read(AutoConfig.from_pretrained, hub.folder(source), source))
         return Known(labels=tuple((label_map or {}).get(name, name) for name in own))
-    table = _stored(source)
+    table = stored_settings(source)
     labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
     return Known(
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
@@ -487,6 +494,11 @@ def _check_finite(net: Any, source: str) -> None:
         )
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer whose files lie in `folder`."""
+    return _tokenizer(str(folder), str(folder))
+
+
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer files in Hugging Face names, each atomically."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -638,18 +650,34 @@ def longest_input(model: Model, wanted: int) -> int:
     return int(min(wanted, model.tokenizer.model_max_length, positions))
 
 
-def save_dense(model: Model, folder: Path) -> None:
-    """Write a stock Hugging Face folder that plain `from_pretrained` loads; every file through `files`."""
+def save_config(model: Model, folder: Path) -> None:
+    """Write the configuration under transformers' name."""
     files.write_text(folder / "config.json", model.net.config.to_json_string(use_diff=False))
-    tensors = {name: tensor.cpu() for name, tensor in model.net.state_dict().items()}
-    files.write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+
+
+def save_dense(model: Model, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write a stock Hugging Face folder that plain `from_pretrained` loads; every file through `files`. `tensors` are
+    stored instead of the network's own."""
+    save_config(model, folder)
+    own = model.net.state_dict() if tensors is None else tensors
+    found = {name: tensor.cpu() for name, tensor in own.items()}
+    files.write_tensors(folder / "model.safetensors", found, {"format": "pt"})
     save_tokenizer(model.tokenizer, folder)
 
 
-def save_artifact(model: Model, out: Path, pruned: Sequence[str], settings: Mapping[str, Any]) -> sparse.Sizes:
-    """Write the pruned model into OUT: weights in sparse coding, tokenizer, and `cap_config.json` last."""
-    tensors = {name: tensor.cpu() for name, tensor in model.net.state_dict().items()}
-    sizes = sparse.save(out / WEIGHTS_FILE, tensors, pruned)
+def save_artifact(
+    model: Model,
+    out: Path,
+    pruned: Sequence[str],
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor | sparse.Factors] | None = None,
+    quantised: Collection[str] = (),
+) -> sparse.Sizes:
+    """Write the pruned model into OUT: weights in sparse coding, tokenizer, and `cap_config.json` last. `tensors` are
+    stored instead of the network's own, the values of those in `quantised` as 8-bit codes."""
+    own = model.net.state_dict() if tensors is None else tensors
+    found = {name: tensor.cpu() if isinstance(tensor, Tensor) else tensor for name, tensor in own.items()}
+    sizes = sparse.save(out / WEIGHTS_FILE, found, pruned, quantised=quantised)
     save_tokenizer(model.tokenizer, out)
     described = json.loads(model.net.config.to_json_string(use_diff=False))
     files.write_json(

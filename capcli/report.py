@@ -201,6 +201,86 @@ def probe_summary(result: Mapping[str, Any]) -> Group:
     return Group(facts(about), "", table, *_gate_lines(result.get("gates")))
 
 
+def export_summary(found: Mapping[str, Any]) -> Group:
+    """What `cap export` shows: what was written, what it gives, and how it was checked."""
+    from rich.console import Group
+
+    size, check, words = part(found, "size"), part(found, "check"), part(found, "vocabulary")
+    rows = [
+        ("format", named(found.get("format"))),
+        ("folder", named(found.get("out"))),
+        ("smaller file", _gain(size.get("dense_bytes"), size.get("weights_bytes"))),
+        ("less memory", _gain(size.get("dense_bytes"), size.get("memory_bytes"))),
+        ("faster", _faster(part(found, "speed"))),
+        ("checked", _checked(check)),
+    ]
+    if words:
+        rates = part(words, "unknown_rate")
+        rows.append(
+            (
+                "vocabulary",
+                f"{count(words.get('kept'))} of {count(words.get('of'))} tokens; unknown on "
+                f"{named(words.get('split'), 40)}: {percent(rates.get('after'))}, {percent(rates.get('before'))} before",
+            )
+        )
+    metrics = part(found, "metrics")
+    table = [
+        (named(name, 60), number(value), number(part(metrics, "after").get(name)))
+        for name, value in list(part(metrics, "before").items())[:MAX_ROWS]
+    ]
+    shown = ["", _table(("metric", "before", "after"), table)] if table else []
+    return Group(facts(rows), *shown)
+
+
+def _gain(dense: Any, ours: Any) -> str:
+    """`yes, 12.3 MB, 7.4 times smaller` or `no`."""
+    times = times_smaller(dense, ours)
+    return f"yes: {byte_size(ours)}, {times} than dense" if times else f"no: {byte_size(ours)}"
+
+
+def _faster(speed: Mapping[str, Any]) -> str:
+    found = [
+        (name.removeprefix("batch_"), finite(part(speed, name).get("times"))) for name in speed if "batch" in name
+    ]
+    if not found:
+        return "no: it computes as the dense model does"
+    times = ", ".join(f"{number(value, 2)} times at batch {size}" for size, value in found)
+    word = "yes" if any((value or 0) > 1.05 for _, value in found) else "no"
+    return f"{word}: {times}, length {count(speed.get('length'))}, {count(speed.get('threads'))} threads"
+
+
+def _checked(check: Mapping[str, Any]) -> str:
+    agreement = finite(check.get("argmax_agreement"))
+    same = "" if agreement is None else f", {percent(agreement)} the same answer"
+    gap = finite(check.get("largest_difference"))
+    shown = NOT_MEASURED if gap is None else f"{gap:.2g}"
+    return f"opened again; {count(check.get('texts'))} texts of {named(check.get('of'), 80)}: largest logit difference {shown}{same}"
+
+
+def plan_summary(found: Mapping[str, Any]) -> Group:
+    """What `cap export --plan` shows: one row per format."""
+    from rich.console import Group
+
+    dense = found.get("dense_bytes")
+    rows = []
+    for row in map(mapping, sequence(found.get("formats"))):
+        name = named(row.get("format"), 20)
+        if row.get("refused"):
+            rows.append((name, "not possible", "", named(row["refused"], 200)))
+            continue
+        cells = [byte_size(row.get(key)) + _times(dense, row.get(key)) for key in ("weights_bytes", "memory_bytes")]
+        left = finite(row.get("matrices_left"))
+        faster = left is not None and left < 0.999
+        rows.append((name, *cells, f"computes {percent(left)} of the matrices" if faster else "no"))
+    table = _table(("format", "file", "memory", "faster"), rows)
+    return Group(facts([("model", named(found.get("model"))), ("dense", byte_size(dense))]), "", table)
+
+
+def _times(dense: Any, ours: Any) -> str:
+    times = times_smaller(dense, ours)
+    return f" ({times})" if times else ""
+
+
 # ----------------------------------------------------------------------------------------------- continuous integration
 
 
@@ -294,10 +374,12 @@ def render_card(
     language: str | Sequence[str] | None = None,
     datasets: Sequence[str] = (),
     pipeline_tag: str | None = None,
+    form: str = "",
 ) -> str:
     """The model card (README.md) of an artefact; a field of the front matter that is not known is left out.
 
-    `base_model` and `datasets` are hub ids, `license` and `pipeline_tag` names in the hub's lists, `language` codes.
+    `base_model` and `datasets` are hub ids, `license` and `pipeline_tag` names in the hub's lists, `language` codes;
+    `form` is the format of an export, empty for what `cap prune` wrote.
     """
     from markupsafe import Markup
 
@@ -305,7 +387,7 @@ def render_card(
     data = {
         "license": license,
         "language": language if language is None or isinstance(language, str) else list(language),
-        "library_name": "capcli",
+        "library_name": {"dense": "transformers", "onnx": "onnx"}.get(form, "capcli"),
         "base_model": base_model,
         "base_model_relation": "finetune" if base_model else None,
         "pipeline_tag": pipeline_tag,
@@ -316,7 +398,7 @@ def render_card(
     }
     command = report.get("command") or "(not recorded)"
     front = _yaml({key: value for key, value in data.items() if value})
-    return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **view(report))
+    return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), form=form, pipeline_tag=pipeline_tag or "", **view(report))
 
 
 def _model_index(
@@ -329,6 +411,22 @@ def _model_index(
         "metrics": [{"type": name, "value": finite(value)} for name, value in metrics.items()],
     }
     return [{"name": f"{report.get('model')} pruned for {task}", "results": [result]}]
+
+
+def eval_results(report: Mapping[str, Any], dataset: str, config: str) -> dict[str, str]:
+    """The metrics as the hub's `.eval_results` files, by name: one score of one benchmark in each.
+
+    `dataset` is a hub id, `config` its part that the task is about.
+    """
+    metrics = part(report, "metrics")
+    found = {}
+    for name, value in part(metrics, "pruned").items():
+        if finite(value) is None:
+            continue
+        notes = f"{name} on {metrics.get('split')}, {metrics.get('n_examples')} examples, measured by capcli"
+        row = {"dataset": {"id": dataset, "task_id": config}, "value": finite(value), "notes": notes}
+        found[f"{config}-{name}.yaml"] = _yaml([row])
+    return found
 
 
 def render_html(report: Mapping[str, Any]) -> str:

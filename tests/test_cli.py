@@ -446,3 +446,20 @@ def test_config_file(tiny: Tiny, tmp_path: Path) -> None:
         file.write_text(text)
         refused(invoke(*start, str(file)), said)
     refused(invoke(*start, str(tmp_path / "none.toml")), "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune",), "error: missing argument 'MODEL'"),
+        (("eval", "x", "--no-such"), "error: no such option: --no-such"),
+        (("pruen", "mini"), "error: no such command 'pruen'"),
+        (("prune", "mini", "--seed", "x"), "error: invalid value for '--seed'"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line_and_a_hint(arguments: tuple[str, ...], message: str) -> None:
+    done = cap(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith(message)
+    assert hint.startswith("hint: cap") and "--help" in hint

@@ -31,13 +31,6 @@ from capcli.verbs import evaluate
 
 CURVE_SAMPLES = 2000
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
-PIPELINE_TAGS = {
-    "classification": "text-classification",
-    "multilabel": "text-classification",
-    "regression": "text-classification",
-    "tokens": "token-classification",
-    "spans": "question-answering",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,7 +494,7 @@ def _finish(
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in models.artifact_files(out)
     }
     card = report.render_card(
-        record, base_model=models.hub_id(student.source), pipeline_tag=PIPELINE_TAGS[student.kind]
+        record, base_model=models.hub_id(student.source), pipeline_tag=models.PIPELINE_TAGS[student.kind]
     )
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", report.render_html(record))

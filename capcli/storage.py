@@ -1,0 +1,95 @@
+"""How the weights of a model are stored in an artefact: their types, and the treatment of the word embeddings.
+
+Letters: V tokens of the vocabulary, H hidden size, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capcli import sparse
+from capcli.errors import CheckFailed, ModelError
+from capcli.models import Model
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The tensors of a model as a file is to hold them, and the names of those whose values become 8-bit codes."""
+
+    tensors: dict[str, Tensor | sparse.Factors]
+    quantised: frozenset[str]
+
+
+def stored(model: Model, pruned: Collection[str], dtype: str = "fp32", embeddings: str = "keep", rank: int = 0) -> Stored:
+    """The tensors of `model` with the chosen types.
+
+    dtype: fp32, fp16 or bf16 for every float tensor; int8 for the values of the `pruned` matrices, with fp16 for all
+    others. embeddings: what the word embeddings [V, H] become instead: fp16, int8, or two factors of `rank`.
+
+    Raises:
+        ModelError: a value that the type cannot hold. ConfigError: a rank that saves nothing.
+    """
+    words = embedding_name(model)
+    quantised = {words} if embeddings == "int8" else set()
+    quantised |= set(pruned) if dtype == "int8" else set()
+    tensors: dict[str, Tensor | sparse.Factors] = {}
+    for name, tensor in model.net.state_dict().items():
+        wanted = torch.float16 if name == words and embeddings == "fp16" else DTYPES[dtype]
+        if name in quantised or not tensor.is_floating_point():
+            tensors[name] = tensor.cpu()
+        elif name == words and rank:
+            left, right = sparse.factorise(tensor.cpu().float(), rank)
+            tensors[name] = sparse.Factors(left=_cast(name, left, wanted), right=_cast(name, right, wanted))
+        else:
+            tensors[name] = _cast(name, tensor.cpu(), wanted)
+    return Stored(tensors=tensors, quantised=frozenset(quantised))
+
+
+def embedding_name(model: Model) -> str:
+    """The name of the word embeddings among the tensors of the network."""
+    weight = model.net.get_input_embeddings().weight
+    return next(name for name, tensor in model.net.named_parameters() if tensor is weight)
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another type; what becomes zero is +0, because -0 is a value in our files."""
+    cast = tensor.to(dtype)
+    if not bool(cast.isfinite().all()):
+        raise ModelError(
+            f"{name} has values that do not fit into {str(dtype).removeprefix('torch.')}: "
+            f"the largest is {float(tensor.abs().max()):.4g}",
+            "use --dtype bf16, or fp32",
+        )
+    return cast.masked_fill(cast == 0, 0.0)
+
+
+def check(wanted: Stored, found: Any) -> None:
+    """Compare the network `found` on disk with what was to be stored. Raises `CheckFailed` naming the first tensor.
+
+    Values are exact; those of 8-bit codes may differ by half a step of their largest value.
+    """
+    tensors = found.state_dict()
+    wrong = sorted(set(wanted.tensors) ^ set(tensors))
+    for name, tensor in wanted.tensors.items():
+        if name not in wrong and not _agrees(tensor, tensors[name].cpu(), name in wanted.quantised):
+            wrong.append(name)
+    if wrong:
+        raise CheckFailed(f"the file differs from the model in {len(wrong)} tensors, first {wrong[0]}; nothing is kept")
+
+
+def _agrees(wanted: Tensor | sparse.Factors, found: Tensor, quantised: bool) -> bool:
+    if isinstance(wanted, sparse.Factors):
+        product = wanted.left.float() @ wanted.right.float()
+        return bool(torch.allclose(product, found.float(), rtol=1e-4, atol=1e-5 * float(product.abs().max())))
+    if quantised:
+        step = float(wanted.abs().max()) / 127 if wanted.numel() else 0.0
+        near = (wanted - found).abs() <= 0.5001 * step + 1e-12
+        return bool(near.all()) and not bool(found[wanted == 0].any())
+    return torch.equal(wanted.to(found.dtype), found)

@@ -1,0 +1,393 @@
+"""`cap export`: every format from unstructured and structured runs, what it claims, and how it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import HIDDEN, WEIGHTS, Tiny, digest, invoke
+
+import capcli
+from capcli import files, models, report, sparse
+from capcli.config import EXPORT_FORMATS, ExportConfig
+
+EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def structured(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("structured") / "out"
+    tiny.prune(out, method="cap-f", sparsity=0.6)
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(pruned: Path, structured: Path) -> dict[str, Path]:
+    return {"soft": pruned, "heads": structured}
+
+
+def exported(run: Path, out: Path, *options: str) -> dict[str, Any]:
+    """Run `cap export` and return what it printed."""
+    result = invoke("export", str(run), "-o", str(out), "--threads", "1", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+def refused(code: int, *arguments: str) -> str:
+    """Run `cap export`, expect this exit code and one line of error; returns stderr."""
+    result = invoke("export", *arguments)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("error: ") == 1 and "Traceback" not in result.stderr
+    return str(result.stderr)
+
+
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.randint(5, 20, (8, 11), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[::2, 7:] = 0
+    with torch.inference_mode():
+        return torch.as_tensor(model(input_ids=ids, attention_mask=mask).logits)
+
+
+# Every format --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", EXPORT_FORMATS)
+@pytest.mark.parametrize("run", ["soft", "heads"])
+def test_every_format(runs: dict[str, Path], tmp_path: Path, run: str, to: str) -> None:
+    """What is printed is what is stored; every file is listed with its bytes; nothing else is left."""
+    out = tmp_path / to
+    found = exported(runs[run], out, "--to", to)
+    assert found == json.loads((out / "export.json").read_text())
+    assert (found["format"], found["schema_version"]) == (to, 1)
+    on_disk = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {"export.json"}
+    assert on_disk == set(found["files"])
+    assert all(digest(out / name) == row["sha256"] for name, row in found["files"].items())
+    assert {"README.md", "tokenizer.json"} <= on_disk
+    check = found["check"]
+    assert check["exact"] and check["texts"] == 48 and check["argmax_agreement"] == 1.0
+    assert check["largest_difference"] <= 1e-4 * max(1.0, check["largest_logit"])
+    assert check["nonzero_weights"]["after"] <= check["nonzero_weights"]["before"]
+    assert found["metrics"] is None  # exact: nothing to measure again
+    assert [path.name for path in tmp_path.iterdir()] == [to]
+
+
+def test_the_card_says_how_to_use_each_format(runs: dict[str, Path], tmp_path: Path) -> None:
+    words = {"dense": "from transformers import", "sparse": "capcli.load(", "sliced": "cut out", "onnx": "onnxruntime"}
+    for to, word in words.items():
+        exported(runs["heads"], tmp_path / to, "--to", to)
+        card = (tmp_path / to / "README.md").read_text()
+        assert word in card
+        front = yaml.safe_load(card.split("---\n")[1])
+        assert "pruned" in front["tags"] and front["model-index"]
+
+
+def test_same_command_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Of everything but measured times."""
+    for to in EXPORT_FORMATS:
+        both = [exported(runs["heads"], tmp_path / f"{to}{i}", "--to", to)["files"] for i in range(2)]
+        assert both[0] == both[1], to
+
+
+# Dense ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_dense_in_16_bits(pruned: Path, tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    found = exported(pruned, tmp_path / "out", "--dtype", dtype)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto")
+    ours = dict(capcli.load(pruned).named_parameters())
+    for name, parameter in stock.named_parameters():
+        assert parameter.dtype == kind
+        assert torch.equal(parameter, ours[name].to(kind)), name
+    assert found["gives"]["smaller_file"] > 1.8
+    assert not found["check"]["exact"]
+    assert set(found["metrics"]["before"]) == set(found["metrics"]["after"])
+
+
+def test_results_for_the_hub() -> None:
+    """One score of one benchmark in each file, as the hub reads them."""
+    found = {"metrics": {"split": "validation", "n_examples": 872, "pruned": {"accuracy": 0.5, "f1": float("nan")}}}
+    made = report.eval_results(found, "nyu-mll/glue", "sst2")
+    assert list(made) == ["sst2-accuracy.yaml"]
+    (row,) = yaml.safe_load(made["sst2-accuracy.yaml"])
+    assert row["dataset"] == {"id": "nyu-mll/glue", "task_id": "sst2"}
+    assert row["value"] == 0.5
+
+
+# Sparse --------------------------------------------------------------------------------------------------------------
+
+
+def test_sparse_as_it_is_changes_nothing(pruned: Path, tmp_path: Path) -> None:
+    exported(pruned, tmp_path / "out", "--to", "sparse")
+    assert digest(tmp_path / "out" / WEIGHTS) == digest(pruned / WEIGHTS)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+def test_types_of_sparse_values(pruned: Path, tmp_path: Path, dtype: str) -> None:
+    """16 bits are a cast; 8 bits are half a step away at most; no zero becomes anything else."""
+    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
+    before, after = (dict(capcli.load(folder).state_dict()) for folder in (pruned, tmp_path / "out"))
+    pruned_names = [e.name for e in sparse.inspect(pruned / WEIGHTS) if e.kept is not None]
+    for name, tensor in before.items():
+        if not tensor.is_floating_point():
+            continue
+        assert after[name].dtype == torch.float32
+        kind = torch.bfloat16 if dtype == "bf16" else torch.float16
+        if dtype == "int8" and name in pruned_names:
+            assert float((after[name] - tensor).abs().max()) <= 0.501 * float(tensor.abs().max()) / 127
+        else:
+            assert torch.equal(after[name], tensor.to(kind).float()), name
+        assert not bool(after[name][tensor == 0].any()), name
+    assert found["check"]["nonzero_weights"]["after"] <= found["check"]["nonzero_weights"]["before"]
+    assert (tmp_path / "out" / WEIGHTS).stat().st_size < (pruned / WEIGHTS).stat().st_size
+    assert found["metrics"]["n_examples"] == 48
+
+
+@pytest.mark.parametrize(("embeddings", "error"), [("fp16", 1e-3), ("int8", 5e-3), ("svd:8", 1.0)])
+def test_treatment_of_the_embeddings(pruned: Path, tmp_path: Path, embeddings: str, error: float) -> None:
+    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--embeddings", embeddings)
+    before, after = (dict(capcli.load(folder).state_dict()) for folder in (pruned, tmp_path / "out"))
+    for name in before:
+        if name != EMBEDDINGS:
+            assert torch.equal(before[name], after[name]), name
+    change = (before[EMBEDDINGS] - after[EMBEDDINGS]).abs().max() / before[EMBEDDINGS].abs().max()
+    assert 0 < float(change) <= error
+    assert found["embeddings"] == embeddings and found["metrics"]
+    if embeddings.startswith("svd"):
+        assert torch.linalg.matrix_rank(after[EMBEDDINGS]) == 8
+
+
+def test_eval_of_every_export(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Our formats are measured by `cap eval` as the run itself is, with the task and data of the run."""
+    whole = json.loads(invoke("eval", str(runs["heads"]), "--threads", "1", "--json").stdout)
+    for to in ("sparse", "sliced"):
+        exported(runs["heads"], tmp_path / to, "--to", to)
+        found = json.loads(invoke("eval", str(tmp_path / to), "--threads", "1", "--json").stdout)
+        assert found["metrics"] == whole["metrics"]
+        assert found["sparsity"]["achieved"] == pytest.approx(whole["sparsity"]["achieved"], abs=0.02)
+
+
+# Vocabulary ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_vocabulary_of_the_task(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    rare = tmp_path / "data"
+    shutil.copytree(tiny.data, rare)
+    lines = (rare / "train.csv").read_text().splitlines()
+    (rare / "train.csv").write_text("\n".join(line for line in lines if "music" not in line) + "\n")
+    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--vocab", "task", "--data", str(rare))
+    words = found["vocabulary"]
+    tokenizer = capcli.load_tokenizer(tmp_path / "out")
+    assert len(tokenizer) == words["kept"] < words["of"] == len(capcli.load_tokenizer(pruned))
+    assert "music" not in tokenizer.get_vocab() and "film" in tokenizer.get_vocab()
+    assert capcli.load(tmp_path / "out").get_input_embeddings().weight.shape == (words["kept"], HIDDEN)
+    assert words["unknown_rate"]["after"] > words["unknown_rate"]["before"] == 0
+    assert found["check"]["exact"] and found["check"]["argmax_agreement"] == 1.0
+    assert found["metrics"]["n_examples"] == 48
+
+
+@pytest.mark.parametrize("to", EXPORT_FORMATS)
+def test_a_vocabulary_file(pruned: Path, tmp_path: Path, to: str) -> None:
+    words = [word for word in capcli.load_tokenizer(pruned).get_vocab() if word not in ("##ly", "##s")]
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
+    found = exported(pruned, tmp_path / "out", "--to", to, "--vocab", str(tmp_path / "words.txt"))
+    assert found["vocabulary"]["kept"] == len(words)
+    assert found["check"]["largest_difference"] <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        (b"", "empty"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nzebra\n", "zebra"),
+        (b"[PAD]\n[UNK]\nfilm\n", "[CLS]"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfilm\n", "drops"),
+    ],
+)
+def test_a_vocabulary_that_does_not_serve(pruned: Path, tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "words.txt"
+    if content is not None:
+        path.write_bytes(content)
+    said = refused(2, str(pruned), "--to", "sparse", "--vocab", str(path), "-o", str(tmp_path / "out"))
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+# Sliced and onnx -----------------------------------------------------------------------------------------------------
+
+
+def test_sliced_is_smaller_and_equal(structured: Path, tmp_path: Path) -> None:
+    found = exported(structured, tmp_path / "out", "--to", "sliced")
+    whole, small = capcli.load(structured), capcli.load(tmp_path / "out")
+    assert torch.allclose(logits(whole), logits(small), atol=1e-5)
+    counts = [sum(p.numel() for p in net.parameters()) for net in (whole, small)]
+    assert counts[1] < 0.75 * counts[0]
+    assert found["gives"]["less_memory"] == pytest.approx(counts[0] / counts[1])
+    assert found["layers"] and set(found["speed"]) >= {"batch_1", "batch_32", "length", "threads"}
+
+
+def test_what_a_sliced_model_becomes(structured: Path, tmp_path: Path) -> None:
+    exported(structured, tmp_path / "sliced", "--to", "sliced")
+    assert "is sliced" in refused(2, str(tmp_path / "sliced"), "-o", str(tmp_path / "dense"))
+    for to in ("onnx", "sparse", "sliced"):
+        exported(tmp_path / "sliced", tmp_path / to, "--to", to)
+
+
+def test_onnx_with_8_bits(structured: Path, tmp_path: Path) -> None:
+    plain = exported(structured, tmp_path / "fp32", "--to", "onnx")
+    small = exported(structured, tmp_path / "int8", "--to", "onnx", "--int8")
+    assert small["size"]["weights_bytes"] < plain["size"]["weights_bytes"]
+    assert small["metrics"]["n_examples"] == 48 and not small["check"]["exact"]
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi-label-classification", "token-classification", "question-answering"])
+def test_every_kind_of_task(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    data = {
+        "regression": tiny.numbers,
+        "multi-label-classification": tiny.topics,
+        "token-classification": tiny.tags,
+        "question-answering": tiny.answers,
+    }[kind]
+    tiny.prune(tmp_path / "out", task=kind, data=data, method="cap-f", sparsity=0.5, epochs=1, teacher_epochs=1)
+    for to in EXPORT_FORMATS:
+        found = exported(tmp_path / "out", tmp_path / to, "--to", to)
+        assert found["check"]["exact"] and (found["check"]["argmax_agreement"] is None) == (kind == "regression")
+
+
+# Plan ----------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_writes_nothing_and_tells_the_bytes(structured: Path, tmp_path: Path) -> None:
+    options = ("-o", str(tmp_path / "out"), "--threads", "1", "--json")
+    result = invoke("export", str(structured), "--plan", *options)
+    assert result.exit_code == 0, result.stderr
+    assert not list(tmp_path.iterdir())
+    rows = {row["format"]: row for row in json.loads(result.stdout)["formats"]}
+    assert set(rows) == set(EXPORT_FORMATS)
+    for to in ("sparse", "sliced"):
+        found = exported(structured, tmp_path / to, "--to", to)
+        assert rows[to]["weights_bytes"] == found["size"]["weights_bytes"]
+        assert rows[to]["memory_bytes"] == found["size"]["memory_bytes"]
+    assert rows["sliced"]["matrices_left"] < 0.7 < rows["sparse"]["matrices_left"] == 1.0
+
+
+# Failures ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "zip"), "unknown format 'zip'"),
+        (("--dtype", "int4"), "unknown dtype 'int4'"),
+        (("--to", "dense", "--dtype", "int8"), "--dtype int8 needs a format of ours"),
+        (("--to", "onnx", "--dtype", "fp16"), "--to onnx writes fp32"),
+        (("--to", "sparse", "--int8"), "--int8 is for --to onnx"),
+        (("--to", "sparse", "--embeddings", "svd:0"), "--embeddings is keep"),
+        (("--to", "sparse", "--embeddings", "svd:x"), "--embeddings is keep"),
+        (("--to", "sparse", "--embeddings", "svd:4000"), "rank"),
+        (("--to", "dense", "--embeddings", "int8"), "--embeddings needs a format of ours"),
+        (("--samples", "0"), "--samples must be at least 1"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_options_that_do_not_fit(pruned: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    assert message in refused(2, str(pruned), "-o", str(tmp_path / "out"), *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dense_model(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    exported(pruned, tmp_path / "dense")
+    assert "is a dense model already" in refused(2, str(tmp_path / "dense"), "-o", str(tmp_path / "again"))
+    found = exported(tmp_path / "dense", tmp_path / "onnx", "--to", "onnx")
+    assert found["check"]["exact"] and "is not known" in found["notes"][0]
+
+
+def test_data_that_moved(tiny: Tiny, tmp_path: Path) -> None:
+    """The check goes on with built-in texts and says so; what needs the data does not."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    tiny.prune(tmp_path / "out", data=str(tmp_path / "data"), epochs=1, teacher_epochs=1)
+    shutil.rmtree(tmp_path / "data")
+    found = exported(tmp_path / "out", tmp_path / "sparse", "--to", "sparse", "--dtype", "fp16")
+    assert found["metrics"] is None and "texts of mr" in found["notes"][0]
+    assert "data" in refused(2, str(tmp_path / "out"), "--to", "sparse", "--vocab", "task", "-o", str(tmp_path / "no"))
+    exported(tmp_path / "out", tmp_path / "given", "--to", "sparse", "--dtype", "fp16", "--data", tiny.data)
+
+
+def changed(save: Callable[..., Any]) -> Callable[..., Any]:
+    """A writer that changes one weight on the way."""
+
+    def wrong(path: Path, tensors: Any, *rest: Any, **options: Any) -> Any:
+        name = next(name for name in tensors if name.endswith("query.weight"))
+        other = tensors[name].clone()
+        other[0, 0] += 1.0
+        return save(path, {**tensors, name: other}, *rest, **options)
+
+    return wrong
+
+
+@pytest.mark.parametrize(("to", "writer"), [("dense", (files, "write_tensors")), ("sparse", (sparse, "save"))])
+def test_a_file_that_is_not_what_was_meant(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, writer: tuple[Any, str]
+) -> None:
+    monkeypatch.setattr(*writer, changed(getattr(*writer)))
+    said = refused(1, str(pruned), "--to", to, "-o", str(tmp_path / "out"))
+    assert "differs from the model in 1 tensors" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last gate: whatever went wrong before, what computes otherwise is not kept."""
+    from capcli import compare
+
+    honest = compare.of
+    calls: list[int] = []
+
+    def off(model: models.Model, device: torch.device) -> compare.Run:
+        calls.append(1)
+        run, shift = honest(model, device), 0.01 * (len(calls) == 1)  # the opened export comes first
+        return lambda inputs: run(inputs) + shift
+
+    monkeypatch.setattr(compare, "of", off)
+    said = refused(1, str(structured), "--to", "sliced", "-o", str(tmp_path / "out"))
+    assert "the logits of the export differ by up to 0.01" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", EXPORT_FORMATS)
+def test_a_full_disk_leaves_nothing(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    """At every file operation, one after the other."""
+    seen: list[str] = []
+
+    def fail_at(place: int) -> Callable[[str, Path], None]:
+        count = iter(range(10_000))
+
+        def hook(operation: str, path: Path) -> None:
+            if next(count) == place:
+                seen.append(path.name)
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return hook
+
+    capcli.export(ExportConfig(model=str(pruned), to=to, out=str(tmp_path / "whole"), threads=1))
+    places = [0, 1, 2, 5]
+    for place in places:
+        monkeypatch.setattr(files, "fault_hook", fail_at(place))
+        said = refused(3, str(pruned), "--to", to, "-o", str(tmp_path / "out"))
+        assert "no space left" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert len(seen) == len(places)
