@@ -30,6 +30,7 @@ from capcli.run import Event
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
+CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # The kinds of tasks that answer for each token, and the class of transformers that does it.
 HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
@@ -185,6 +186,8 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
 def load_artifact(folder: Path) -> Model:
     """Load a pruned model; every tensor must be there, none left over, shapes and dtypes as the network has them.
 
+    Floats of another width are converted to those of the network.
+
     Raises:
         FileError, ModelError: naming the file and the first differing tensors.
     """
@@ -211,8 +214,8 @@ def _build(settings: Any, folder: Path) -> Any:
     from transformers import AutoConfig
 
     path = folder / CONFIG_FILE
-    if not isinstance(settings, dict) or settings.get("format_version") != sparse.FORMAT_VERSION:
-        raise FileError(f"{path}: format_version is not {sparse.FORMAT_VERSION}", "update capcli, or prune again")
+    if not isinstance(settings, dict) or settings.get("format_version") != CONFIG_VERSION:
+        raise FileError(f"{path}: format_version is not {CONFIG_VERSION}", "update capcli, or prune again")
     table = settings.get("model_config")
     if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or "kind" not in settings:
         raise FileError(f"{path}: model_config, labels or kind is missing or of the wrong type")
@@ -258,7 +261,8 @@ def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Pa
 
 def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
     def described(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        kinds = {name: "float" if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+        return {name: (tuple(tensor.shape), kinds[name]) for name, tensor in tensors.items()}
 
     _check_names(described(expected), described(found), path)
 
@@ -683,7 +687,7 @@ def save_artifact(
     files.write_json(
         out / CONFIG_FILE,
         {
-            "format_version": sparse.FORMAT_VERSION,
+            "format_version": CONFIG_VERSION,
             "kind": model.kind,
             "labels": list(model.labels),
             "model_config": described,
