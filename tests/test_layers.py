@@ -28,6 +28,7 @@ ORDER = [
     "page",
     "report",
     "families",
+    "slicing",
     "refusals",
     "hub",
     "tables",
