@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,9 @@ class Family:
     vector: (net, output of the base model, state [B, H] of that token, mask [B, S]) -> what enters the classifier,
     [B, H].
     classify: (net, vector) -> logits [B, C].
+    attention: what in it depends on heads and their dimensions. `plain`: nothing but the products of query and key;
+    `rotary`: pairs of dimensions turn with the position; `biased`: every head has a bias for positions, which the
+    layers share; `disentangled`: positions read query and key separately. activation: the function in the neurons.
     """
 
     layers: str
@@ -76,6 +79,8 @@ class Family:
     classify: Callable[[Any, Tensor], Tensor]
     more_heads: tuple[str, ...] = ()
     causal: bool = False
+    attention: Literal["plain", "rotary", "biased", "disentangled"] = "plain"
+    activation: str = "intermediate.intermediate_act_fn"
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -137,6 +142,8 @@ _LLAMA = Family(
     vector=lambda net, out, last, mask: last,
     classify=lambda net, vector: net.score(vector),
     causal=True,
+    attention="rotary",
+    activation="mlp.act_fn",
 )
 FAMILIES = {
     "bert": _BERT,
@@ -152,17 +159,20 @@ FAMILIES = {
         ffn_out="ffn.lin2",
         vector=lambda net, out, first, mask: torch.relu(net.pre_classifier(first)),
         classify=lambda net, vector: net.classifier(net.dropout(vector)),
+        activation="ffn.activation",
     ),
     "mpnet": dataclasses.replace(
         _ROBERTA,
         query_key_value=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
         attention_output="attention.attn.o",
+        attention="biased",
     ),
     "deberta-v2": dataclasses.replace(
         _BERT,
         query_key_value=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
         more_heads=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         vector=lambda net, out, first, mask: net.pooler(out.last_hidden_state),
+        attention="disentangled",
     ),
     "albert": dataclasses.replace(
         _BERT,
@@ -171,6 +181,7 @@ FAMILIES = {
         attention_output="attention.dense",
         ffn_in=("ffn",),
         ffn_out="ffn_output",
+        activation="activation",
     ),
     "modernbert": Family(
         layers="layers.*",
@@ -180,6 +191,8 @@ FAMILIES = {
         ffn_out="mlp.Wo",
         vector=_modernbert,
         classify=lambda net, vector: net.classifier(net.drop(vector)),
+        attention="rotary",
+        activation="mlp.act",
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import families, files, hub, sparse
+from capcli import families, files, hub, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.labels import label_key
@@ -44,8 +44,27 @@ PIPELINE_TAGS = {  # how the hub calls the kinds
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters of a network: in prunable matrices, and in all."""
+
+    prunable: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What slicing left of the layers, by the name of their block, and the parameters that the network had before."""
+
+    sizes: Mapping[str, slicing.Size]
+    before: Counts
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind."""
+    """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
+
+    The layers of a sliced model are smaller than its configuration says; `cut` then tells by how much.
+    """
 
     net: Any
     tokenizer: Any
@@ -54,6 +73,17 @@ class Model:
     kind: str
     source: str
     notes: tuple[str, ...] = ()
+    cut: Cut | None = None
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether layers are smaller than the configuration says, so that no stock folder can hold the network."""
+        return self.cut is not None
+
+    @property
+    def before_slicing(self) -> Counts:
+        """Parameters of the network as its configuration says: what sparsity is counted against."""
+        return self.cut.before if self.cut else _counts(self.net, self.family)
 
     @property
     def per_token(self) -> bool:
@@ -61,7 +91,16 @@ class Model:
         return self.kind in HEADS
 
     def layers(self) -> list[families.Layer]:
-        """The heads and neurons of the layers, from the input upwards. Raises `ConfigError` for unknown families."""
+        """The heads and neurons of the layers, from the input upwards.
+
+        Raises:
+            ConfigError: the family is unknown, or the layers were sliced and have sizes of their own.
+        """
+        if self.cut:
+            raise ConfigError(
+                f"{self.source} is sliced: its layers have no heads and neurons to choose from any more",
+                "use the artefact that it was made from",
+            )
         if self.family is None:
             raise ConfigError(
                 f"{self.source} is a {self.net.config.model_type} model, whose heads and neurons capcli does not know",
@@ -77,6 +116,24 @@ class Model:
         """Parameters of the layer stack: prunable matrices, biases and norms."""
         stack = families.blocks(self.net, self.family).values()
         return sum({id(p): p.numel() for block in stack for p in block.parameters()}.values())
+
+
+def _counts(net: Any, family: families.Family | None) -> Counts:
+    prunable = sum(linear.weight.numel() for linear in families.prunable(net, family).values())
+    return Counts(prunable=prunable, total=sum(p.numel() for p in net.parameters()))
+
+
+def sliced(model: Model) -> Model:
+    """The same function in smaller layers, as far as the zeros of the model allow; see `slicing.cut`. A new model.
+
+    Raises:
+        ConfigError: the family is unknown, or the model is sliced already.
+    """
+    model.layers()
+    assert model.family is not None, "layers() refuses unknown families"
+    smaller = copy(model)
+    sizes = slicing.cut(smaller.net, model.family)
+    return dataclasses.replace(smaller, cut=Cut(sizes=sizes, before=model.before_slicing))
 
 
 def forward(model: Model, inputs: Mapping[str, Tensor], pooling: str = "head") -> tuple[Tensor, Tensor]:
@@ -192,7 +249,8 @@ def load_artifact(folder: Path) -> Model:
         FileError, ModelError: naming the file and the first differing tensors.
     """
     settings = files.read_json(folder / CONFIG_FILE)
-    net, tensors = _build(settings, folder), sparse.load(folder / WEIGHTS_FILE)
+    net, cut = _build(settings, folder)
+    tensors = sparse.load(folder / WEIGHTS_FILE)
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
     net.load_state_dict(tensors, strict=True)
     net.config.architectures = [type(net).__name__]
@@ -207,10 +265,12 @@ def load_artifact(folder: Path) -> Model:
         labels=labels,
         kind=str(settings["kind"]),
         source=str(folder),
+        cut=cut,
     )
 
 
-def _build(settings: Any, folder: Path) -> Any:
+def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
+    """The network that `cap_config.json` describes, its tensors to be loaded; checked against the weight file."""
     from transformers import AutoConfig
 
     path = folder / CONFIG_FILE
@@ -222,8 +282,8 @@ def _build(settings: Any, folder: Path) -> Any:
     table = {name: value for name, value in table.items() if name not in ("model_type", "auto_map", "architectures")}
     try:
         config = AutoConfig.for_model(settings["model_config"].get("model_type"), **table)
-        _check_size(config, settings["kind"], folder / WEIGHTS_FILE)
-        return _auto(settings["kind"]).from_config(config)
+        cut = _check_size(config, settings, folder)
+        return _empty(config, settings["kind"], cut), cut
     except CapError:
         raise
     except Exception as error:
@@ -237,13 +297,46 @@ def _auto(kind: str) -> Any:
     return getattr(transformers, HEADS.get(kind, "AutoModelForSequenceClassification"))
 
 
-def _check_size(config: Any, kind: str, weights: Path) -> None:
-    """Refuse a configuration whose network is out of all proportion to the weight file, before it is built."""
+def _check_size(config: Any, settings: Mapping[str, Any], folder: Path) -> Cut | None:
+    """Refuse a configuration whose network is out of all proportion to the weight file, before it is built.
+
+    Returns how its layers are cut, if they are.
+    """
     with torch.device("meta"):
-        net = _auto(kind).from_config(config)
+        net = _auto(settings["kind"]).from_config(config)
+    cut = _read_cut(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {entry.name: tuple(entry.shape) for entry in sparse.inspect(weights)}
-    _check_names(expected, found, weights)
+    found = {entry.name: tuple(entry.shape) for entry in sparse.inspect(folder / WEIGHTS_FILE)}
+    _check_names(expected, found, folder / WEIGHTS_FILE)
+    return cut
+
+
+def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
+    """What `sliced` says, for a network on `meta`, whose layers get their sizes."""
+    family = families.FAMILIES.get(net.config.model_type)
+    if family is None:
+        raise FileError(f"{path}: sliced layers of a {net.config.model_type} model, whose layers capcli does not know")
+    try:
+        cut = Cut(sizes=slicing.read(settings["sliced"], net, family), before=_counts(net, family))
+    except ValueError as error:
+        raise FileError(f"{path}: {error}", "slice again, or copy the whole folder") from error
+    slicing.shape(net, family, cut.sizes)
+    return cut
+
+
+def _empty(config: Any, kind: str, cut: Cut | None) -> Any:
+    """A network that waits for its tensors: none is drawn at random, but all that is not stored is computed."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        net = _auto(kind).from_config(config)
+    for tensor in net.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # how transformers' own loader says so; the rest are buffers
+    net.initialize_weights()
+    net.tie_weights()
+    if cut:
+        slicing.shape(net, families.FAMILIES[config.model_type], cut.sizes)
+    return net
 
 
 def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
@@ -661,7 +754,16 @@ def save_config(model: Model, folder: Path) -> None:
 
 def save_dense(model: Model, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write a stock Hugging Face folder that plain `from_pretrained` loads; every file through `files`. `tensors` are
-    stored instead of the network's own."""
+    stored instead of the network's own.
+
+    Raises:
+        ModelError: the model is sliced, and transformers has no configuration for layers of different sizes.
+    """
+    if model.is_sliced:
+        raise ModelError(
+            f"{model.source} is sliced: no configuration of transformers describes its layers",
+            "export the artefact that it was made from, or use --to onnx",
+        )
     save_config(model, folder)
     own = model.net.state_dict() if tensors is None else tensors
     found = {name: tensor.cpu() for name, tensor in own.items()}
@@ -692,9 +794,14 @@ def save_artifact(
             "labels": list(model.labels),
             "model_config": described,
             **settings,
+            **_described(model.cut),
         },
     )
     return sizes
+
+
+def _described(cut: Cut | None) -> dict[str, Any]:
+    return {"sliced": {name: dataclasses.asdict(size) for name, size in cut.sizes.items()}} if cut else {}
 
 
 def artifact_files(out: Path) -> list[Path]:

@@ -29,6 +29,7 @@ ORDER = [
     "page",
     "report",
     "families",
+    "slicing",
     "refusals",
     "hub",
     "tables",

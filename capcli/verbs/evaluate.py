@@ -151,12 +151,10 @@ def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model
 
 
 def _size_and_sparsity(model: models.Model, source: str) -> dict[str, Any]:
-    """Zeros counted in the network as loaded, and bytes on disk."""
+    """What is not there or zero in the network as loaded, of what was before it was sliced; and bytes on disk."""
     weights = Path(source) / models.WEIGHTS_FILE
-    prunable = [linear.weight for linear in model.prunable().values()]
-    total = sum(p.numel() for p in model.net.parameters())
-    n = sum(weight.numel() for weight in prunable)
-    removed = n - sum(int(weight.count_nonzero()) for weight in prunable)
+    n, total = model.before_slicing.prunable, model.before_slicing.total
+    removed = n - sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values())
     size: dict[str, Any] = {"dense_bytes": 4 * total, "weights_bytes": 4 * total}
     if weights.is_file():
         size |= {
