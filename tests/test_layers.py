@@ -37,6 +37,7 @@ ORDER = [
     "tokens",
     "run",
     "models",
+    "vocabulary",
     "pruner",
     "verbs.evaluate",
     "train",
