@@ -604,6 +604,19 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
             files.write_bytes(folder / path.name, path.read_bytes())
 
 
+def rewritten(tokenizer: Any, backend: Mapping[str, Any]) -> Any:
+    """The same tokenizer with `backend` for its tokenizer.json: opened anew, from that file and its settings alone.
+
+    Raises `ModelError` for a backend that cannot be opened.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        for name in {*TOKENIZER_FILES} - {"tokenizer_config.json", "chat_template.jinja"}:
+            (Path(scratch) / name).unlink(missing_ok=True)
+        (Path(scratch) / "tokenizer.json").write_text(json.dumps(backend), "utf-8")
+        return _tokenizer(scratch, f"the rewritten {type(tokenizer).__name__}")
+
+
 # Computing -----------------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ ORDER = [
     "tokens",
     "run",
     "models",
+    "vocabulary",
     "pruner",
     "verbs.evaluate",
     "train",
