@@ -37,6 +37,7 @@ ORDER = [
     "tokens",
     "run",
     "models",
+    "legacy",
     "pruner",
     "verbs.evaluate",
     "train",
