@@ -113,9 +113,10 @@ def _model_hint(source: str) -> str:
 # Models --------------------------------------------------------------------------------------------------------------
 
 
-def folder(source: str) -> str:
+def folder(source: str, *, legacy: bool = False) -> str:
     """The folder with configuration and tokenizer of a MODEL argument; for the weights see `weights`.
 
+    legacy: sparse checkpoints of other tools are welcome, see `refusals.check_config`.
     Raises `ModelError` for what is not there, cannot be had, or is refused, with the reason and the way out.
     """
     name, revision = resolve(source)
@@ -125,7 +126,7 @@ def folder(source: str) -> str:
     else:
         repo = Repo(kind="model", name=name, revision=revision, source=source)
         found = _fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
-    refusals.check_config(found, source)
+    refusals.check_config(found, source, legacy=legacy)
     return str(found)
 
 
@@ -165,8 +166,13 @@ def _weight_files(names: Collection[str]) -> list[str]:
 
 def _lost_weights(here: Path) -> list[str]:
     """Names of the weight files that are not in the folder. Raises `ModelError` for an index that names others."""
+    return [name for name in weight_files(here) if not (here / name).is_file()]
+
+
+def weight_files(here: Path) -> list[str]:
+    """Names of the weight files that belong to the folder. Raises `ModelError` for an index that names others."""
     if (here / WEIGHTS).is_file() or not (here / INDEX).is_file():
-        return [] if (here / WEIGHTS).is_file() else [WEIGHTS]
+        return [WEIGHTS]
     table = refusals.read_json(here / INDEX).get("weight_map")
     shards = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
     wrong = [name for name in shards if Path(name).name != name or not name.endswith(".safetensors")]
@@ -175,7 +181,7 @@ def _lost_weights(here: Path) -> list[str]:
             f"{here / INDEX} names no safetensors files of its folder: {wrong[0] if wrong else 'none'}",
             "copy or download the model again",
         )
-    return [name for name in shards if not (here / name).is_file()]
+    return shards
 
 
 # Data sets -----------------------------------------------------------------------------------------------------------

@@ -25,12 +25,14 @@ from capcli import families, files, hub, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.labels import label_key
-from capcli.refusals import TOKENIZER_FILES
+from capcli.refusals import BITMASK, MASKED, TOKENIZER_FILES, sparse_refusal
 from capcli.run import Event
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
 CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
+MAX_LABELS = 100_000
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # The kinds of tasks that answer for each token, and the class of transformers that does it.
 HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
@@ -199,7 +201,10 @@ def stored_settings(source: str) -> dict[str, Any]:
 
 
 def stored_source(source: str) -> dict[str, Any]:
-    """The task options that a pruned model was made with; empty for any other model. Raises `FileError`."""
+    """The task options that a pruned model was made with; empty for one that was converted, and for any other model.
+
+    Raises `FileError`.
+    """
     if not is_artifact(source):
         return {}
     stored = stored_settings(source).get("source")
@@ -231,9 +236,11 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
         return Known(labels=tuple((label_map or {}).get(name, name) for name in own))
     table = stored_settings(source)
     labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
+    mine = tuple(map(str, labels)) if isinstance(labels, list) else ()
+    ours = bool(table.get("source"))
     return Known(
-        labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
-        ours=True,
+        labels=mine if ours else tuple((label_map or {}).get(name, name) for name in mine),
+        ours=ours,
         no_answer=empty if isinstance(empty, bool) else None,
         holdout=share if isinstance(share, float) else 0.0,
         seed=seed if isinstance(seed, int) else 0,
@@ -412,12 +419,85 @@ def load_dense(
     if order is None and f"{name}.weight" not in info["missing_keys"]:
         _renew(output, getattr(config, "initializer_range", 0.02), seed)
     _reorder(output, order)
-    family = families.FAMILIES.get(config.model_type)
+    return _made(net, tokenizer, names, kind, source, note + notes)
+
+
+def from_tensors(tensors: Mapping[str, Tensor], table: Mapping[str, Any], folder: Path, kind: str) -> Model:
+    """A model of this kind from tensors that were read elsewhere, in 32-bit floats, its labels those of `table`.
+
+    table: what `config.json` says, without anything that names code. The tokenizer is that of the folder. Every tensor
+    of the network must be there, and none left over but a pooler.
+
+    Raises:
+        ModelError: naming the folder and what is missing, left over or misshapen; nothing large is built before.
+    """
+    source = str(folder)
+    config = _described(table, folder, tensors, kind)
+    names = _set_labels(config, _own_labels(config), kind)
+    tokenizer, notes = _with_padding(_tokenizer(source, source, config), config)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    try:
+        with _quiet():
+            net, info = _class(config, kind).from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                key_mapping=_key_mapping(config, kind),
+            )
+    except Exception as error:
+        raise hub.explained(error, source, source) from error
+    _check_loading(net, info, source, keep_head=True, need_head=True)
+    left_over = sorted(name for name in info["unexpected_keys"] if ".pooler." not in name)
+    if left_over:
+        raise ModelError(
+            f"the weights of {source} are not those of its configuration: {len(left_over)} left over, "
+            f"first {', '.join(map(repr, left_over[:3]))}"
+        )
+    return _made(net, tokenizer, names, kind, source, notes)
+
+
+def _described(table: Mapping[str, Any], folder: Path, tensors: Mapping[str, Tensor], kind: str) -> Any:
+    """The configuration that a table describes; refused when its network is larger than the tensors together."""
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    rest = {name: value for name, value in table.items() if name != "model_type"}
+    limits = {**dict.fromkeys(LAYER_COUNTS, len(tensors)), "num_labels": MAX_LABELS}
+    for name in limits.keys() & rest.keys():
+        if type(rest[name]) is not int or not 0 <= rest[name] <= limits[name]:
+            raise ModelError(
+                f"{path}: {name}: expected an integer up to {limits[name]:,}, got {str(rest[name])[:40]!r}"
+            )
+    try:
+        with _quiet(), torch.device("meta"):
+            config = AutoConfig.for_model(str(table.get("model_type")), **rest)
+            expected = sum(p.numel() for p in _class(config, kind)(config).parameters())
+    except Exception as error:
+        raise ModelError(f"{path} describes no model for this kind of task: {hub.first_line(error)}") from error
+    found = sum(tensor.numel() for tensor in tensors.values())
+    if expected > found:
+        raise ModelError(f"{path} describes a model of {expected:,} weights, and {folder} holds {found:,}")
+    return config
+
+
+def _class(config: Any, kind: str) -> Any:
+    """The class of transformers for this kind of task and model. Raises `KeyError`."""
+    return _auto(kind)._model_mapping[type(config)]
+
+
+def _made(net: Any, tokenizer: Any, labels: tuple[str, ...], kind: str, source: str, notes: tuple[str, ...]) -> Model:
+    """The model around a network that was read as a dense one."""
+    model_type = net.config.model_type
+    family = families.FAMILIES.get(model_type)
     if family is None:
-        notes += (_unknown_family(net, config.model_type),)
+        notes += (_unknown_family(net, model_type),)
     net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
     return Model(
-        net=net.eval(), tokenizer=tokenizer, family=family, labels=names, kind=kind, source=source, notes=note + notes
+        net=net.eval(), tokenizer=tokenizer, family=family, labels=labels, kind=kind, source=source, notes=notes
     )
 
 
@@ -491,10 +571,11 @@ def load_model(
     return dataclasses.replace(model, labels=tuple(labels or model.labels))
 
 
-def _tokenizer(path: str, source: str) -> Any:
+def _tokenizer(path: str, source: str, config: Any = None) -> Any:
+    """The tokenizer of a folder; `config` in place of its config.json, which transformers may not know."""
     from transformers import AutoTokenizer
 
-    tokenizer = _read(AutoTokenizer.from_pretrained, path, source)
+    tokenizer = _read(AutoTokenizer.from_pretrained, path, source, config=config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
         raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
     return tokenizer
@@ -569,6 +650,9 @@ def _listed(labels: Sequence[str]) -> str:
 
 def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bool, need_head: bool) -> tuple[str, ...]:
     """Accept a checkpoint only when nothing but a head that is not needed, or an unused pooler, is new."""
+    for layout, part in ((BITMASK, ".bitmask"), (MASKED, ".mask_scores")):
+        if any(name.endswith(part) for name in info["unexpected_keys"]):
+            raise sparse_refusal(source, layout)
     inside = f"{net.base_model_prefix}."
     missing = sorted(info["missing_keys"])
     lost = [n for n in missing if n.startswith(inside) and (need_head or ".pooler." not in n)]

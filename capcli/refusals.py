@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ TOKENIZER_FILES = (
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX"}
+BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `capcli.legacy` reads
+QUANTISATION = ("config_groups", "kv_cache_scheme", "transform_config")  # what bitmask alone does not say
 SAVE_AGAIN = "load it once with transformers, in an environment you trust, and save_pretrained writes safetensors"
 
 
@@ -91,8 +93,11 @@ def _check_formats(names: Collection[str], source: str, local: bool) -> None:
         )
 
 
-def check_config(here: Path, source: str) -> None:
-    """Refuse a model whose JSON files ask for code of its own, or whose weights are quantised."""
+def check_config(here: Path, source: str, *, legacy: bool = False) -> None:
+    """Refuse a model whose JSON files ask for code of its own, or whose weights are quantised.
+
+    Sparse checkpoints of other tools are refused too, unless `legacy`: transformers would take random weights for them.
+    """
     config = read_json(here / CONFIG)
     tokenizer = read_json(here / "tokenizer_config.json") if (here / "tokenizer_config.json").is_file() else {}
     if config.get("auto_map") or tokenizer.get("auto_map"):
@@ -101,13 +106,47 @@ def check_config(here: Path, source: str) -> None:
             f"{source} needs its own code (auto_map in {where}); capcli never runs code from a model",
             "use a model whose architecture is part of transformers, or convert it to one",
         )
-    quantised = config.get("quantization_config") or config.get("compression_config")
-    if quantised:
-        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+    layout, table = sparse_layout(config), _compression(config)
+    quantised = layout != BITMASK or any(table.get(key) for key in QUANTISATION)
+    if table and quantised:
+        method = ", ".join(map(str, filter(None, (table.get("quant_method"), _sparse_format(config)))))
         raise ModelError(
             f"the weights of {source} are quantised{f' ({method})' if method else ''}",
             "use the model in full precision that it was made from",
         )
+    if layout and not legacy:
+        raise sparse_refusal(source, layout)
+
+
+def sparse_refusal(source: str, layout: str) -> ModelError:
+    """The error for a sparse checkpoint of another tool where a dense model is needed."""
+    words = {
+        BITMASK: "compressed-tensors (sparse-bitmask)",
+        MASKED: "movement pruning (mask_scores beside the weights)",
+    }
+    return ModelError(
+        f"{source} is a sparse checkpoint of {words[layout]}, and a dense or pruned model is needed here",
+        f"convert it first: cap export {source} --to sparse",
+    )
+
+
+def sparse_layout(config: Mapping[str, Any]) -> str | None:
+    """The layout of a sparse checkpoint of another tool by its config.json, `bitmask` or `masked`; None for others."""
+    if str(config.get("model_type")).startswith("masked_"):
+        return MASKED
+    return BITMASK if _sparse_format(config).replace("_", "-") == "sparse-bitmask" else None
+
+
+def _compression(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of quantised or compressed weights; empty when they are neither."""
+    table = config.get("quantization_config") or config.get("compression_config") or {}
+    return table if isinstance(table, dict) else {"quant_method": table}
+
+
+def _sparse_format(config: Mapping[str, Any]) -> str:
+    """The format that compressed-tensors gave the zeros; its forerunner wrote it at the top of config.json."""
+    table = _compression(config).get("sparsity_config") or config.get("sparsity_config")
+    return str(table.get("format") or "") if isinstance(table, dict) else ""
 
 
 def check_no_pointer(path: Path, source: str) -> None:

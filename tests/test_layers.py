@@ -40,6 +40,7 @@ ORDER = [
     "run",
     "models",
     "vocabulary",
+    "legacy",
     "pruner",
     "verbs.evaluate",
     "train",

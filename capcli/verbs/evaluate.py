@@ -82,7 +82,7 @@ def encoded(
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
     """The options of `cap eval`; for a pruned model, the task and data that it was pruned on are the default."""
     stored = models.stored_source(str(chosen["model"]))
-    if not stored and "task" not in chosen:
+    if "task" not in chosen and not models.is_artifact(str(chosen["model"])):
         hub.folder(str(chosen["model"]))  # what is wrong with the model goes before what is missing for it
     if chosen.get("task", stored.get("task")) != stored.get("task"):
         stored = {}  # another task has other data and columns
