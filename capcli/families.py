@@ -30,7 +30,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The `count` heads or neurons of a layer: the slots to remove together, and the matrix that reads their output."""
+    """The `count` units of one kind in a layer: heads, neurons, or dimensions; `slots` is what goes together."""
 
     count: int
     slots: tuple[Slot, ...]
@@ -41,6 +41,11 @@ class Units:
         return self.slots[-1].linear
 
     @property
+    def has_reader(self) -> bool:
+        """Whether the last slot reads what the units put out; not so for query-key units, whose output is a product."""
+        return self.slots[-1].axis == 1
+
+    @property
     def weights(self) -> int:
         """Weights that one unit holds."""
         return sum(slot.size * slot.linear.weight.shape[1 - slot.axis] for slot in self.slots)
@@ -48,10 +53,17 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The units of one encoder layer. With grouped queries a head is a key-value head with its queries."""
+    """The units of one encoder layer. With grouped queries a head is a key-value head with its queries.
+
+    The dimensions inside the heads, in the order of the heads (units of GRAIN): query_key: row j of query and key, and
+    of projections for positions; value_output: row j of value and column j of the output. None where positions are
+    rotated into pairs of dimensions, which cannot be taken out one by one.
+    """
 
     heads: Units
     neurons: Units
+    query_key: Units | None = None
+    value_output: Units | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,7 @@ class Family:
     three matrices, or one that holds them one after the other; more_heads: further matrices whose rows belong to heads,
     where present; attention_output; ffn_in: what makes the neurons, several or a multiple of their number when gated;
     ffn_out. A sentence is represented by its first token; by its last when causal, because only that has seen them all.
+    rotary: positions are rotated into pairs of dimensions of query and key.
     vector: (net, output of the base model, state [B, H] of that token, mask [B, S]) -> what enters the classifier,
     [B, H].
     classify: (net, vector) -> logits [B, C].
@@ -76,6 +89,7 @@ class Family:
     classify: Callable[[Any, Tensor], Tensor]
     more_heads: tuple[str, ...] = ()
     causal: bool = False
+    rotary: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -137,6 +151,7 @@ _LLAMA = Family(
     vector=lambda net, out, last, mask: last,
     classify=lambda net, vector: net.score(vector),
     causal=True,
+    rotary=True,
 )
 FAMILIES = {
     "bert": _BERT,
@@ -180,6 +195,7 @@ FAMILIES = {
         ffn_out="mlp.Wo",
         vector=_modernbert,
         classify=lambda net, vector: net.classifier(net.drop(vector)),
+        rotary=True,
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -251,9 +267,20 @@ def _layer(block: nn.Module, family: Family, n_heads: int) -> Layer:
     head_slots += [slot for path in family.more_heads if path in present for slot in _rows(linear(path), 1, n_heads)]
     neurons = down.in_features
     wide = [slot for p in family.ffn_in for slot in _rows(linear(p), linear(p).out_features // neurons, neurons)]
-    return Layer(
+    found = Layer(
         heads=Units(count=n_heads, slots=(*head_slots, _columns(out, n_heads))),
         neurons=Units(count=neurons, slots=(*wide, _columns(down, neurons))),
+    )
+    return found if family.rotary else _with_dimensions(found)
+
+
+def _with_dimensions(layer: Layer) -> Layer:
+    """The layer with the dimensions inside its heads as units; query, key and value are matrices of their own."""
+    query, key, value, *more, output = (dataclasses.replace(slot, size=1) for slot in layer.heads.slots)
+    return dataclasses.replace(
+        layer,
+        query_key=Units(count=query.linear.out_features, slots=(query, key, *more)),
+        value_output=Units(count=value.linear.out_features, slots=(value, output)),
     )
 
 

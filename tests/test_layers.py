@@ -28,6 +28,7 @@ ORDER = [
     "page",
     "report",
     "families",
+    "ranking",
     "refusals",
     "hub",
     "tables",

@@ -25,7 +25,7 @@ from capcli import banks, files, masks, models, report, run, sparse, tasks, toke
 from capcli.config import PruneConfig, flatten, parse_label_map
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
-from capcli.pruner import Pruner, group_plan, make_pruner
+from capcli.pruner import Pruner, make_pruner, plan_structure
 from capcli.text import byte_size, duration, number, percent
 from capcli.verbs import evaluate
 
@@ -139,7 +139,7 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
     assert data.train is not None, "a training split was asked for"
     student = models.load_dense(config.model, data.labels, data.kind, config.seed)
     if config.criterion == "first-order":
-        group_plan(student.layers(), config.sparsity)
+        plan_structure(student.layers(), config)
     check = folder.flag.check
     examples = evaluate.encoded(student, data.train, config.source, check)
     evals = {name: evaluate.encoded(student, split, config.source, check) for name, split in data.evals.items()}
@@ -211,7 +211,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
     total = sum(p.numel() for p in student.net.parameters())
     kept = masks.kept_count(config.sparsity, n)
     if config.criterion == "first-order":
-        kept = group_plan(student.layers(), config.sparsity).kept_weights
+        kept = plan_structure(student.layers(), config)
     seconds = _seconds_per_example(setup, student)
     state = 4 * (3 * total + 3 * n * CRITERIA[config.criterion].learned)
     width = 2 * len(setup.train) * student.net.config.hidden_size
@@ -443,7 +443,7 @@ def _train(
 def _snapshots(
     setup: Setup, student: models.Model, pruner: Pruner, bank: banks.Bank | None, n_steps: int
 ) -> Callable[[int], train.Steps] | None:
-    """Adds the student as it is to the snapshot bank, at each epoch boundary or before each structured step.
+    """Adds the student as it is to the snapshot bank: at each epoch boundary, or before each stair of the sparsity.
 
     On resume the published snapshots of earlier steps are read back; checkpoints beyond a damaged one are dropped.
     """
@@ -451,7 +451,7 @@ def _snapshots(
         return None
     per_epoch = train.steps_per_epoch(setup.train, setup.config.batch_size)
     due = [step for step in range(1, n_steps) if pruner.scheduled(step) > pruner.scheduled(step - 1)]
-    if not pruner.criterion.structured:
+    if pruner.ranking is not None or not pruner.criterion.structured:
         due = list(range(per_epoch, n_steps, per_epoch))
     for index, step in enumerate(due):
         if not files.is_complete(setup.run.work / f"bank-snapshot-{index:03d}"):
