@@ -94,21 +94,22 @@ def planned_weights(layers: list[Layer], sparsity: float) -> int:
 def unit_importance(units: Units, scale: float = 1.0) -> Tensor:
     """abs(dL/dgate) of each unit, [C]: from the columns that read the output, or from the rows of the query."""
     if units.has_reader:
-        weight, gradient = _learned(units.reader, scale)
+        weight, gradient = _learned(units.reader)
         found = group_importance(weight, gradient, units.reader.in_features // units.count)
     else:
         query = units.slots[0].linear
-        weight, gradient = _learned(query, scale)
+        weight, gradient = _learned(query)
         assert query.bias.grad is not None, "observe comes after backward"
-        found = row_importance(weight, gradient, query.bias, query.bias.grad / scale)
-    return torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)  # of a 16-bit step that overflowed and is skipped
+        found = row_importance(weight, gradient, query.bias, query.bias.grad)
+    found = torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)  # of a 16-bit step that overflowed and is skipped
+    return found / scale
 
 
-def _learned(linear: torch.nn.Linear, scale: float) -> tuple[Tensor, Tensor]:
-    """The weight that is trained below the mask, and its gradient over `scale`."""
+def _learned(linear: torch.nn.Linear) -> tuple[Tensor, Tensor]:
+    """The weight that is trained below the mask, and its gradient."""
     original: Tensor = linear.parametrizations.weight.original  # type: ignore[union-attr, assignment]
     assert original.grad is not None, "observe comes after backward"
-    return original, original.grad / scale
+    return original, original.grad
 
 
 def set_masks(units: Units, alive: Tensor) -> None:
