@@ -223,18 +223,18 @@ def select_units(importance: Tensor, alive: Tensor, units: UnitTable, keep: int)
 
     Takes living units from the best down to the point nearest to `keep` weights; the lower index wins ties. A head that
     is left without value-output units computes nothing, so its query-key units go too, and the next best take their
-    place. Its own units come last then, so the count is always that of whole units nearest to `keep`.
+    place. Its own units come last then, values first, so the count is always that of whole units nearest to `keep`.
     """
     scores = emptying(importance, alive, units) / units.weights
-    chosen = _nearest_prefix(scores, alive, units.weights, keep)
+    order = scores.sort(descending=True, stable=True).indices
+    chosen = _nearest_prefix(order, alive, units.weights, keep)
     empty = (units.head >= 0) & (units.values_per_head(chosen) == 0)
-    scores = scores.masked_fill(empty & units.value, -1.0).masked_fill(empty & ~units.value, -2.0)
-    return _nearest_prefix(scores, alive, units.weights, keep)
+    later = torch.where(empty, 2 - units.value.long(), 0)[order]
+    return _nearest_prefix(order[later.sort(stable=True).indices], alive, units.weights, keep)
 
 
-def _nearest_prefix(scores: Tensor, alive: Tensor, weights: Tensor, keep: int) -> Tensor:
-    """The living units [U] from the largest score down whose weights come nearest to `keep`; of two, the more."""
-    order = scores.masked_fill(~alive, -torch.inf).sort(descending=True, stable=True).indices
+def _nearest_prefix(order: Tensor, alive: Tensor, weights: Tensor, keep: int) -> Tensor:
+    """The living units [U], taken in this order, whose weights come nearest to `keep`; of two such points the more."""
     own = torch.where(alive, weights, 0)[order]
     taken = 2 * own.cumsum(0) - own <= 2 * keep
     return torch.zeros_like(alive).scatter_(0, order, taken) & alive
