@@ -31,7 +31,7 @@ import numpy as np
 import table
 
 from capcli import files, models, tasks, tokens
-from capcli.config import LOSSES, METHODS, Hardware, PruneConfig, TaskConfig, build
+from capcli.config import METHODS, Hardware, PruneConfig, TaskConfig, build
 
 STOPPED = (75, 130, -2, -15)
 
@@ -72,7 +72,7 @@ def ablations(method: str, sparsity: float, seeds: list[int]) -> list[Cell]:
     """
 
     def without(*parts: str) -> tuple[str, ...]:
-        return ("--losses", ",".join(name for name in LOSSES if name not in parts))
+        return ("--losses", ",".join(name for name in METHODS["cap-soft"].losses if name not in parts))
 
     changes = {f"{method} without {part}": without(part) for part in ("prc", "snc", "fic", "kd")}
     changes[f"{method} only supervised"] = ("--unsupervised-weight", "0")

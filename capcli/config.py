@@ -54,7 +54,8 @@ GENERIC_TASKS = (
 QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
 _NOT_PROBED = (*QUESTION_TASKS, "wnut17", "ner", "token-classification", "multi-label-classification")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
-LOSSES = ("ce", "kd", "prc", "snc", "fic")
+LOSSES = ("ce", "kd", "prc", "snc", "fic", "hid")
+STRUCTURES = ("heads", "dimensions")
 EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
 ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -68,7 +69,7 @@ class Method:
     losses: tuple[str, ...]
 
 
-_CAP, _PLAIN = LOSSES, ("ce", "kd")
+_CAP, _PLAIN = ("ce", "kd", "prc", "snc", "fic"), ("ce", "kd")
 METHODS = {
     "cap-soft": Method(criterion="soft-movement", losses=_CAP),
     "cap-m": Method(criterion="movement", losses=_CAP),
@@ -182,7 +183,7 @@ class PruneConfig:
     out: str = option("", "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default", flag="-o", resumable=True)
     sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)")
     method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
-    losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic; the method's own by default")
+    losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic,hid; the method's own by default")
     teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
     label_map: str = option("", "names for the teacher's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
     preset: str = option("default", "values to start from: " + ", ".join(PRESETS))
@@ -208,6 +209,11 @@ class PruneConfig:
     init: str = option("teacher", "weights the student starts from: teacher or pretrained", panel="Training")
     dense_share: float = option(0.05, "share of the steps before pruning begins", panel="Pruning")
     final_share: float = option(0.4, "share of the steps at the final sparsity", panel="Pruning")
+    structure: str = option(
+        "heads",
+        "what cap-f and first-order remove beside neurons: heads, or dimensions inside them, all in one ranking",
+        panel="Pruning",
+    )
     scope: str = option("auto", "rank weights within each matrix or over all: auto, matrix, global", panel="Pruning")
     score_init: str = option("magnitude", "scores start at zero or at the weights' magnitude", panel="Pruning")
     pooling: str = option("head", "sentence vector: head (what enters the classifier), cls, mean", panel="Losses")
@@ -219,6 +225,7 @@ class PruneConfig:
     ce_weight: float = option(0.1, "weight of the task loss (1 when it is the only loss)", panel="Losses")
     kd_weight: float = option(0.9, "weight of distillation", panel="Losses")
     kd_temperature: float = option(2.0, "temperature of distillation", panel="Losses")
+    hidden_weight: float = option(1.0, "weight of the hidden-state distillation (hid)", panel="Losses")
     reg_weight: float = option(0.0, "weight of the score regulariser (soft movement)", panel="Losses")
     checkpoint_seconds: float = option(120.0, "seconds between checkpoints", panel="Run", resumable=True)
     max_time: float = option(
@@ -233,13 +240,19 @@ class PruneConfig:
         _check_name("normalization", self.normalization, ("mean", "reference"))
         _check_name("pooling", self.pooling, ("head", "cls", "mean"))
         _check_name("scope", self.scope, ("auto", "matrix", "global"))
+        _check_name("structure", self.structure, STRUCTURES)
         _check_name("score-init", self.score_init, ("zero", "magnitude"))
         _check_name("init", self.init, ("teacher", "pretrained"))
         for name in self.loss_names:
             _check_name("loss", name, LOSSES)
         parse_label_map(self.label_map)
         if not {"ce", "kd"} & set(self.loss_names):
-            raise ConfigError("losses need ce or kd: the contrastive terms alone do not teach the task")
+            raise ConfigError("losses need ce or kd: the other terms alone do not teach the task")
+        if self.structure != "heads" and self.criterion != "first-order":
+            raise ConfigError(
+                f"--structure {self.structure} is for structured methods, {self.method} removes single weights",
+                "leave it out, or use --method cap-f",
+            )
         if not 0 <= self.sparsity < 1:
             hint = f"did you mean --sparsity {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
             raise ConfigError(f"sparsity is the fraction of weights removed, in [0, 1), got {self.sparsity:g}", hint)
@@ -259,7 +272,7 @@ class PruneConfig:
                 raise ConfigError(f"{_flag(name)} must be a positive number, got {value}")
         _at_least(0, score_lr=self.score_lr, weight_decay=self.weight_decay, reg_weight=self.reg_weight)
         _at_least(0, unsupervised_weight=self.unsupervised_weight, supervised_weight=self.supervised_weight)
-        _at_least(0, ce_weight=self.ce_weight, kd_weight=self.kd_weight)
+        _at_least(0, ce_weight=self.ce_weight, kd_weight=self.kd_weight, hidden_weight=self.hidden_weight)
         shares = {"lr_warmup": self.lr_warmup, "dense_share": self.dense_share, "final_share": self.final_share}
         for name, value in {**shares, "holdout": self.holdout}.items():
             if not 0 <= value < 1:

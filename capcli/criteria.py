@@ -55,6 +55,16 @@ def group_importance(weight: Tensor, gradient: Tensor, group_size: int) -> Tenso
     """abs(dL/dgate) of each group of input columns of a matrix [out, in], as a vector [in / group_size].
 
     The gate multiplies the group's output, which is what these columns read: dL/dgate = sum of W∘dL/dW over them.
-    Heads are groups of D columns of the attention output matrix, neurons single columns of the second FFN matrix.
+    Heads are groups of D columns of the attention output matrix, value-output dimensions its single columns, neurons
+    single columns of the second FFN matrix.
     """
     return (weight * gradient).sum(dim=0).view(-1, group_size).sum(dim=1).abs()
+
+
+def row_importance(weight: Tensor, gradient: Tensor, bias: Tensor, bias_gradient: Tensor) -> Tensor:
+    """abs(dL/dgate) of each output of a matrix [out, in] with bias [out], as a vector [out].
+
+    The gate multiplies the output: dL/dgate = sum of W∘dL/dW over the row + b·dL/db. For query-key dimensions these are
+    the rows of the query (GRAIN).
+    """
+    return ((weight * gradient).sum(dim=1) + bias * bias_gradient).abs()

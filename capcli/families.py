@@ -30,7 +30,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The `count` heads or neurons of a layer: the slots to remove together, and the matrix that reads their output."""
+    """The `count` units of one kind in a layer: heads, neurons, or dimensions; `slots` is what goes together."""
 
     count: int
     slots: tuple[Slot, ...]
@@ -41,6 +41,11 @@ class Units:
         return self.slots[-1].linear
 
     @property
+    def has_reader(self) -> bool:
+        """Whether the last slot reads what the units put out; not so for query-key units, whose output is a product."""
+        return self.slots[-1].axis == 1
+
+    @property
     def weights(self) -> int:
         """Weights that one unit holds."""
         return sum(slot.size * slot.linear.weight.shape[1 - slot.axis] for slot in self.slots)
@@ -48,10 +53,17 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The units of one encoder layer. With grouped queries a head is a key-value head with its queries."""
+    """The units of one encoder layer. With grouped queries a head is a key-value head with its queries.
+
+    The dimensions inside the heads, in the order of the heads (units of GRAIN): query_key: row j of query and key, and
+    of projections for positions; value_output: row j of value and column j of the output. None where positions are
+    rotated into pairs of dimensions, which cannot be taken out one by one.
+    """
 
     heads: Units
     neurons: Units
+    query_key: Units | None = None
+    value_output: Units | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,9 +276,20 @@ def _layer(block: nn.Module, family: Family, n_heads: int) -> Layer:
     head_slots += [slot for path in family.more_heads if path in present for slot in _rows(linear(path), 1, n_heads)]
     neurons = down.in_features
     wide = [slot for p in family.ffn_in for slot in _rows(linear(p), linear(p).out_features // neurons, neurons)]
-    return Layer(
+    found = Layer(
         heads=Units(count=n_heads, slots=(*head_slots, _columns(out, n_heads))),
         neurons=Units(count=neurons, slots=(*wide, _columns(down, neurons))),
+    )
+    return found if family.attention == "rotary" else _with_dimensions(found)
+
+
+def _with_dimensions(layer: Layer) -> Layer:
+    """The layer with the dimensions inside its heads as units; query, key and value are matrices of their own."""
+    query, key, value, *more, output = (dataclasses.replace(slot, size=1) for slot in layer.heads.slots)
+    return dataclasses.replace(
+        layer,
+        query_key=Units(count=query.linear.out_features, slots=(query, key, *more)),
+        value_output=Units(count=value.linear.out_features, slots=(value, output)),
     )
 
 

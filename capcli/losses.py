@@ -6,6 +6,8 @@ numbers are those of the design's ALGORITHM; the paper is arXiv 2112.07198.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -129,6 +131,26 @@ def _yes_or_no(logits: Tensor) -> Tensor:
 def _over_tokens(logits: Tensor, mask: Tensor) -> Tensor:
     """Logits [B, S, 2] as [B, 2, S], where padding is out of the question."""
     return logits.transpose(1, 2).masked_fill(mask[:, None] == 0, -1e4)
+
+
+def hidden_distillation(
+    states: Sequence[Tensor], teacher: Sequence[Tensor], projections: Sequence[Tensor], mask: Tensor
+) -> Tensor:
+    """HID: squared difference of hidden states and the teacher's, as in GRAIN (arXiv 2212.07634), in 32-bit floats.
+
+    The mean over layers of the mean over real tokens and dimensions of (states @ projection - teacher)².
+
+    Args:
+        states, teacher: per layer [B, S, H], the teacher's without gradient.
+        projections: per layer [H, H], trained, identity at the start: the student need not use the same directions.
+        mask: [B, S], 0 for padding.
+    """
+    terms = []
+    n_tokens = mask.sum().clamp(min=1)
+    for ours, theirs, projection in zip(states, teacher, projections, strict=True):
+        squares = (ours.float() @ projection - theirs.float()).square().mean(dim=-1)  # [B, S]
+        terms.append((squares * mask).sum() / n_tokens)
+    return torch.stack(terms).mean()
 
 
 def score_regulariser(scores: list[Tensor]) -> Tensor:

@@ -44,6 +44,12 @@ def _ramp(total: int, dense_share: float, final_share: float) -> tuple[int, int]
     return min(end, math.floor(round(dense_share * total, 6))), end
 
 
+def ledges(step: int, total: int, *, final: float, dense_share: float, final_share: float, rise: float = 0.01) -> float:
+    """`cubic`, but held until it has risen by at least `rise`: importance of single steps is too noisy to act on."""
+    sparsity = cubic(step, total, final=final, dense_share=dense_share, final_share=final_share)
+    return sparsity if sparsity == final else math.floor(sparsity / rise + 1e-9) * rise
+
+
 def stairs(step: int, total: int, *, final: float, dense_share: float, final_share: float, rise: float = 0.1) -> float:
     """Sparsity at `step` of a structured run: equal steps of at most `rise`, each followed by training."""
     begin, end = _ramp(total, dense_share, final_share)
@@ -164,7 +170,7 @@ def plan_groups(
         raise ConfigError(
             f"structured pruning cannot reach sparsity {sparsity:g}: one head and one neuron per layer must stay, "
             f"which leaves at most {math.floor(highest * 1e4) / 1e4:g}",
-            "choose a lower --sparsity, or an unstructured method such as cap-soft",
+            "use --structure dimensions, choose a lower --sparsity, or an unstructured method such as cap-soft",
         )
     kept_heads = min(heads, max(layers, math.floor((1 - sparsity) * heads + 0.5)))
     room = (target - kept_heads * head_weights) / neuron_weights
@@ -183,6 +189,55 @@ def select_groups(importance: Tensor, keep: int, alive: Tensor) -> Tensor:
     scores = scores.masked_fill(~alive, -torch.inf)
     best = torch.zeros_like(alive).scatter_(1, scores.argmax(dim=1, keepdim=True), True)
     return topk(scores.masked_fill(best, torch.inf).flatten(), keep).view_as(alive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTable:
+    """All units of a model in one order, [U]: the weights each holds, and for dimensions the head.
+
+    head: counted over the model, -1 for neurons and whole heads. value: whether it is a value-output unit.
+    """
+
+    weights: Tensor
+    head: Tensor
+    value: Tensor
+
+    def values_per_head(self, chosen: Tensor) -> Tensor:
+        """How many of the value-output units that `chosen` [U] names each head has, read at each unit; 0 outside."""
+        count = torch.zeros(len(chosen) + 1, dtype=torch.int64, device=chosen.device)
+        count.index_add_(0, self.head + 1, (chosen & self.value).long())
+        return count[self.head + 1]
+
+
+def emptying(importance: Tensor, alive: Tensor, units: UnitTable, bend: float = 0.3) -> Tensor:
+    """`importance` [U] with that of value-output units times tanh(share / bend), so that nearly empty heads die out.
+
+    share: of the value-output units of its head, those still `alive` [U] (the structure regularisation of GRAIN).
+    """
+    share = units.values_per_head(alive) / units.values_per_head(torch.ones_like(alive)).clamp(min=1)
+    return torch.where(units.value, importance * torch.tanh(share / bend), importance)
+
+
+def select_units(importance: Tensor, alive: Tensor, units: UnitTable, keep: int) -> Tensor:
+    """Boolean mask [U] of the units that stay: one ranking over all kinds and layers by importance per weight (GRAIN).
+
+    Takes living units from the best down to the point nearest to `keep` weights; the lower index wins ties. A head that
+    is left without value-output units computes nothing, so its query-key units go too, and the next best take their
+    place. Its own units come last then, values first, so the count is always that of whole units nearest to `keep`.
+    """
+    scores = emptying(importance, alive, units) / units.weights
+    order = scores.sort(descending=True, stable=True).indices
+    chosen = _nearest_prefix(order, alive, units.weights, keep)
+    empty = (units.head >= 0) & (units.values_per_head(chosen) == 0)
+    later = torch.where(empty, 2 - units.value.long(), 0)[order]
+    return _nearest_prefix(order[later.sort(stable=True).indices], alive, units.weights, keep)
+
+
+def _nearest_prefix(order: Tensor, alive: Tensor, weights: Tensor, keep: int) -> Tensor:
+    """The living units [U], taken in this order, whose weights come nearest to `keep`; of two such points the more."""
+    own = torch.where(alive, weights, 0)[order]
+    taken = 2 * own.cumsum(0) - own <= 2 * keep
+    return torch.zeros_like(alive).scatter_(0, order, taken) & alive
 
 
 class _Straight(torch.autograd.Function):

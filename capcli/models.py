@@ -146,23 +146,33 @@ def forward(model: Model, inputs: Mapping[str, Tensor], pooling: str = "head") -
     unknown families, which may be causal, that of `mean`. `cls` is the last state of the first token (of the last one
     in a causal model), `mean` the mean of the last states over real tokens.
     """
+    logits, vector, _ = forward_states(model, inputs, pooling, keep=False)
+    return logits, vector
+
+
+def forward_states(
+    model: Model, inputs: Mapping[str, Tensor], pooling: str = "head", *, keep: bool = True
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """As `forward`, and the hidden states, each [B, S, H]: of the embeddings and after each layer; none unless `keep`."""
     net, family, mask = model.net, model.family, inputs["attention_mask"]
     inputs = {name: value for name, value in inputs.items() if name in _accepted(net)}
     if family is None or model.per_token:
         out = net(**inputs, output_hidden_states=True)
-        states = _last_states(out)
+        states = _states(out)[-1]
         logits = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], dim=-1)
         head = None if family is not None else families.mean(states, mask)
     else:
-        out = net.base_model(**inputs)
+        out = net.base_model(**inputs, output_hidden_states=keep)
         states = out.last_hidden_state
         head = family.vector(net, out, families.represented(states, mask, family.causal), mask)
         logits = family.classify(net, head)
     if pooling == "head" and head is not None:
-        return logits, head
-    if pooling == "mean":
-        return logits, families.mean(states, mask)
-    return logits, families.represented(states, mask, family is not None and family.causal)
+        vector = head
+    elif pooling == "mean":
+        vector = families.mean(states, mask)
+    else:
+        vector = families.represented(states, mask, family is not None and family.causal)
+    return logits, vector, _states(out) if keep else ()
 
 
 def _accepted(net: Any) -> set[str]:
@@ -171,12 +181,9 @@ def _accepted(net: Any) -> set[str]:
     return names - ({"token_type_ids"} if getattr(net.config, "type_vocab_size", 2) == 1 else set())
 
 
-def _last_states(out: Any) -> Tensor:
-    found = next(
-        out[name] for name in ("hidden_states", "decoder_hidden_states", "encoder_hidden_states") if name in out
-    )
-    states: Tensor = found[-1]
-    return states
+def _states(out: Any) -> tuple[Tensor, ...]:
+    names = ("hidden_states", "decoder_hidden_states", "encoder_hidden_states")
+    return tuple(next(out[name] for name in names if name in out))
 
 
 def hub_id(source: str) -> str | None:

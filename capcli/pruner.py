@@ -13,16 +13,20 @@ from torch import Tensor
 
 from capcli import masks as m
 from capcli.config import PruneConfig
-from capcli.criteria import CRITERIA, Criterion, group_importance, initial_scores
-from capcli.families import Layer, Units
+from capcli.criteria import CRITERIA, Criterion, initial_scores
+from capcli.families import Layer
 from capcli.models import Model
+from capcli.ranking import Ranking, make_ranking, planned_weights, set_masks, unit_importance
 
 GROUP_STATE = ("head_importance", "head_alive", "neuron_importance", "neuron_alive")
 
 
 @dataclass(kw_only=True)
 class Pruner:
-    """Masks, what they are chosen by, and when. `heads` and `neurons` are (importance, alive), if structured."""
+    """Masks, what they are chosen by, and when.
+
+    If structured: `heads` and `neurons` are (importance, alive), or all units stand in one `ranking`.
+    """
 
     criterion: Criterion
     scope: str
@@ -35,13 +39,19 @@ class Pruner:
     sparsity: float = 0.0
     heads: list[Tensor] = field(default_factory=list)
     neurons: list[Tensor] = field(default_factory=list)
+    ranking: Ranking | None = None
 
     def scheduled(self, step: int) -> float:
         """The sparsity that holds during `step`."""
-        schedule = m.stairs if self.criterion.structured else m.cubic
+        schedule = m.ledges if self.ranking is not None else m.stairs if self.criterion.structured else m.cubic
         return schedule(
             step, self.total_steps, final=self.final, dense_share=self.dense_share, final_share=self.final_share
         )
+
+    @property
+    def observes(self) -> bool:
+        """Whether the gradients of this step still count: importance is of no use once the sparsity is final."""
+        return self.criterion.structured and self.sparsity < self.final
 
     def rises(self, step: int) -> bool:
         """Whether the sparsity rises at `step`."""
@@ -52,6 +62,9 @@ class Pruner:
         rises, self.sparsity = self.rises(step), self.scheduled(step)
         if self.sparsity == 0 or not (rises or self.criterion.learned):
             return
+        if self.ranking is not None:
+            self.ranking.update(self.sparsity)
+            return
         if self.criterion.structured:
             self._update_groups()
             return
@@ -60,14 +73,20 @@ class Pruner:
             scores = self.criterion.scores(self.masks)
             self.masks.mask.copy_(m.select(scores, self.masks.sizes, self.sparsity, self.scope))
 
-    def observe(self) -> None:
-        """Add this batch's abs(dL/dgate) to the importance of every head and neuron; call after backward."""
-        if not self.criterion.structured:
+    def observe(self, scale: float = 1.0) -> None:
+        """Add this batch's abs(dL/dgate) to the importance of every unit; call after backward.
+
+        scale: what the loss was multiplied by, as in 16 bits.
+        """
+        if not self.observes:
             return
         with torch.no_grad():
+            if self.ranking is not None:
+                self.ranking.observe(scale)
+                return
             for index, layer in enumerate(self.layers):
-                self.heads[0][index] += _importance(layer.heads)
-                self.neurons[0][index] += _importance(layer.neurons)
+                self.heads[0][index] += unit_importance(layer.heads, scale)
+                self.neurons[0][index] += unit_importance(layer.neurons, scale)
 
     def _update_groups(self) -> None:
         # Rounding to whole heads can leave an early plan with fewer neurons than the last one: never go below that.
@@ -78,20 +97,25 @@ class Pruner:
             importance.zero_()
         with torch.no_grad():
             for layer, heads, neurons in zip(self.layers, self.heads[1], self.neurons[1], strict=True):
-                _keep(layer.heads, heads)
-                _keep(layer.neurons, neurons)
+                set_masks(layer.heads, heads)
+                set_masks(layer.neurons, neurons)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside the network: masks and importance. Scores are in the network."""
-        groups = dict(zip(GROUP_STATE, [*self.heads, *self.neurons], strict=False))
-        return {"mask": self.masks.mask.bool(), **groups}
+        return {"mask": self.masks.mask.bool(), **self._structure()}
 
     def restore(self, tensors: Mapping[str, Tensor], sparsity: float) -> None:
         """Put back what `tensors` gave."""
         self.sparsity = sparsity
         self.masks.mask.copy_(tensors["mask"])
-        for name, tensor in zip(GROUP_STATE, [*self.heads, *self.neurons], strict=False):
+        for name, tensor in self._structure().items():
             tensor.copy_(tensors[name])
+
+    def _structure(self) -> dict[str, Tensor]:
+        """Importance and what is alive, by name; empty without structure."""
+        if self.ranking is not None:
+            return self.ranking.tensors()
+        return dict(zip(GROUP_STATE, [*self.heads, *self.neurons], strict=False))
 
 
 def make_pruner(model: Model, config: PruneConfig, total_steps: int) -> Pruner:
@@ -99,7 +123,7 @@ def make_pruner(model: Model, config: PruneConfig, total_steps: int) -> Pruner:
     criterion = CRITERIA[config.criterion]
     layers = model.layers() if criterion.structured else []
     if layers:
-        group_plan(layers, config.sparsity)
+        plan_structure(layers, config)
     masks = m.attach(model.prunable(), learned=criterion.learned)
     if masks.scores is not None and config.score_init == "magnitude":
         masks.scores.copy_(initial_scores(masks))
@@ -113,7 +137,9 @@ def make_pruner(model: Model, config: PruneConfig, total_steps: int) -> Pruner:
         dense_share=config.dense_share,
         final_share=config.final_share,
     )
-    if layers:
+    if layers and config.structure == "dimensions":
+        pruner.ranking = make_ranking(layers, total_steps, masks.mask.device)
+    elif layers:
         pruner.heads += _fresh(len(layers), layers[0].heads.count, masks.mask.device)
         pruner.neurons += _fresh(len(layers), layers[0].neurons.count, masks.mask.device)
     return pruner
@@ -137,19 +163,8 @@ def group_plan(layers: list[Layer], sparsity: float) -> m.GroupPlan:
     )
 
 
-def _importance(units: Units) -> Tensor:
-    """abs(dL/dgate) of each unit, [count]."""
-    parametrization = units.reader.parametrizations.weight  # type: ignore[union-attr]
-    original: Tensor = parametrization.original  # type: ignore[union-attr, assignment]
-    assert original.grad is not None, "observe comes after backward"
-    found = group_importance(original, original.grad, units.reader.in_features // units.count)
-    return torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)  # of a 16-bit step that overflowed and is skipped
-
-
-def _keep(units: Units, alive: Tensor) -> None:
-    """Set the masks of all rows and columns of the units to `alive` [count]."""
-    for slot in units.slots:
-        mask: Tensor = slot.linear.parametrizations.weight[0].mask  # type: ignore[union-attr, index]
-        part = mask.narrow(slot.axis, slot.start, slot.size * units.count)
-        gates = alive.repeat_interleave(slot.size)
-        part.copy_(gates[:, None] if slot.axis == 0 else gates)
+def plan_structure(layers: list[Layer], config: PruneConfig) -> int:
+    """How many weights a structured run keeps. Raises `ConfigError` when the sparsity cannot be reached."""
+    if config.structure == "dimensions":
+        return planned_weights(layers, config.sparsity)
+    return group_plan(layers, config.sparsity).kept_weights

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from capcli import banks, losses, models, run, tokens
@@ -27,17 +27,20 @@ from capcli.run import Event
 
 PHASES = ("teacher", "prune")
 HISTORY_ROWS = 400
+PROJECTION = "projection:"  # before the number of a projection, where parameters are named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a phase learns from: loss names, the teacher's logits by example or by token, class labels [N] or None, and
-    a bank per module."""
+    """What a phase learns from: loss names, the teacher's logits by example or by token, class labels [N] or None, a
+    bank per module, and for hid the teacher itself with a projection [H, H] per compared layer."""
 
     losses: tuple[str, ...]
     logits: Tensor | None = None
     labels: Tensor | None = None
     banks: Mapping[str, banks.Bank] = field(default_factory=dict)
+    teacher: models.Model | None = None
+    projections: nn.ParameterList = field(default_factory=nn.ParameterList)
 
 
 Steps = Generator[run.Event, None, Any]
@@ -122,10 +125,11 @@ def steps_per_epoch(examples: tokens.Examples, batch_size: int) -> int:
 
 
 def make_optimizer(job: Job) -> torch.optim.AdamW:
-    """AdamW over weights with decay, biases and norms without, and scores with their own rate."""
+    """AdamW over weights with decay, biases, norms and projections without, and scores with their own rate."""
     groups: dict[str, list[Tensor]] = {"decayed": [], "plain": [], "scores": []}
-    for name, parameter in job.model.net.named_parameters():
-        kind = "scores" if name.endswith(".scores") else "decayed" if parameter.dim() > 1 else "plain"
+    for name, parameter in _parameters(job).items():
+        matrix = parameter.dim() > 1 and not name.startswith(PROJECTION)
+        kind = "scores" if name.endswith(".scores") else "decayed" if matrix else "plain"
         groups[kind].append(parameter)
     rates = {"decayed": job.lr, "plain": job.lr, "scores": job.config.score_lr}
     decays = {"decayed": job.config.weight_decay, "plain": 0.0, "scores": 0.0}
@@ -143,6 +147,21 @@ def make_optimizer(job: Job) -> torch.optim.AdamW:
         ],
         fused=job.on.device.type in ("cpu", "cuda"),
     )
+
+
+def make_projections(teacher: models.Model, example: tokens.Batch) -> nn.ParameterList:
+    """A projection [H, H] for each hidden state of the teacher that hid compares, identity; told from one example."""
+    teacher.net.eval()
+    with torch.no_grad():
+        states = models.forward_states(teacher, example.inputs)[2]
+    found = [states[i] for i in compared(len(states))]
+    return nn.ParameterList(nn.Parameter(torch.eye(part.shape[-1], device=part.device)) for part in found)
+
+
+def _parameters(job: Job) -> dict[str, nn.Parameter]:
+    """All that the optimiser trains: of the network, and the projections of hid, which no artefact holds."""
+    projections = {f"{PROJECTION}{i}": parameter for i, parameter in enumerate(job.objective.projections)}
+    return {**dict(job.model.net.named_parameters()), **projections}
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:
@@ -169,17 +188,33 @@ def _step(
         job.pruner.update(step)
     batch = tokens.collate(job.examples, rows, job.on.device)
     terms = loss_terms(job, batch, step)
-    weights = term_weights(job.config, job.objective.losses)
-    terms["total"] = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(terms["total"]).backward()  # type: ignore[no-untyped-call]
+    terms["total"] = _backward(job, scaler, terms)
     scaler.unscale_(optimizer)
-    if job.pruner is not None:
-        job.pruner.observe()
     torch.nn.utils.clip_grad_norm_(_clipped(optimizer), 1.0)
     scaler.step(optimizer)
     scaler.update()
     return {name: term.detach() for name, term in terms.items()}
+
+
+def _backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor]) -> Tensor:
+    """Backward of the weighted sum of the terms, which is returned.
+
+    While importance is observed, hid comes in a second pass, for it is not to decide what is removed (gradient
+    separation of GRAIN).
+    """
+    weights = term_weights(job.config, job.objective.losses)
+    weighted = {name: weights[name] * term for name, term in terms.items()}
+    total = torch.stack(list(weighted.values())).sum()
+    if job.pruner is None or not job.pruner.observes:
+        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        return total
+    later = weighted.pop("hid", None)
+    scaler.scale(torch.stack(list(weighted.values())).sum()).backward(retain_graph=later is not None)  # type: ignore[no-untyped-call]
+    job.pruner.observe(scaler.get_scale())
+    if later is not None:
+        scaler.scale(later).backward()  # type: ignore[no-untyped-call]
+    return total
 
 
 def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
@@ -188,10 +223,10 @@ def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
 
 
 def loss_terms(job: Job, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
-    """The unweighted terms of section 1: ce, kd, and `MODULE_u`, `MODULE_s` for each bank that has vectors, reg."""
+    """The unweighted terms of section 1: ce, kd, `MODULE_u`, `MODULE_s` for each bank that has vectors, hid, reg."""
     names, config = job.objective.losses, job.config
     with job.on.autocast(), parametrize.cached():  # layers that share a matrix mask it once
-        logits, vector = models.forward(job.model, batch.inputs, config.pooling)
+        logits, vector, states = models.forward_states(job.model, batch.inputs, config.pooling, keep="hid" in names)
     terms = {}
     kind, mask = job.model.kind, batch.inputs["attention_mask"]
     if "ce" in names:
@@ -202,11 +237,28 @@ def loss_terms(job: Job, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
         teacher = job.objective.logits.index_select(0, places.flatten()).view_as(logits)
         answered = batch.labels != losses.NO_LABEL if kind == "tokens" else mask
         terms["kd"] = losses.distillation(logits, teacher, kind, config.kd_temperature, answered)
+    if "hid" in names:
+        terms["hid"] = _hidden(job, states, batch)
     terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
     if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:
         ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)
         terms["reg"] = ramp * losses.score_regulariser(job.pruner.masks.score_views())
     return terms
+
+
+def compared(n_states: int) -> list[int]:
+    """Which hidden states hid compares: of the embeddings, of every second layer, and of the last."""
+    return sorted({*range(0, n_states, 2), n_states - 1})
+
+
+def _hidden(job: Job, states: tuple[Tensor, ...], batch: tokens.Batch) -> Tensor:
+    """HID of a batch; the teacher computes its states anew, because those of a whole set fill no disk."""
+    assert job.objective.teacher is not None
+    with job.on.autocast(), torch.no_grad():
+        theirs = models.forward_states(job.objective.teacher, batch.inputs)[2]
+    chosen = compared(len(states))
+    ours, wanted = ([part[i] for i in chosen] for part in (states, theirs))
+    return losses.hidden_distillation(ours, wanted, list(job.objective.projections), batch.inputs["attention_mask"])
 
 
 def _contrastive(job: Job, z: Tensor, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
@@ -241,6 +293,7 @@ def term_weights(config: PruneConfig, names: tuple[str, ...]) -> dict[str, float
     weights = {
         "ce": config.ce_weight if both else 1.0,
         "kd": config.kd_weight if both else 1.0,
+        "hid": config.hidden_weight,
         "reg": config.reg_weight,
     }
     for module in ("prc", "snc", "fic"):
@@ -310,7 +363,8 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
     if bad:
         raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", "lower --lr")
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    tensors |= {f"hid.{name}": value for name, value in job.objective.projections.state_dict().items()}
+    names = {id(parameter): name for name, parameter in _parameters(job).items()}
     for parameter, moments in optimizer.state.items():
         tensors |= {f"adam.{key}.{names[id(parameter)]}": value for key, value in moments.items()}
     if job.pruner:
@@ -333,7 +387,7 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
     if checkpoint is None:
         return State(), warnings
     job.run.earlier.append(checkpoint.scalars["seconds"])
-    parts: dict[str, dict[str, Tensor]] = {"net": {}, "adam": {}, "pruner": {}, "sum": {}}
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "hid": {}, "adam": {}, "pruner": {}, "sum": {}}
     for name, tensor in checkpoint.tensors.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = tensor
@@ -343,7 +397,8 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
         raise CapError(
             f"the checkpoints in {job.run.work} are not of this model", "start anew with --overwrite"
         ) from error
-    parameters = dict(job.model.net.named_parameters())
+    job.objective.projections.load_state_dict(parts["hid"], strict=True)
+    parameters = _parameters(job)
     for name, tensor in parts["adam"].items():
         key, _, parameter = name.partition(".")
         on_device = key != "step" or job.on.device.type == "cuda"  # where fused AdamW keeps its step counters

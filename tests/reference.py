@@ -155,3 +155,66 @@ def gate_gradients(
         gates.append(gate)
     loss(net).backward()
     return [gate.gate.grad.abs() for gate in gates]  # type: ignore[union-attr]
+
+
+def select_units(
+    importance: Sequence[float],
+    alive: Sequence[bool],
+    weights: Sequence[int],
+    head: Sequence[int],
+    value: Sequence[bool],
+    keep: int,
+) -> list[bool]:
+    """GRAIN's selection, as docs/explanation has it: the best units by importance per weight, nearest to `keep`."""
+    everyone = range(len(importance))
+
+    def values_of(number: int, among: Sequence[bool]) -> int:
+        return sum(1 for i in everyone if head[i] == number and value[i] and among[i])
+
+    def score(i: int) -> float:
+        bent = 1.0
+        if value[i]:
+            bent = math.tanh(values_of(head[i], alive) / values_of(head[i], [True] * len(alive)) / 0.3)
+        return importance[i] * bent / weights[i]
+
+    def nearest(order: Sequence[int]) -> list[bool]:
+        chosen, held = [False] * len(importance), 0
+        for i in order:
+            if abs(held + weights[i] - keep) > abs(held - keep):
+                break
+            chosen[i], held = True, held + weights[i]
+        return chosen
+
+    order = sorted((i for i in everyone if alive[i]), key=lambda i: (-score(i), i))
+    first = nearest(order)
+    empty = {number for number in set(head) - {-1} if values_of(number, first) == 0}
+    last = [i for i in order if head[i] in empty and value[i]] + [i for i in order if head[i] in empty and not value[i]]
+    return nearest([i for i in order if head[i] not in empty] + last)
+
+
+def hidden_distillation(
+    states: Sequence[Any], teacher: Sequence[Any], projections: Sequence[Any], mask: Sequence[Sequence[int]]
+) -> float:
+    """Mean over layers of the mean over real tokens and dimensions of (h P - h_teacher)², nested lists [B][S][H]."""
+    layers = []
+    for ours, theirs, projection in zip(states, teacher, projections, strict=True):
+        squares = []
+        for b, row in enumerate(mask):
+            for s, real in enumerate(row):
+                for j in range(len(projection) if real else 0):
+                    mapped = math.fsum(ours[b][s][i] * projection[i][j] for i in range(len(projection)))
+                    squares.append((mapped - theirs[b][s][j]) ** 2)
+        layers.append(math.fsum(squares) / len(squares))
+    return math.fsum(layers) / len(layers)
+
+
+class OutputGate(nn.Module):
+    """Multiplies the outputs of a linear layer by gates, which are ones."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.gate = nn.Parameter(torch.ones(linear.out_features, dtype=linear.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.gate

@@ -30,6 +30,7 @@ ORDER = [
     "report",
     "families",
     "slicing",
+    "ranking",
     "refusals",
     "hub",
     "tables",

@@ -289,6 +289,49 @@ def test_score_regulariser_weighs_matrices_alike() -> None:
     assert float(losses.score_regulariser(scores)) == pytest.approx(0.625)
 
 
+# Hidden states -------------------------------------------------------------------------------------------------------
+
+
+def hidden_case(seed: int, n_layers: int, batch: int, length: int) -> tuple[Any, Any, Any, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    width = 3
+    states, teacher = (torch.randn(n_layers, batch, length, width, generator=rng) for _ in range(2))
+    mask = torch.arange(length) < torch.randint(1, length + 1, (batch, 1), generator=rng)
+    return states, teacher, torch.randn(n_layers, width, width, generator=rng), mask.long()
+
+
+@given(
+    seed=st.integers(0, 999), n_layers=st.integers(1, 3), batch=st.integers(1, 3), length=st.integers(1, 4)
+)
+@settings(max_examples=30)
+def test_hidden_distillation_equals_the_slow_loop(seed: int, n_layers: int, batch: int, length: int) -> None:
+    states, teacher, projections, mask = hidden_case(seed, n_layers, batch, length)
+    expected = reference.hidden_distillation(*(part.tolist() for part in (states, teacher, projections, mask)))
+    found = losses.hidden_distillation(list(states), list(teacher), list(projections), mask)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    padded = teacher.masked_fill(mask[None, :, :, None] == 0, 1e6)
+    assert torch.equal(losses.hidden_distillation(list(states), list(padded), list(projections), mask), found)
+
+
+def test_hidden_distillation_by_hand() -> None:
+    """One token (1, 2) against (1, 0), and padding: (0 + 4) / 2; a second layer that agrees halves the mean."""
+    ours, theirs = torch.tensor([[[1.0, 2], [9, 9]]]), torch.tensor([[[1.0, 0], [0, 0]]])
+    mask, eye = torch.tensor([[1, 0]]), torch.eye(2)
+    assert float(losses.hidden_distillation([ours], [theirs], [eye], mask)) == 2
+    assert float(losses.hidden_distillation([ours, ours], [theirs, ours], [eye, eye], mask)) == 1
+    swap = torch.tensor([[0.0, 1], [1, 0]])  # (1, 2) becomes (2, 1): (1 + 1) / 2
+    assert float(losses.hidden_distillation([ours], [theirs], [swap], mask)) == 1
+
+
+def test_hidden_distillation_of_low_precision_states_is_computed_in_32_bits() -> None:
+    states, teacher, projections, mask = hidden_case(0, 2, 2, 3)
+    low = [part.bfloat16() for part in states], [part.bfloat16() for part in teacher]
+    found = losses.hidden_distillation(*low, list(projections), mask)
+    assert found.dtype == torch.float32
+    same = [[part.float() for part in parts] for parts in low]
+    assert torch.equal(found, losses.hidden_distillation(*same, list(projections), mask))
+
+
 # Heads that answer for several labels or for each token --------------------------------------------------------------
 
 

@@ -159,7 +159,7 @@ SHARE = st.floats(0, 0.6)
     final=st.floats(0, 0.999),
     dense_share=SHARE,
     final_share=SHARE,
-    shape=st.sampled_from([masks.cubic, masks.stairs]),
+    shape=st.sampled_from([masks.cubic, masks.stairs, masks.ledges]),
 )
 def test_schedules_rise_from_dense_to_exactly_final(
     total: int, final: float, dense_share: float, final_share: float, shape: object
@@ -208,6 +208,20 @@ def test_stairs_by_hand() -> None:
     shape = {"final": 0.3, "dense_share": 0.25, "final_share": 0.25}
     found = [round(masks.stairs(s, 60, **shape), 6) for s in (14, 15, 24, 25, 34, 35, 45, 60)]
     assert found == [0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.3]
+
+
+@given(total=st.integers(1, 300), final=st.floats(0, 0.99), dense_share=SHARE, final_share=SHARE)
+def test_ledges_are_the_cubic_rounded_down_to_a_hundredth(
+    total: int, final: float, dense_share: float, final_share: float
+) -> None:
+    assume(dense_share + final_share <= 1)
+    shape = {"final": final, "dense_share": dense_share, "final_share": final_share}
+    found = [masks.ledges(step, total, **shape) for step in range(total)]
+    assert len(set(found)) <= 101
+    for ledge, smooth in zip(found, (masks.cubic(step, total, **shape) for step in range(total)), strict=True):
+        assert ledge <= smooth + 1e-9
+        assert smooth - ledge < 0.01 + 1e-9
+        assert ledge == final or round(100 * ledge, 6) % 1 == 0
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
@@ -288,6 +302,110 @@ def test_a_layer_without_any_importance_keeps_its_first_living_group() -> None:
     alive = torch.tensor([[False, True, True], [True, True, True]])
     found = masks.select_groups(torch.tensor([[9.0, 0.0, 0.0], [1.0, 2.0, 3.0]]), 2, alive)
     assert found.tolist() == [[False, True, False], [False, False, True]]
+
+
+# Units of one ranking -------------------------------------------------------------------------------------------------
+
+
+def units_of(weights: list[int], head: list[int], value: list[int]) -> masks.UnitTable:
+    return masks.UnitTable(weights=torch.tensor(weights), head=torch.tensor(head), value=torch.tensor(value).bool())
+
+
+# Two heads with two query-key and two value-output units each, and three neurons; all of weight 2.
+SMALL = units_of([2] * 11, [0, 0, 1, 1, 0, 0, 1, 1, -1, -1, -1], [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0])
+
+
+def chosen(importance: list[float], alive: list[int], keep: int, units: masks.UnitTable = SMALL) -> list[int]:
+    """The numbers of the units that stay."""
+    found = masks.select_units(torch.tensor(importance), torch.tensor(alive).bool(), units, keep)
+    return torch.nonzero(found)[:, 0].tolist()
+
+
+def test_units_of_all_kinds_stand_in_one_ranking() -> None:
+    importance = [9.0, 1, 8, 2, 7, 3, 6, 4, 5, 0, 10]
+    assert chosen(importance, [1] * 11, 10) == [0, 2, 4, 6, 10]
+    assert chosen(importance, [1] * 11, 22) == list(range(11))
+    assert chosen(importance, [1] * 11, 0) == []
+
+
+def test_the_count_is_that_of_whole_units_nearest_to_the_wanted() -> None:
+    """11 weights of units of 2: 5 or 6 units are as near, the more are taken; of equal units the lower stays."""
+    assert [len(chosen([1.0] * 11, [1] * 11, keep)) for keep in (9, 10, 11, 12)] == [5, 5, 6, 6]
+    neurons = units_of([2] * 4, [-1] * 4, [0] * 4)
+    assert chosen([1.0, 1, 1, 1], [1] * 4, 4, neurons) == [0, 1]
+    assert chosen([1.0, 1, 1, 1], [0, 1, 1, 1], 4, neurons) == [1, 2]
+
+
+def test_importance_counts_per_weight() -> None:
+    """A whole head of 8 weights and importance 12 is worth less per weight than a neuron of 2 and 4."""
+    units = units_of([8, 8, 2, 2], [-1] * 4, [0] * 4)
+    assert chosen([12.0, 20.0, 4.0, 1.0], [1] * 4, 10, units) == [1, 2]
+
+
+def test_nearly_empty_heads_lose_importance() -> None:
+    """Of head 0 one value-output unit of two lives: tanh(0.5 / 0.3) = 0.931; head 1 is whole: tanh(1 / 0.3) = 0.9975."""
+    alive = torch.tensor([1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1]).bool()
+    found = masks.emptying(torch.ones(11), alive, SMALL)
+    half, whole = math.tanh(0.5 / 0.3), math.tanh(1 / 0.3)
+    assert found.tolist() == pytest.approx([1] * 4 + [half, half, whole, whole] + [1] * 3)
+    assert (round(half, 3), round(whole, 4)) == (0.931, 0.9975)
+
+
+def test_the_regulariser_decides_between_a_full_and_a_nearly_empty_head() -> None:
+    """Ten value-output units in each of two heads; of head 0 only one lives, and is the more important by a half."""
+    units = units_of([2] * 20, [0] * 10 + [1] * 10, [1] * 20)
+    importance = [1.5] + [0.0] * 9 + [1.0] * 10
+    assert 1.5 * math.tanh(0.1 / 0.3) < math.tanh(1 / 0.3)
+    assert chosen(importance, [1] + [0] * 9 + [1] * 10, 20, units) == list(range(10, 20))
+
+
+def test_a_head_without_values_loses_its_queries_and_the_next_best_take_their_place() -> None:
+    """By rank head 0 keeps its query-key units 0 and 1 only; they compute nothing, and 7 and 9 come in for them."""
+    importance = [9.0, 8, 7, 6, 0.2, 0.1, 5, 2, 4, 1, 3]
+    assert chosen(importance, [1] * 11, 14) == [2, 3, 6, 7, 8, 9, 10]
+
+
+def test_units_of_an_emptied_head_come_back_only_when_all_others_stay() -> None:
+    """Nine units are wanted: the seven others, and then the value-output units of the head that was found empty."""
+    importance = [9.0, 8, 7, 6, 0.2, 0.1, 5, 2, 4, 1, 3]
+    assert chosen(importance, [1] * 11, 18) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+@st.composite
+def unit_cases(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[int]]:
+    """weights, head, value, importance of a few heads with dimensions, and neurons; kinds differ in weight."""
+    heads, size, neurons = draw(st.integers(0, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    inside = [number for number in range(heads) for _ in range(size)]
+    head, value = [*inside, *inside, *[-1] * neurons], [0] * len(inside) + [1] * len(inside) + [0] * neurons
+    kinds = draw(st.tuples(*[st.integers(1, 5)] * 3))
+    weights = [kinds[0]] * len(inside) + [kinds[1]] * len(inside) + [kinds[2]] * neurons
+    importance = draw(st.lists(st.integers(0, 9), min_size=len(head), max_size=len(head)))
+    return weights, head, value, importance
+
+
+@given(case=unit_cases(), shares=st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_selected_units_are_those_of_the_slow_loop_near_the_count_and_only_die(
+    case: tuple[list[int], list[int], list[int], list[int]], shares: list[float]
+) -> None:
+    weights, head, value, importance = case
+    units, alive = units_of(weights, head, value), torch.ones(len(head), dtype=torch.bool)
+    for share in sorted(shares, reverse=True):
+        keep = math.floor(share * sum(weights))
+        worth = torch.tensor(importance, dtype=torch.float64)
+        found = masks.select_units(worth, alive, units, keep)
+        wanted = reference.select_units(
+            worth.tolist(), alive.tolist(), weights, head, [bool(one) for one in value], keep
+        )
+        assert found.tolist() == wanted
+        assert not (found & ~alive).any()
+        left = int(units.weights[alive].sum())
+        assert abs(int(units.weights[found].sum()) - min(keep, left)) <= max(weights) / 2
+        for number in set(head) - {-1}:
+            own = (units.head == number) & found
+            others = alive & (units.head != number)
+            assert (own & units.value).any() or not own.any() or bool((found >= others).all())
+        alive = found
+        importance = [(7 * one + 3) % 10 for one in importance]
 
 
 # The parametrization -------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from capcli import banks, files, masks, models, report, run, sparse, tasks, toke
 from capcli.config import PruneConfig, flatten, parse_label_map
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
-from capcli.pruner import Pruner, group_plan, make_pruner
+from capcli.pruner import Pruner, make_pruner, plan_structure
 from capcli.text import byte_size, duration, number, percent
 from capcli.verbs import evaluate
 
@@ -113,8 +113,9 @@ def _prune(config: PruneConfig, folder: run.Run, overwrite: bool) -> Generator[r
     finetuned, logits, dense = yield from _teacher_bank(setup, teacher)
     if config.init == "teacher":
         student.net.load_state_dict(teacher.net.state_dict())
+    kept = teacher if "hid" in config.loss_names else None
     del teacher, given
-    pruner, state = yield from _train(setup, student, pretrained, finetuned, logits)
+    pruner, state = yield from _train(setup, student, pretrained, finetuned, logits, kept)
     return (yield from _finish(setup, student, pruner, state, dense))
 
 
@@ -132,7 +133,7 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
     assert data.train is not None, "a training split was asked for"
     student = models.load_dense(config.model, data.labels, data.kind, config.seed)
     if config.criterion == "first-order":
-        group_plan(student.layers(), config.sparsity)
+        plan_structure(student.layers(), config)
     check = folder.flag.check
     examples = evaluate.encoded(student, data.train, config.source, check)
     evals = {name: evaluate.encoded(student, split, config.source, check) for name, split in data.evals.items()}
@@ -163,7 +164,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
         "teacher": config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
-        "prune": config.epochs * (1.2 * n_train + FORWARD_SHARE * n_curve) + FORWARD_SHARE * snapshots,
+        "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve) + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
     }
 
@@ -204,7 +205,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
     total = sum(p.numel() for p in student.net.parameters())
     kept = masks.kept_count(config.sparsity, n)
     if config.criterion == "first-order":
-        kept = group_plan(student.layers(), config.sparsity).kept_weights
+        kept = plan_structure(student.layers(), config)
     seconds = _seconds_per_example(setup, student)
     state = 4 * (3 * total + 3 * n * CRITERIA[config.criterion].learned)
     width = 2 * len(setup.train) * student.net.config.hidden_size
@@ -219,7 +220,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
         "sparsity": 1 - kept / n,
         "artifact_bytes": round(4 * (total - n + kept) + sparse.entropy_bits(n, kept) / 8),
         "work_bytes": run.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
-        "memory_bytes": state + 4 * (total + n) + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory_bytes": state + 4 * (total + n + total * ("hid" in config.loss_names)) + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "minutes": setup.meter.total * seconds / 60,
     }
 
@@ -309,6 +310,13 @@ def _check_teacher(config: PruneConfig, teacher: models.Model, student: models.M
         raise ConfigError(
             f"the teacher's vectors have {theirs} numbers, the model's {ours}; fic cannot compare them",
             "leave fic out with --losses ce,kd,prc,snc, or use a teacher of the same width",
+        )
+    sizes = [(one.net.config.hidden_size, one.net.config.num_hidden_layers) for one in (teacher, student)]
+    if "hid" in config.loss_names and sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the teacher has {sizes[0][1]} layers of width {sizes[0][0]}, the model {sizes[1][1]} of {sizes[1][0]}; "
+            "hid cannot compare their hidden states",
+            "leave hid out of --losses, or use a teacher of the same width and depth",
         )
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         raise ConfigError(
@@ -411,9 +419,9 @@ def _keep_best(setup: Setup, model: models.Model, pruner: Pruner, step: int, val
 
 
 def _train(
-    setup: Setup, student: models.Model, pretrained: Any, finetuned: Any, logits: Any
+    setup: Setup, student: models.Model, pretrained: Any, finetuned: Any, logits: Any, teacher: models.Model | None
 ) -> Generator[run.Event, None, tuple[Pruner, train.State]]:
-    """Prune the student; returns its pruner and the final state."""
+    """Prune the student; returns its pruner and the final state. `teacher` is there when its hidden states teach."""
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
     pruner = make_pruner(student, config, total)
@@ -421,6 +429,10 @@ def _train(
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
     classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if setup.data.kind == "classification" else None
     objective = train.Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
+    if teacher is not None:
+        example = tokens.collate(setup.train, np.arange(1), setup.on.device)
+        projections = train.make_projections(teacher, example)
+        objective = dataclasses.replace(objective, teacher=teacher, projections=projections)
     snapshot = _snapshots(setup, student, pruner, table.get("snc"), total)
     state = yield from train.train(_job(setup, student, "prune", objective, pruner, snapshot))
     best = setup.run.work / "best"
@@ -436,7 +448,7 @@ def _train(
 def _snapshots(
     setup: Setup, student: models.Model, pruner: Pruner, bank: banks.Bank | None, n_steps: int
 ) -> Callable[[int], train.Steps] | None:
-    """Adds the student as it is to the snapshot bank, at each epoch boundary or before each structured step.
+    """Adds the student as it is to the snapshot bank: at each epoch boundary, or before each stair of the sparsity.
 
     On resume the published snapshots of earlier steps are read back; checkpoints beyond a damaged one are dropped.
     """
@@ -444,7 +456,7 @@ def _snapshots(
         return None
     per_epoch = train.steps_per_epoch(setup.train, setup.config.batch_size)
     due = [step for step in range(1, n_steps) if pruner.scheduled(step) > pruner.scheduled(step - 1)]
-    if not pruner.criterion.structured:
+    if pruner.ranking is not None or not pruner.criterion.structured:
         due = list(range(per_epoch, n_steps, per_epoch))
     for index, step in enumerate(due):
         if not files.is_complete(setup.run.work / f"bank-snapshot-{index:03d}"):
