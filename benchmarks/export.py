@@ -149,8 +149,8 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float, str]:
         model = dataclasses.replace(model, tokenizer=models.read_tokenizer(folder))
         runner = onnx_model.Runner(folder / "model.onnx", threads=args.threads)
         examples = evaluate.encoded(model, split, source)
-        logits = finished(onnx_model.encoded(runner, examples, on.token_budget, lambda **_: None))
-        found = evaluate.scored(model, examples, data.metrics, logits)
+        logits = finished(onnx_model.outputs(runner, examples, on.token_budget, lambda **_: None))
+        found = evaluate.scored(model.kind, model.labels, examples, data.metrics, logits)
     else:
         model = models.load_model(str(folder), data.classes, data.kind, 0, need_head=True)
         examples = evaluate.encoded(model, split, source)

@@ -45,8 +45,8 @@ def stored(model: Model, pruned: Collection[str], dtype: str = "fp32", embedding
         if name in quantised or not tensor.is_floating_point():
             tensors[name] = tensor.cpu()
         elif name == words and rank:
-            left, right = sparse.factorise(tensor.cpu().float(), rank)
-            tensors[name] = sparse.Factors(left=_cast(name, left, wanted), right=_cast(name, right, wanted))
+            exact = sparse.factorised(tensor.cpu().float(), rank)
+            tensors[name] = sparse.Factors(_cast(name, exact.left, wanted), _cast(name, exact.right, wanted))
         else:
             tensors[name] = _cast(name, tensor.cpu(), wanted)
     return Stored(tensors=tensors, quantised=frozenset(quantised))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from capcli import compare, files, hub, legacy, models, onnx_model, report, slicing, sparse, storage, tasks, vocabulary
+from capcli import compare, files, hub, legacy, models, onnx_model, report, sparse, storage, tasks, vocabulary
 from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build
 from capcli.errors import CapError, CheckFailed, ConfigError, FileError, ModelError
 from capcli.run import REPORT, Event
@@ -126,13 +126,13 @@ def _job(config: ExportConfig) -> Generator[Event, None, Job]:
 
 def _shaped(model: models.Model, to: str) -> models.Model:
     """The model without the heads, dimensions and neurons that compute nothing, for the formats that can do that."""
-    if to == "dense" and model.sizes:
+    if to == "dense" and model.is_sliced:
         raise ModelError(
             f"{model.source} is sliced, and no stock folder can hold layers of different sizes",
             "export what cap prune wrote, or use --to onnx",
         )
     cut = to == "sliced" or (to == "onnx" and model.family is not None)
-    return slicing.sliced(model) if cut else model
+    return models.sliced(model) if cut and not model.is_sliced else model
 
 
 def _load(config: ExportConfig) -> models.Model:
@@ -143,11 +143,10 @@ def _load(config: ExportConfig) -> models.Model:
             raise ModelError(f"{source} is a run that is not finished", "run the same cap prune command again to go on")
         return models.load_artifact(folder)
     folder = Path(hub.folder(source))
-    if legacy.layout(folder):
-        return legacy.load(folder, config.threshold or None)
-    if config.to == "dense":
+    hub.weights(str(folder), source)
+    if config.to == "dense" and not legacy.layout(folder):
         raise ModelError(f"{source} is a dense model already", "cap export takes what cap prune wrote")
-    return legacy.load_dense(source)
+    return replace(legacy.load(folder, config.threshold or None), source=source)
 
 
 def _data(
@@ -181,10 +180,12 @@ def _with_vocabulary(
     held_out = next(iter(data.evals.values()))
     if config.vocab == "task":
         assert data.train is not None, "--vocab task loads the training split"
-        keep = vocabulary.needed(model.tokenizer, [data.train])
+        reduced = vocabulary.reduced(model, vocabulary.needed(model.tokenizer, [data.train]))
+        vocabulary.check_same(model.tokenizer, reduced.tokenizer, [data.train])
     else:
-        keep = vocabulary.from_file(model.tokenizer, Path(config.vocab))
-    reduced = vocabulary.reduced(model, keep)
+        reduced = vocabulary.reduced(model, vocabulary.from_file(model.tokenizer, Path(config.vocab)))
+        texts = [split for split in (data.train, *data.evals.values()) if split is not None]
+        vocabulary.check_known(model.tokenizer, reduced.tokenizer, texts, config.vocab)
     found = vocabulary.coverage(model.tokenizer, reduced.tokenizer, held_out)
     return reduced, {"kept": len(reduced.tokenizer), "of": len(model.tokenizer), "split": held_out.name, **found}
 
@@ -239,13 +240,13 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     runner = onnx_model.Runner(path, threads=torch.get_num_threads())
     size = sum(file.stat().st_size for file in staging.glob("model.onnx*"))
     return Opened(
-        run=runner,
+        run=runner.logits,
         tokenizer=models.read_tokenizer(staging),
         nonzero=_nonzero(job.model),
         file_bytes=size,
         memory_bytes=size,
         exact=not job.config.int8,
-        logits=lambda examples: onnx_model.encoded(runner, examples, job.on.token_budget, _event("measure")),
+        logits=lambda examples: onnx_model.outputs(runner, examples, job.on.token_budget, _event("accuracy after")),
     )
 
 
@@ -363,7 +364,7 @@ def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any] 
         event = _event(f"accuracy {when}")
         if when == "after" and opened.logits is not None:
             logits = yield from opened.logits(examples)
-            one = evaluate.scored(model, examples, job.data.metrics, logits)
+            one = evaluate.scored(model.kind, model.labels, examples, job.data.metrics, logits)
         else:
             one = yield from evaluate.measure(model, examples, job.data.metrics, job.on, event)
         found[when] = one.metrics
@@ -418,7 +419,7 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     return {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
-        "dense_bytes": _bytes(job.original.net, 4),
+        "dense_bytes": 4 * job.original.before_slicing.total,
         "formats": rows,
         "notes": job.notes,
     }
@@ -433,7 +434,7 @@ def _planned(job: Job, name: str) -> dict[str, Any]:
         return {"format": name, "refused": error.message}
     count = sum(parameter.numel() for parameter in model.net.parameters())
     matrices = sum(linear.weight.numel() for linear in model.prunable().values())
-    of = sum(linear.weight.numel() for linear in job.original.prunable().values())
+    of = job.original.before_slicing.prunable
     dtype = config.dtype if name in ARTEFACT_FORMATS or (name == "dense" and config.dtype != "int8") else "fp32"
     size = memory = count * storage.DTYPES[dtype].itemsize
     if name in ARTEFACT_FORMATS:
@@ -459,7 +460,7 @@ def _record(job: Job) -> dict[str, Any]:
         "embeddings": config.embeddings,
         "int8": config.int8,
         "vocabulary": job.extra.get("vocabulary"),
-        "layers": {name: vars(size) for name, size in job.model.sizes.items()} if job.model.sizes else None,
+        "layers": {name: vars(size) for name, size in job.model.cut.sizes.items()} if job.model.cut else None,
         "notes": job.notes,
     }
 
@@ -467,7 +468,7 @@ def _record(job: Job) -> dict[str, Any]:
 def _size(job: Job, opened: Opened) -> dict[str, Any]:
     """Bytes of the weights: of the model as it was loaded, stored dense in 32 bits, and of the export."""
     return {
-        "dense_bytes": _bytes(job.original.net, 4),
+        "dense_bytes": 4 * job.original.before_slicing.total,
         "weights_bytes": opened.file_bytes,
         "memory_bytes": opened.memory_bytes,
     }
