@@ -1,4 +1,4 @@
-"""The array codings of the file format: positions as gaps or bitmask, values as int8 groups, matrices as factors.
+"""The array codings of the file format: positions as bitmask, gaps or Rice codes, int8 values, low-rank factors.
 
 `docs/format.md` is the specification. Everything here takes and returns numpy arrays; what comes from a file is checked
 and refused with a `FileError` that starts with `where`.
@@ -105,8 +105,37 @@ def unpack_gaps(where: str, packed: Array, n: int, kept: int, width: int, codes:
     return positions
 
 
+def rice_bits(gaps: Array) -> tuple[int, int]:
+    """Low bits per gap, and bits of the unary stream, that store `gaps` [k] in the fewest bits; the fewer of equals."""
+
+    def unary(low: int) -> int:
+        return int(gaps.size + (gaps >> low).sum())
+
+    low = min(range(1, MAX_BITS + 1), key=lambda low: unary(low) + low * gaps.size)
+    return low, unary(low)
+
+
+def pack_rice(gaps: Array, low: int, unary: int) -> Array:
+    """Gaps [k] as a stream of `unary` bits, gap >> low zeros and a one for each, and then the low bits of each."""
+    ends = np.arange(gaps.size) + np.cumsum(gaps >> low)
+    return np.concatenate([pack_bitmask(ends, unary), pack((gaps & (1 << low) - 1).astype(np.uint16), low)])
+
+
+def unpack_rice(where: str, packed: Array, n: int, kept: int, low: int, unary: int) -> Array:
+    """Kept positions [k], increasing."""
+    high, rest = np.split(packed, [-(-unary // 8)])
+    ends = np.flatnonzero(unpack_bitmask(where, high, unary, kept))
+    check(unary == 0 or (kept and ends[-1] == unary - 1), where, "last bit of the unary stream", 1, 0)
+    remainders = unpack(rest, low, kept)
+    check(not remainders[kept:].any(), where, "padding bits of the low bits", "zero", "one")
+    order = np.arange(kept)
+    positions: Array = (ends - order << low) + np.cumsum(remainders[:kept], dtype=np.int64) + order
+    check(kept == 0 or positions[-1] < n, where, "last position", f"below {n:,}", positions[-1:])
+    return positions
+
+
 def pack(codes: Array, width: int) -> Array:
-    """Codes [c] of 2 to 16 bits as bytes [ceil(c·b/8)], lowest bit first; 8 codes fill exactly b bytes."""
+    """Codes [c] of 1 to 16 bits as bytes [ceil(c·b/8)], lowest bit first; 8 codes fill exactly b bytes."""
     groups = np.zeros((-(-codes.size // 8), 8), np.uint16)
     groups.reshape(-1)[: codes.size] = codes
     low, high = (np.zeros(len(groups), np.uint64) for _ in range(2))

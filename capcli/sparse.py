@@ -30,8 +30,9 @@ from capcli.errors import ConfigError, FileError
 if TYPE_CHECKING:
     import torch
 
-VERSIONS = (1, 2)  # a file without int8 values and factors is of version 1
-CODINGS = ("dense", "bitmask", "gap")  # of equally small ones, the first is written
+VERSIONS = (1, 2)  # a file without int8 values and without factors is of version 1
+# Of equally small codings, the first is written. Version 1 knows the first three.
+CODINGS = ("dense", "bitmask", "gap", "rice")
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 10_000
 MAX_BRACKETS = 12 * MAX_TENSORS  # bounds the memory that parsing a header can take
@@ -54,8 +55,8 @@ FLOAT_DTYPES = {"F16": 65504.0, "BF16": (2 - 2.0**-7) * 2.0**127, "F32": (2 - 2.
 _STORED_ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2",
                  "I8", "U8", "BOOL")  # fmt: skip
 
-_POSITIONS = {"bitmask": ".cap.bitmask", "gap": ".cap.gaps"}
-_RESERVED = (".cap.values", ".cap.bitmask", ".cap.gaps", ".cap.scales", ".cap.left", ".cap.right")
+_POSITIONS = {"bitmask": ".cap.bitmask", "gap": ".cap.gaps", "rice": ".cap.rice"}
+_RESERVED = (".cap.values", ".cap.bitmask", ".cap.gaps", ".cap.rice", ".cap.scales", ".cap.left", ".cap.right")
 _PREFIX = '{"checksum":"'
 _CHECKSUM_END = len(_PREFIX) + 64
 
@@ -113,11 +114,16 @@ class Entry:
         parts = self.value_parts
         groups = sum(codings.n_groups(math.prod(shape)) for dtype, shape in parts.values() if dtype == "I8")
         if self.coding in _POSITIONS:
-            n_bits = self.elements if self.coding == "bitmask" else self.codes * self.bits
-            parts[self.name + _POSITIONS[self.coding]] = ("U8", [-(-n_bits // 8)])
+            parts[self.name + _POSITIONS[self.coding]] = ("U8", [self.position_bytes])
         if self.quantised:
             parts[f"{self.name}.cap.scales"] = ("F32", [groups])
         return parts
+
+    @property
+    def position_bytes(self) -> int:
+        if self.coding == "rice":
+            return -(-self.codes // 8) - (-(self.kept or 0) * self.bits // 8)
+        return -(-(self.elements if self.coding == "bitmask" else self.codes * self.bits) // 8)
 
     @property
     def bytes(self) -> int:
@@ -230,13 +236,15 @@ def _coded(
     def encoded(name: str, choices: tuple[str, ...]) -> tuple[Entry, dict[str, torch.Tensor]]:
         return _encode(f"{where}: tensor {show(name)}", name, tensors[name], name in pruned, name in quantised, choices)
 
-    coded = {name: encoded(name, CODINGS) for name in sorted(tensors)}
+    version = 2 if quantised or any(isinstance(tensor, Factors) for tensor in tensors.values()) else 1
+    choices = CODINGS[:3] if version == 1 else CODINGS
+    coded = {name: encoded(name, choices) for name in sorted(tensors)}
     entries = [entry for entry, _ in coded.values()]
     if _claimed_bytes(entries) > _expansion_limit(sum(entry.bytes for entry in entries)):
         # Bitmasks are at least 1/64 of the dense bytes: such a matrix is always within the reader's limit.
         coded |= {name: encoded(name, CODINGS[:2]) for name in sorted(pruned)}
         entries = [entry for entry, _ in coded.values()]
-    text = _metadata_text(entries)
+    text = _metadata_text(entries, version)
     _check_header_fits(where, entries, text)
     _check_expansion(where, entries, _file_bytes(entries, text))
     return entries, {name: part for _, parts in coded.values() for name, part in parts.items()}, text
@@ -320,24 +328,21 @@ def _encode_positions(entry: Entry, positions: Array, choices: tuple[str, ...]) 
     entry = replace(entry, kept=positions.size)
     possible = {"dense": entry, "bitmask": replace(entry, coding="bitmask")}
     possible["gap"] = replace(entry, coding="gap", bits=bits, codes=codes)
+    if "rice" in choices:
+        low, unary = codings.rice_bits(gaps)
+        possible["rice"] = replace(entry, coding="rice", bits=low, codes=unary)
     best = min((possible[coding] for coding in choices), key=lambda choice: choice.bytes)
     if best.coding == "gap":
         return best, codings.pack_gaps(gaps, bits, codes)
+    if best.coding == "rice":
+        return best, codings.pack_rice(gaps, best.bits, best.codes)
     return best, codings.pack_bitmask(positions, entry.elements)
 
 
-def _metadata_text(entries: list[Entry]) -> str:
-    version = 2 if any(_version_2_keys(entry) for entry in entries) else 1
+def _metadata_text(entries: list[Entry], version: int) -> str:
     body = _canonical({"extra": {}, "tensors": {e.name: _record(e) for e in entries}, "version": version})
     rest = f'",{body[1:]}'
     return _PREFIX + hashlib.sha256(rest.encode()).hexdigest() + rest
-
-
-def _version_2_keys(entry: Entry) -> dict[str, Any]:
-    """What a record has that version 1 did not know."""
-    if entry.coding == "factors":
-        return {"rank": entry.rank, "left": entry.left, "right": entry.right}
-    return {"values": entry.values} if entry.values else {}
 
 
 def _record(entry: Entry) -> dict[str, Any]:
@@ -346,9 +351,11 @@ def _record(entry: Entry) -> dict[str, Any]:
     record["sha256"] = entry.sha256
     if entry.kept is not None:
         record["kept"] = entry.kept
-    if entry.coding == "gap":
+    if entry.coding in ("gap", "rice"):
         record |= {"bits": entry.bits, "codes": entry.codes}
-    return record | _version_2_keys(entry)
+    if entry.coding == "factors":
+        record |= {"rank": entry.rank, "left": entry.left, "right": entry.right}
+    return record | ({"values": entry.values} if entry.values else {})
 
 
 def _check_header_fits(where: str, entries: list[Entry], text: str) -> None:
@@ -479,7 +486,7 @@ def _parse_metadata(where: str, text: object) -> dict[str, Any]:
 def _parse_entry(where: str, name: str, record: object, version: int) -> Entry:
     """One validated entry; only its agreement with the stored tensors is left to check."""
     _check_name(where, name, version)
-    known = CODINGS if version == 1 else (*CODINGS, "factors")
+    known = CODINGS[:3] if version == 1 else (*CODINGS, "factors")
     check(isinstance(record, dict) and record.get("coding") in known, where, "coding", ", ".join(known), record)
     assert isinstance(record, dict)
     _check_keys(where, record, version)
@@ -495,6 +502,10 @@ def _parse_entry(where: str, name: str, record: object, version: int) -> Entry:
     if coding == "gap":
         check(_is_count(bits) and MIN_BITS <= bits <= MAX_BITS, where, "bits", f"{MIN_BITS} to {MAX_BITS}", bits)
         check(_is_count(codes) and kept <= codes <= n, where, "codes", f"{kept:,} to {n:,}", codes)
+    if coding == "rice":
+        check(_is_count(bits) and 1 <= bits <= MAX_BITS, where, "bits", f"1 to {MAX_BITS}", bits)
+        most = kept + (n >> bits)
+        check(_is_count(codes) and kept <= codes <= most, where, "codes", f"{kept:,} to {most:,}", codes)
     if coding == "factors":
         _check_factor_record(where, record)
     return Entry(name=name, **{**record, "shape": tuple(record["shape"]), "kept": kept if pruned else None})
@@ -505,7 +516,7 @@ def _check_keys(where: str, record: dict[str, Any], version: int) -> None:
     keys = {"coding", "dtype", "shape", "sha256"}
     if coding in _POSITIONS or (coding == "dense" and "kept" in record and not quantised):
         keys |= {"kept"}
-    if coding == "gap":
+    if coding in ("gap", "rice"):
         keys |= {"bits", "codes"}
     if coding == "factors":
         keys |= {"rank", "left", "right"}
@@ -590,7 +601,8 @@ def _positions(where: str, entry: Entry, packed: Array) -> Array:
     kept = entry.kept or 0
     if entry.coding == "bitmask":
         return codings.unpack_bitmask(where, packed, entry.elements, kept)
-    return codings.unpack_gaps(where, packed, entry.elements, kept, entry.bits, entry.codes)
+    unpack = codings.unpack_gaps if entry.coding == "gap" else codings.unpack_rice
+    return unpack(where, packed, entry.elements, kept, entry.bits, entry.codes)
 
 
 def _dequantised(where: str, codes: Array, scales: Array, dtype: str) -> torch.Tensor:

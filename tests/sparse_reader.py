@@ -8,6 +8,7 @@ import numpy as np
 
 ITEMSIZE = {"F64": 8, "U64": 8, "I64": 8, "C64": 8, "F32": 4, "U32": 4, "I32": 4, "F16": 2, "BF16": 2, "U16": 2,
             "I16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}  # fmt: skip
+POSITIONS = {"bitmask": ".cap.bitmask", "gap": ".cap.gaps", "rice": ".cap.rice"}
 
 
 def read(raw: bytes) -> dict[str, tuple[str, np.ndarray]]:
@@ -16,7 +17,7 @@ def read(raw: bytes) -> dict[str, tuple[str, np.ndarray]]:
     header = json.loads(raw[8 : 8 + length])
     text = header.pop("__metadata__")["cap"]
     metadata = json.loads(text)
-    assert metadata["version"] == 1
+    assert metadata["version"] in (1, 2)
     assert metadata["checksum"] == hashlib.sha256(text.encode()[77:]).hexdigest()
 
     def stored(name: str) -> bytes:
@@ -30,30 +31,72 @@ def read(raw: bytes) -> dict[str, tuple[str, np.ndarray]]:
 
 def decode(name: str, record: dict, stored) -> tuple[str, np.ndarray]:
     coding, dtype, shape = record["coding"], record["dtype"], record["shape"]
-    word = np.dtype(f"<u{ITEMSIZE[dtype]}")
     n = int(np.prod(shape, dtype=np.int64))
-    if coding == "dense":
-        data, where = stored(name), b""
-        dense = np.frombuffer(data, word)
+    if coding == "factors":
+        endings = [".cap.left", ".cap.right", *([".cap.scales"] if record["left"] == "I8" else [])]
+    elif coding == "dense":
+        endings = [".cap.values", ".cap.scales"] if "values" in record else [""]
     else:
-        data, where = (
-            stored(name + ".cap.values"),
-            stored(name + {"bitmask": ".cap.bitmask", "gap": ".cap.gaps"}[coding]),
-        )
-        dense = np.zeros(n, word)
-        dense[gaps(where, record) if coding == "gap" else bitmask(where, n)] = np.frombuffer(data, word)
-    assert record["sha256"] == hashlib.sha256(data + where).hexdigest()
+        endings = [".cap.values", POSITIONS[coding], *([".cap.scales"] if "values" in record else [])]
+    parts = [stored(name + ending) for ending in endings]
+    assert record["sha256"] == hashlib.sha256(b"".join(parts)).hexdigest()
+    if coding == "factors":
+        return dtype, product(record, parts).view("<u4")
+    if "values" in record:
+        values = int8(parts[0], parts[-1], dtype)
+    else:
+        values = np.frombuffer(parts[0], f"<u{ITEMSIZE[dtype]}")
+    dense = values
+    if coding != "dense":
+        where = {"bitmask": bitmask, "gap": gaps, "rice": rice}[coding](parts[1], n, record)
+        dense = np.zeros(n, values.dtype)
+        dense[where] = values
     assert "kept" not in record or np.count_nonzero(dense) == record["kept"]
     return dtype, dense.reshape(shape)
 
 
-def bitmask(where: bytes, n: int) -> np.ndarray:
-    return np.flatnonzero(np.unpackbits(np.frombuffer(where, np.uint8), count=n, bitorder="little"))
+def bits(raw: bytes, count: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(raw, np.uint8), count=count, bitorder="little")
 
 
-def gaps(where: bytes, record: dict) -> np.ndarray:
-    b, c = record["bits"], record["codes"]
-    bits = np.unpackbits(np.frombuffer(where, np.uint8), count=b * c, bitorder="little").reshape(c, b)
-    codes = bits.astype(np.int64) @ (1 << np.arange(b))
-    ends = codes != (1 << b) - 1
-    return np.cumsum(codes + ends)[ends] - 1
+def codes(raw: bytes, width: int, count: int) -> np.ndarray:
+    return bits(raw, width * count).reshape(count, width).astype(np.int64) @ (1 << np.arange(width))
+
+
+def bitmask(raw: bytes, n: int, record: dict) -> np.ndarray:
+    return np.flatnonzero(bits(raw, n))
+
+
+def gaps(raw: bytes, n: int, record: dict) -> np.ndarray:
+    found = codes(raw, record["bits"], record["codes"])
+    ends = found != (1 << record["bits"]) - 1
+    return np.cumsum(found + ends)[ends] - 1
+
+
+def rice(raw: bytes, n: int, record: dict) -> np.ndarray:
+    b, c, k = record["bits"], record["codes"], record["kept"]
+    ends, order = np.flatnonzero(bits(raw[: -(-c // 8)], c)), np.arange(k)
+    return (ends - order << b) + np.cumsum(codes(raw[-(-c // 8) :], b, k)) + order
+
+
+def int8(raw: bytes, scales: bytes, dtype: str) -> np.ndarray:
+    found = np.frombuffer(raw, np.int8)
+    values = found * np.repeat(np.frombuffer(scales, "<f4"), 256)[: found.size]
+    if dtype == "BF16":  # to the nearest, of two the even one
+        wide = values.view("<u4").astype(np.uint64)
+        return (wide + 0x7FFF + (wide >> 16 & 1) >> 16).astype("<u2")
+    return values.astype({"F16": "<f2", "F32": "<f4"}[dtype]).view(f"<u{ITEMSIZE[dtype]}")
+
+
+def product(record: dict, parts: list[bytes]) -> np.ndarray:
+    split = 4 * -(-len(parts[0]) // 256)
+    sides = []
+    for raw, dtype, part in zip(parts, (record["left"], record["right"]), (slice(split), slice(split, None))):
+        if dtype == "I8":
+            sides.append(int8(raw, parts[2][part], "F32").view("<f4"))
+        elif dtype == "BF16":
+            sides.append((np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4"))
+        else:
+            sides.append(np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype]).astype("<f4"))
+    rows, columns = record["shape"]
+    return sides[0].reshape(rows, -1) @ sides[1].reshape(-1, columns)

@@ -151,7 +151,7 @@ def test_golden_bytes_are_those_of_the_page(path):
     expected = bytes.fromhex(block("length")) + header + b" " * (-len(header) % 8) + bytes.fromhex(block("data"))
     assert path.read_bytes() == expected
     assert json.loads(json.loads(header)["__metadata__"]["cap"]) == json.loads(block("json"))
-    assert hashlib.sha256(expected).hexdigest() == "83285c8471404836ed3fd27a5b5233527ee2e52757e4c063963debe36073827b"
+    assert hashlib.sha256(expected).hexdigest() == "a00353d889d1a4302647014b2f035d9d9fcc058e3e9c59c0d075d691efe61d6f"
 
 
 def test_same_input_same_bytes(path):
@@ -310,7 +310,8 @@ class Parts:
                 and isinstance(record["sha256"], str)
                 and "wrong" not in record["sha256"]
             ):
-                kinds = ("", ".cap.values", ".cap.bitmask", ".cap.gaps")
+                kinds = ("", ".cap.left", ".cap.right", ".cap.values", ".cap.bitmask", ".cap.gaps", ".cap.rice")
+                kinds += (".cap.scales",)
                 data = b"".join(self.stored[name + kind][2] for kind in kinds if name + kind in self.stored)
                 record["sha256"] = hashlib.sha256(data).hexdigest()
         text = self.cap
@@ -797,7 +798,7 @@ def edited(value: Any, rng: random.Random) -> Any:
         value[key] = edited(value[key], rng)
         return value
     numbers = [-1, 0, 1, 2, 3, 7, 8, 9, 16, 255, 1 << 31, 1 << 40, 1 << 63, 1.0, True]
-    other = [None, "", "gap", "bitmask", "dense", "F16", "F32", "BF16", "U8", [], {}]
+    other = [None, "", "gap", "bitmask", "dense", "rice", "factors", "F16", "F32", "BF16", "U8", "I8", [], {}]
     return value + rng.choice([-1, 1]) if type(value) is int and rng.random() < 0.5 else rng.choice(numbers + other)
 
 
