@@ -59,7 +59,8 @@ def needed(tokenizer: Any, splits: Iterable[Split]) -> set[int]:
 def from_file(tokenizer: Any, path: Path) -> set[int]:
     """Ids of the tokens in a vocabulary file: UTF-8, one token per line, as vocab.txt has them.
 
-    Taken as it is; empty lines and repeated tokens do not count. See `check_known` for whether it suffices.
+    Taken as it is, and `reduced` adds the parts that its tokens need; empty lines and repeated tokens do not count. A
+    token that holds a line feed cannot stand in a file. See `check_known` for whether the file suffices.
 
     Raises `FileError` for a file that is none, is empty, or has tokens that the tokenizer lacks or lacks special ones;
     `ModelError` for a tokenizer that cannot be reduced.
@@ -189,9 +190,11 @@ def reduced(model: models.Model, keep: Collection[int]) -> models.Model:
     if dropped:
         raise ModelError(f"the vocabulary drops {_some(dropped)}, which the model needs", "keep the special tokens")
     new = _numbers(model, backend, keep)
+    if len(new) <= len(_special(tokenizer, backend)):
+        raise ModelError("the vocabulary has no tokens but special ones", "add the tokens that texts are made of")
     written = _rewritten(backend, new)
     small = models.rewritten(tokenizer, written)
-    _check_opened(small, written)
+    _check_opened(small, written, {token: new[i] for token, i in tokenizer.get_vocab().items() if i in new})
     return dataclasses.replace(model, net=_shrunk(model.net, new), tokenizer=small)
 
 
@@ -202,6 +205,7 @@ def _numbers(model: models.Model, backend: Backend, keep: Collection[int]) -> di
     named = {holder[key] for holder, key in _config_ids(model.net.config)} & set(range(embeddings.num_embeddings))
     pad = _fixed_padding(model.net)
     found = {*keep, *named, *range(pad + 1)}
+    found |= _reach(model.tokenizer, backend, found)
     beyond = sorted({*found - known, *(i for i in found if i >= embeddings.num_embeddings)})
     if beyond:
         raise ModelError(
@@ -209,7 +213,6 @@ def _numbers(model: models.Model, backend: Backend, keep: Collection[int]) -> di
             f"in its word embeddings ({embeddings.num_embeddings:,} rows)",
             "tokenizer and weights do not belong together, or config.json names a token that is none",
         )
-    found |= _reach(model.tokenizer, backend, found)
     return {old: rank for rank, old in enumerate(sorted(found))}
 
 
@@ -302,13 +305,12 @@ def _processor_ids(processor: Any) -> Iterator[tuple[Any, Any]]:
         yield from ((processor[name], 1) for name in ("sep", "cls"))
 
 
-def _check_opened(tokenizer: Any, written: Backend) -> None:
+def _check_opened(tokenizer: Any, written: Backend, vocabulary: Mapping[str, int]) -> None:
     """The rewritten files must open as what was written: some classes add tokens, or expect one at a fixed id."""
     opened = _backend(tokenizer)
     parts = ("model", "post_processor", "pre_tokenizer", "normalizer")
     wrong = [part for part in parts if opened[part] != written[part]]
-    found, expected = ({entry["content"]: entry["id"] for entry in one["added_tokens"]} for one in (opened, written))
-    wrong += ["added_tokens"] if found != expected else []
+    wrong += ["added_tokens"] if tokenizer.get_vocab() != vocabulary else []
     if wrong:
         raise ModelError(
             f"the vocabulary of {type(tokenizer).__name__} cannot be reduced: "
