@@ -47,23 +47,10 @@ KINDS = {
 PROBLEMS = {"regression": "regression", "multi_label_classification": "multilabel"}
 # What a masked BERT shares with a plain one; nothing else of its configuration is read.
 MASKED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    "num_labels",
-    "id2label",
-    "problem_type",
-)
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
+    "initializer_range", "layer_norm_eps", "pad_token_id", "num_labels", "id2label", "problem_type",
+)  # fmt: skip
 # What never reaches transformers: names of code, kernels and formats.
 DROPPED = ("architectures", "auto_map", "quantization_config", "compression_config", "sparsity_config", "dtype",
            "torch_dtype", "attn_implementation", "experts_implementation", "transformers_version")  # fmt: skip
@@ -387,7 +374,11 @@ def _check_scores(
     for name, entry in scores.items():
         _check(name in matrices, entry.where, "beside it", f"a matrix {_show(name)} of a layer that has scores", "none")
         shape = tuple(tensors[name].shape)
-        _check(entry.shape == shape, entry.where, "shape", f"{list(shape)}, one score per weight", list(entry.shape))
+        if entry.shape != shape:
+            raise ModelError(
+                f"{entry.where}: expected {list(shape)}, one score per weight, got {list(entry.shape)}",
+                "scores per row, column or block are not read",
+            )
     lost = [name for name in matrices if name not in scores]
     if lost:
         raise ModelError(
