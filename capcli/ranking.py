@@ -51,14 +51,18 @@ class Ranking:
 def make_ranking(layers: list[Layer], total_steps: int, device: torch.device) -> Ranking:
     """A ranking of all units of the layers, all alive, in a run of `total_steps`."""
     table = unit_table(layers, device)
-    window = min(LONGEST_WINDOW, max(1, round(WINDOW_SHARE * total_steps)))
     return Ranking(
         parts=[units for layer in layers for units in kinds(layer)],
         table=table,
-        decay=1 - 1 / window,
+        decay=decay_of(total_steps),
         importance=torch.zeros(len(table.weights), device=device),
         alive=torch.ones(len(table.weights), dtype=torch.bool, device=device),
     )
+
+
+def decay_of(total_steps: int) -> float:
+    """What is left of an average after a step, so that it looks back over a fixed share of the run."""
+    return 1 - 1 / min(LONGEST_WINDOW, max(1, round(WINDOW_SHARE * total_steps)))
 
 
 def kinds(layer: Layer) -> list[Units]:

@@ -208,6 +208,17 @@ def hidden_distillation(
     return math.fsum(layers) / len(layers)
 
 
+def output_gate_gradients(net: nn.Module, places: Sequence[str], loss: Callable[[nn.Module], Tensor]) -> list[Tensor]:
+    """abs(dL/dgate) per linear, of gates really put on each of its outputs."""
+    gates = []
+    for name in places:
+        gate = OutputGate(net.get_submodule(name))  # type: ignore[arg-type]
+        setattr(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], gate)
+        gates.append(gate)
+    loss(net).backward()
+    return [gate.gate.grad.abs() for gate in gates]  # type: ignore[union-attr]
+
+
 class OutputGate(nn.Module):
     """Multiplies the outputs of a linear layer by gates, which are ones."""
 

@@ -33,6 +33,7 @@ class Row:
     config: Mapping[str, Any] = field(default_factory=dict)
     only: bool = False  # the configuration is complete and does not begin with SHAPE
     structured: bool = True
+    dimensions: bool = True  # inside heads, for --structure dimensions, if structured
     kinds: tuple[str, ...] = KINDS
     remark: str = ""
 
@@ -65,11 +66,15 @@ ROWS = {
         config={"embedding_size": 8},
         remark="layers share their matrices, so they share the mask; every matrix is counted once",
     ),
-    "modernbert": Row(tokenizer="words", remark="one fused matrix for query, key and value; gated neurons"),
-    "llama": Row(tokenizer="decoder", config=_GROUPED, remark="a head is a key-value head with its queries"),
-    "mistral": Row(tokenizer="decoder", config=_GROUPED, remark="as llama"),
-    "qwen2": Row(tokenizer="decoder", config=_GROUPED, remark="as llama"),
-    "qwen3": Row(tokenizer="decoder", config=_GROUPED, remark="as llama"),
+    "modernbert": Row(
+        tokenizer="words", dimensions=False, remark="one fused matrix for query, key and value; gated neurons"
+    ),
+    "llama": Row(
+        tokenizer="decoder", config=_GROUPED, dimensions=False, remark="a head is a key-value head with its queries"
+    ),
+    "mistral": Row(tokenizer="decoder", config=_GROUPED, dimensions=False, remark="as llama"),
+    "qwen2": Row(tokenizer="decoder", config=_GROUPED, dimensions=False, remark="as llama"),
+    "qwen3": Row(tokenizer="decoder", config=_GROUPED, dimensions=False, remark="as llama"),
     "gpt2": Row(
         tokenizer="decoder",
         config={"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 66, "n_inner": 24},

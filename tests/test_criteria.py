@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import reference
+import registry
 import torch
 import torch.nn.functional as F
 
-from capcli import criteria, families, losses, masks, models, pruner
+from capcli import criteria, families, losses, masks, models, pruner, ranking
 from capcli.config import METHODS, PruneConfig, TaskConfig
 from capcli.errors import ConfigError
 
@@ -89,6 +90,30 @@ def test_group_importance_by_hand() -> None:
     assert criteria.group_importance(weight, gradient, 1).tolist() == [7, 2, 7, 1]
 
 
+@pytest.mark.parametrize("family", [name for name, row in registry.ROWS.items() if row.structured and row.dimensions])
+def test_query_key_importance_is_the_gradient_of_gates_on_the_query(checkpoint: Make, family: str) -> None:
+    model = tiny(checkpoint, family)
+    gated = copy.deepcopy(model)
+    units = [layer.query_key for layer in model.layers()]
+    names = {id(module): name for name, module in model.net.named_modules()}
+    places = [names[id(part.slots[0].linear)] for part in units if part is not None]
+    expected = reference.output_gate_gradients(gated.net, places, lambda net: loss_of(gated, 0))
+    loss_of(model, 0).backward()
+    for name, wanted in zip(places, expected, strict=True):
+        query = model.net.get_submodule(name)
+        found = criteria.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad)
+        assert found.shape == (16,)
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
+        assert wanted.max() > 1e-6
+
+
+def test_row_importance_by_hand() -> None:
+    """|1·2 + 3·(-1) + 5·2| = 9 and |0 + 2·(-4) + 1·1| = 7."""
+    weight, bias = torch.tensor([[1.0, 3], [0, 2]]), torch.tensor([5.0, 1])
+    gradient, bias_gradient = torch.tensor([[2.0, -1], [7, -4]]), torch.tensor([2.0, 1])
+    assert criteria.row_importance(weight, gradient, bias, bias_gradient).tolist() == [9, 7]
+
+
 def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
     """Sum over batches of abs(dL/dgate), not abs of the sum; heads and neurons of each layer in its row."""
     model = tiny(checkpoint)
@@ -110,6 +135,56 @@ def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
     found.update(9)
     assert not found.heads[0].any()  # what was learned before a stair does not decide the next one
     assert not found.neurons[0].any()
+
+
+def test_a_ranking_averages_importance_over_a_window_of_steps(checkpoint: Make) -> None:
+    """40 steps: the window is two of them, so half of the average is that of the last batch."""
+    model = tiny(checkpoint)
+    plain = copy.deepcopy(model)
+    found = pruner.make_pruner(model, config(method="first-order", sparsity=0.5, structure="dimensions"), 40)
+    assert found.ranking is not None
+    assert found.ranking.decay == 0.5
+    expected = torch.zeros(2 * (16 + 16 + 24))
+    for seed in range(3):
+        for one in (model, plain):
+            one.net.zero_grad()
+            (4 * loss_of(one, seed)).backward()
+        found.observe(scale=4.0)
+        batch_of = []
+        for layer in plain.layers():
+            assert layer.query_key is not None
+            query, output, down = layer.query_key.slots[0].linear, layer.heads.reader, layer.neurons.reader
+            batch_of += [
+                criteria.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad),
+                *(criteria.group_importance(one.weight, one.weight.grad, 1) for one in (output, down)),
+            ]
+        expected = (expected + torch.cat(batch_of) / 4) / 2
+    assert torch.allclose(found.ranking.importance, expected, rtol=1e-4)
+    found.update(39)
+    found.observe()  # at the final sparsity nothing is chosen any more
+    assert torch.allclose(found.ranking.importance, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("total", "window"), [(5, 1), (400, 20), (10_000, 500), (1_000_000, 500)])
+def test_the_window_is_a_share_of_the_run_and_at_most_that_of_the_source(total: int, window: int) -> None:
+    assert ranking.decay_of(total) == pytest.approx(1 - 1 / window)
+
+
+def test_units_of_a_bert(checkpoint: Make) -> None:
+    """Per layer 16 query-key and 16 value-output dimensions of 32 weights, four to a head, and 24 neurons of 32."""
+    table = ranking.unit_table(tiny(checkpoint).layers())
+    assert table.weights.tolist() == [32] * 112
+    heads = [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert table.head.tolist() == [*heads, *heads, *[-1] * 24, *[h + 4 for h in [*heads, *heads]], *[-1] * 24]
+    assert table.value.tolist() == 2 * ([False] * 16 + [True] * 16 + [False] * 24)
+
+
+def test_a_family_without_dimensions_ranks_whole_heads(checkpoint: Make) -> None:
+    """Two key-value heads with their four queries, 2·(4 + 2)·4·16 / 2 weights each, and gated neurons."""
+    table = ranking.unit_table(tiny(checkpoint, "llama").layers())
+    assert table.weights.tolist() == 2 * ([(2 * 4 * 4 + 2 * 2 * 4) * 16 // 2] * 2 + [3 * 16] * 24)
+    assert set(table.head.tolist()) == {-1}
+    assert not table.value.any()
 
 
 def test_initial_scores_rank_by_magnitude_within_a_matrix(checkpoint: Make) -> None:
@@ -245,16 +320,79 @@ def test_removed_heads_and_neurons_can_be_cut_out(checkpoint: Make) -> None:
     assert torch.equal(models.forward(model, batch(5)[0])[0], before)
 
 
+DIMENSIONS = {"method": "first-order", "structure": "dimensions"}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("sparsity", [0.5, 0.95, 0.99])
+def test_dimensions_end_at_the_count_and_only_die(checkpoint: Make, family: str, sparsity: float) -> None:
+    """The masks hold whole units, nearest to the count at every step; 95 and 99 % can be reached."""
+    model = tiny(checkpoint, family)
+    found = pruner.make_pruner(model, config(**DIMENSIONS, sparsity=sparsity), 30)
+    n = found.masks.mask.numel()
+    assert found.ranking is not None
+    seen = steps(model, found, 30)
+    for (_, before), (_, after) in itertools.pairwise(seen):
+        assert not (after & ~before).any()
+    table = found.ranking.table
+    for held, mask in seen:
+        assert abs(int(mask.sum()) - masks.kept_count(held, n)) <= int(table.weights.max()) / 2
+    kept = int(table.weights[found.ranking.alive].sum())
+    assert seen[-1][0] == sparsity
+    assert found.masks.kept() == kept
+    if len(set(table.weights.tolist())) == 1:
+        assert kept == pruner.plan_structure(model.layers(), config(**DIMENSIONS, sparsity=sparsity))
+    alive, values = found.ranking.alive, table.values_per_head(found.ranking.alive)
+    assert not (alive & (table.head >= 0) & (values == 0)).any(), "a head without values keeps no queries"
+
+
+def test_removed_dimensions_can_be_cut_out(checkpoint: Make) -> None:
+    """Whatever biases the removed units have, the logits stay: uneven heads are smaller heads."""
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, config(**DIMENSIONS, sparsity=0.8), 20)
+    steps(model, found, 20)
+    assert found.ranking is not None
+    masks.bake(found.masks)
+    model.net.eval()
+    before = models.forward(model, batch(5)[0])[0]
+    alive = found.ranking.alive.split([units.count for units in found.ranking.parts])
+    dead = 0
+    with torch.no_grad():
+        for units, living in zip(found.ranking.parts, alive, strict=True):
+            dead += int((~living).sum())
+            for slot in units.slots:
+                if slot.axis == 0:
+                    slot.linear.bias[~living] += 3
+    assert dead > 50
+    assert torch.allclose(models.forward(model, batch(5)[0])[0], before, atol=1e-6)
+
+
+def test_plan_of_bert_base_by_dimensions() -> None:
+    """84,934,656 weights in units of 1,536: 5 % are 2,764.8 units, 3 % are 1,658.88."""
+    with torch.device("meta"):
+        query = torch.nn.Linear(768, 768)
+        wide, down = torch.nn.Linear(768, 3072), torch.nn.Linear(3072, 768)
+    slots = [families.Slot(linear=query, axis=axis, start=0, size=64) for axis in (0, 0, 0, 1)]
+    neurons = (families.Slot(linear=wide, axis=0, start=0, size=1), families.Slot(linear=down, axis=1, start=0, size=1))
+    layer = families.Layer(
+        heads=families.Units(count=12, slots=tuple(slots)), neurons=families.Units(count=3072, slots=neurons)
+    )
+    layers = [families._with_dimensions(layer)] * 12
+    for sparsity, n_units in ((0.95, 2765), (0.97, 1659), (0.0, 55296)):
+        assert pruner.plan_structure(layers, config(**DIMENSIONS, sparsity=sparsity)) == n_units * 1536
+
+
 def test_a_structured_sparsity_out_of_reach_is_refused_before_masks_are_put_on(checkpoint: Make) -> None:
     model = tiny(checkpoint)
-    with pytest.raises(ConfigError, match=r"cannot reach sparsity 0\.95"):
+    with pytest.raises(ConfigError, match=r"cannot reach sparsity 0\.95") as caught:
         pruner.make_pruner(model, config(method="cap-f", sparsity=0.95), 10)
+    assert "--structure dimensions" in caught.value.hint
     assert not any(torch.nn.utils.parametrize.is_parametrized(linear) for linear in model.prunable().values())
 
 
-@pytest.mark.parametrize("criterion", criteria.CRITERIA)
-def test_restore_puts_back_what_tensors_gave(checkpoint: Make, criterion: str) -> None:
-    options = config(method=BY_CRITERION[criterion], sparsity=0.6)
+@pytest.mark.parametrize("chosen", [*({"method": method} for method in BY_CRITERION.values()), DIMENSIONS], ids=str)
+def test_restore_puts_back_what_tensors_gave(checkpoint: Make, chosen: dict[str, str]) -> None:
+    options = config(**chosen, sparsity=0.6)
     model = tiny(checkpoint)
     found = pruner.make_pruner(model, options, 12)
     steps(model, found, 8)

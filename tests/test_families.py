@@ -19,7 +19,7 @@ from registry import ROWS
 from tiny import Tiny, write_byte_tokenizer, write_csv, write_jsonl, write_tokenizer
 
 import capcli
-from capcli import families, masks, models, pruner, tasks, tokens
+from capcli import families, masks, models, pruner, ranking, tasks, tokens
 from capcli.config import EvalConfig, ExportConfig, TaskConfig
 from capcli.errors import ConfigError, ModelError
 
@@ -144,6 +144,26 @@ def test_structured_pruning(tiny: Tiny, family: Folder, tmp_path: Path, name: st
     assert alive == plan.kept_weights
 
 
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured_pruning_by_dimensions(tiny: Tiny, family: Folder, tmp_path: Path, name: str) -> None:
+    """95 % of the weights are gone, in whole units; those that stay are as many as planned."""
+    settings = {"method": "first-order", "structure": "dimensions", "sparsity": 0.95, "epochs": 2}
+    report = prune(tiny, family(name), tmp_path / "out", "classification", **settings)
+    model, kept = models.load_artifact(tmp_path / "out"), report["sparsity"]["kept_weights"]
+    layers = model.layers()
+    found = [
+        (units, [any(slice_of(slot, unit).any() for slot in units.slots) for unit in range(units.count)])
+        for layer in layers
+        for units in ranking.kinds(layer)
+    ]
+    assert sum(units.weights * sum(alive) for units, alive in found) == kept
+    largest = max(units.weights for units, _ in found)
+    assert abs(kept - masks.kept_count(0.95, report["sparsity"]["prunable_weights"])) <= largest / 2
+    if len({units.weights for units, _ in found}) == 1:
+        assert kept == ranking.planned_weights(layers, 0.95)
+    assert sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values()) == kept
+
+
 def slice_of(slot: families.Slot, unit: int) -> torch.Tensor:
     return slot.linear.weight.detach().narrow(slot.axis, slot.start + unit * slot.size, slot.size)
 
@@ -155,7 +175,8 @@ def test_what_removed_heads_and_neurons_compute_reaches_nothing(family: Folder, 
     torch.manual_seed(1)
     model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
     batch = dict(model.tokenizer(["a good film", "the dull story"], padding=True, return_tensors="pt"))
-    for pick in ("heads", "neurons"):
+    picks = ("heads", "neurons", "value_output") if ROWS[name].dimensions else ("heads", "neurons")
+    for pick in picks:
         for index, layer in enumerate(model.layers()):
             units, unit = getattr(layer, pick), 1
             before = models.forward(model, batch)[0]
@@ -168,17 +189,73 @@ def test_what_removed_heads_and_neurons_compute_reaches_nothing(family: Folder, 
             assert torch.allclose(models.forward(model, batch)[0], after, atol=1e-6), (pick, index)
 
 
+def check_query_key(model: models.Model) -> None:
+    """With its rows zero, a query-key unit adds the same to all places that a token may look at, whatever its biases."""
+    batch = dict(model.tokenizer(["a good film", "the dull story"], padding=True, return_tensors="pt"))
+    for index, layer in enumerate(model.layers()):
+        units, unit = layer.query_key, 1
+        assert units is not None
+        before = models.forward(model, batch)[0]
+        for slot in units.slots:
+            assert slot.axis == 0
+            slice_of(slot, unit).zero_()
+        after = models.forward(model, batch)[0]
+        assert not torch.equal(before, after), index
+        for slot in units.slots:
+            if slot.linear.bias is not None:
+                slot.linear.bias[unit] += 0.5
+        assert torch.allclose(models.forward(model, batch)[0], after, atol=1e-6), index
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTURED if ROWS[name].dimensions])
+@torch.no_grad()
+def test_what_removed_query_key_units_compute_reaches_nothing(family: Folder, name: str) -> None:
+    check_query_key(models.load_dense(str(family(name)), ("x", "y"), "classification", 1))
+
+
 @pytest.mark.parametrize("name", STRUCTURED)
-def test_heads_and_neurons_share_out_every_prunable_weight(family: Folder, name: str) -> None:
+def test_dimensions_are_those_of_the_heads(family: Folder, name: str) -> None:
+    for layer in models.load_dense(str(family(name)), ("x", "y"), "classification", 1).layers():
+        if not ROWS[name].dimensions:
+            assert layer.query_key is layer.value_output is None
+            assert ranking.kinds(layer) == [layer.heads, layer.neurons]
+            continue
+        assert layer.query_key is not None
+        assert layer.value_output is not None
+        assert layer.query_key.count == layer.value_output.count == 16
+        own = layer.query_key.weights + layer.value_output.weights
+        assert layer.heads.weights == own * 16 // layer.heads.count
+        assert {slot.linear for slot in layer.heads.slots} == {
+            slot.linear for units in (layer.query_key, layer.value_output) for slot in units.slots
+        }
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_units_share_out_every_prunable_weight(family: Folder, name: str) -> None:
     model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
-    counted = {id(linear): torch.zeros_like(linear.weight) for linear in model.prunable().values()}
-    for layer in model.layers():
-        for units in (layer.heads, layer.neurons):
-            for slot in units.slots:
-                counted[id(slot.linear)].narrow(slot.axis, slot.start, slot.size * units.count).add_(1)
-    assert all(torch.equal(times, torch.ones_like(times)) for times in counted.values())
-    in_units = sum(u.count * u.weights for layer in model.layers() for u in (layer.heads, layer.neurons))
-    assert in_units == sum(times.numel() for times in counted.values())
+    for kinds in (lambda layer: [layer.heads, layer.neurons], ranking.kinds):
+        counted = {id(linear): torch.zeros_like(linear.weight) for linear in model.prunable().values()}
+        for layer in model.layers():
+            for units in kinds(layer):
+                for slot in units.slots:
+                    counted[id(slot.linear)].narrow(slot.axis, slot.start, slot.size * units.count).add_(1)
+        assert all(torch.equal(times, torch.ones_like(times)) for times in counted.values())
+        in_units = sum(u.count * u.weights for layer in model.layers() for u in kinds(layer))
+        assert in_units == sum(times.numel() for times in counted.values())
+
+
+HIDDEN = [(name, "classification") for name in ROWS] + [("bert", kind) for kind in SOURCES if kind != "classification"]
+
+
+@pytest.mark.parametrize(("name", "kind"), HIDDEN)
+def test_hidden_states_teach_every_family_and_kind(
+    tiny: Tiny, family: Folder, tmp_path: Path, name: str, kind: str
+) -> None:
+    report = prune(tiny, family(name), tmp_path / "out", kind, method="magnitude", losses="ce,kd,hid")
+    found = [row["losses"]["hid"] for row in report["history"] if row["phase"] == "prune"]
+    assert found
+    assert all(0 <= value < 100 for value in found)
+    assert found[-1] > 0
 
 
 def test_deberta_with_projections_of_its_own_for_positions(tmp_path: Path) -> None:
@@ -189,7 +266,13 @@ def test_deberta_with_projections_of_its_own_for_positions(tmp_path: Path) -> No
     AutoModel.from_config(registry.config_of("deberta-v2", vocabulary, **row.config)).save_pretrained(tmp_path)
     model = models.load_dense(str(tmp_path), ("x", "y"), "classification", 1)
     assert sum("pos_key_proj" in path or "pos_query_proj" in path for path in model.prunable()) == 4
-    assert model.layers()[0].heads.weights == 6 * 4 * 16
+    layer = model.layers()[0]
+    assert layer.heads.weights == 6 * 4 * 16
+    assert layer.query_key is not None
+    assert layer.value_output is not None
+    assert (layer.query_key.weights, layer.value_output.weights) == (4 * 16, 2 * 16)
+    with torch.no_grad():
+        check_query_key(model)
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.structured])
