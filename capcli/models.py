@@ -92,6 +92,12 @@ class Model:
         """Whether the network answers for each token and not for the whole input."""
         return self.kind in HEADS
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The inputs that the tokenizer gives and the network takes, in a fixed order."""
+        given = _accepted(self.net).intersection(self.tokenizer.model_input_names)
+        return tuple(name for name in INPUTS if name in given)
+
     def layers(self) -> list[families.Layer]:
         """The heads and neurons of the layers, from the input upwards.
 
@@ -178,7 +184,7 @@ def forward_states(
 def _accepted(net: Any) -> set[str]:
     """Names of the inputs that the network takes; token types only when it tells two of them apart."""
     names = {name for name in inspect.signature(type(net.base_model).forward).parameters if name in INPUTS}
-    return names - ({"token_type_ids"} if getattr(net.config, "type_vocab_size", 2) == 1 else set())
+    return names - ({"token_type_ids"} if getattr(net.config, "type_vocab_size", 2) < 2 else set())
 
 
 def _states(out: Any) -> tuple[Tensor, ...]:
@@ -789,13 +795,8 @@ def encode(
             if not done:
                 logits = torch.empty(n_outputs, some_logits.shape[-1], device=on.device)
                 vectors = torch.empty(n_examples, some_vectors.shape[1], device=on.device, dtype=torch.float16)
-            if not n_outputs:
-                pass
-            elif batch.places is None:
-                logits[batch.ids] = some_logits.float()
-            else:
-                real = batch.inputs["attention_mask"].bool()
-                logits[batch.places[real]] = some_logits[real].float()
+            if n_outputs:
+                batch.put(some_logits.float(), logits)
             vectors[batch.ids] = some_vectors.half()
             done += len(batch.ids)
             yield done

@@ -86,6 +86,14 @@ class Batch:
     ids: Tensor
     places: Tensor | None = None
 
+    def put(self, outputs: Tensor, into: Tensor) -> None:
+        """Copy a model's outputs [B, C] to the rows of their examples; [B, S, C] to those of all real tokens."""
+        if self.places is None:
+            into[self.ids] = outputs
+        else:
+            real = self.inputs["attention_mask"].bool()
+            into[self.places[real]] = outputs[real]
+
 
 # Tokenising ----------------------------------------------------------------------------------------------------------
 

@@ -108,14 +108,16 @@ def config_of(name: str, vocabulary: int, **changes: Any) -> Any:
     return AutoConfig.for_model(name, **{**shape, **ids, "vocab_size": vocabulary, **row.config, **changes})
 
 
-def write(name: str, folder: Path, write_tokenizer: Mapping[str, Callable[[Path], int]], seed: int = 0) -> None:
-    """A random model of the family without a head, and its tokenizer."""
+def write(
+    name: str, folder: Path, write_tokenizer: Mapping[str, Callable[[Path], int]], seed: int = 0, **changes: Any
+) -> None:
+    """A random model of the family without a head, its configuration changed by `changes`, and its tokenizer."""
     import torch
     from transformers import AutoModel
 
     vocabulary = write_tokenizer[ROWS[name].tokenizer](folder)
     torch.manual_seed(seed)
-    net = AutoModel.from_config(config_of(name, vocabulary))
+    net = AutoModel.from_config(config_of(name, vocabulary, **changes))
     with torch.no_grad():
         for parameter in net.parameters():  # biases too, so that every tensor matters
             parameter.add_(torch.randn_like(parameter) * 0.1)

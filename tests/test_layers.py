@@ -70,7 +70,8 @@ LIGHT = (
     "__init__",
     "__main__",
 )
-HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas")
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "onnx", "onnxruntime", "onnxscript")
+ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 TREES = {
     ".".join(path.relative_to(HOUSE).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
     for path in sorted(HOUSE.rglob("*.py"))
@@ -142,10 +143,23 @@ def test_what_shows_and_configures_never_imports_torch(name: str) -> None:
 def test_boundaries_to_transformers_and_data_files() -> None:
     for name, tree in TREES.items():
         used = {module.split(".")[0] for _, module, _ in imports(tree)}
-        assert "transformers" not in used or name == "models", name
+        assert "transformers" not in used or name in ("models", "onnx_model"), name
+        assert not used & ONNX or name == "onnx_model", name
         assert "pyarrow" not in used or name == "tables", name
         assert "datasets" not in used, name  # its Arrow copies and long waits for the hub are not needed
         assert "click" not in used, name  # typer vendors its own
+
+
+def test_the_onnx_model_imports_the_exporter_alone_and_only_when_it_converts() -> None:
+    found = [module for _, module, _ in imports(TREES["onnx_model"]) if module.split(".")[0] in {"transformers", *ONNX}]
+    assert {module for module in found if module.startswith("transformers")} == {"transformers.exporters.exporter_onnx"}
+    eager = {module.split(".")[0] for _, module, _ in imports(TREES["onnx_model"], eager=True)}
+    assert not eager & {"transformers", *ONNX}
+
+
+def test_nobody_loads_a_library_of_operators_into_onnxruntime() -> None:
+    text = "".join(path.read_text("utf-8") for path in HOUSE.rglob("*.py"))
+    assert "register_custom_ops" not in text
 
 
 @pytest.mark.parametrize("statement", ["import capcli", "import capcli.config", "import capcli.cli, capcli.__main__"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import decode, files, hub, metrics, models, sparse, tasks, tokens
+from capcli import decode, files, hub, metrics, models, onnx_model, sparse, tasks, tokens
 from capcli.config import EvalConfig, Gates, TaskConfig, build, parse_limits
 from capcli.errors import ConfigError, FileError
 from capcli.run import Event
@@ -44,25 +44,41 @@ def measure(
 ) -> Generator[Event, None, Measured]:
     """Metrics `names` of the model on tokenised examples; yields events."""
     logits, _ = yield from models.encoded(model, examples, on, event)
-    truth, outputs = _answers(model, examples, logits.cpu().double().numpy())
+    return scored(model.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
+
+
+def scored(
+    kind: str,
+    labels: Sequence[str],
+    examples: tokens.Examples,
+    names: tuple[str, ...],
+    logits: torch.Tensor,
+    seed: int = 1,
+    *,
+    with_intervals: bool = True,
+) -> Measured:
+    """Metrics `names` of logits of the examples, as `models.encoded` and `onnx_model.outputs` give them."""
+    truth, outputs = _answers(kind, labels, examples, logits.cpu().double().numpy())
     return Measured(
-        metrics=metrics.measure(model.kind, names, truth, outputs),
-        confidence_95=metrics.intervals(model.kind, names, truth, outputs, seed) if with_intervals else {},
+        metrics=metrics.measure(kind, names, truth, outputs),
+        confidence_95=metrics.intervals(kind, names, truth, outputs, seed) if with_intervals else {},
         n_examples=len(truth),
         outputs=outputs,
     )
 
 
-def _answers(model: models.Model, examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
+def _answers(
+    kind: str, labels: Sequence[str], examples: tokens.Examples, logits: np.ndarray
+) -> tuple[Any, Any]:
     """Truth and outputs as `capcli.metrics` wants them: tags by sentence, answers by question, else plain logits."""
     split = examples.split
     assert split is not None, "what is measured was read from a split"
-    if model.kind == "tokens":
+    if kind == "tokens":
         assert examples.words is not None
-        truth = [[model.labels[i] for i in row] for row in split.labels]
+        truth = [[labels[i] for i in row] for row in split.labels]
         n_words = [len(row) for row in truth]
-        return truth, decode.tags(logits, examples.offsets, examples.words, model.labels, n_words)
-    if model.kind == "spans":
+        return truth, decode.tags(logits, examples.offsets, examples.words, labels, n_words)
+    if kind == "spans":
         assert examples.owner is not None and examples.chars is not None
         golds = [answers.texts for answers in split.labels]
         contexts = (context for _, pairs in split.chunks() for context in pairs or ())
@@ -217,29 +233,62 @@ def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
 
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
+    inputs = _full_inputs(model, batch, length)
+    inputs = {name: tensor.to(on.device) for name, tensor in inputs.items()}
+
+    def forward() -> None:
+        models.forward(model, inputs)
+        if on.device.type == "cuda":
+            torch.cuda.synchronize(on.device)
+
+    with torch.inference_mode(), on.autocast():
+        times = _milliseconds(forward)
+    return {
+        **times,
+        "batch": batch,
+        "length": models.longest_input(model, length),
+        "threads": torch.get_num_threads(),
+        "device": on.device.type,
+        "hardware": on.name,
+        "precision": on.precision,
+    }
+
+
+def onnx_latency(
+    runner: onnx_model.Runner, model: models.Model, on: models.Compute, batch: int, length: int, precision: str
+) -> dict[str, Any]:
+    """As `latency`, for the graph that `model` was converted to; `precision` is that of its weights."""
+    inputs = _full_inputs(model, batch, length)
+    return {
+        **_milliseconds(lambda: runner.logits(inputs)),
+        "batch": batch,
+        "length": models.longest_input(model, length),
+        "threads": runner.threads,
+        "device": "cpu",
+        "hardware": on.name,
+        "precision": precision,
+    }
+
+
+def _full_inputs(model: models.Model, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """`batch` inputs of `length` tokens, or of as many as the model takes."""
     length = models.longest_input(model, length)
     text = "a " * length  # each word is a token at least
-    coded = model.tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
-    inputs = {name: tensor.to(on.device) for name, tensor in coded.items()}
+    return dict(model.tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt"))
+
+
+def _milliseconds(run: Callable[[], object]) -> dict[str, float]:
+    """How long a call takes after three others: median, 10th and 90th percentile."""
     seconds = []
-    with torch.inference_mode(), on.autocast():
-        for _ in range(LATENCY_RUNS + 3):
-            began = time.perf_counter()
-            models.forward(model, inputs)
-            if on.device.type == "cuda":
-                torch.cuda.synchronize(on.device)
-            seconds.append(time.perf_counter() - began)
+    for _ in range(LATENCY_RUNS + 3):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
     times = sorted(1000 * value for value in seconds[3:])
     return {
         "median_ms": statistics.median(times),
         "p10_ms": times[len(times) // 10],
         "p90_ms": times[len(times) * 9 // 10],
-        "batch": batch,
-        "length": length,
-        "threads": torch.get_num_threads(),
-        "device": on.device.type,
-        "hardware": on.name,
-        "precision": on.precision,
     }
 
 
