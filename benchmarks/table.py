@@ -22,6 +22,7 @@ SECTIONS = {
     "data": "Reading, tokenising, encoding, training",
     "step": "Time of a training step",
     "sparse": "Size and speed of the file format",
+    "sizes": "Size of a whole model",
     "gpu": "On a GPU",
     "memory": "Memory and throughput",
 }
