@@ -62,10 +62,12 @@ def variants(pruned: Pruned, vocab_rows: int, ranks: tuple[int, ...] = (192, 128
     words = tensors[WORDS]
 
     def stored(dtype: str, embedding: Any, *, int8_words: bool = False) -> dict[str, Any]:
-        kept = torch.float32 if dtype == "fp32" else torch.float16
-        rest = {name: tensor.to(kept) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        wide = set(tensors) if dtype == "fp32" else set(names) if dtype == "int8" else set()
+        found = {
+            n: t.half() if t.is_floating_point() and n not in wide else t for n, t in tensors.items() if n != WORDS
+        }
         quantised = [*(names if dtype == "int8" else ()), *([WORDS] if int8_words else ())]
-        return {"tensors": {**rest, WORDS: embedding}, "pruned": names, "quantised": quantised}
+        return {"tensors": {**found, WORDS: embedding}, "pruned": names, "quantised": quantised}
 
     yield "fp32", stored("fp32", words)
     yield "fp32, embeddings fp16", stored("fp32", words.half())

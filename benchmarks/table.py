@@ -23,6 +23,7 @@ SECTIONS = {
     "step": "Time of a training step",
     "sparse": "Size and speed of the file format",
     "export": "Export formats",
+    "sizes": "Size of a whole model",
     "gpu": "On a GPU",
     "memory": "Memory and throughput",
 }

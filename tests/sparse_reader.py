@@ -42,11 +42,8 @@ def decode(name: str, record: dict, stored) -> tuple[str, np.ndarray]:
     assert record["sha256"] == hashlib.sha256(b"".join(parts)).hexdigest()
     if coding == "factors":
         return dtype, product(record, parts).view("<u4")
-    if "values" in record:
-        values = int8(parts[0], parts[-1], dtype)
-    else:
-        values = np.frombuffer(parts[0], f"<u{ITEMSIZE[dtype]}")
-    dense = values
+    word = f"<u{ITEMSIZE[dtype]}"
+    dense = values = int8(parts[0], parts[-1], dtype) if "values" in record else np.frombuffer(parts[0], word)
     if coding != "dense":
         where = {"bitmask": bitmask, "gap": gaps, "rice": rice}[coding](parts[1], n, record)
         dense = np.zeros(n, values.dtype)
@@ -91,7 +88,9 @@ def int8(raw: bytes, scales: bytes, dtype: str) -> np.ndarray:
 def product(record: dict, parts: list[bytes]) -> np.ndarray:
     split = 4 * -(-len(parts[0]) // 256)
     sides = []
-    for raw, dtype, part in zip(parts, (record["left"], record["right"]), (slice(split), slice(split, None))):
+    for raw, dtype, part in zip(
+        parts[:2], (record["left"], record["right"]), (slice(split), slice(split, None)), strict=True
+    ):
         if dtype == "I8":
             sides.append(int8(raw, parts[2][part], "F32").view("<f4"))
         elif dtype == "BF16":

@@ -33,3 +33,19 @@ def test_a_benchmark_runs(tiny: Tiny, tmp_path: Path, script: str, options: list
     table = [sys.executable, str(FOLDER / script), "--table", str(result)]
     shown = subprocess.run(table, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert "| ---" in shown.stdout, shown.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("script", "options"), [("sparse.py", ["--json", "--matrices", "1"]), ("sizes.py", ["--json"])]
+)
+def test_a_benchmark_of_the_file_format_runs(tmp_path: Path, script: str, options: list[str]) -> None:
+    result = tmp_path / "result.json"
+    where = [] if script == "sparse.py" else [str(result)]
+    command = [sys.executable, str(FOLDER / script), "--small", *options, *where]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    if not where:
+        result.write_text(done.stdout)
+    table = [sys.executable, str(FOLDER / script), "--table", str(result)]
+    shown = subprocess.run(table, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert "| int8, embeddings svd:16 in int8 |" in shown.stdout, shown.stderr[-2000:]

@@ -319,6 +319,16 @@ def test_an_artefact_gives_back_the_same_model(pruned: tuple[models.Model, Path]
         models.load_model(str(out), ("x", "y"), "classification", 1)
 
 
+@torch.no_grad()
+def test_an_artefact_in_16_bits_loads_in_32(pruned: tuple[models.Model, Path]) -> None:
+    model, out = pruned
+    ours = {n: t.half() if t.is_floating_point() else t for n, t in model.net.state_dict().items()}
+    sparse.save(out / models.WEIGHTS_FILE, ours, list(model.prunable()), quantised=[LOST])
+    theirs = models.load_artifact(out).net.state_dict()
+    assert {t.dtype for t in theirs.values() if t.is_floating_point()} == {torch.float32}
+    assert all(torch.equal(theirs[name], ours[name].to(theirs[name].dtype)) for name in ours if name != LOST)
+
+
 LOST = "roberta.encoder.layer.0.output.dense.bias"
 
 

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capcli import codings, sparse
-from capcli.errors import FileError
+from capcli.errors import ConfigError, FileError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sparse_reader
@@ -822,4 +822,390 @@ def test_edited_files_with_fitting_checksums_mean_the_same_to_both_readers(path,
             assert {n: (a.shape, a.tobytes()) for n, (_, a) in by_hand.items()} == {
                 n: (tuple(t.shape), bits_of(t)) for n, t in loaded.items()
             }
+    assert accepted > FUZZ // 20
+
+
+# Version 2: int8 values, factors, Rice codes
+
+FLOATS = ["F32", "F16", "BF16"]
+
+
+def floats(shape: tuple[int, ...], sparsity: float = 0.0, dtype: str = "F32", seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    tensor = torch.randn(shape, generator=generator)
+    return tensor.masked_fill(torch.rand(shape, generator=generator) < sparsity, 0).to(DTYPES[dtype])
+
+
+def product_of(factors: sparse.Factors) -> torch.Tensor:
+    return factors.left.float() @ factors.right.float()
+
+
+QUANTISED = {
+    "q": floats((40, 40), 0.9, seed=3),
+    "qm": floats((6, 7), 0.5, "F16", seed=4),
+    "qd": floats((3, 100), 0, "BF16"),
+}
+FACTORED = {
+    "f": sparse.Factors(floats((5, 1), dtype="F16"), floats((1, 7), dtype="F32")),
+    "fq": sparse.Factors(floats((4, 2)), floats((2, 3), dtype="BF16")),
+}
+PLAIN = {"p": floats((33, 40), 0.9, seed=5), "bias": torch.tensor([1.0, 2.0])}
+VERSION_2 = {**QUANTISED, **FACTORED, **PLAIN}
+PRUNED_2, QUANTISED_2 = ["q", "qm", "p"], [*QUANTISED, "fq"]
+
+
+@pytest.fixture(scope="module")
+def good_2(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("good_2") / "good.safetensors"
+    sparse.save(path, VERSION_2, PRUNED_2, quantised=QUANTISED_2)
+    assert {e.name: (e.coding, e.quantised) for e in sparse.inspect(path)} == {
+        "bias": ("dense", False), "f": ("factors", False), "fq": ("factors", True), "p": ("rice", False),
+        "q": ("rice", True), "qd": ("dense", True), "qm": ("bitmask", True)}  # fmt: skip
+    return path.read_bytes()
+
+
+def alike(tensor: torch.Tensor, dtype: str, bits: np.ndarray, factored: bool) -> bool:
+    """Whether both readers say the same: to the bit, the products of factors to rounding (where they are finite)."""
+    if tuple(tensor.shape) != bits.shape or sparse._dtype_names()[tensor.dtype] != dtype:
+        return False
+    if not factored:
+        return bits_of(tensor) == bits.tobytes()
+    ours, theirs = tensor.numpy(), np.ascontiguousarray(bits).view("<f4")
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    return np.allclose(ours[finite], theirs[finite], rtol=1e-5, atol=1e-5 * np.abs(theirs[finite]).max(initial=0))
+
+
+def test_golden_bytes_of_version_2_are_those_of_the_page(path):
+    w = torch.zeros(64)
+    w[[0, 3, 6, 23, 27]] = torch.tensor([1.0, -0.5, 0.001, 0.25, -1.0])
+    left, right = torch.tensor([[1.0], [2.0], [3.0]]).half(), torch.tensor([[0.5, 0.0, -1.0, 2.0]]).half()
+    tensors = {"w": w.reshape(4, 16), "m": sparse.Factors(left, right)}
+    sparse.save(path, tensors, ["w"], quantised=["w"])
+    header = block("header2").encode()
+    expected = bytes.fromhex(block("length2")) + header + b" " * (-len(header) % 8) + bytes.fromhex(block("data2"))
+    assert path.read_bytes() == expected
+    assert json.loads(json.loads(header)["__metadata__"]["cap"]) == json.loads(block("json2"))
+    assert hashlib.sha256(expected).hexdigest() == "8f763c7c6977957c0dd1db80641697b2ee5e23b5fe6c246dc54d45babab7b5c7"
+    loaded = sparse.load(path)
+    assert torch.equal(loaded["m"], left.float() @ right.float())
+    scale = 127.0 * float.fromhex("0x1.0204p-7")
+    expected_w = torch.zeros(64).index_put((torch.tensor([0, 3, 23, 27]),), torch.tensor([127.0, -64, 32, -127]))
+    assert torch.equal(loaded["w"].reshape(-1), expected_w * scale / 127)
+
+
+def test_a_file_without_the_new_codings_is_of_version_1(path):
+    tensors = {"w": floats((64, 64), 0.97)}
+    sparse.save(path, tensors, ["w"])
+    assert b'\\"version\\":1}' in path.read_bytes() and sparse.inspect(path)[0].coding == "gap"
+    sparse.save(path, tensors | {"b": torch.ones(4)}, ["w"], quantised=["b"])
+    assert b'\\"version\\":2}' in path.read_bytes() and sparse.inspect(path)[1].coding == "rice"
+
+
+QUANTISABLE = st.tuples(
+    SHAPES, st.sampled_from([0.0, 0.5, 0.97, 1.0]), st.sampled_from(FLOATS), st.integers(0, 999), st.booleans()
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(QUANTISABLE, min_size=1, max_size=4), st.sampled_from([1e-44, 1e-30, 1.0, 300.0, 2.0**126]))
+def test_quantised_values_are_close_and_stable(tmp_path_factory, specs, size):
+    path = tmp_path_factory.getbasetemp() / "quantised.safetensors"
+    tensors = {}
+    for i, (shape, sparsity, dtype, seed, _) in enumerate(specs):
+        largest = min(size, sparse.FLOAT_DTYPES[dtype] / 8)
+        tensors[str(i)] = (floats(shape, sparsity, seed=seed).clamp(-3, 3).double() * largest).to(DTYPES[dtype])
+    pruned = [str(i) for i, spec in enumerate(specs) if spec[-1]]
+    sizes = sparse.save(path, tensors, pruned, quantised=tensors)
+    assert sizes == sparse.sizes(tensors, pruned, quantised=tensors)
+    loaded = sparse.load(path)
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype and loaded[name].shape == tensor.shape
+        step = max(float(tensor.abs().max()) / 127, 2.0**-126) if tensor.numel() else 0.0
+        assert ((loaded[name].double() - tensor.double()).abs() <= step * 1.01).all()
+    assert [entry.kept for entry in sparse.inspect(path) if entry.name in pruned] == [
+        int(loaded[name].count_nonzero()) for name in sorted(pruned)
+    ]
+    by_hand = sparse_reader.read(path.read_bytes())
+    assert all(alike(loaded[name], *by_hand[name], factored=False) for name in loaded)
+    first = path.read_bytes()
+    sparse.save(path, loaded, pruned, quantised=loaded)
+    again = sparse.load(path)
+    assert all(torch.equal(again[name] != 0, loaded[name] != 0) for name in pruned)
+    if all(spec[2] == "F32" for spec in specs):
+        assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_largest_numbers_stay_finite(path, dtype):
+    largest = sparse.FLOAT_DTYPES[dtype]
+    assert torch.finfo(DTYPES[dtype]).max == largest
+    tensor = torch.tensor([largest, -largest, largest / 3, 0], dtype=DTYPES[dtype])
+    sparse.save(path, {"w": tensor}, [], quantised=["w"])
+    torch.testing.assert_close(sparse.load(path)["w"], tensor, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("quantised", [[], ["m"]])
+@pytest.mark.parametrize("dtypes", [("F32", "F32"), ("F16", "BF16")])
+def test_factors_come_back_as_their_product(path, dtypes, quantised):
+    left, right = (floats(shape, dtype=dtype) for shape, dtype in zip(((70, 9), (9, 300)), dtypes, strict=True))
+    factors = sparse.Factors(left, right)
+    sizes = sparse.save(path, {"m": factors}, [], quantised=quantised)
+    assert sizes == sparse.sizes({"m": factors}, [], quantised=quantised)
+    loaded = sparse.load(path)["m"]
+    (dtype, bits) = sparse_reader.read(path.read_bytes())["m"]
+    assert loaded.dtype == torch.float32 and alike(loaded, dtype, bits, factored=True)
+    expected = product_of(factors)
+    assert float((loaded - expected).norm() / expected.norm()) < (0.02 if quantised else 1e-6)
+    assert sizes.dense_bytes == 70 * 300 * 4
+    values = left.numel() + right.numel()
+    assert sizes.bound_bytes == (values if quantised else values * left.element_size())
+    assert sizes.weights_bytes == sizes.bound_bytes + (4 * (3 + 11) if quantised else 0)
+
+
+@pytest.mark.parametrize("shape", [(90, 40), (40, 90), (30, 30)])
+def test_factors_are_the_best_of_their_rank(shape):
+    matrix = floats(shape) @ torch.diag(torch.logspace(0, -3, shape[1]))
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    for rank in (1, 7, 14):
+        factors = sparse.factorised(matrix, rank)
+        assert (factors.left.shape, factors.right.shape) == ((shape[0], rank), (rank, shape[1]))
+        best = (u[:, :rank] * s[:rank] @ v[:rank] - matrix).norm()
+        assert (product_of(factors) - matrix).norm() <= best * (1 + 1e-4)
+        assert float(factors.left.norm(dim=0).amax()) == pytest.approx(
+            float(factors.right.norm(dim=1).amax()), rel=1e-4
+        )
+        assert (factors.right.gather(1, factors.right.abs().argmax(dim=1, keepdim=True)) > 0).all()
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(vars(factors).values(), vars(sparse.factorised(matrix, rank)).values(), strict=True)
+        )
+
+
+def test_factors_of_a_matrix_of_zeros():
+    assert torch.equal(product_of(sparse.factorised(torch.zeros(9, 8), 2)), torch.zeros(9, 8))
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape", "most"), [(0, (64, 32), "21"), (-1, (64, 32), "21"), (22, (64, 32), "21"), (1, (1, 9), "0")]
+)
+def test_ranks_that_save_nothing_are_refused(rank, shape, most):
+    with pytest.raises(ConfigError, match=f"rank {rank} does not make") as caught:
+        sparse.factorised(torch.ones(shape), rank)
+    assert f"from 1 to {most}" in caught.value.hint
+
+
+def test_a_matrix_that_is_not_finite_has_no_factors():
+    with pytest.raises(ConfigError, match="not finite"):
+        sparse.factorised(torch.full((9, 9), torch.inf), 1)
+
+
+@pytest.mark.parametrize("dtype", ["I8", "F16", "F32"])
+@pytest.mark.parametrize("sparsity", [0.80, 0.85, 0.90, 0.95, 0.97, 0.98, 0.99])
+def test_version_2_is_within_2_5_percent_of_the_information_bound(path, dtype, sparsity):
+    tensors = {"w": floats((700, 700), sparsity, "F32" if dtype == "I8" else dtype), "b": torch.ones(1)}
+    sizes = sparse.sizes(tensors, ["w"], quantised=["w", "b"] if dtype == "I8" else ["b"])
+    assert sizes.pruned_bytes <= 1.025 * sizes.pruned_bound_bytes
+
+
+@pytest.mark.parametrize(
+    ("tensors", "pruned", "quantised", "message"),
+    [
+        ({"w": torch.tensor([1.0, torch.nan])}, [], ["w"], "tensor 'w': values to be quantised: expected finite"),
+        ({"w": torch.tensor([0, -torch.inf])}, ["w"], ["w"], "tensor 'w': values to be quantised"),
+        ({"w": sparse.Factors(torch.full((2, 1), torch.nan), torch.ones(1, 2))}, [], ["w"], "values to be quantised"),
+        ({"w": torch.ones(2, dtype=torch.float64)}, [], ["w"], "dtype: expected F16, BF16, F32, got 'F64'"),
+        ({"w": torch.ones(2, dtype=torch.int64)}, [], ["w"], "dtype: expected F16, BF16, F32, got 'I64'"),
+        ({"w": sparse.Factors(torch.ones(2, 2), torch.ones(1, 2))}, [], [], "factors: expected [rows, rank]"),
+        ({"w": sparse.Factors(torch.ones(2), torch.ones(2))}, [], [], "factors: expected [rows, rank]"),
+        ({"w": sparse.Factors(torch.ones(2, 0), torch.ones(0, 2))}, [], [], "rank: expected 1 to 2, got 0"),
+        ({"w": sparse.Factors(torch.ones(2, 3), torch.ones(3, 2))}, [], [], "rank: expected 1 to 2, got 3"),
+        ({"w": sparse.Factors(torch.ones(2, 1).int(), torch.ones(1, 2))}, [], [], "dtype: expected F16, BF16, F32"),
+        ({"w": sparse.Factors(torch.ones(2, 1).double(), torch.ones(1, 2))}, [], [], "dtype: expected F16, BF16, F32"),
+        ({"w.cap.scales": torch.ones(1)}, [], [], "none that the format uses"),
+        ({"w.cap.left": torch.ones(1)}, [], [], "none that the format uses"),
+        ({"w": sparse.Factors(torch.ones(30_000, 1), torch.ones(1, 30_000))}, [], [], "dense bytes of the pruned"),
+    ],
+)  # fmt: skip
+def test_what_version_2_cannot_hold_is_refused_before_writing(path, tensors, pruned, quantised, message):
+    with pytest.raises(FileError, match=re.escape(message)) as caught:
+        sparse.save(path, tensors, pruned, quantised=quantised)
+    assert caught.value.message.startswith(f"cannot write {path}") and not path.exists()
+    with pytest.raises(FileError, match="cannot store the tensors: "):
+        sparse.sizes(tensors, pruned, quantised=quantised)
+
+
+def scales(name: str, value: float) -> Callable[[Parts], None]:
+    """The first scale of a tensor replaced."""
+    raw = np.float32(value).tobytes()
+    return lambda parts: parts.put(f"{name}.cap.scales", raw + parts.stored[f"{name}.cap.scales"][2][4:], 4)
+
+
+def value_codes(name: str, code: int) -> Callable[[Parts], None]:
+    """The first int8 code of a tensor replaced."""
+
+    def change(parts: Parts) -> None:
+        part = parts.stored[f"{name}.cap.values" if name != "fq" else "fq.cap.left"]
+        part[2] = np.int8(code).tobytes() + part[2][1:]
+
+    return change
+
+
+def factor_shape(name: str, shape: list[int]) -> Callable[[Parts], None]:
+    return lambda parts: parts.stored[name].__setitem__(1, shape)
+
+
+def unneeded(name: str, dtype: str = "F32") -> Callable[[Parts], None]:
+    return lambda parts: parts.stored.update({name: [dtype, [1], bytes(4)]})
+
+
+def rice_bytes(change: Callable[[bytes], bytes]) -> Callable[[Parts], None]:
+    return stored("p.cap.rice", change)
+
+
+def last_one_moved(parts: Parts) -> None:
+    """The unary stream ends in a zero: its last one stands where its last zero was."""
+    count, raw = parts.records["p"]["codes"], parts.stored["p.cap.rice"][2]
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")
+    bits[np.flatnonzero(bits[:count] == 0)[-1]] = 1
+    bits[count - 1] = 0
+    parts.put("p.cap.rice", np.packbits(bits, bitorder="little").tobytes())
+
+
+CHANGED_2: dict[str, tuple[Callable[[Parts], Any], str]] = {
+    "version 1 with values": (meta(version=1), "coding: expected dense, bitmask, gap, got|name|keys"),
+    "version 3": (meta(version=3), "format version: expected 1 or 2, got 3"),
+    "values of another dtype": (record("q", values="U8"), "values: expected I8, got 'U8'"),
+    "values null": (record("q", values=None), "values: expected I8"),
+    "values missing": (record("q", values=...), "stored tensors|header entry"),
+    "values of a bias": (record("bias", values="I8"), "stored tensors"),
+    "values of factors": (record("f", values="I8"), "tensor 'f': keys"),
+    "kept of a quantised dense tensor": (record("qd", kept=300), "tensor 'qd': keys"),
+    "dtype of quantised values I32": (record("q", dtype="I32"), "dtype: expected F16, BF16, F32, got 'I32'"),
+    "dtype of quantised values F64": (record("q", dtype="F64"), "dtype: expected F16, BF16, F32, got 'F64'"),
+    "dtype of factors F16": (record("f", dtype="F16"), "dtype: expected F32, got 'F16'"),
+    "dtype of a factor I32": (record("f", left="I32"), "dtypes of the factors: expected I8 twice"),
+    "dtype of a factor a list": (record("f", left=["F16"]), "dtypes of the factors"),
+    "dtype of a factor null": (record("f", left=None), "dtypes of the factors"),
+    "one factor quantised": (record("fq", left="F16"), "dtypes of the factors"),
+    "dtype unlike the factor": (record("f", left="BF16"), "tensor 'f.cap.left': header entry"),
+    "left missing in the record": (record("f", left=...), "tensor 'f': keys"),
+    "rank missing": (record("f", rank=...), "tensor 'f': keys"),
+    "rank 0": (record("f", rank=0), "rank: expected 1 to 5, got 0"),
+    "rank -1": (record("f", rank=-1), "rank"),
+    "rank 2": (record("f", rank=2), "tensor 'f.cap.left': header entry"),
+    "rank above": (record("f", rank=6), "rank: expected 1 to 5, got 6"),
+    "rank 2^62": (record("f", rank=1 << 62), "rank"),
+    "rank float": (record("f", rank=1.0), "rank"),
+    "rank true": (record("f", rank=True), "rank"),
+    "rank of a dense tensor": (record("bias", rank=1), "tensor 'bias': keys"),
+    "bits of factors": (record("f", bits=3), "tensor 'f': keys"),
+    "kept of factors": (record("f", kept=3), "tensor 'f': keys"),
+    "ranks differ": (factor_shape("f.cap.right", [7, 1]), "tensor 'f.cap.right': header entry"),
+    "factored shape of 1 dim": (record("f", shape=[35]), "shape of a matrix with factors: expected 2 integers"),
+    "factored shape of 3 dims": (record("f", shape=[5, 7, 1]), "shape of a matrix with factors"),
+    "factored shape empty": (record("f", shape=[0, 7]), "rank: expected 1 to 0"),
+    "factored shape giant": (record("f", shape=[1 << 20, 1 << 20]), "dense bytes of the pruned matrices and factors"),
+    "factored shape giant in one": (record("f", shape=[1 << 40, 7]), "dense bytes of the pruned matrices and factors"),
+    "factored shape 2^62 x 4": (record("f", shape=[1 << 62, 4]), "elements"),
+    "quantised shape giant": (record("q", shape=[1 << 20, 1 << 20]), "dense bytes"),
+    "quantised dense shape giant": (record("qd", shape=[1 << 40]), "header entry"),
+    "left factor missing": (drop("f.cap.left"), "stored tensors: expected \\['f.cap.left'\\]"),
+    "right factor missing": (drop("f.cap.right"), "stored tensors"),
+    "scales missing": (drop("q.cap.scales"), "stored tensors: expected \\['q.cap.scales'\\]"),
+    "scales of factors missing": (drop("fq.cap.scales"), "stored tensors"),
+    "scales without need": (unneeded("p.cap.scales"), "stored tensors"),
+    "scales of factors without need": (unneeded("f.cap.scales"), "stored tensors"),
+    "a third factor": (unneeded("f.cap.middle"), "stored tensors"),
+    "a dense tensor beside its factors": (unneeded("f"), "stored tensors"),
+    "a scale more": (stored("q.cap.scales", lambda raw: raw * 2, 4), "tensor 'q.cap.scales': header entry"),
+    "a scale less": (stored("qd.cap.scales", lambda raw: raw[:4], 4), "tensor 'qd.cap.scales': header entry"),
+    "a scale of factors less": (stored("fq.cap.scales", lambda raw: raw[:4], 4), "header entry"),
+    "scales of 16 bits": (lambda parts: parts.stored["q.cap.scales"].__setitem__(0, "F16"), "header entry"),
+    "values of 16 bits": (lambda parts: parts.stored["q.cap.values"].__setitem__(0, "U8"), "header entry"),
+    **{f"scale {v} of {n}": (scales(n, v), "scales: expected 1.175e-38 to")
+       for v in (float("nan"), float("inf"), -1.0, 0.0, -0.0, 1e-39, 3e36) for n in ("q", "qd", "fq")},
+    "scale too large for F16": (scales("qm", 520.0), "scales: expected 1.175e-38 to 515.8, got '520"),
+    "scale too small for F16": (scales("qm", 1e-30), "values other than 0"),
+    **{f"code -128 of {n}": (value_codes(n, -128), "int8 codes: expected -127 to 127") for n in ("q", "qd", "fq")},
+    "code 0 of a kept value": (value_codes("q", 0), "values other than 0: expected"),
+    "rice bits 0": (record("p", bits=0), "bits: expected 1 to 16, got 0"),
+    "rice bits 17": (record("p", bits=17), "bits"),
+    "rice codes below kept": (record("p", codes=3), "codes: expected"),
+    "rice codes 2^62": (record("p", codes=1 << 62), "codes: expected"),
+    "rice a byte less": (rice_bytes(lambda raw: raw[:-1]), "header entry"),
+    "rice a byte more": (rice_bytes(lambda raw: raw + b"\0"), "header entry"),
+    "rice a one more or less": (rice_bytes(lambda raw: flip(raw, 0)), "bits set in the bitmask"),
+    "rice ends in a zero": (last_one_moved, "last bit of the unary stream"),
+    "rice beyond the end": (record("p", shape=[1, 1200]), "last position: expected below 1,200"),
+    "rice padding": (rice_bytes(lambda raw: flip(raw, len(raw) - 1, 7)), "padding bits of the low bits"),
+    "name reserved by version 2": (rename("bias", "x.cap.right"), "name: expected none that the format uses"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGED_2)
+def test_malformed_content_of_version_2(path, good_2, case):
+    parts = Parts(good_2)
+    change, message = CHANGED_2[case]
+    change(parts)
+    assert re.search(message, refused(path, parts.pack()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (record("bias", values="I8"), "tensor 'bias': keys"),
+        (record("gap", values="I8"), "tensor 'gap': keys"),
+        (record("gap", coding="rice"), "coding: expected dense, bitmask, gap, got"),
+        (record("bias", coding="factors"), "coding: expected dense, bitmask, gap, got"),
+    ],
+)
+def test_version_1_with_keys_of_version_2(path, good, change, message):
+    parts = Parts(good)
+    change(parts)
+    assert re.search(message, refused(path, parts.pack()))
+
+
+def test_version_1_may_use_names_that_version_2_reserves(path, good):
+    parts = Parts(good)
+    rename("bias", "x.cap.left")(parts)
+    path.write_bytes(parts.pack())
+    assert torch.equal(sparse.load(path)["x.cap.left"], DENSE["bias"])
+
+
+def test_what_is_in_extra_is_ignored(path, good, good_2):
+    for raw in (good, good_2):
+        parts = Parts(raw)
+        parts.meta["extra"] = {"made by": ["hand", None]}
+        path.write_bytes(parts.pack())
+        assert sparse.load(path)
+
+
+def test_version_2_taken_apart_and_put_together_is_unchanged(good_2):
+    assert Parts(good_2).pack() == good_2
+
+
+def test_mutated_bytes_of_version_2_are_refused_or_harmless(path, good_2):
+    path.write_bytes(good_2)
+    rng, tensors = random.Random(2), sparse.load(path)
+    for _ in range(FUZZ):
+        loaded = outcome(path, mutated(good_2, rng))
+        assert loaded is None or same(loaded, tensors)
+
+
+def test_edited_files_of_version_2_mean_the_same_to_both_readers(path, good_2):
+    rng, accepted = random.Random(3), 0
+    for _ in range(FUZZ):
+        parts = Parts(good_2)
+        if rng.random() < 0.5:
+            parts.records.update(edited(parts.records, rng))
+        else:
+            part = parts.stored[rng.choice(list(parts.stored))]
+            part[2] = flip(part[2], rng.randrange(len(part[2])), rng.randrange(8))
+        raw = parts.pack()
+        loaded = outcome(path, raw)
+        if loaded is not None:
+            accepted += 1
+            with np.errstate(all="ignore"):
+                by_hand = sparse_reader.read(raw)
+            assert all(alike(loaded[name], *by_hand[name], factored=name in FACTORED) for name in loaded)
     assert accepted > FUZZ // 20

@@ -142,11 +142,12 @@ def _load(config: ExportConfig) -> models.Model:
         if (folder / "work").is_dir() and not (folder / REPORT).is_file() and not (folder / RECORD).is_file():
             raise ModelError(f"{source} is a run that is not finished", "run the same cap prune command again to go on")
         return models.load_artifact(folder)
-    folder = Path(hub.folder(source))
+    folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
-    if config.to == "dense" and not legacy.layout(folder):
+    model = replace(legacy.load(folder, config.threshold or None), source=source)
+    if config.to != "onnx" and legacy.layout(folder) is None and (config.to == "dense" or not legacy.zeros(model)):
         raise ModelError(f"{source} is a dense model already", "cap export takes what cap prune wrote")
-    return replace(legacy.load(folder, config.threshold or None), source=source)
+    return model
 
 
 def _data(
