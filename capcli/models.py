@@ -85,7 +85,7 @@ class Model:
     @property
     def before_slicing(self) -> Counts:
         """Parameters of the network as its configuration says: what sparsity is counted against."""
-        return self.cut.before if self.cut else _counts(self.net, self.family)
+        return self.cut.before if self.cut is not None else _counts(self.net, self.family)
 
     @property
     def per_token(self) -> bool:
@@ -104,7 +104,7 @@ class Model:
         Raises:
             ConfigError: the family is unknown, or the layers were sliced and have sizes of their own.
         """
-        if self.cut:
+        if self.is_sliced:
             raise ConfigError(
                 f"{self.source} is sliced: its layers have no heads and neurons to choose from any more",
                 "use the artefact that it was made from",
@@ -681,7 +681,8 @@ def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bo
 
 
 def _check_finite(net: Any, source: str) -> None:
-    bad = [name for name, parameter in net.named_parameters() if not bool(parameter.isfinite().all())]
+    ends = {name: torch.stack(parameter.aminmax()) for name, parameter in net.named_parameters()}  # keep any NaN
+    bad = [name for name, least_and_most in ends.items() if not bool(least_and_most.isfinite().all())]
     if bad:
         raise ModelError(
             f"the weights of {source} hold values that are not finite, in {len(bad)} tensors, first {bad[0]}"

@@ -1,7 +1,7 @@
 """Slicing: a network whose layers are smaller by all that its zeros have made useless. It computes the same function,
 in transformers' own layers, when it does not train; attention dropout would break the sums that constants rest on.
 
-Letters: A key-value heads, G query heads for each of them, D head size, F neurons; A', D', F' those of the smaller layer.
+Letters: A key-value heads, G query heads for each of them, D head size, F neurons; A', D', F' what is left of them.
 """
 
 from __future__ import annotations

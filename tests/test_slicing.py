@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from registry import ROWS
 from torch import Tensor, nn
 
+import capcli
 from capcli import families, files, models, slicing, sparse
+from capcli.config import EvalConfig, TaskConfig
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.slicing import Size
 
@@ -293,7 +296,7 @@ def test_positions_with_matrices_of_their_own_keep_a_dimension_alive() -> None:
 def test_a_constant_value_moves_into_the_bias_behind() -> None:
     """By hand: one head of ones, whose value is its bias of 2 in each of 32 dimensions, read with weight 0.5."""
     model = make("bert")
-    q, k, v, o = attention_of(model)
+    _, _, v, o = attention_of(model)
     v.weight[:32] = 0
     v.bias[:32] = 2.0
     o.weight[:, :32] = 0.5
@@ -316,6 +319,16 @@ def test_a_constant_neuron_moves_into_the_bias_behind() -> None:
     small = check_same(model)
     assert sizes(small)[0].neurons == 36
     assert torch.allclose(small.net.bert.encoder.layer[0].output.dense.bias, torch.tensor(1 + 3 * 2 + 0.5 * 4).double())
+
+
+@torch.no_grad()
+def test_a_constant_neuron_stays_without_a_bias_behind() -> None:
+    model = make("bert")
+    block = model.net.bert.encoder.layer[0]
+    block.intermediate.dense.weight[:3] = 0
+    block.intermediate.dense.bias[2] = 0
+    block.output.dense.bias = None
+    assert sizes(check_same(model))[0].neurons == 39
 
 
 @pytest.mark.parametrize("factor", [0, 1])
@@ -405,7 +418,6 @@ Store = Callable[[str], tuple[models.Model, Path]]
 @pytest.fixture
 def store(tmp_path: Path, tokenizer: Any) -> Store:
     """Makes a sliced artefact of a family."""
-    import dataclasses
 
     def stored(case: str) -> tuple[models.Model, Path]:
         model = make(case)
@@ -437,6 +449,24 @@ def test_stored_and_loaded(store: Store, case: str) -> None:
     assert again.before_slicing.prunable > sum(linear.weight.numel() for linear in again.prunable().values())
     stored = {entry.name: tuple(entry.shape) for entry in sparse.inspect(out / models.WEIGHTS_FILE)}
     assert stored == {name: tuple(tensor.shape) for name, tensor in ours.items()}
+
+
+def test_cap_eval(pruned: Path, tmp_path: Path) -> None:
+    """The tiny run of the default method, whose first layer loses a head and some neurons."""
+    model = models.load_artifact(pruned)
+    remove(model.layers()[0].heads, [0])
+    remove(model.layers()[0].neurons, list(range(20)))
+    given = ("model_config", "sliced", "labels", "kind", "format_version")
+    settings = {k: v for k, v in json.loads((pruned / models.CONFIG_FILE).read_text()).items() if k not in given}
+    results = {}
+    for name, one in {"masked": model, "sliced": models.sliced(model)}.items():
+        models.save_artifact(one, tmp_path / name, list(one.prunable()), settings)
+        source = TaskConfig(**models.stored_source(str(tmp_path / name)))
+        results[name] = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / name)))
+    ours, theirs = results["masked"], results["sliced"]
+    assert ours["metrics"] == theirs["metrics"]
+    assert 0.7 < ours["sparsity"]["achieved"] <= theirs["sparsity"]["achieved"] < 0.9
+    assert ours["size"]["dense_bytes"] == theirs["size"]["dense_bytes"]
 
 
 FIRST = "bert.encoder.layer.0"
