@@ -52,7 +52,7 @@ def needed(tokenizer: Any, splits: Iterable[Split]) -> set[int]:
     """
     found = _spelling(tokenizer, _backend(tokenizer))
     for texts in chain.from_iterable(map(_texts, splits)):
-        found.update(chain.from_iterable(_ids(tokenizer, list(dict.fromkeys(texts)))))
+        found.update(chain.from_iterable(_ids(tokenizer, texts)))
     return found
 
 
@@ -179,8 +179,8 @@ def reduced(model: models.Model, keep: Collection[int]) -> models.Model:
     """A new model with the tokens `keep` only, and with those that they and the model need; `model` is untouched.
 
     Tokenizer, word embeddings [V, E] → [K, E] and token ids in the configuration are renumbered in the old order; all
-    other tensors are shared with nothing and the same. Needed are: what reaches a token (see above), the ids that
-    the configuration names, and, where positions count from the padding id, all ids below it, so that it stays.
+    other tensors are copied as they are. Needed are: what reaches a token (see above), the ids that the configuration
+    names, and, where positions count from the padding id, all ids below it, so that it stays.
 
     Raises `ModelError` when special tokens are dropped, or for a model or tokenizer that cannot be reduced.
     """
@@ -450,15 +450,16 @@ def _both(before: Any, after: Any, split: Split) -> Iterator[tuple[str, list[int
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Ids of the tokens of texts, of the whole of each, without special tokens around."""
+    unique = list(dict.fromkeys(texts))  # questions of one context stand together
     coded = tokenizer(
-        list(texts),
+        unique,
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
     )
-    found: list[list[int]] = coded["input_ids"]
-    return found
+    found: dict[str, list[int]] = dict(zip(unique, coded["input_ids"], strict=True))
+    return [found[text] for text in texts]
 
 
 def _texts(split: Split) -> Iterator[list[str]]:

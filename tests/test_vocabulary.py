@@ -286,6 +286,36 @@ def test_keeping_all_changes_nothing(kind: str) -> None:
     assert same.tokenizer.backend_tokenizer.to_str() == model.tokenizer.backend_tokenizer.to_str()
 
 
+def test_the_price_of_the_unknown_stays() -> None:
+    """Unigram asks 10 less than its lowest score for an unknown character, whether or not that piece is ever used."""
+    from tokenizers import Tokenizer
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    scores = [("<unk>", 0.0), ("<pad>", 0.0), ("xc", -40.0), ("de", -40.0), ("cde", -1.0), ("zz", -100.0), ("q", -2.0)]
+    backend = Tokenizer(kinds.Unigram(scores, unk_id=0))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
+    assert pieces(tokenizer, "xcde") == ["xc", "de"]
+    small = vocabulary.reduced(model_of(tokenizer, bos_token_id=None, eos_token_id=None), {0, 1, 2, 3, 4})
+    assert "zz" in small.tokenizer.get_vocab() and "q" not in small.tokenizer.get_vocab()
+    assert pieces(small.tokenizer, "xcde") == ["xc", "de"]
+
+
+def test_only_the_parts_that_a_token_is_joined_from_are_kept() -> None:
+    """Of several ways to join a token, as Llama's merges have them, the one that is taken counts."""
+    from tokenizers import Tokenizer
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", "<pad>", "a", "b", "c", "ab", "bc", "abc", "abcabc"]
+    merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc"), ("abc", "abc")]
+    backend = Tokenizer(kinds.BPE({token: i for i, token in enumerate(tokens)}, merges, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
+    small = vocabulary.reduced(model_of(tokenizer, bos_token_id=None, eos_token_id=None), {0, 1, 8})
+    assert sorted(small.tokenizer.get_vocab()) == sorted(set(tokens) - {"bc"})
+    assert pieces(small.tokenizer, "abcabcab") == pieces(tokenizer, "abcabcab") == ["abcabc", "ab"]
+
+
 # Which tokens are needed ---------------------------------------------------------------------------------------------
 
 
