@@ -5,15 +5,18 @@ import math
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hub_server
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import Tiny, invoke, write_byte_tokenizer
+from tiny import Tiny, environment, invoke, write_byte_tokenizer
 
 from capcli import hub, legacy, models
 from capcli.errors import ConfigError, FileError, ModelError
@@ -258,6 +261,25 @@ def test_a_pooler_that_the_head_does_not_use_is_left_out(tiny: Tiny, tmp_path: P
     ids = {"bert.embeddings.position_ids": torch.arange(64)[None]}
     rewrite(tmp_path / "x", tensors | ids | {"bert.pooler.dense.weight": torch.ones(32, 32)})
     same(legacy.load(tmp_path / "x", None), model.net)
+
+
+FROM_THE_HUB = """
+from pathlib import Path
+from capcli import hub, legacy
+folder = hub.folder("owner/legacy", legacy=True)
+hub.weights(folder, "owner/legacy")
+print(legacy.layout(Path(folder)), legacy.zeros(legacy.load(Path(folder), None)))
+"""
+
+
+def test_a_hub_id_is_read_too(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+    with hub_server.serving() as server:
+        server.add("owner/legacy", sharded(bitmask[0], tmp_path / "x"))
+        env = environment(HF_ENDPOINT=server.address, HF_HOME=str(tmp_path / "home"))
+        done = subprocess.run(
+            [sys.executable, "-c", FROM_THE_HUB], env=env, capture_output=True, text=True, check=False
+        )
+    assert done.stdout.split() == ["bitmask", str(legacy.zeros(bitmask[1]))], done.stderr
 
 
 def put(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tensors], Any]:
