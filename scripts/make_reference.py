@@ -168,7 +168,7 @@ def methods() -> str:
                 code(name),
                 code(method.criterion),
                 codes(method.losses),
-                "heads and FFN neurons" if criterion.structured else "single weights",
+                "heads, or dimensions in them, and FFN neurons" if criterion.structured else "single weights",
                 "yes" if criterion.learned else "no",
                 "–" if criterion.structured else code(criterion.scope),
             )
@@ -275,13 +275,16 @@ def model_table() -> str:
             "with a tiny random model, from `cap prune` over the re-opened artefact and `cap eval` to `cap export`: "
             "exact sparsity, the metrics of the report, and equal logits from the exported folder.\n",
             table(
-                ("family", *registry.KINDS, "`cap-f`", ""),
+                ("family", *registry.KINDS, "`cap-f`", "`--structure dimensions`", ""),
                 [family_row(name, row) for name, row in registry.ROWS.items()],
             ),
             "`cap-f` removes whole heads and neurons, so it must know where they lie. A family that is not in capcli's "
             "table is pruned without structure, in all linear layers of its repeated blocks, with a notice, and "
             "`cap-f` and `first-order` refuse it; the notice says how much of the blocks stands in linear layers. For "
             "its sentence vector `head` means `mean`.\n",
+            "`--structure dimensions` ranks single dimensions of query and key, and of value and output, with the "
+            "neurons. Where positions are rotated into pairs of dimensions of query and key, a dimension cannot be "
+            "taken out alone; there whole heads stand in the same ranking, and a layer may lose all of them.\n",
             "## Prunable matrices\n",
             "These linear layers of each layer are prunable. Embeddings, biases, normalisations, pooler and the task's "
             "head stay dense.\n",
@@ -305,7 +308,9 @@ def model_table() -> str:
 def family_row(name: str, row: registry.Row) -> tuple[str, ...]:
     """One row of the matrix of families and kinds of tasks."""
     cells = ["yes" if kind in row.kinds else "no" for kind in registry.KINDS]
-    return (code(name), *cells, "yes" if row.structured else "refused", row.remark)
+    units = "dimensions, neurons" if row.dimensions else "whole heads, neurons"
+    structure = ("yes", units) if row.structured else ("refused", "refused")
+    return (code(name), *cells, *structure, row.remark)
 
 
 def main() -> None:

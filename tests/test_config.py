@@ -39,6 +39,13 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: prune(sparsity=-0.1), "in [0, 1), got -0.1", ""),
     (lambda: prune(sparsity=97), "in [0, 1), got 97", "did you mean --sparsity 0.97?"),
     (lambda: prune(sparsity=float("nan")), "in [0, 1), got nan", ""),
+    (lambda: prune(structure="head"), "unknown structure 'head'", "did you mean heads?"),
+    (
+        lambda: prune(method="cap-soft", structure="dimensions"),
+        "--structure dimensions is for structured methods, cap-soft removes single weights",
+        "--method cap-f",
+    ),
+    (lambda: prune(losses="hid,prc"), "losses need ce or kd", ""),
     (lambda: prune(teacher_epochs=-1), "--teacher-epochs must be at least 0", ""),
     (lambda: prune(dense_share=0.7, final_share=0.4), "together exceed 1", ""),
     *[
@@ -66,6 +73,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
             "supervised_weight",
             "ce_weight",
             "kd_weight",
+            "hidden_weight",
         )
     ],
     *[
@@ -117,7 +125,12 @@ def test_what_is_valid_is_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("", ("ce", "kd", "prc", "snc", "fic")), ("fic,ce", ("ce", "fic")), (" kd , ce,kd ", ("ce", "kd")), ("kd,", ("kd",))],
+    [
+        ("", ("ce", "kd", "prc", "snc", "fic")),
+        ("fic,ce", ("ce", "fic")),
+        (" kd , ce,kd ", ("ce", "kd")),
+        ("kd,", ("kd",)),
+    ],
 )
 def test_losses_stand_in_one_order(given: str, expected: tuple[str, ...]) -> None:
     assert prune(losses=given).loss_names == expected

@@ -28,11 +28,13 @@ from tiny import (
     outcome,
     write_csv,
     write_jsonl,
+    write_model,
 )
 
 import capcli
 from capcli import decode, files, models, tokens
 from capcli.config import METHODS, EvalConfig, ExportConfig, ProbeConfig, TaskConfig
+from capcli.errors import ConfigError
 
 NAMES: dict[str, set[str]] = {
     "": {
@@ -254,15 +256,68 @@ def test_probe_chooses_a_length_as_the_other_commands_do(pruned: Path, monkeypat
     assert lengths == [64, 64]  # all that the model takes, of 128
 
 
+@pytest.mark.parametrize("losses", ["ce,kd", "ce,kd,prc,snc,fic,hid"])
+def test_dimensions_at_95_percent(tiny: Tiny, tmp_path: Path, losses: str) -> None:
+    """The zeros of the re-opened artefact are those of the plan; heads are of several sizes, the task is still done."""
+    chosen = {"method": "cap-f", "structure": "dimensions", "sparsity": 0.95, "losses": losses}
+    planned = json.loads(invoke(*tiny.arguments(tmp_path / "out", plan=True, json=True, **chosen)).stdout)
+    report = tiny.prune(tmp_path / "out", **chosen)
+    net = capcli.load(tmp_path / "out")
+    kept = sum(int(p.count_nonzero()) for name, p in net.named_parameters() if ".layer." in name and p.dim() > 1)
+    unit = 2 * HIDDEN
+    assert kept == planned["kept_weights"] == report["sparsity"]["kept_weights"] == round(0.05 * PRUNABLE / unit) * unit
+    sizes = {check_dimensions(layer) for layer in net.bert.encoder.layer}
+    assert len(sizes) > 1
+    assert report["metrics"]["pruned"]["accuracy"] > 0.7
+    assert not any("projection" in name for name in net.state_dict())
+    capcli.export(ExportConfig(model=str(tmp_path / "out"), out=str(tmp_path / "dense")))
+
+
+def check_dimensions(layer: Any) -> tuple[int, ...]:
+    """Rows and columns of the matrices agree; no head without values has queries. Units that stay, by kind."""
+    own, out = layer.attention.self, layer.attention.output.dense.weight
+    queries, values = own.query.weight.any(1), own.value.weight.any(1)
+    neurons = layer.intermediate.dense.weight.any(1)
+    assert torch.equal(queries, own.key.weight.any(1))
+    assert torch.equal(values, out.any(0))
+    assert torch.equal(neurons, layer.output.dense.weight.any(0))
+    empty = ~values.view(HEADS, -1).any(1)
+    assert not queries.view(HEADS, -1)[empty].any()
+    return int(queries.sum()), int(values.sum()), int(neurons.sum())
+
+
+def test_a_sparsity_that_heads_cannot_reach_names_the_structure_that_can(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny.prune(tmp_path / "out", method="cap-f", sparsity=0.95)
+    assert "--structure dimensions" in caught.value.hint
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 16}, {"num_hidden_layers": 3}])
+def test_a_teacher_of_another_shape_cannot_teach_hidden_states(
+    tiny: Tiny, tmp_path: Path, change: dict[str, int]
+) -> None:
+    write_model(tmp_path / "other", **change)
+    tiny.prune(tmp_path / "made", model=str(tmp_path / "other"), sparsity=0.0, epochs=1, losses="ce")
+    chosen = {"teacher": str(tmp_path / "made"), "teacher_epochs": 0, "init": "pretrained"}
+    with pytest.raises(ConfigError, match="hid cannot compare their hidden states") as caught:
+        tiny.prune(tmp_path / "out", losses="ce,kd,hid", **chosen)
+    assert "same width and depth" in caught.value.hint
+
+
 # Options -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("losses", ["ce", "kd", "ce,kd", "ce,kd,prc", "ce,kd,snc", "ce,kd,fic", "ce,prc,snc,fic"])
+LOSSES = ["ce", "kd", "ce,kd", "ce,kd,prc", "ce,kd,snc", "ce,kd,fic", "ce,prc,snc,fic", "ce,hid", "ce,kd,prc,hid"]
+
+
+@pytest.mark.parametrize("losses", LOSSES)
 def test_loss_ablation(tiny: Tiny, tmp_path: Path, losses: str) -> None:
     report = tiny.prune(tmp_path / "out", losses=losses, reg_weight=1.0, **QUICK)
     names = {name for row in report["history"] if row["phase"] == "prune" for name in row["losses"]}
     wanted = {"reg", "total"} | {
-        term for name in losses.split(",") for term in ((name,) if name in ("ce", "kd") else (f"{name}_u", f"{name}_s"))
+        term
+        for name in losses.split(",")
+        for term in ((name,) if name in ("ce", "kd", "hid") else (f"{name}_u", f"{name}_s"))
     }
     assert names == wanted
     assert report["losses"] == losses.split(",")

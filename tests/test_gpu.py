@@ -122,8 +122,9 @@ def test_run_is_exact_and_loads_on_the_cpu(tiny: Tiny, tmp_path: Path, method: s
         assert bool(net(input_ids=tokens).logits.isfinite().all())
 
 
-def test_structured_run_is_complete(tiny: Tiny, tmp_path: Path) -> None:
-    report = tiny.prune(tmp_path / "out", method="cap-f", sparsity=0.5, device="cuda")
+@pytest.mark.parametrize("chosen", [{}, {"structure": "dimensions"}, {"structure": "dimensions", "losses": "kd,hid"}])
+def test_structured_run_is_complete(tiny: Tiny, tmp_path: Path, chosen: dict[str, str]) -> None:
+    report = tiny.prune(tmp_path / "out", method="cap-f", sparsity=0.5, device="cuda", **chosen)
     assert report["status"] == "complete"
 
 

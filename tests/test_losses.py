@@ -300,9 +300,7 @@ def hidden_case(seed: int, n_layers: int, batch: int, length: int) -> tuple[Any,
     return states, teacher, torch.randn(n_layers, width, width, generator=rng), mask.long()
 
 
-@given(
-    seed=st.integers(0, 999), n_layers=st.integers(1, 3), batch=st.integers(1, 3), length=st.integers(1, 4)
-)
+@given(seed=st.integers(0, 999), n_layers=st.integers(1, 3), batch=st.integers(1, 3), length=st.integers(1, 4))
 @settings(max_examples=30)
 def test_hidden_distillation_equals_the_slow_loop(seed: int, n_layers: int, batch: int, length: int) -> None:
     states, teacher, projections, mask = hidden_case(seed, n_layers, batch, length)

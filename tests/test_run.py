@@ -146,6 +146,23 @@ def test_killed_again_and_again(tiny: Tiny, tmp_path: Path, whole: tuple[Any, in
     assert outcome(tmp_path / "out") == whole[0]
 
 
+HIDDEN = {"losses": "ce,kd,snc,hid"}
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"method": "cap-f", "structure": "dimensions", **HIDDEN}, {"method": "cap-m", **HIDDEN}], ids=str
+)
+def test_killed_with_units_and_projections(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    """Importance, what is alive, and the projections with their moments are all in a checkpoint."""
+    tiny.prune(tmp_path / "whole", **SMALL, **chosen)
+    attempts = 1
+    while killed_at(tiny, tmp_path / "out", 45, **chosen):
+        attempts += 1
+        assert attempts < 30, "the run does not get on"
+    assert attempts > 3
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], seed: int) -> None:
     """R1: kill -9 from outside, twice, wherever the run is."""

@@ -1,9 +1,17 @@
 """What a training phase derives from its configuration."""
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
+from tiny import Tiny, write_model
+
+from capcli import models, run, tokens, train
 from capcli.config import METHODS
-from capcli.train import PHASES, lr_factor, step_seed
+from capcli.pruner import make_pruner
+from capcli.train import PHASES, compared, lr_factor, step_seed
 from capcli.verbs.evaluate import retention
 
 
@@ -23,6 +31,105 @@ def test_learning_rate_rises_then_falls(warmup: float) -> None:
     assert factors[: top + 1] == sorted(factors[: top + 1])
     assert factors[top:] == sorted(factors[top:], reverse=True)
     assert min(factors) > 0
+
+
+@pytest.mark.parametrize(
+    ("n_states", "expected"), [(13, [0, 2, 4, 6, 8, 10, 12]), (7, [0, 2, 4, 6]), (4, [0, 2, 3]), (2, [0, 1]), (1, [0])]
+)
+def test_hidden_states_of_the_embeddings_every_second_layer_and_the_last_are_compared(
+    n_states: int, expected: list[int]
+) -> None:
+    assert compared(n_states) == expected
+
+
+def hidden_job(tiny: Tiny, tmp_path: Path, structure: str, losses: str, step: int) -> tuple[train.Job, tokens.Batch]:
+    """A phase at `step` of 100 with a teacher of other weights, and a batch."""
+    write_model(tmp_path / "teacher", seed=3)
+    chosen = tiny.prune_config(tmp_path / "out", method="first-order", structure=structure, losses=losses)
+    labels = ("negative", "positive")
+    student, teacher = (
+        models.load_dense(folder, labels, "classification", 1) for folder in (tiny.model, str(tmp_path / "teacher"))
+    )
+    rng = np.random.default_rng(0)
+    examples = tokens.Examples(
+        tokens=rng.integers(5, 20, 96, dtype=np.int32),
+        types=np.zeros(96, dtype=np.uint8),
+        offsets=np.arange(9, dtype=np.int64) * 12,
+        labels=rng.integers(0, 2, 8),
+        pad_id=0,
+    )
+    batch = tokens.collate(examples, np.arange(8), torch.device("cpu"))
+    objective = train.Objective(
+        losses=chosen.loss_names, teacher=teacher, projections=train.make_projections(teacher, batch)
+    )
+    pruner = make_pruner(student, chosen, total_steps=100)
+    pruner.sparsity = pruner.scheduled(step)
+
+    def nothing(*_: int) -> train.Steps:
+        return {}
+        yield
+
+    return train.Job(
+        run=run.Run(out=tmp_path / "out", flag=run.StopFlag()),
+        phase="prune",
+        model=student,
+        examples=examples,
+        config=chosen,
+        on=models.compute(chosen.hardware),
+        epochs=1,
+        lr=1e-4,
+        objective=objective,
+        pruner=pruner,
+        snapshot=nothing,
+        epoch_end=nothing,
+        event=lambda **_: run.Event(phase="prune"),
+    ), batch
+
+
+def gradients(job: train.Job, terms: dict[str, Any], *, plainly: bool) -> dict[str, torch.Tensor]:
+    parameters = train._parameters(job)
+    for parameter in parameters.values():
+        parameter.grad = None
+    if plainly:
+        weights = train.term_weights(job.config, job.objective.losses)
+        torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
+    else:
+        train._backward(job, torch.amp.GradScaler(enabled=False), terms)
+    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("structure", ["heads", "dimensions"])
+@pytest.mark.parametrize("step", [20, 99])
+def test_hidden_states_teach_but_do_not_decide_what_is_removed(
+    tiny: Tiny, tmp_path: Path, structure: str, step: int
+) -> None:
+    """Gradients are those of all terms; importance is that of the others, and stays when the sparsity is final."""
+    seen = []
+    for losses in ("ce", "ce,hid"):
+        job, batch = hidden_job(tiny, tmp_path, structure, losses, step)
+        torch.manual_seed(0)
+        found = gradients(job, train.loss_terms(job, batch, step), plainly=False)
+        torch.manual_seed(0)
+        wanted = gradients(job, train.loss_terms(job, batch, step), plainly=True)
+        assert found.keys() == wanted.keys()
+        assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
+        assert any(name.startswith(train.PROJECTION) for name in found) is (losses == "ce,hid")
+        assert job.pruner is not None
+        seen.append((job.pruner.tensors(), found))
+    (alone, plain), (both, taught) = seen
+    assert all(torch.equal(alone[name], both[name]) for name in alone)
+    observed = alone["importance" if structure == "dimensions" else "head_importance"]
+    assert bool(observed.any()) is (step == 20)
+    assert not all(torch.allclose(plain[name], taught[name], rtol=1e-2, atol=1e-6) for name in plain)
+
+
+def test_projections_start_at_identity_beside_the_teacher(tiny: Tiny, tmp_path: Path) -> None:
+    job, _ = hidden_job(tiny, tmp_path, "heads", "ce,hid", 0)
+    assert len(job.objective.projections) == 2  # embeddings and the second of two layers
+    assert all(torch.equal(projection, torch.eye(32)) for projection in job.objective.projections)
+    optimizer = train.make_optimizer(job)
+    held = {group["kind"]: {id(p) for p in group["params"]} for group in optimizer.param_groups}
+    assert {id(projection) for projection in job.objective.projections} <= held["plain"]
 
 
 def test_retention_leaves_out_what_the_baseline_lacks() -> None:

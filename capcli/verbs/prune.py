@@ -164,7 +164,8 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
         "teacher": config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
-        "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve) + FORWARD_SHARE * snapshots,
+        "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
+        + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
     }
 
@@ -220,7 +221,9 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
         "sparsity": 1 - kept / n,
         "artifact_bytes": round(4 * (total - n + kept) + sparse.entropy_bits(n, kept) / 8),
         "work_bytes": run.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
-        "memory_bytes": state + 4 * (total + n + total * ("hid" in config.loss_names)) + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory_bytes": state
+        + 4 * (total + n + total * ("hid" in config.loss_names))
+        + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "minutes": setup.meter.total * seconds / 60,
     }
 
