@@ -95,7 +95,9 @@ def exported(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """Write everything that is measured; a row for each, with its accuracy."""
     chosen = tuple(filter(None, args.formats.split(",")))
     rows = [row_of(args, "dense PyTorch", "dense", Path(args.dense))]
-    rows.append(row_of(args, "dense onnxruntime", "dense", exported_to(args, args.dense, scratch / "dense", {"to": "onnx"})))
+    rows.append(
+        row_of(args, "dense onnxruntime", "dense", exported_to(args, args.dense, scratch / "dense", {"to": "onnx"}))
+    )
     for place, run in enumerate(args.runs):
         report = json.loads((Path(run) / "report.json").read_text())
         name = f"{report['method']}, {report['sparsity']['achieved']:.0%}"
@@ -120,7 +122,9 @@ def exported_to(args: argparse.Namespace, model: str, folder: Path, options: dic
 
 def row_of(args: argparse.Namespace, label: str, run: str, folder: Path) -> dict[str, Any]:
     """Bytes, accuracy and what the export itself recorded."""
-    weights = [p for p in folder.iterdir() if p.name.startswith("model.") and p.suffix in (".safetensors", ".onnx", ".data")]
+    weights = [
+        p for p in folder.iterdir() if p.name.startswith("model.") and p.suffix in (".safetensors", ".onnx", ".data")
+    ]
     metric, value, hardware = accuracy(args, folder)
     return {
         "label": label,
@@ -268,12 +272,25 @@ def summary(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
     found |= {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     for batch in BATCHES:
         key = f"batch_{batch}_ms"
-        found[f"times_{batch}"] = statistics.median(d[key] / o[key] for d, o in zip(dense["rounds"], rounds, strict=True))
+        found[f"times_{batch}"] = statistics.median(
+            d[key] / o[key] for d, o in zip(dense["rounds"], rounds, strict=True)
+        )
     return found
 
 
 def render(found: dict[str, Any]) -> str:
-    head = ["run", "format", "weights", "of dense", "load", "peak memory", "libraries", "batch 1", "batch 32", "accuracy"]
+    head = [
+        "run",
+        "format",
+        "weights",
+        "of dense",
+        "load",
+        "peak memory",
+        "libraries",
+        "batch 1",
+        "batch 32",
+        "accuracy",
+    ]
     rows, dense = [], found["rows"][0]
     for row in found["rows"]:
         latency = [f"{row[f'batch_{b}_ms']:.1f} ms, {row[f'times_{b}']:.2f}×" for b in BATCHES]

@@ -26,7 +26,8 @@ def texts(split: Split) -> list[Text]:
     """The texts of a split, with their pairs."""
     found: list[Text] = []
     for first, second in split.chunks():
-        found += zip(first, second or [None] * len(first), strict=True)
+        pairs: Sequence[Any] = second or [None] * len(first)
+        found += zip(first, pairs, strict=True)
     return found
 
 

@@ -11,7 +11,7 @@ import inspect
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -900,13 +900,13 @@ def save_artifact(
             "labels": list(model.labels),
             "model_config": described,
             **settings,
-            **_described(model.cut),
+            **_cut_record(model.cut),
         },
     )
     return sizes
 
 
-def _described(cut: Cut | None) -> dict[str, Any]:
+def _cut_record(cut: Cut | None) -> dict[str, Any]:
     return {"sliced": {name: dataclasses.asdict(size) for name, size in cut.sizes.items()}} if cut else {}
 
 

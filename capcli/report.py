@@ -228,8 +228,8 @@ def export_summary(found: Mapping[str, Any]) -> Group:
         (named(name, 60), number(value), number(part(metrics, "after").get(name)))
         for name, value in list(part(metrics, "before").items())[:MAX_ROWS]
     ]
-    shown = ["", _table(("metric", "before", "after"), table)] if table else []
-    return Group(facts(rows), *shown)
+    shown = _table(("metric", "before", "after"), table)
+    return Group(facts(rows), "", shown) if table else Group(facts(rows))
 
 
 def _gain(dense: Any, ours: Any) -> str:
@@ -239,9 +239,7 @@ def _gain(dense: Any, ours: Any) -> str:
 
 
 def _faster(speed: Mapping[str, Any]) -> str:
-    found = [
-        (name.removeprefix("batch_"), finite(part(speed, name).get("times"))) for name in speed if "batch" in name
-    ]
+    found = [(name.removeprefix("batch_"), finite(part(speed, name).get("times"))) for name in speed if "batch" in name]
     if not found:
         return "no: it computes as the dense model does"
     times = ", ".join(f"{number(value, 2)} times at batch {size}" for size, value in found)
@@ -262,7 +260,7 @@ def plan_summary(found: Mapping[str, Any]) -> Group:
     from rich.console import Group
 
     dense = found.get("dense_bytes")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in map(mapping, sequence(found.get("formats"))):
         name = named(row.get("format"), 20)
         if row.get("refused"):
@@ -398,7 +396,9 @@ def render_card(
     }
     command = report.get("command") or "(not recorded)"
     front = _yaml({key: value for key, value in data.items() if value})
-    return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), form=form, pipeline_tag=pipeline_tag or "", **view(report))
+    return template("card.md.j2").render(
+        front=Markup(front), fenced=Markup(_fenced(command)), form=form, pipeline_tag=pipeline_tag or "", **view(report)
+    )
 
 
 def _model_index(

@@ -27,7 +27,9 @@ class Stored:
     quantised: frozenset[str]
 
 
-def stored(model: Model, pruned: Collection[str], dtype: str = "fp32", embeddings: str = "keep", rank: int = 0) -> Stored:
+def stored(
+    model: Model, pruned: Collection[str], dtype: str = "fp32", embeddings: str = "keep", rank: int = 0
+) -> Stored:
     """The tensors of `model` with the chosen types.
 
     dtype: fp32, fp16 or bf16 for every float tensor; int8 for the values of the `pruned` matrices, with fp16 for all
@@ -55,7 +57,8 @@ def stored(model: Model, pruned: Collection[str], dtype: str = "fp32", embedding
 def embedding_name(model: Model) -> str:
     """The name of the word embeddings among the tensors of the network."""
     weight = model.net.get_input_embeddings().weight
-    return next(name for name, tensor in model.net.named_parameters() if tensor is weight)
+    name: str = next(name for name, tensor in model.net.named_parameters() if tensor is weight)
+    return name
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

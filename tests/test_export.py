@@ -253,7 +253,9 @@ def test_onnx_with_8_bits(structured: Path, tmp_path: Path) -> None:
     assert small["metrics"]["n_examples"] == 48 and not small["check"]["exact"]
 
 
-@pytest.mark.parametrize("kind", ["regression", "multi-label-classification", "token-classification", "question-answering"])
+@pytest.mark.parametrize(
+    "kind", ["regression", "multi-label-classification", "token-classification", "question-answering"]
+)
 def test_every_kind_of_task(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     data = {
         "regression": tiny.numbers,
@@ -367,9 +369,7 @@ def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("to", EXPORT_FORMATS)
-def test_a_full_disk_leaves_nothing(
-    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
-) -> None:
+def test_a_full_disk_leaves_nothing(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
     """At every file operation, one after the other."""
     seen: list[str] = []
 

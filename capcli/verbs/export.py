@@ -6,11 +6,11 @@ write into a staging folder; open what was written and compare; publish in one r
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,8 @@ def _data(
     try:
         if not stored:
             raise ConfigError(f"the task of {config.model} is not known")
-        given = {"data": config.data} if config.data else {}
-        given |= {"max_eval_samples": config.max_eval_samples} if config.max_eval_samples else {}
+        chosen = {"data": config.data, "max_eval_samples": config.max_eval_samples}
+        given = {name: value for name, value in chosen.items() if value}
         source: TaskConfig = build(TaskConfig, {**stored, **given})
         known = models.known(config.model)
         data = tasks.load(
@@ -208,7 +208,9 @@ def dense(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     wanted = storage.stored(job.model, (), job.config.dtype)
     net = job.model.net
     net.config.dtype = dtype
-    models.save_dense(job.model, staging, {name: t for name, t in wanted.tensors.items() if isinstance(t, torch.Tensor)})
+    models.save_dense(
+        job.model, staging, {name: t for name, t in wanted.tensors.items() if isinstance(t, torch.Tensor)}
+    )
     found = models.reload_dense(staging, job.model.kind)
     storage.check(wanted, found)
     weights = staging / "model.safetensors"
@@ -279,7 +281,8 @@ def _nonzero(model: models.Model) -> int:
 
 def _bytes(net: Any, itemsize: int) -> int:
     """Bytes of the weights in memory."""
-    return sum(parameter.numel() for parameter in net.parameters()) * itemsize
+    n: int = sum(parameter.numel() for parameter in net.parameters())
+    return n * itemsize
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -332,7 +335,9 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
         )
     return {
         "texts": len(texts),
-        "of": f"{next(iter(job.data.evals))} of {job.data.name}" if not job.config.vocab else f"train of {job.data.name}",
+        "of": f"{next(iter(job.data.evals))} of {job.data.name}"
+        if not job.config.vocab
+        else f"train of {job.data.name}",
         "exact": opened.exact,
         "largest_difference": found.largest,
         "largest_logit": found.scale,
@@ -378,10 +383,11 @@ def _speed(job: Job, opened: Opened) -> dict[str, Any]:
     """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
     length = models.longest_input(job.original, LATENCY_LENGTH)
     dense = compare.of(job.original, job.on.device)
+    runs = ((dense, job.original.tokenizer), (opened.run, opened.tokenizer))
     rows = {}
     for batch in LATENCY_BATCHES:
-        inputs = [compare.encoded(t, [("a " * length, None)] * batch, length) for t in (job.original.tokenizer, opened.tokenizer)]
-        pairs = _timed_pairs(lambda i=inputs: dense(i[0]), lambda i=inputs: opened.run(i[1]))
+        full = [("a " * length, None)] * batch  # each word is a token at least
+        pairs = _timed([partial(run, compare.encoded(tokenizer, full, length)) for run, tokenizer in runs])
         rows[f"batch_{batch}"] = {
             "dense_ms": 1000 * statistics.median(a for a, _ in pairs),
             "ms": 1000 * statistics.median(b for _, b in pairs),
@@ -391,20 +397,20 @@ def _speed(job: Job, opened: Opened) -> dict[str, Any]:
     return {**rows, "length": length, "threads": torch.get_num_threads(), "hardware": job.on.name}
 
 
-def _timed_pairs(first: Callable[[], Any], second: Callable[[], Any]) -> list[tuple[float, float]]:
-    """Seconds of both, by turns, after one call of each; 3 to 30 times, as `LATENCY_SECONDS` allow."""
-    pairs: list[tuple[float, float]] = []
+def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
+    """Seconds of each call, by turns, after one round that is not counted; 3 to 30 rounds, as the time allows."""
+    rounds: list[list[float]] = []
     began = time.perf_counter()
-    for count in itertools.count():
+    for number in range(31):
         times = []
-        for call in (first, second):
+        for call in calls:
             start = time.perf_counter()
-            call()
+            call().cpu()  # waits for the device
             times.append(time.perf_counter() - start)
-        if count:
-            pairs.append((times[0], times[1]))
-        if len(pairs) >= 30 or (len(pairs) >= 3 and time.perf_counter() - began > LATENCY_SECONDS):
-            return pairs
+        rounds += [times] if number else []
+        if len(rounds) >= 3 and time.perf_counter() - began > LATENCY_SECONDS:
+            break
+    return rounds
 
 
 # Without writing -----------------------------------------------------------------------------------------------------
