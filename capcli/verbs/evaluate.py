@@ -67,9 +67,7 @@ def scored(
     )
 
 
-def _answers(
-    kind: str, labels: Sequence[str], examples: tokens.Examples, logits: np.ndarray
-) -> tuple[Any, Any]:
+def _answers(kind: str, labels: Sequence[str], examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
     """Truth and outputs as `capcli.metrics` wants them: tags by sentence, answers by question, else plain logits."""
     split = examples.split
     assert split is not None, "what is measured was read from a split"
