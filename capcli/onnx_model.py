@@ -1,7 +1,8 @@
 """A model as an ONNX graph: conversion by transformers' own exporter, int8 weights, and running it on onnxruntime.
 
 The graph takes int64 inputs [B, S] by name, any B and S, and gives `logits` [B, C] or [B, S, C], or for spans
-`start_logits` and `end_logits` [B, S]. It holds standard operators only, unless it was fused for onnxruntime.
+`start_logits` and `end_logits` [B, S]. It holds standard operators only: onnxruntime fuses them when it opens the file,
+and the exporter's fusions for it, which no other runtime knows, were no faster.
 
 Letters: B batch, S tokens, C labels, N examples, T tokens of all examples.
 """
@@ -59,11 +60,10 @@ class _Logits(nn.Module):
         return {name: out[name] for name in ("logits", "start_logits", "end_logits") if name in out}
 
 
-def convert(model: models.Model, folder: Path, length: int, *, fused: bool = False) -> Path:
+def convert(model: models.Model, folder: Path, length: int) -> Path:
     """Write `folder`/model.onnx, and model.onnx.data if the weights need it; returns the path of the former.
 
-    The network is on the CPU in 32 bits. length: tokens of the longest input. fused: with onnxruntime's own operators
-    (com.microsoft), which no other runtime knows. The same model gives the same bytes.
+    The network is on the CPU in 32 bits. length: tokens of the longest input. The same model gives the same bytes.
 
     Raises:
         ConfigError: packages are missing. ModelError: the exporter cannot convert this network.
@@ -75,12 +75,7 @@ def convert(model: models.Model, folder: Path, length: int, *, fused: bool = Fal
 
         dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=3, max=length)}
         inputs = _sample(model)
-        config = OnnxConfig(
-            dynamic=True,
-            dynamic_shapes=dict.fromkeys(inputs, dims),
-            opset_version=OPSET,
-            ort_fusions="cpu" if fused else None,
-        )
+        config = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(inputs, dims), opset_version=OPSET)
         was_training = model.net.training
         try:
             program = OnnxExporter().export(_Logits(model.net).eval(), inputs, config=config).program
@@ -269,4 +264,5 @@ def compare(expected: Tensor, found: Tensor, examples: Examples) -> Difference:
 
 def _best(logits: Tensor, examples: Examples) -> Tensor:
     """The best begin and end [N, 2] in each window, of logits [T, 2]."""
-    return torch.stack([window.argmax(dim=0) for window in logits.split(examples.lengths.tolist())])
+    windows = np.split(logits.numpy(), examples.offsets[1:-1])
+    return torch.from_numpy(np.stack([window.argmax(axis=0) for window in windows]))

@@ -196,11 +196,10 @@ def test_eight_bits_are_smaller_and_answer_alike(converted: tuple[models.Model, 
     expected, found = full.logits(inputs), small.logits(inputs)
     assert (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean() >= 0.9
     assert 0 < (expected - found).abs().max() < 0.2 * expected.abs().max()
-    types: dict[int, int] = {}
-    for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer:
-        types[tensor.data_type] = types.get(tensor.data_type, 0) + int(np.prod(tensor.dims))
-    assert types[onnx.TensorProto.INT8] >= sum(p.numel() for p in model.net.parameters() if p.ndim == 2)
-    assert types[onnx.TensorProto.FLOAT] < 4000
+    stored = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    wide = [np.prod(tensor.dims) for tensor in stored if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert max(wide) <= 64  # biases, norms and scales
+    assert (tmp_path / "int8.onnx").stat().st_size < path.stat().st_size
 
 
 def smaller(model: models.Model) -> None:
@@ -264,7 +263,7 @@ def test_missing_packages(
     monkeypatch.setattr(onnx_model, "find_spec", lambda name: None if "onnx" in name else real(name))
     model, path = converted
     arguments: dict[Any, tuple[Any, ...]] = {onnx_model.convert: (model, tmp_path, LONGEST), onnx_model.Runner: (path,)}
-    with pytest.raises(ConfigError, match="^cap export --to onnx needs onnx, onnxscript and onnxruntime$") as caught:
+    with pytest.raises(ConfigError, match=r"^cap export --to onnx needs onnx, onnxscript and onnxruntime$") as caught:
         call(*arguments.get(call, (path, tmp_path / "int8.onnx")))
     assert caught.value.hint == "pip install 'capcli[onnx]'"
     assert caught.value.exit_code == 2
