@@ -1,6 +1,6 @@
 """Every export format beside dense PyTorch and dense onnxruntime: bytes, load time, memory, latency, accuracy.
 
-    python benchmarks/export.py DENSE RUN [RUN ...] --task TASK --data FOLDER [-o export.json] [--threads N] [--rounds 3]
+    python benchmarks/export.py DENSE RUN [RUN ...] --task TASK --data FOLDER [-o export.json] [--threads N]
     python benchmarks/export.py --table export.json [--write docs/benchmarks.md]
 
 DENSE is the fine-tuned model before pruning (RUN/work/teacher of a run with --keep-work), a RUN is what `cap prune`

@@ -15,7 +15,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # what the exporter writes by default today; pinned, so that its next version writes the same
 SINGLE_FILE_BYTES = 2_000_000_000  # weights; protobuf ends at 2 GiB, and the graph needs some room too
-TOLERANCE = 1e-4  # largest difference from PyTorch over the largest logit, in 32 bits; measured: below 2e-6
 QUANTISED = ("MatMul", "Gemm", "Gather")  # layers and embeddings
 
 
@@ -220,49 +218,3 @@ def outputs(
         done += len(rows)
         yield event(done=done, total=len(examples))
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How far logits are from those of PyTorch: largest difference, largest logit, and share of equal answers."""
-
-    largest: float
-    scale: float
-    agreement: float
-
-    @property
-    def relative(self) -> float:
-        """The largest difference over the largest logit."""
-        return self.largest / self.scale if self.scale else self.largest
-
-    @property
-    def close(self) -> bool:
-        """Whether the difference is one of rounding in 32 bits; false for values that are not numbers."""
-        return self.relative <= TOLERANCE
-
-
-def compare(expected: Tensor, found: Tensor, examples: Examples) -> Difference:
-    """Compare logits of `examples`, as `models.encoded` and `outputs` give them.
-
-    An answer is the best label of an example or token, the best begin and end of a span, or, where each label is yes or
-    no, its sign; numbers have no answers, and agree.
-    """
-    if expected.shape != found.shape:
-        raise ModelError(f"the logits differ in shape: expected {tuple(expected.shape)}, got {tuple(found.shape)}")
-    if examples.kind == "multilabel":
-        ours, theirs = expected > 0, found > 0
-    elif examples.kind == "spans":
-        ours, theirs = _best(expected, examples), _best(found, examples)
-    else:
-        ours, theirs = expected.argmax(dim=-1), found.argmax(dim=-1)
-    return Difference(
-        largest=float((expected - found).abs().max()),
-        scale=float(expected.abs().max()),
-        agreement=float((ours == theirs).double().mean()),
-    )
-
-
-def _best(logits: Tensor, examples: Examples) -> Tensor:
-    """The best begin and end [N, 2] in each window, of logits [T, 2]."""
-    windows = np.split(logits.numpy(), examples.offsets[1:-1])
-    return torch.from_numpy(np.stack([window.argmax(axis=0) for window in windows]))

@@ -220,7 +220,8 @@ def export_summary(found: Mapping[str, Any]) -> Group:
             (
                 "vocabulary",
                 f"{count(words.get('kept'))} of {count(words.get('of'))} tokens; unknown on "
-                f"{named(words.get('split'), 40)}: {percent(rates.get('after'))}, {percent(rates.get('before'))} before",
+                + f"{named(words.get('split'), 40)}: {percent(rates.get('after'))}, "
+                + f"{percent(rates.get('before'))} before",
             )
         )
     metrics = part(found, "metrics")
@@ -252,7 +253,8 @@ def _checked(check: Mapping[str, Any]) -> str:
     same = "" if agreement is None else f", {percent(agreement)} the same answer"
     gap = finite(check.get("largest_difference"))
     shown = NOT_MEASURED if gap is None else f"{gap:.2g}"
-    return f"opened again; {count(check.get('texts'))} texts of {named(check.get('of'), 80)}: largest logit difference {shown}{same}"
+    texts = f"{count(check.get('texts'))} texts of {named(check.get('of'), 80)}"
+    return f"opened again; {texts}: largest logit difference {shown}{same}"
 
 
 def plan_summary(found: Mapping[str, Any]) -> Group:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import registry
 import torch
-from registry import KINDS, ROWS
 from test_families import SOURCES, TOKENIZERS
 from tiny import Tiny
 from torch import Tensor, nn
@@ -74,13 +73,17 @@ def check(model: models.Model, path: Path) -> onnx_model.Runner:
     return runner
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "bert"])
+# The others share their code with one of these or with BERT.
+FAMILIES = ("roberta", "distilbert", "mpnet", "deberta-v2", "albert", "modernbert", "llama", "mistral", "gpt2")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_the_logits_of_pytorch(tmp_path: Path, name: str) -> None:
     model = load(name, tmp_path / "model")
     check(model, onnx_model.convert(model, tmp_path / "out", LONGEST))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "classification"])
+@pytest.mark.parametrize("kind", ["regression", "tokens", "spans"])
 def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     """And they can be measured as those of PyTorch are, here on real texts."""
     model = load("bert", tmp_path / "model", kind, max_position_embeddings=LONGEST)
@@ -96,8 +99,7 @@ def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind
         examples = evaluate.encoded(model, loaded.evals["validation"], source)
         expected, _ = finish(models.encoded(model, examples, on, event))
         found = finish(onnx_model.outputs(runner, examples, 200, event))
-        compared = onnx_model.compare(expected, found, examples)
-        assert compared.close and compared.agreement == 1.0
+        assert torch.allclose(expected, found, atol=1e-5 * float(expected.abs().max()))
         ours = evaluate.scored(kind, model.labels, examples, loaded.metrics, found)
         theirs = finish(evaluate.measure(model, examples, loaded.metrics, on, event))
         assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-5)
@@ -242,19 +244,6 @@ def test_weights_beside_the_graph_when_protobuf_cannot_hold_them(
     check(model, path)
 
 
-def test_latency_has_the_fields_of_pytorch(
-    converted: tuple[models.Model, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "LATENCY_RUNS", 3)
-    model, path = converted
-    on = models.compute(Hardware(device="cpu"))
-    ours = evaluate.latency(model, on, 2, 16)
-    theirs = evaluate.onnx_latency(onnx_model.Runner(path, 1), model, on, 2, 16, "float32")
-    assert list(ours) == list(theirs)
-    assert theirs["median_ms"] > 0
-    assert (theirs["batch"], theirs["length"], theirs["threads"], theirs["device"]) == (2, 16, 1, "cpu")
-
-
 @pytest.mark.parametrize("call", [onnx_model.convert, onnx_model.quantise, onnx_model.Runner])
 def test_missing_packages(
     converted: tuple[models.Model, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
@@ -293,27 +282,3 @@ def test_what_is_no_graph_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(FileError, match=r"model\.onnx cannot be quantised: "):
         onnx_model.quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-
-
-def test_difference_by_hand() -> None:
-    from capcli.tokens import Examples
-
-    def examples(kind: str, *lengths: int) -> Examples:
-        offsets = np.cumsum([0, *lengths])
-        ids, labels = np.zeros(offsets[-1], np.int64), np.zeros(len(lengths))
-        return Examples(tokens=ids, types=None, offsets=offsets, labels=labels, pad_id=0, kind=kind)
-
-    two = torch.tensor([[1.0, -4.0], [0.5, 0.25]])
-    other = torch.tensor([[1.0, -3.5], [0.5, 0.75]])
-    found = onnx_model.compare(two, other, examples("classification", 1, 1))
-    assert (found.largest, found.scale, found.relative, found.agreement) == (0.5, 4.0, 0.125, 0.5)
-    assert not found.close
-    assert onnx_model.compare(two, two, examples("classification", 1, 1)).close
-    assert onnx_model.compare(two, other, examples("multilabel", 1, 1)).agreement == 1.0
-    assert onnx_model.compare(two, -two, examples("multilabel", 1, 1)).agreement == 0.0
-    assert onnx_model.compare(two, other, examples("spans", 2)).agreement == 1.0
-    assert onnx_model.compare(two, two[[1, 0]], examples("spans", 2)).agreement == 0.0
-    assert onnx_model.compare(two, two[[1, 0]], examples("spans", 1, 1)).agreement == 1.0
-    assert not onnx_model.compare(two, two * float("nan"), examples("classification", 1, 1)).close
-    with pytest.raises(ModelError, match=r"expected \(2, 2\), got \(1, 2\)"):
-        onnx_model.compare(two, two[:1], examples("classification", 1, 1))

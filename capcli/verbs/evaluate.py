@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import decode, files, hub, metrics, models, onnx_model, sparse, tasks, tokens
+from capcli import decode, files, hub, metrics, models, sparse, tasks, tokens
 from capcli.config import EvalConfig, Gates, TaskConfig, build, parse_limits
 from capcli.errors import ConfigError, FileError
 from capcli.run import Event
@@ -231,62 +231,29 @@ def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
 
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
-    inputs = _full_inputs(model, batch, length)
-    inputs = {name: tensor.to(on.device) for name, tensor in inputs.items()}
-
-    def forward() -> None:
-        models.forward(model, inputs)
-        if on.device.type == "cuda":
-            torch.cuda.synchronize(on.device)
-
-    with torch.inference_mode(), on.autocast():
-        times = _milliseconds(forward)
-    return {
-        **times,
-        "batch": batch,
-        "length": models.longest_input(model, length),
-        "threads": torch.get_num_threads(),
-        "device": on.device.type,
-        "hardware": on.name,
-        "precision": on.precision,
-    }
-
-
-def onnx_latency(
-    runner: onnx_model.Runner, model: models.Model, on: models.Compute, batch: int, length: int, precision: str
-) -> dict[str, Any]:
-    """As `latency`, for the graph that `model` was converted to; `precision` is that of its weights."""
-    inputs = _full_inputs(model, batch, length)
-    return {
-        **_milliseconds(lambda: runner.logits(inputs)),
-        "batch": batch,
-        "length": models.longest_input(model, length),
-        "threads": runner.threads,
-        "device": "cpu",
-        "hardware": on.name,
-        "precision": precision,
-    }
-
-
-def _full_inputs(model: models.Model, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """`batch` inputs of `length` tokens, or of as many as the model takes."""
     length = models.longest_input(model, length)
     text = "a " * length  # each word is a token at least
-    return dict(model.tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt"))
-
-
-def _milliseconds(run: Callable[[], object]) -> dict[str, float]:
-    """How long a call takes after three others: median, 10th and 90th percentile."""
+    coded = model.tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
+    inputs = {name: tensor.to(on.device) for name, tensor in coded.items()}
     seconds = []
-    for _ in range(LATENCY_RUNS + 3):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
+    with torch.inference_mode(), on.autocast():
+        for _ in range(LATENCY_RUNS + 3):
+            began = time.perf_counter()
+            models.forward(model, inputs)
+            if on.device.type == "cuda":
+                torch.cuda.synchronize(on.device)
+            seconds.append(time.perf_counter() - began)
     times = sorted(1000 * value for value in seconds[3:])
     return {
         "median_ms": statistics.median(times),
         "p10_ms": times[len(times) // 10],
         "p90_ms": times[len(times) * 9 // 10],
+        "batch": batch,
+        "length": length,
+        "threads": torch.get_num_threads(),
+        "device": on.device.type,
+        "hardware": on.name,
+        "precision": on.precision,
     }
 
 
