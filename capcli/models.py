@@ -159,7 +159,7 @@ def forward(model: Model, inputs: Mapping[str, Tensor], pooling: str = "head") -
 def forward_states(
     model: Model, inputs: Mapping[str, Tensor], pooling: str = "head", *, keep: bool = True
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """As `forward`, and the hidden states, each [B, S, H]: of the embeddings and after each layer; none unless `keep`."""
+    """As `forward`, and if `keep` the hidden states, each [B, S, H]: of the embeddings and after each layer."""
     net, family, mask = model.net, model.family, inputs["attention_mask"]
     inputs = {name: value for name, value in inputs.items() if name in _accepted(net)}
     if family is None or model.per_token:

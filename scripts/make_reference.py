@@ -178,7 +178,8 @@ def methods() -> str:
         [
             "## Methods\n",
             "A method is a criterion, which says what a weight is worth, and the losses that it is trained with. "
-            "What they compute: [algorithm](../explanation/algorithm.md).\n",
+            "What they compute: [algorithm](../explanation/algorithm.md). `hid`, distillation of hidden states, is in "
+            "none of them and can be added to any with `--losses`.\n",
             table(header, rows),
         ]
     )

@@ -190,7 +190,7 @@ def test_what_removed_heads_and_neurons_compute_reaches_nothing(family: Folder, 
 
 
 def check_query_key(model: models.Model) -> None:
-    """With its rows zero, a query-key unit adds the same to all places that a token may look at, whatever its biases."""
+    """With its rows zero, a query-key unit adds the same to all places a token looks at, whatever its biases."""
     batch = dict(model.tokenizer(["a good film", "the dull story"], padding=True, return_tensors="pt"))
     for index, layer in enumerate(model.layers()):
         units, unit = layer.query_key, 1

@@ -343,7 +343,7 @@ def test_importance_counts_per_weight() -> None:
 
 
 def test_nearly_empty_heads_lose_importance() -> None:
-    """Of head 0 one value-output unit of two lives: tanh(0.5 / 0.3) = 0.931; head 1 is whole: tanh(1 / 0.3) = 0.9975."""
+    """Half the value-output units of head 0 live: tanh(0.5 / 0.3) = 0.931; head 1 is whole: tanh(1 / 0.3) = 0.9975."""
     alive = torch.tensor([1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1]).bool()
     found = masks.emptying(torch.ones(11), alive, SMALL)
     half, whole = math.tanh(0.5 / 0.3), math.tanh(1 / 0.3)
