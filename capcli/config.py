@@ -374,8 +374,8 @@ class ExportConfig:
         "", "keep only the tokens that the task's training texts need (task), or those of a FILE", panel="Weights"
     )
     int8: bool = option(False, "quantise the matrices of an onnx export to 8 bits", panel="Weights")
-    threshold: float = option(
-        0.0, "of a movement-pruning checkpoint with scores: the threshold that it was trained with", panel="Weights"
+    threshold: str = option(
+        "", "of a movement-pruning checkpoint with scores: the number that it was pruned with", panel="Weights"
     )
     data: str = option("", "data of the task, when they are not where the run found them", panel="Checks")
     samples: int = option(64, "texts on which the logits of the export are compared", panel="Checks")
@@ -390,7 +390,9 @@ class ExportConfig:
         _check_name("dtype", self.dtype, ("fp32", "fp16", "bf16", "int8"))
         _check_name("device", self.device.split(":")[0], DEVICES)
         _at_least(1, samples=self.samples)
-        _at_least(0, threads=self.threads, max_eval_samples=self.max_eval_samples, threshold=self.threshold)
+        _at_least(0, threads=self.threads, max_eval_samples=self.max_eval_samples)
+        if self.threshold and self.score_threshold is None:
+            raise ConfigError(f"--threshold must be a number, got {self.threshold!r}")
         if self.embeddings not in ("keep", "fp16", "int8") and not self.svd_rank:
             raise ConfigError(
                 f"--embeddings is keep, fp16, int8 or svd:RANK, got {self.embeddings!r}", "for example svd:128"
@@ -407,6 +409,15 @@ class ExportConfig:
     def out_folder(self) -> Path:
         """The output folder, given or derived."""
         return Path(self.out or f"{self.model.rstrip('/')}-{self.to}")
+
+    @property
+    def score_threshold(self) -> float | None:
+        """The threshold of a masked checkpoint, if there is one."""
+        try:
+            value = float(self.threshold)
+        except ValueError:
+            return None
+        return value if math.isfinite(value) else None
 
     @property
     def svd_rank(self) -> int:

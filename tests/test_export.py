@@ -252,11 +252,11 @@ def test_sliced_is_smaller_and_equal(structured: Path, tmp_path: Path) -> None:
     assert found["layers"] and set(found["speed"]) >= {"batch_1", "batch_32", "length", "threads"}
 
 
-def test_what_a_sliced_model_becomes(structured: Path, tmp_path: Path) -> None:
-    exported(structured, tmp_path / "sliced", "--to", "sliced")
-    assert "is sliced" in refused(2, str(tmp_path / "sliced"), "-o", str(tmp_path / "dense"))
+def test_what_a_sliced_model_becomes(made: Callable[..., Path], tmp_path: Path) -> None:
+    sliced = made("heads", "sliced")
+    assert "is sliced" in refused(2, str(sliced), "-o", str(tmp_path / "dense"))
     for to in ("onnx", "sparse", "sliced"):
-        exported(tmp_path / "sliced", tmp_path / to, "--to", to)
+        exported(sliced, tmp_path / to, "--to", to)
 
 
 def test_onnx_with_8_bits(structured: Path, made: Callable[..., Path], tmp_path: Path) -> None:

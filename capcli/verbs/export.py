@@ -33,7 +33,10 @@ Steps = Generator[Event, None, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is exported: the model as it was loaded, and as it is to be written (other vocabulary, smaller layers)."""
+    """What is exported: the model as it was loaded, and as it is to be written (other vocabulary, smaller layers).
+
+    ours: whether the data are those of the model's own task, so that its accuracy can be measured.
+    """
 
     config: ExportConfig
     on: models.Compute
@@ -41,14 +44,10 @@ class Job:
     model: models.Model
     data: tasks.TaskData
     source: TaskConfig
+    ours: bool
     texts: list[compare.Text]
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def ours(self) -> bool:
-        """Whether the data are those of the model's own task, so that its accuracy can be measured."""
-        return self.data.name == self.source.task
 
     @property
     def length(self) -> int:
@@ -106,7 +105,7 @@ def _job(config: ExportConfig) -> Generator[Event, None, Job]:
     on = models.compute(hardware)
     original = _load(config)
     stored = models.stored_source(config.model) if models.is_artifact(config.model) else {}
-    source, data, notes = _data(config, original, stored)
+    source, data, missing = _data(config, original, stored)
     model = original
     extra: dict[str, Any] = {}
     if config.vocab:
@@ -116,10 +115,18 @@ def _job(config: ExportConfig) -> Generator[Event, None, Job]:
     split = data.train if config.vocab == "task" and data.train else next(iter(data.evals.values()))
     texts = compare.texts(tasks.cut(split, config.samples, seed=0))
     job = Job(
-        config=config, on=on, original=original, model=model, data=data, source=source, texts=texts, notes=notes,
+        config=config,
+        on=on,
+        original=original,
+        model=model,
+        data=data,
+        source=source,
+        ours=not missing,
+        texts=texts,
+        notes=[missing] if missing else [],
         extra=extra,
-    )  # fmt: skip
-    for note in notes:
+    )
+    for note in job.notes:
         yield Event(phase="export", note=note)
     return job
 
@@ -144,15 +151,13 @@ def _load(config: ExportConfig) -> models.Model:
         return models.load_artifact(folder)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
-    model = replace(legacy.load(folder, config.threshold or None), source=source)
+    model = replace(legacy.load(folder, config.score_threshold), source=source)
     if config.to != "onnx" and legacy.layout(folder) is None and (config.to == "dense" or not legacy.zeros(model)):
         raise ModelError(f"{source} is a dense model already", "cap export takes what cap prune wrote")
     return model
 
 
-def _data(
-    config: ExportConfig, model: models.Model, stored: dict[str, Any]
-) -> tuple[TaskConfig, tasks.TaskData, list[str]]:
+def _data(config: ExportConfig, model: models.Model, stored: dict[str, Any]) -> tuple[TaskConfig, tasks.TaskData, str]:
     """The data of the model's own task; where they cannot be read, built-in texts, and a note that says so."""
     try:
         if not stored:
@@ -165,13 +170,14 @@ def _data(
             source, train=bool(config.vocab), holdout=known.holdout, seed=known.seed, known=model.labels,
             perhaps=model.labels, no_answer=known.no_answer,
         )  # fmt: skip
-        return source, data, []
+        return source, data, ""
     except CapError as error:
         if config.data or config.vocab == "task":
             raise
         name = FALLBACK.get(model.kind, "mr")
+        other = TaskConfig(task=name)
         note = f"the task's own data are not here ({error.message}): logits are compared on texts of {name}"
-        return TaskConfig(task=stored.get("task") or name), tasks.load(TaskConfig(task=name), train=False), [note]
+        return other, tasks.load(other, train=False), note
 
 
 def _with_vocabulary(
