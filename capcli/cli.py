@@ -30,7 +30,7 @@ EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 MODEL_HELP = {
     "prune": f"hub id, folder, the built-in {c.BUILTIN_MODEL!r}, or a short name such as bert-base",
     "eval": "what prune wrote, or any fine-tuned model",
-    "export": "what prune wrote",
+    "export": "what prune wrote, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
     "probe": "what prune wrote, or any model",
 }
 SWITCHES: dict[str, tuple[Any, Any]] = {
@@ -193,7 +193,7 @@ def eval_(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet:
 def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
     """Write a pruned MODEL in the form that its next home needs, and check it.
 
-    dense loads everywhere; sparse is a smaller file; sliced and onnx also run faster.
+    dense loads everywhere; sparse is a smaller file; sliced and onnx compute without what was removed.
     """
     settings, machine = c.build(c.ExportConfig, chosen), wants_json(output, as_json)
     hello(quiet, f"cap export {settings.model} to {settings.to}")
