@@ -14,7 +14,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,21 @@ def quantise(source: Path, target: Path) -> None:
         except Exception as error:
             raise FileError(f"{source} cannot be quantised: {hub.first_line(error)}") from error
         files.write_bytes(target, found.read_bytes())
+
+
+def nonzero(path: Path, matrices: Sequence[Tensor], others: Sequence[Tensor]) -> int:
+    """How many weights of the graph's `matrices` are not zero, counted in the file.
+
+    They are known by their shapes, or those of their transposes; `others` are parameters that may have the same.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    shapes = {tuple(sorted(matrix.shape)) for matrix in matrices}
+    graph = onnx.load(path).graph
+    stored = (numpy_helper.to_array(t, str(path.parent)) for t in graph.initializer if tuple(sorted(t.dims)) in shapes)
+    found = sum(int(np.count_nonzero(array)) for array in stored)
+    return found - sum(int(t.count_nonzero()) for t in others if tuple(sorted(t.shape)) in shapes)
 
 
 # Running -------------------------------------------------------------------------------------------------------------

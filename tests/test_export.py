@@ -89,7 +89,8 @@ def test_every_format(runs: dict[str, Path], tmp_path: Path, run: str, to: str) 
     check = found["check"]
     assert check["exact"] and check["texts"] == 48 and check["argmax_agreement"] == 1.0
     assert check["largest_difference"] <= 1e-4 * max(1.0, check["largest_logit"])
-    assert check["nonzero_weights"]["after"] <= check["nonzero_weights"]["before"]
+    counts = check["nonzero_weights"]
+    assert 0 < counts["after"] <= counts["before"] and (run == "heads" or counts["after"] > 0.9 * counts["before"])
     assert found["metrics"] is None  # exact: nothing to measure again
     assert [path.name for path in tmp_path.iterdir()] == [to]
 
@@ -295,6 +296,7 @@ def test_plan_writes_nothing_and_tells_the_bytes(structured: Path, tmp_path: Pat
         found = exported(structured, tmp_path / to, "--to", to)
         assert rows[to]["weights_bytes"] == found["size"]["weights_bytes"]
         assert rows[to]["memory_bytes"] == found["size"]["memory_bytes"]
+    assert invoke("export", str(structured), "--plan", "--to", "onnx", "--int8", *options).exit_code == 0
     assert rows["sliced"]["matrices_left"] < 0.7 < rows["sparse"]["matrices_left"] == 1.0
 
 

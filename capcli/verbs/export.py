@@ -85,7 +85,7 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     out = config.out_folder
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileError(f"{out} exists and is not empty", "choose another folder with -o")
-    job = yield from _job(config)
+    job = yield from _job(config, config.to)
     files.check_writable(out.parent)
     record = _record(job)
     with files.publish(out, manifest=RECORD, record=record) as staging:
@@ -99,11 +99,11 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
 # What is exported ----------------------------------------------------------------------------------------------------
 
 
-def _job(config: ExportConfig) -> Generator[Event, None, Job]:
+def _job(config: ExportConfig, to: str) -> Generator[Event, None, Job]:
     yield Event(phase="export", note=f"loading {config.model}")
     hardware = Hardware(device=config.device, precision="fp32", threads=config.threads)
     on = models.compute(hardware)
-    original = _load(config)
+    original = _load(config, to)
     stored = models.stored_source(config.model) if models.is_artifact(config.model) else {}
     source, data, missing = _data(config, original, stored)
     model = original
@@ -111,7 +111,7 @@ def _job(config: ExportConfig) -> Generator[Event, None, Job]:
     if config.vocab:
         model, extra["vocabulary"] = _with_vocabulary(config, original, data)
         yield Event(phase="export", overall=0.2, note=_vocabulary_note(extra["vocabulary"]))
-    model = _shaped(model, config.to)
+    model = _shaped(model, to)
     split = data.train if config.vocab == "task" and data.train else next(iter(data.evals.values()))
     texts = compare.texts(tasks.cut(split, config.samples, seed=0))
     job = Job(
@@ -142,7 +142,7 @@ def _shaped(model: models.Model, to: str) -> models.Model:
     return models.sliced(model) if cut and not model.is_sliced else model
 
 
-def _load(config: ExportConfig) -> models.Model:
+def _load(config: ExportConfig, to: str) -> models.Model:
     source = config.model
     if models.is_artifact(source):
         folder = Path(source)
@@ -152,7 +152,7 @@ def _load(config: ExportConfig) -> models.Model:
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)
-    if config.to != "onnx" and legacy.layout(folder) is None and (config.to == "dense" or not legacy.zeros(model)):
+    if to != "onnx" and legacy.layout(folder) is None and (to == "dense" or not legacy.zeros(model)):
         raise ModelError(f"{source} is a dense model already", "cap export takes what cap prune wrote")
     return model
 
@@ -247,11 +247,13 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
         yield Event(phase="export", overall=0.5, note="quantising to int8")
         onnx_model.quantise(path, path)
     runner = onnx_model.Runner(path, threads=torch.get_num_threads())
+    prunable = [linear.weight for linear in job.model.prunable().values()]
+    others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
     size = sum(file.stat().st_size for file in staging.glob("model.onnx*"))
     return Opened(
         run=runner.logits,
         tokenizer=models.read_tokenizer(staging),
-        nonzero=_nonzero(job.model),
+        nonzero=onnx_model.nonzero(path, prunable, others),
         file_bytes=size,
         memory_bytes=size,
         exact=not job.config.int8,
@@ -424,7 +426,7 @@ def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
 
 def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     """What every format would take and give, with these options where they apply; nothing is written."""
-    job = yield from _job(replace(config, to="sparse"))
+    job = yield from _job(config, "sparse")
     rows = []
     for name in FORMATS:
         yield Event(phase="plan", note=f"sizing {name}")
