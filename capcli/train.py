@@ -151,7 +151,6 @@ def make_optimizer(job: Job) -> torch.optim.AdamW:
 
 def make_projections(teacher: models.Model, example: tokens.Batch) -> nn.ParameterList:
     """A projection [H, H] for each hidden state of the teacher that hid compares, identity; told from one example."""
-    teacher.net.eval()
     with torch.no_grad():
         states = models.forward_states(teacher, example.inputs)[2]
     found = [states[i] for i in compared(len(states))]

@@ -433,6 +433,7 @@ def _train(
     classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if setup.data.kind == "classification" else None
     objective = train.Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
     if teacher is not None:
+        teacher.net.eval().requires_grad_(False).zero_grad()  # it may have been trained in this run
         example = tokens.collate(setup.train, np.arange(1), setup.on.device)
         projections = train.make_projections(teacher, example)
         objective = dataclasses.replace(objective, teacher=teacher, projections=projections)
