@@ -257,7 +257,7 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
         file_bytes=size,
         memory_bytes=size,
         exact=not job.config.int8,
-        logits=lambda examples: onnx_model.outputs(runner, examples, job.on.token_budget, _event("accuracy after")),
+        logits=lambda examples: onnx_model.outputs(runner, examples, job.on.token_budget, _event("after")),
     )
 
 
@@ -317,7 +317,7 @@ def _checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]
     if not opened.exact or job.config.vocab:
         found["metrics"] = yield from _metrics(job, opened)
     if job.config.to in ("sliced", "onnx"):
-        yield Event(phase="export", overall=0.8, note="measuring latency beside the dense layers")
+        yield Event(phase="export", overall=0.875, note="measuring latency beside the dense layers")
         found["speed"] = _speed(job, opened)
     found["gives"] = gives(found["size"], found["speed"])
     return found
@@ -359,9 +359,13 @@ def _reads_alike(job: Job, tokenizer: Any, text: compare.Text) -> bool:
     return first == second
 
 
-def _event(phase: str) -> Callable[..., Event]:
+def _event(when: str) -> Callable[..., Event]:
+    """A maker of events of the measurement `before` or `after`, each an eighth of the whole."""
+    begin = 0.75 if when == "after" else 0.625
+
     def event(done: float = 0, total: float = 0) -> Event:
-        return Event(phase=phase, done=done, total=total, overall=0.7)
+        share = begin + 0.125 * (done / total if total else 0)
+        return Event(phase=f"accuracy {when}", done=done, total=total, overall=share)
 
     return event
 
@@ -375,12 +379,11 @@ def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any] 
     found: dict[str, Any] = {"split": name, "primary": job.data.primary}
     for when, model in (("before", job.original), ("after", opened.model or job.model)):
         examples = evaluate.encoded(model, split, job.source)
-        event = _event(f"accuracy {when}")
         if when == "after" and opened.logits is not None:
             logits = yield from opened.logits(examples)
             one = evaluate.scored(model.kind, model.labels, examples, job.data.metrics, logits)
         else:
-            one = yield from evaluate.measure(model, examples, job.data.metrics, job.on, event)
+            one = yield from evaluate.measure(model, examples, job.data.metrics, job.on, _event(when))
         found[when] = one.metrics
         found["n_examples"] = one.n_examples
         found["confidence_95"] = one.confidence_95
@@ -526,5 +529,14 @@ def _report(job: Job, record: dict[str, Any]) -> dict[str, Any]:
             "pruned": metrics["after"],
             "retention": evaluate.retention(metrics["after"], dense),
         }
-    found["notes"] = [*found.get("notes", []), *record["notes"]]
+    found["notes"] = [*found.get("notes", []), _treatment(job), *record["notes"]]
     return found
+
+
+def _treatment(job: Job) -> str:
+    """The options that made this folder, in words."""
+    config = job.config
+    parts = [f"cap export --to {config.to}", f"--dtype {config.dtype}"]
+    parts += [f"--embeddings {config.embeddings}"] * (config.embeddings != "keep") + ["--int8"] * config.int8
+    parts += [f"--vocab {config.vocab}"] if config.vocab else []
+    return f"Exported from what cap prune wrote, with {' '.join(parts)}."
