@@ -4,10 +4,11 @@
     python benchmarks/export.py --table export.json [--write docs/benchmarks.md]
 
 DENSE is the fine-tuned model before pruning (RUN/work/teacher of a run with --keep-work), a RUN is what `cap prune`
-wrote. Each RUN is exported to every format into a temporary folder. Then each file is opened in a process of its own,
-which imports nothing but what that format needs; the processes take turns, `--rounds` times, so that a busy machine is
-busy for all of them. Figures are medians over the rounds; `times` is the latency of dense PyTorch divided by this one.
-Memory is the peak of the process, and what the libraries take before anything is loaded.
+wrote. Each RUN is exported to every format into a temporary folder (of structured runs fewer variants). Then each file
+is opened in a process of its own, which imports nothing but what that format needs; the processes take turns,
+`--rounds` times, so that a busy machine is busy for all of them. Figures are medians over the rounds; × is the latency
+of dense PyTorch divided by this one. Memory is the peak of the process; beside it what the libraries take before
+anything is loaded.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sparse": {"to": "sparse"},
     "sparse, fp16": {"to": "sparse", "dtype": "fp16"},
     "sparse, int8": {"to": "sparse", "dtype": "int8", "embeddings": "int8"},
-    "sparse, int8, svd:64": {"to": "sparse", "dtype": "int8", "embeddings": "svd:64"},
+    "sparse, int8, svd:128": {"to": "sparse", "dtype": "int8", "embeddings": "svd:128"},
     "sparse, int8, task's vocabulary": {"to": "sparse", "dtype": "int8", "embeddings": "int8", "vocab": "task"},
     "sliced": {"to": "sliced"},
     "sliced, fp16, task's vocabulary": {"to": "sliced", "dtype": "fp16", "vocab": "task"},
     "onnx": {"to": "onnx"},
     "onnx, int8": {"to": "onnx", "int8": True},
 }
+STRUCTURED = ("dense", "sparse, int8", "sliced", "sliced, fp16, task's vocabulary", "onnx", "onnx, int8")
 
 
 def main() -> None:
@@ -63,7 +65,7 @@ def main() -> None:
         found = {
             "schema_version": 1,
             "command": shlex.join(["python", *sys.argv]),
-            "device": rows[0]["hardware"],
+            "device": hardware(args),
             "threads": args.threads,
             "versions": {n: importlib.metadata.version(n) for n in ("torch", "transformers", "onnxruntime", "capcli")},
             "rows": [summary(row, rows[0]) for row in rows],
@@ -94,19 +96,17 @@ def arguments() -> argparse.Namespace:
 def exported(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """Write everything that is measured; a row for each, with its accuracy."""
     chosen = tuple(filter(None, args.formats.split(",")))
-    rows = [row_of(args, "dense PyTorch", "dense", Path(args.dense))]
-    rows.append(
-        row_of(args, "dense onnxruntime", "dense", exported_to(args, args.dense, scratch / "dense", {"to": "onnx"}))
-    )
+    onnx = exported_to(args, args.dense, scratch / "dense", {"to": "onnx"})
+    rows = [row_of(args, "dense PyTorch", "dense", Path(args.dense)), row_of(args, "dense onnxruntime", "dense", onnx)]
     for place, run in enumerate(args.runs):
         report = json.loads((Path(run) / "report.json").read_text())
         name = f"{report['method']}, {report['sparsity']['achieved']:.0%}"
+        wanted = STRUCTURED if report["method"] in ("cap-f", "first-order") else tuple(VARIANTS)
         rows.append(row_of(args, "as pruned", name, Path(run)))
-        for number, (label, options) in enumerate(VARIANTS.items()):
-            if chosen and not label.startswith(chosen):
-                continue
-            folder = exported_to(args, run, scratch / f"{place}-{number}", options)
-            rows.append(row_of(args, label, name, folder))
+        for number, label in enumerate(wanted):
+            if not chosen or label.startswith(chosen):
+                folder = exported_to(args, run, scratch / f"{place}-{number}", VARIANTS[label])
+                rows.append(row_of(args, label, name, folder))
     return rows
 
 
@@ -121,11 +121,13 @@ def exported_to(args: argparse.Namespace, model: str, folder: Path, options: dic
 
 
 def row_of(args: argparse.Namespace, label: str, run: str, folder: Path) -> dict[str, Any]:
-    """Bytes, accuracy and what the export itself recorded."""
+    """Bytes and accuracy, the one that the export measured where it did."""
     weights = [
         p for p in folder.iterdir() if p.name.startswith("model.") and p.suffix in (".safetensors", ".onnx", ".data")
     ]
-    metric, value, hardware = accuracy(args, folder)
+    record = json.loads((folder / "export.json").read_text()) if (folder / "export.json").is_file() else {}
+    known = record.get("metrics")
+    metric, value = (known["primary"], known["after"][known["primary"]]) if known else accuracy(args, folder)
     return {
         "label": label,
         "run": run,
@@ -133,12 +135,11 @@ def row_of(args: argparse.Namespace, label: str, run: str, folder: Path) -> dict
         "weights_bytes": sum(path.stat().st_size for path in weights),
         "metric": metric,
         "value": value,
-        "hardware": hardware,
         "rounds": [],
     }
 
 
-def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float, str]:
+def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """The primary metric on the first evaluation split, computed with what was exported."""
     from capcli import models, onnx_model, tasks
     from capcli.config import Hardware, TaskConfig
@@ -159,7 +160,15 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float, str]:
         model = models.load_model(str(folder), data.classes, data.kind, 0, need_head=True)
         examples = evaluate.encoded(model, split, source)
         found = finished(evaluate.measure(model, examples, data.metrics, on, lambda **_: None))
-    return data.primary, found.metrics[data.primary], on.name
+    return data.primary, found.metrics[data.primary]
+
+
+def hardware(args: argparse.Namespace) -> str:
+    """What the processor is called."""
+    from capcli import models
+    from capcli.config import Hardware
+
+    return models.compute(Hardware(device="cpu", threads=args.threads)).name
 
 
 def finished(events: Any) -> Any:
@@ -199,10 +208,10 @@ def peak() -> int:
 
 
 def median_seconds(call: Callable[[], Any]) -> float:
-    """Median of 5 to 30 calls after one that is not counted; about six seconds at most."""
+    """Median of 3 to 30 calls after one that is not counted; about three seconds at most."""
     call()
     seconds: list[float] = []
-    while len(seconds) < 5 or (len(seconds) < 30 and sum(seconds) < 6):
+    while len(seconds) < 3 or (len(seconds) < 30 and sum(seconds) < 3):
         began = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - began)

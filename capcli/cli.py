@@ -24,7 +24,7 @@ from capcli.text import duration, plain
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from capcli.run import Event
+    from capcli.run import Event, StopFlag
 
 EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 MODEL_HELP = {
@@ -197,13 +197,16 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
     """
     settings, machine = c.build(c.ExportConfig, chosen), wants_json(output, as_json)
     hello(quiet, f"cap export {settings.model} to {settings.to}")
+    from capcli import run
     from capcli.verbs import export as verb
 
     if plan:
         found = watch(verb.plan(settings), quiet)
         emit(found, machine, lambda: report.plan_summary(found))
         return
-    found = watch(verb.export(settings), quiet)
+    flag = run.StopFlag()
+    with run.signals(flag):
+        found = watch(verb.export(settings), quiet, flag)
     emit(found, machine, lambda: report.export_summary(found))
 
 
@@ -307,8 +310,8 @@ def explained(error: BaseException) -> tuple[str, str, int]:
     return f"internal error: {type(error).__name__}: {first}", "run again with --debug and report it", EXIT_FAILED
 
 
-def watch(events: Generator[Event, None, dict[str, Any]], quiet: bool) -> dict[str, Any]:
-    """Show events as they come; returns the result."""
+def watch(events: Generator[Event, None, dict[str, Any]], quiet: bool, flag: StopFlag | None = None) -> dict[str, Any]:
+    """Show events as they come; returns the result. Raises `Stopped` between two events once the flag is set."""
     show = (lambda event: None) if quiet else _bars() if sys.stderr.isatty() else _lines()
     with (
         contextlib.closing(events),
@@ -317,6 +320,8 @@ def watch(events: Generator[Event, None, dict[str, Any]], quiet: bool) -> dict[s
         while True:
             try:
                 show(next(events))
+                if flag:
+                    flag.check()
             except StopIteration as stop:
                 return dict(stop.value)
 

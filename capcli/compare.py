@@ -68,9 +68,9 @@ class Difference:
     agreement: float | None
 
     @property
-    def within(self) -> bool:
-        """Whether rounding alone explains the difference."""
-        return self.largest <= TOLERANCE * max(1.0, self.scale)
+    def tolerance(self) -> float:
+        """The largest difference that rounding alone explains."""
+        return TOLERANCE * max(1.0, self.scale)
 
 
 def difference(kind: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Difference:

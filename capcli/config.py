@@ -407,8 +407,9 @@ class ExportConfig:
 
     @property
     def out_folder(self) -> Path:
-        """The output folder, given or derived."""
-        return Path(self.out or f"{self.model.rstrip('/')}-{self.to}")
+        """The output folder, given or derived: beside a local model, here for one of the hub."""
+        model = Path(self.model)
+        return Path(self.out or f"{model if model.exists() else model.name}-{self.to}")
 
     @property
     def score_threshold(self) -> float | None:

@@ -175,8 +175,8 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     for name, tensor in tensors.items():
         whole = tensor.detach().contiguous()
-        found[name] = whole.clone() if whole.data_ptr() in seen else whole
-        seen.add(found[name].data_ptr())
+        found[name] = whole.clone() if whole.untyped_storage().data_ptr() in seen else whole
+        seen.add(found[name].untyped_storage().data_ptr())
     return found
 
 
@@ -206,7 +206,8 @@ def publish(
 
     When filling fails, the staging folder is removed and `folder` stays as it was. `suffix` ends the name of the
     staging folder; where several processes may publish the same folder, it must differ between them. The manifest maps
-    names to sha256; with a `record`, it is that record and `files`: name -> bytes and sha256.
+    names to sha256. With a `record`, it is that record and `files`: name -> bytes and sha256, and a folder that is not
+    empty is never replaced.
     """
     staging = folder.with_name(f".{folder.name}.{suffix}")
     remove(staging)
@@ -222,14 +223,24 @@ def publish(
                 name: {"bytes": (staging / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
             }
             write_json(staging / manifest, record)
+        with _writing(folder):
+            if record is None:
+                remove(folder)
+            elif folder.exists():
+                _remove_empty(folder)
+            _step("rename", folder)
+            staging.replace(folder)
+            sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    with _writing(folder):
-        remove(folder)
-        _step("rename", folder)
-        staging.replace(folder)
-        sync_folder(folder.parent)
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        raise FileError(f"{folder} is not empty any more", "choose another folder") from error
 
 
 def _names(folder: Path) -> list[str]:

@@ -51,9 +51,6 @@ MASKED_FIELDS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
     "initializer_range", "layer_norm_eps", "pad_token_id", "num_labels", "id2label", "problem_type",
 )  # fmt: skip
-# What never reaches transformers: names of code, kernels and formats.
-DROPPED = ("architectures", "auto_map", "quantization_config", "compression_config", "sparsity_config", "dtype",
-           "torch_dtype", "attn_implementation", "experts_implementation", "transformers_version")  # fmt: skip
 L0_LEFT, L0_RIGHT = -0.1, 1.1  # the stretch of the hard concrete gate
 LEAST_KEPT = 0.005  # a threshold on scores keeps more than this share of each matrix
 
@@ -133,7 +130,9 @@ def _kind(config: Mapping[str, Any], folder: Path) -> str:
 
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what names code, kernels or formats."""
-    return {name: value for name, value in config.items() if name not in DROPPED and not name.startswith("_")}
+    return {
+        name: value for name, value in config.items() if name not in refusals.NEVER_READ and not name.startswith("_")
+    }
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

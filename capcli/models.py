@@ -25,7 +25,7 @@ from capcli import families, files, hub, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.labels import label_key
-from capcli.refusals import BITMASK, MASKED, TOKENIZER_FILES, sparse_refusal
+from capcli.refusals import BITMASK, MASKED, NEVER_READ, TOKENIZER_FILES, sparse_refusal
 from capcli.run import Event
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
@@ -299,9 +299,11 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     table = settings.get("model_config")
     if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or "kind" not in settings:
         raise FileError(f"{path}: model_config, labels or kind is missing or of the wrong type")
-    table = {name: value for name, value in table.items() if name not in ("model_type", "auto_map", "architectures")}
+    model_type = table.get("model_type")
+    dropped = (*NEVER_READ, "model_type")
+    table = {name: value for name, value in table.items() if name not in dropped and not name.startswith("_")}
     try:
-        config = AutoConfig.for_model(settings["model_config"].get("model_type"), **table)
+        config = AutoConfig.for_model(model_type, **table)
         cut = _check_size(config, settings, folder)
         return _empty(config, settings["kind"], cut), cut
     except CapError:
@@ -402,6 +404,7 @@ def load_dense(
 
     path = hub.folder(source)
     config = _read(AutoConfig.from_pretrained, path, source)
+    config._attn_implementation = config._experts_implementation = None  # a file must not name kernels to load
     own = tuple((label_map or {}).get(name, name) for name in _own_labels(config))
     order = list(range(2)) if kind == "spans" else _label_order(own, labels)
     if need_head and order is None:
@@ -853,14 +856,18 @@ def longest_input(model: Model, wanted: int) -> int:
     return int(min(wanted, model.tokenizer.model_max_length, positions))
 
 
-def save_config(model: Model, folder: Path) -> None:
-    """Write the configuration under transformers' name."""
-    files.write_text(folder / "config.json", model.net.config.to_json_string(use_diff=False))
+def save_config(model: Model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the configuration under transformers' name, for weights of type `dtype`."""
+    config = deepcopy(model.net.config)
+    config.dtype = dtype
+    files.write_text(folder / "config.json", config.to_json_string(use_diff=False))
 
 
-def save_dense(model: Model, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Write a stock Hugging Face folder that plain `from_pretrained` loads; every file through `files`. `tensors` are
-    stored instead of the network's own.
+def save_dense(
+    model: Model, folder: Path, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a stock Hugging Face folder that plain `from_pretrained` loads; every file through `files`. `tensors` of
+    type `dtype` are stored instead of the network's own.
 
     Raises:
         ModelError: the model is sliced, and transformers has no configuration for layers of different sizes.
@@ -870,7 +877,7 @@ def save_dense(model: Model, folder: Path, tensors: Mapping[str, Tensor] | None 
             f"{model.source} is sliced: no configuration of transformers describes its layers",
             "export the artefact that it was made from, or use --to onnx",
         )
-    save_config(model, folder)
+    save_config(model, folder, dtype)
     own = model.net.state_dict() if tensors is None else tensors
     found = {name: tensor.cpu() for name, tensor in own.items()}
     files.write_tensors(folder / "model.safetensors", found, {"format": "pt"})

@@ -71,12 +71,15 @@ def convert(model: models.Model, folder: Path, length: int) -> Path:
         from onnx_ir.passes import common
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-        dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=3, max=length)}
         inputs = _sample(model)
+        longest = max(length, inputs["input_ids"].shape[1])
+        dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=3, max=longest)}
         config = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(inputs, dims), opset_version=OPSET)
         was_training = model.net.training
         try:
             program = OnnxExporter().export(_Logits(model.net).eval(), inputs, config=config).program
+        except (OSError, MemoryError):
+            raise
         except Exception as error:
             reason = hub.first_line(_root(error))
             raise ModelError(f"transformers' exporter cannot convert {model.source}: {reason}") from error
@@ -170,6 +173,8 @@ def quantise(source: Path, target: Path) -> None:
                 weight_type=QuantType.QInt8,
                 extra_options={"MatMulConstBOnly": True},
             )
+        except (OSError, MemoryError):
+            raise
         except Exception as error:
             raise FileError(f"{source} cannot be quantised: {hub.first_line(error)}") from error
         files.write_bytes(target, found.read_bytes())

@@ -28,6 +28,11 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+# What never reaches transformers from the configuration of a file that is not trusted: names of code, kernels, formats.
+NEVER_READ = (
+    *("architectures", "auto_map", "quantization_config", "compression_config", "sparsity_config", "dtype"),
+    *("torch_dtype", "attn_implementation", "experts_implementation", "transformers_version"),
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX"}
 BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `capcli.legacy` reads

@@ -240,12 +240,18 @@ def _gain(dense: Any, ours: Any) -> str:
 
 
 def _faster(speed: Mapping[str, Any]) -> str:
-    found = [(name.removeprefix("batch_"), finite(part(speed, name).get("times"))) for name in speed if "batch" in name]
-    if not found:
+    """`yes: 1.84 times at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
+    if not speed:
         return "no: it computes as the dense model does"
-    times = ", ".join(f"{number(value, 2)} times at batch {size}" for size, value in found)
-    word = "yes" if any((value or 0) > 1.05 for _, value in found) else "no"
-    return f"{word}: {times}, length {count(speed.get('length'))}, {count(speed.get('threads'))} threads"
+    faster = any((finite(part(speed, name).get("times")) or 0) > 1.05 for name in speed if "batch" in name)
+    return f"{'yes' if faster else 'no'}: {_speeds(speed)}"
+
+
+def _speeds(speed: Mapping[str, Any]) -> str:
+    """How many times faster by batch size, and under which conditions."""
+    found = {name.removeprefix("batch_"): part(speed, name).get("times") for name in speed if "batch" in name}
+    times = ", ".join(f"{number(value, 2)} times at batch {size}" for size, value in found.items())
+    return f"{times}, length {count(speed.get('length'))}, {count(speed.get('threads'))} threads"
 
 
 def _checked(check: Mapping[str, Any]) -> str:
@@ -379,11 +385,12 @@ def render_card(
     datasets: Sequence[str] = (),
     pipeline_tag: str | None = None,
     form: str = "",
+    exported: Mapping[str, Any] | None = None,
 ) -> str:
     """The model card (README.md) of an artefact; a field of the front matter that is not known is left out.
 
     `base_model` and `datasets` are hub ids, `license` and `pipeline_tag` names in the hub's lists, `language` codes;
-    `form` is the format of an export, empty for what `cap prune` wrote.
+    `form` is the format of an export, empty for what `cap prune` wrote; `exported` what `export.json` says of it.
     """
     from markupsafe import Markup
 
@@ -405,6 +412,12 @@ def render_card(
     return template("card.md.j2").render(
         front=Markup(front), fenced=Markup(_fenced(command)), form=form, pipeline_tag=pipeline_tag or "", **view(report)
     )
+
+
+def _export_view(exported: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card of an export shows beside the rest."""
+    speed = part(exported, "speed")
+    return {"exact": not part(exported, "metrics"), "speed": _speeds(speed) if speed else ""}
 
 
 def _model_index(

@@ -7,6 +7,8 @@ phase the last two checkpoints. Every one of them is a folder that was published
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import platform
 import shutil
 import signal
 import time
@@ -229,3 +231,13 @@ def drop_checkpoints(run: Run, phase: str, after: int) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, the newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
+
+
+# Versions -------------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}

@@ -214,7 +214,7 @@ def save(path: Path, tensors: Tensors, pruned: Collection[str], *, quantised: Co
     before anything is written, and `RunFailed` when the disk refuses.
     """
     entries, parts, text = _coded(f"cannot write {path}", tensors, pruned, quantised)
-    files.write_tensors(path, _unshared(parts), {"cap": text})
+    files.write_tensors(path, parts, {"cap": text})
     return _sizes(entries, path.stat().st_size)
 
 
@@ -379,17 +379,6 @@ def _file_bytes(entries: list[Entry], text: str) -> int:
         begin, end = end, end + _bytes({name: parts[name]})
         header[name] = {"dtype": parts[name][0], "shape": parts[name][1], "data_offsets": [begin, end]}
     return 8 + len(_header_bytes(header)) + end
-
-
-def _unshared(parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tied weights as copies: safetensors refuses tensors that share memory."""
-    unshared: dict[str, torch.Tensor] = {}
-    seen = set()
-    for name, tensor in parts.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        unshared[name] = tensor.clone() if pointer in seen else tensor
-        seen.add(pointer)
-    return unshared
 
 
 def _sizes(entries: list[Entry], file_bytes: int) -> Sizes:

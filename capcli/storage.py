@@ -38,14 +38,13 @@ def stored(
     Raises:
         ModelError: a value that the type cannot hold. ConfigError: a rank that saves nothing.
     """
-    words = embedding_name(model)
-    quantised = {words} if embeddings == "int8" else set()
-    if dtype == "int8":
-        quantised |= {*pruned, *([words] if rank else [])}
+    words = embedding_names(model) if embeddings != "keep" else frozenset()
+    quantised = set(words) if embeddings == "int8" or (rank and dtype == "int8") else set()
+    quantised |= set(pruned) if dtype == "int8" else set()
     tensors: dict[str, Tensor | sparse.Factors] = {}
     for name, tensor in model.net.state_dict().items():
-        wanted = torch.float16 if name == words and embeddings == "fp16" else DTYPES[dtype]
-        if name == words and rank:
+        wanted = torch.float16 if name in words and embeddings == "fp16" else DTYPES[dtype]
+        if name in words and rank:
             exact = sparse.factorised(tensor.cpu().float(), rank)
             kind = torch.float32 if name in quantised else wanted
             tensors[name] = sparse.Factors(_cast(name, exact.left, kind), _cast(name, exact.right, kind))
@@ -56,11 +55,17 @@ def stored(
     return Stored(tensors=tensors, quantised=frozenset(quantised))
 
 
-def embedding_name(model: Model) -> str:
-    """The name of the word embeddings among the tensors of the network."""
-    weight = model.net.get_input_embeddings().weight
-    name: str = next(name for name, tensor in model.net.named_parameters() if tensor is weight)
-    return name
+def embedding_names(model: Model) -> frozenset[str]:
+    """The names of the word embeddings among the tensors of the network: several where matrices are tied to them.
+
+    Raises `ModelError` for a network that has none.
+    """
+    try:
+        weight = model.net.get_input_embeddings().weight
+    except (NotImplementedError, AttributeError) as error:
+        raise ModelError(f"{model.source} has no word embeddings", "use --embeddings keep") from error
+    parameters = model.net.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, tensor in parameters if tensor is weight)
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,8 +83,8 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def check(wanted: Stored, found: Any) -> None:
     """Compare the network `found` on disk with what was to be stored. Raises `CheckFailed` naming the first tensor.
 
-    Values are exact; those of 8-bit codes may differ by half a step of their largest value, products of factors by as
-    much as the types of the factors round.
+    Values are exact; those of 8-bit codes may differ by a step of their largest value (half a step from rounding, more
+    where rounding would have made a zero), products of factors by as much as the types of the factors round.
     """
     tensors = found.state_dict()
     wrong = sorted(set(wanted.tensors) ^ set(tensors))
@@ -96,6 +101,6 @@ def _agrees(wanted: Tensor | sparse.Factors, found: Tensor, quantised: bool) -> 
         return float((product - found.float()).norm()) <= (2e-2 if quantised else 1e-5) * float(product.norm())
     if quantised:
         step = float(wanted.abs().max()) / 127 if wanted.numel() else 0.0
-        near = (wanted - found).abs() <= 0.5001 * step + 1e-12
+        near = (wanted - found).abs() <= 1.0001 * step
         return bool(near.all()) and not bool(found[wanted == 0].any())
     return torch.equal(wanted.to(found.dtype), found)

@@ -6,20 +6,24 @@ write into a staging folder; open what was written and compare; publish in one r
 
 from __future__ import annotations
 
+import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from capcli import compare, files, hub, legacy, models, onnx_model, report, sparse, storage, tasks, vocabulary
+from capcli import compare, files, hub, legacy, models, onnx_model, report, run, sparse, storage, tasks, vocabulary
 from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build
 from capcli.errors import CapError, CheckFailed, ConfigError, FileError, ModelError
-from capcli.run import REPORT, Event
+from capcli.run import Event
+from capcli.text import part
 from capcli.verbs import evaluate
 
 SCHEMA_VERSION = 1
@@ -27,51 +31,75 @@ RECORD = "export.json"
 FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
 LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
+# What an export remembers of the report of its run.
+KEPT_OF_RUN = (
+    *("model", "base_model", "task", "method", "losses", "seed", "command", "versions", "device", "labels"),
+    *("teacher", "sparsity", "metrics", "notes"),
+)
 
-Steps = Generator[Event, None, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The data of an export: those of the model's own task, or built-in texts that stand in for them.
+
+    ours: they are the model's own, so that its accuracy can be measured; else `missing` says why not.
+    """
+
+    source: TaskConfig
+    data: tasks.TaskData
+    missing: str = ""
+
+    @property
+    def ours(self) -> bool:
+        return not self.missing
+
+    @property
+    def held_out(self) -> tasks.Split:
+        """The first evaluation split."""
+        return next(iter(self.data.evals.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What is exported: the model as it was loaded, and as it is to be written (other vocabulary, smaller layers).
 
-    ours: whether the data are those of the model's own task, so that its accuracy can be measured.
+    texts, texts_of: what the logits are compared on, and the split that they are from. words: the new vocabulary.
+    history: the report of the run, as far as it is known.
     """
 
     config: ExportConfig
     on: models.Compute
     original: models.Model
     model: models.Model
-    data: tasks.TaskData
-    source: TaskConfig
-    ours: bool
+    known: Texts
     texts: list[compare.Text]
-    notes: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
+    texts_of: str
+    words: dict[str, Any] | None
+    history: dict[str, Any]
 
     @property
     def length(self) -> int:
         """Longest input in tokens."""
-        return models.longest_input(self.original, self.source.longest)
+        return models.longest_input(self.original, self.known.source.longest)
 
     @property
-    def pruned(self) -> list[str]:
-        """The matrices that may be stored sparse."""
-        return list(self.model.prunable())
+    def lossy(self) -> bool:
+        """Whether the export computes other numbers than the model, so that its accuracy has to be measured again."""
+        config = self.config
+        return bool(config.vocab or config.int8 or config.dtype != "fp32" or config.embeddings != "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """What was written, opened again: how it computes, its tokenizer, non-zero weights of its matrices, and the bytes
-    that its weights take on disk and in memory. `exact` when only rounding may tell it from the original."""
+    that its weights take on disk and in memory. `model` or `logits`, of tokenised examples, serve the measurement."""
 
     run: compare.Run
     tokenizer: Any
     nonzero: int
     file_bytes: int
     memory_bytes: int
-    exact: bool
-    logits: Callable[[Any], Steps] | None = None
+    logits: Callable[[Any], Generator[Event, None, torch.Tensor]] | None = None
     model: models.Model | None = None
 
 
@@ -82,102 +110,114 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         ModelError, ConfigError, FileError: nothing that can be exported, or a folder that is not empty.
         CheckFailed: what was written is not what it should be. Nothing is left of an export that fails.
     """
-    out = config.out_folder
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileError(f"{out} exists and is not empty", "choose another folder with -o")
-    job = yield from _job(config, config.to)
-    files.check_writable(out.parent)
+    out = _free(config.out_folder)
+    if config.to == "onnx":
+        onnx_model.check_packages()
+    job = yield from _job(config)
+    job = replace(job, model=_shaped(job.model, config.to))
     record = _record(job)
-    with files.publish(out, manifest=RECORD, record=record) as staging:
+    with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=record) as staging:
         opened = yield from FORMATS[config.to](job, staging)
         record |= yield from _checked(job, opened)
         _describe(job, record, staging)
-    yield Event(phase="export", done=1, total=1, overall=1.0, note=f"complete: {out}")
+    yield Event(phase="export", done=1, total=1, overall=1.0, note=f"complete: {config.out_folder}")
     return record
+
+
+def _free(folder: Path) -> Path:
+    """An absolute path that is free for a new folder. Raises `FileError`."""
+    out = folder.absolute()
+    if out == Path.cwd() or out == out.parent:
+        raise FileError(f"an export cannot take the place of {out}", "choose a folder of its own with -o")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileError(f"{folder} exists and is not empty", "choose another folder with -o")
+    files.check_writable(out.parent)
+    return out
 
 
 # What is exported ----------------------------------------------------------------------------------------------------
 
 
-def _job(config: ExportConfig, to: str) -> Generator[Event, None, Job]:
+def _job(config: ExportConfig) -> Generator[Event, None, Job]:
     yield Event(phase="export", note=f"loading {config.model}")
-    hardware = Hardware(device=config.device, precision="fp32", threads=config.threads)
-    on = models.compute(hardware)
-    original = _load(config, to)
-    stored = models.stored_source(config.model) if models.is_artifact(config.model) else {}
-    source, data, missing = _data(config, original, stored)
-    model = original
-    extra: dict[str, Any] = {}
+    device = "cpu" if config.to == "onnx" else config.device  # onnxruntime computes there
+    on = models.compute(Hardware(device=device, precision="fp32", threads=config.threads))
+    original = _load(config)
+    known = _texts(config, original)
+    if not known.ours:
+        yield Event(phase="export", note=known.missing)
+    model, words, split = original, None, known.held_out
     if config.vocab:
-        model, extra["vocabulary"] = _with_vocabulary(config, original, data)
-        yield Event(phase="export", overall=0.2, note=_vocabulary_note(extra["vocabulary"]))
-    model = _shaped(model, to)
-    split = data.train if config.vocab == "task" and data.train else next(iter(data.evals.values()))
-    texts = compare.texts(tasks.cut(split, config.samples, seed=0))
-    job = Job(
+        model, words = _with_vocabulary(config, original, known.data)
+        yield Event(phase="export", overall=0.2, note=_vocabulary_note(words))
+    if config.vocab == "task" and known.data.train is not None:
+        split = known.data.train
+    return Job(
         config=config,
         on=on,
         original=original,
         model=model,
-        data=data,
-        source=source,
-        ours=not missing,
-        texts=texts,
-        notes=[missing] if missing else [],
-        extra=extra,
+        known=known,
+        texts=compare.texts(tasks.cut(split, config.samples, seed=0)),
+        texts_of=f"{split.name} of {known.data.name}",
+        words=words,
+        history=_history(Path(config.model)),
     )
-    for note in job.notes:
-        yield Event(phase="export", note=note)
-    return job
 
 
-def _shaped(model: models.Model, to: str) -> models.Model:
-    """The model without the heads, dimensions and neurons that compute nothing, for the formats that can do that."""
-    if to == "dense" and model.is_sliced:
-        raise ModelError(
-            f"{model.source} is sliced, and no stock folder can hold layers of different sizes",
-            "export what cap prune wrote, or use --to onnx",
-        )
-    cut = to == "sliced" or (to == "onnx" and model.family is not None)
-    return models.sliced(model) if cut and not model.is_sliced else model
-
-
-def _load(config: ExportConfig, to: str) -> models.Model:
+def _load(config: ExportConfig) -> models.Model:
     source = config.model
     if models.is_artifact(source):
         folder = Path(source)
-        if (folder / "work").is_dir() and not (folder / REPORT).is_file() and not (folder / RECORD).is_file():
+        if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (run.REPORT, RECORD)):
             raise ModelError(f"{source} is a run that is not finished", "run the same cap prune command again to go on")
+        if config.threshold:
+            raise ConfigError(f"--threshold is for checkpoints of movement pruning; {source} says what is zero")
         return models.load_artifact(folder)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)
-    if to != "onnx" and legacy.layout(folder) is None and (to == "dense" or not legacy.zeros(model)):
+    if config.to != "onnx" and legacy.layout(folder) is None and (config.to == "dense" or not legacy.zeros(model)):
         raise ModelError(f"{source} is a dense model already", "cap export takes what cap prune wrote")
     return model
 
 
-def _data(config: ExportConfig, model: models.Model, stored: dict[str, Any]) -> tuple[TaskConfig, tasks.TaskData, str]:
-    """The data of the model's own task; where they cannot be read, built-in texts, and a note that says so."""
+def _history(folder: Path) -> dict[str, Any]:
+    """What is known of the run that made the model: from its report, or what an earlier export kept of it."""
+    for path, key in ((folder / run.REPORT, None), (folder / RECORD, "run")):
+        if path.is_file():
+            found = files.read_json(path)
+            table = part(found, key) if key else part({"": found}, "")
+            return {name: table[name] for name in KEPT_OF_RUN if name in table}
+    return {}
+
+
+def _texts(config: ExportConfig, model: models.Model) -> Texts:
+    """The data of the model's own task; where they are not here, built-in texts."""
+    stored = models.stored_source(config.model) if models.is_artifact(config.model) else {}
+    chosen = {"data": config.data, "max_eval_samples": config.max_eval_samples}
+    place = config.data or stored.get("data", "")
     try:
         if not stored:
             raise ConfigError(f"the task of {config.model} is not known")
-        chosen = {"data": config.data, "max_eval_samples": config.max_eval_samples}
-        given = {name: value for name, value in chosen.items() if value}
-        source: TaskConfig = build(TaskConfig, {**stored, **given})
+        source: TaskConfig = build(TaskConfig, {**stored, **{name: value for name, value in chosen.items() if value}})
         known = models.known(config.model)
         data = tasks.load(
-            source, train=bool(config.vocab), holdout=known.holdout, seed=known.seed, known=model.labels,
-            perhaps=model.labels, no_answer=known.no_answer,
-        )  # fmt: skip
-        return source, data, ""
+            source,
+            train=bool(config.vocab),
+            holdout=known.holdout,
+            seed=known.seed,
+            known=model.labels,
+            perhaps=model.labels,
+            no_answer=known.no_answer,
+        )
+        return Texts(source=source, data=data)
     except CapError as error:
-        if config.data or config.vocab == "task":
+        if config.data or config.vocab or (place and Path(place).exists()):
             raise
-        name = FALLBACK.get(model.kind, "mr")
-        other = TaskConfig(task=name)
-        note = f"the task's own data are not here ({error.message}): logits are compared on texts of {name}"
-        return other, tasks.load(other, train=False), note
+        other = TaskConfig(task=FALLBACK.get(model.kind, "mr"))
+        missing = f"the task's own data are not here ({error.message}): logits are compared on texts of {other.task}"
+        return Texts(source=other, data=tasks.load(other, train=False), missing=missing)
 
 
 def _with_vocabulary(
@@ -186,7 +226,7 @@ def _with_vocabulary(
     """The model with the tokens that `--vocab` keeps, and what that does to held-out text."""
     held_out = next(iter(data.evals.values()))
     if config.vocab == "task":
-        assert data.train is not None, "--vocab task loads the training split"
+        assert data.train is not None, "a vocabulary is made with the training split"
         reduced = vocabulary.reduced(model, vocabulary.needed(model.tokenizer, [data.train]))
         vocabulary.check_same(model.tokenizer, reduced.tokenizer, [data.train])
     else:
@@ -204,6 +244,22 @@ def _vocabulary_note(found: dict[str, Any]) -> str:
     )
 
 
+def _shaped(model: models.Model, to: str) -> models.Model:
+    """The model without the heads, dimensions and neurons that compute nothing, for the formats that can do that."""
+    if to == "dense" and model.is_sliced:
+        raise ModelError(
+            f"{model.source} is sliced, and no stock folder can hold layers of different sizes",
+            "export what cap prune wrote, or use --to onnx",
+        )
+    if to == "sliced" and model.family is None:
+        raise ModelError(
+            f"{model.source} is a {model.net.config.model_type} model, whose heads and neurons capcli does not know",
+            "use --to sparse for a smaller file, or --to onnx",
+        )
+    cut = to in ("sliced", "onnx") and model.family is not None and not model.is_sliced
+    return models.sliced(model) if cut else model
+
+
 # The formats ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,29 +268,46 @@ def dense(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     yield Event(phase="export", overall=0.3, note="writing a stock folder")
     dtype = storage.DTYPES[job.config.dtype]
     wanted = storage.stored(job.model, (), job.config.dtype)
-    net = job.model.net
-    net.config.dtype = dtype
-    models.save_dense(
-        job.model, staging, {name: t for name, t in wanted.tensors.items() if isinstance(t, torch.Tensor)}
-    )
+    tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}
+    models.save_dense(job.model, staging, tensors, dtype)
     found = models.reload_dense(staging, job.model.kind)
     storage.check(wanted, found)
     weights = staging / "model.safetensors"
-    opened = replace(job.model, net=found.float())
-    return _opened(job, opened, weights.stat().st_size, _bytes(found, dtype.itemsize), exact=job.config.dtype == "fp32")
+    opened = replace(job.model, net=found.float(), tokenizer=models.read_tokenizer(staging))
+    return _opened(job, opened, weights, _bytes(found, dtype.itemsize))
 
 
 def artefact(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     """Our own file: kept values and positions. From smaller layers, when the job's model was cut."""
-    config = job.config
+    config, pruned = job.config, list(job.model.prunable())
     yield Event(phase="export", overall=0.3, note="writing the weights")
-    wanted = storage.stored(job.model, job.pruned, config.dtype, config.embeddings, config.svd_rank)
-    models.save_artifact(job.model, staging, job.pruned, _settings(job), wanted.tensors, wanted.quantised)
+    wanted = storage.stored(job.model, pruned, config.dtype, config.embeddings, config.svd_rank)
+    models.save_artifact(job.model, staging, pruned, _settings(job), wanted.tensors, wanted.quantised)
     opened = models.load_artifact(staging)
     storage.check(wanted, opened.net)
-    weights = staging / models.WEIGHTS_FILE
-    exact = config.dtype == "fp32" and config.embeddings == "keep"
-    return _opened(job, opened, weights.stat().st_size, _bytes(opened.net, 4), exact=exact)
+    return _opened(job, opened, staging / models.WEIGHTS_FILE, _bytes(opened.net, 4))
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """What the artefact says of its run, its data where they are now, and how it was exported."""
+    config, stored = job.config, models.stored_settings(job.config.model)
+    kept: dict[str, Any] = {"source": {}, **{name: stored[name] for name in KEPT_SETTINGS if name in stored}}
+    if job.known.ours:
+        kept["source"] = {**kept["source"], "data": job.known.source.data}
+    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
+    return {**kept, "export": treatment}
+
+
+def _opened(job: Job, model: models.Model, weights: Path, memory_bytes: int) -> Opened:
+    models.place(model, job.on)
+    return Opened(
+        run=compare.of(model, job.on.device),
+        tokenizer=model.tokenizer,
+        nonzero=_nonzero(model),
+        file_bytes=weights.stat().st_size,
+        memory_bytes=memory_bytes,
+        model=model,
+    )
 
 
 def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
@@ -246,17 +319,17 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     if job.config.int8:
         yield Event(phase="export", overall=0.5, note="quantising to int8")
         onnx_model.quantise(path, path)
+        files.remove(staging / onnx_model.DATA_FILE)
     runner = onnx_model.Runner(path, threads=torch.get_num_threads())
     prunable = [linear.weight for linear in job.model.prunable().values()]
     others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
-    size = sum(file.stat().st_size for file in staging.glob("model.onnx*"))
+    size = sum(file.stat().st_size for file in staging.glob(f"{onnx_model.MODEL_FILE}*"))
     return Opened(
         run=runner.logits,
         tokenizer=models.read_tokenizer(staging),
         nonzero=onnx_model.nonzero(path, prunable, others),
         file_bytes=size,
         memory_bytes=size,
-        exact=not job.config.int8,
         logits=lambda examples: onnx_model.outputs(runner, examples, job.on.token_budget, _event("after")),
     )
 
@@ -267,19 +340,6 @@ FORMATS: dict[str, Callable[[Job, Path], Generator[Event, None, Opened]]] = {
     "sliced": artefact,
     "onnx": onnx,
 }
-
-
-def _opened(job: Job, model: models.Model, file_bytes: int, memory_bytes: int, *, exact: bool) -> Opened:
-    models.place(model, job.on)
-    return Opened(
-        run=compare.of(model, job.on.device),
-        tokenizer=model.tokenizer,
-        nonzero=_nonzero(model),
-        file_bytes=file_bytes,
-        memory_bytes=memory_bytes,
-        exact=exact,
-        model=model,
-    )
 
 
 def _nonzero(model: models.Model) -> int:
@@ -293,18 +353,6 @@ def _bytes(net: Any, itemsize: int) -> int:
     return n * itemsize
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    """What the artefact says of its run, and how it was exported."""
-    known = models.stored_settings(job.config.model)
-    config = job.config
-    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
-    return {
-        "source": {},
-        **{name: known[name] for name in KEPT_SETTINGS if name in known},
-        "export": treatment,
-    }
-
-
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
@@ -312,43 +360,55 @@ def _checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]
     """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
     yield Event(phase="export", overall=0.6, note="comparing what was written with the original")
     models.place(job.original, job.on)
-    check = _compared(job, opened)
-    found: dict[str, Any] = {"check": check, "size": _size(job, opened), "metrics": None, "speed": None}
-    if not opened.exact or job.config.vocab:
+    found: dict[str, Any] = {
+        "check": _compared(job, opened),
+        "size": {
+            "dense_bytes": 4 * job.original.before_slicing.total,
+            "weights_bytes": opened.file_bytes,
+            "memory_bytes": opened.memory_bytes,
+        },
+        "metrics": None,
+        "speed": None,
+        "notes": [job.known.missing] if job.known.missing else [],
+    }
+    if job.lossy and job.known.ours:
         found["metrics"] = yield from _metrics(job, opened)
+    elif job.lossy:
+        found["notes"].append("the weights were changed, and the accuracy was not measured again")
     if job.config.to in ("sliced", "onnx"):
-        yield Event(phase="export", overall=0.875, note="measuring latency beside the dense layers")
+        yield Event(phase="export", overall=0.875, note="measuring latency beside the model as it was")
         found["speed"] = _speed(job, opened)
-    found["gives"] = gives(found["size"], found["speed"])
+    found["gives"] = _gives(found["size"], found["speed"])
     return found
 
 
 def _compared(job: Job, opened: Opened) -> dict[str, Any]:
     """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
-    texts, kind = job.texts, job.original.kind
+    texts, kind, before = job.texts, job.original.kind, _nonzero(job.original)
     if job.config.vocab:
         texts = [text for text in texts if _reads_alike(job, opened.tokenizer, text)]
         if not texts:
             raise CheckFailed("the new vocabulary reads none of the texts as the old one did", "keep more tokens")
+    if opened.nonzero > before:
+        raise CheckFailed(f"{opened.nonzero:,} weights are not zero in what was written, {before:,} before")
     ours = compare.logits(compare.of(job.original, job.on.device), kind, job.original.tokenizer, texts, job.length)
     theirs = compare.logits(opened.run, kind, opened.tokenizer, texts, job.length)
     found = compare.difference(kind, ours, theirs)
-    before = _nonzero(job.original)
-    if opened.nonzero > before:
-        raise CheckFailed(f"{opened.nonzero:,} weights are not zero in what was written, {before:,} before")
-    if not (found.within if opened.exact else found.largest < float("inf")):
+    config = job.config
+    exact = not (config.int8 or config.dtype != "fp32" or config.embeddings != "keep")
+    allowed = found.tolerance if exact else sys.float_info.max
+    if not found.largest <= allowed:
         raise CheckFailed(
-            f"the logits of the export differ by up to {found.largest:.3g} on {len(texts)} texts; "
-            f"{compare.TOLERANCE * max(1.0, found.scale):.3g} is allowed. Nothing was kept"
+            f"the logits of the export differ by up to {found.largest:.3g} on {len(texts)} texts, "
+            f"{allowed:.3g} is allowed; nothing was kept"
         )
     return {
         "texts": len(texts),
-        "of": f"{next(iter(job.data.evals))} of {job.data.name}"
-        if not job.config.vocab
-        else f"train of {job.data.name}",
-        "exact": opened.exact,
+        "of": job.texts_of,
+        "exact": exact,
         "largest_difference": found.largest,
         "largest_logit": found.scale,
+        "tolerance": allowed if exact else None,
         "argmax_agreement": found.agreement,
         "nonzero_weights": {"before": before, "after": opened.nonzero},
     }
@@ -370,37 +430,31 @@ def _event(when: str) -> Callable[..., Event]:
     return event
 
 
-def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any] | None]:
-    """Metrics before and after, on the same examples; None where the task's data are not here."""
-    if not job.ours:
-        job.notes.append("the accuracy was not measured: the task's data are not here")
-        return None
-    name, split = next(iter(job.data.evals.items()))
-    found: dict[str, Any] = {"split": name, "primary": job.data.primary}
+def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
+    """Metrics before and after, on the same examples."""
+    split, data, source = job.known.held_out, job.known.data, job.known.source
+    found: dict[str, Any] = {"split": split.name, "primary": data.primary}
     for when, model in (("before", job.original), ("after", opened.model or job.model)):
-        examples = evaluate.encoded(model, split, job.source)
+        examples = evaluate.encoded(model, split, source)
         if when == "after" and opened.logits is not None:
             logits = yield from opened.logits(examples)
-            one = evaluate.scored(model.kind, model.labels, examples, job.data.metrics, logits)
+            one = evaluate.scored(model.kind, model.labels, examples, data.metrics, logits)
         else:
-            one = yield from evaluate.measure(model, examples, job.data.metrics, job.on, _event(when))
-        found[when] = one.metrics
-        found["n_examples"] = one.n_examples
-        found["confidence_95"] = one.confidence_95
+            one = yield from evaluate.measure(model, examples, data.metrics, job.on, _event(when))
+        found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
     return found
 
 
 def _speed(job: Job, opened: Opened) -> dict[str, Any]:
     """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
     length = models.longest_input(job.original, LATENCY_LENGTH)
-    dense = compare.of(job.original, job.on.device)
-    runs = ((dense, job.original.tokenizer), (opened.run, opened.tokenizer))
+    runs = ((compare.of(job.original, job.on.device), job.original.tokenizer), (opened.run, opened.tokenizer))
     rows = {}
     for batch in LATENCY_BATCHES:
         full = [("a " * length, None)] * batch  # each word is a token at least
         pairs = _timed([partial(run, compare.encoded(tokenizer, full, length)) for run, tokenizer in runs])
         rows[f"batch_{batch}"] = {
-            "dense_ms": 1000 * statistics.median(a for a, _ in pairs),
+            "before_ms": 1000 * statistics.median(a for a, _ in pairs),
             "ms": 1000 * statistics.median(b for _, b in pairs),
             "times": statistics.median(a / b for a, b in pairs),
             "runs": len(pairs),
@@ -429,7 +483,7 @@ def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
 
 def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     """What every format would take and give, with these options where they apply; nothing is written."""
-    job = yield from _job(config, "sparse")
+    job = yield from _job(config)
     rows = []
     for name in FORMATS:
         yield Event(phase="plan", note=f"sizing {name}")
@@ -439,7 +493,7 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         "model": config.model,
         "dense_bytes": 4 * job.original.before_slicing.total,
         "formats": rows,
-        "notes": job.notes,
+        "notes": [job.known.missing] if job.known.missing else [],
     }
 
 
@@ -450,50 +504,41 @@ def _planned(job: Job, name: str) -> dict[str, Any]:
         model = _shaped(job.model, name)
     except CapError as error:
         return {"format": name, "refused": error.message}
-    count = sum(parameter.numel() for parameter in model.net.parameters())
-    matrices = sum(linear.weight.numel() for linear in model.prunable().values())
-    of = job.original.before_slicing.prunable
     dtype = config.dtype if name in ARTEFACT_FORMATS or (name == "dense" and config.dtype != "int8") else "fp32"
-    size = memory = count * storage.DTYPES[dtype].itemsize
+    size = memory = _bytes(model.net, storage.DTYPES[dtype].itemsize)
     if name in ARTEFACT_FORMATS:
         pruned = list(model.prunable())
         wanted = storage.stored(model, pruned, dtype, config.embeddings, config.svd_rank)
-        size, memory = sparse.sizes(wanted.tensors, pruned, quantised=wanted.quantised).file_bytes, 4 * count
+        size = sparse.sizes(wanted.tensors, pruned, quantised=wanted.quantised).file_bytes
+        memory = _bytes(model.net, 4)
     elif name == "onnx" and config.int8:
-        size = memory = 4 * count - 3 * matrices
-    return {"format": name, "weights_bytes": size, "memory_bytes": memory, "matrices_left": matrices / of}
+        kinds = (torch.nn.Linear, torch.nn.Embedding)
+        size = memory = size - 3 * sum(m.weight.numel() for m in model.net.modules() if isinstance(m, kinds))
+    left = sum(linear.weight.numel() for linear in model.prunable().values()) / job.original.before_slicing.prunable
+    return {"format": name, "weights_bytes": size, "memory_bytes": memory, "matrices_left": left}
 
 
 # The record ----------------------------------------------------------------------------------------------------------
 
 
 def _record(job: Job) -> dict[str, Any]:
-    config = job.config
+    config, cut = job.config, job.model.cut
     return {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
         "format": config.to,
         "out": str(config.out_folder),
-        "dtype": config.dtype,
-        "embeddings": config.embeddings,
-        "int8": config.int8,
-        "vocabulary": job.extra.get("vocabulary"),
-        "layers": {name: vars(size) for name, size in job.model.cut.sizes.items()} if job.model.cut else None,
-        "notes": job.notes,
+        "command": shlex.join(["cap", *sys.argv[1:]]),
+        "versions": run.versions(),
+        **{name: getattr(config, name) for name in ("dtype", "embeddings", "int8", "vocab", "threshold")},
+        "vocabulary": job.words,
+        "layers": {name: vars(size) for name, size in cut.sizes.items()} if cut else None,
+        "run": job.history,
     }
 
 
-def _size(job: Job, opened: Opened) -> dict[str, Any]:
-    """Bytes of the weights: of the model as it was loaded, stored dense in 32 bits, and of the export."""
-    return {
-        "dense_bytes": 4 * job.original.before_slicing.total,
-        "weights_bytes": opened.file_bytes,
-        "memory_bytes": opened.memory_bytes,
-    }
-
-
-def gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
-    """Which of smaller file, less memory, faster: how many times; 1.0 is as dense."""
+def _gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
+    """How many times smaller, lighter in memory and, where it was measured, faster; 1.0 is as dense."""
     dense = size["dense_bytes"]
     return {
         "smaller_file": dense / size["weights_bytes"],
@@ -504,32 +549,49 @@ def gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
 
 def _describe(job: Job, record: dict[str, Any], staging: Path) -> None:
     """Write the model card, and in a stock folder the results as the hub reads them."""
-    found = _report(job, record)
-    base = models.hub_id(str(found["model"])) if "command" in found else None
-    tag = models.PIPELINE_TAGS[job.original.kind]
-    card = report.render_card(found, base_model=base, pipeline_tag=tag, form=job.config.to)
+    found, config, source = _report(job, record), job.config, job.known.source
+    base = found.get("base_model")
+    card = report.render_card(
+        found,
+        base_model=base if isinstance(base, str) else None,
+        pipeline_tag=models.PIPELINE_TAGS[job.original.kind],
+        form=config.to,
+        exported=record,
+    )
     files.write_text(staging / "README.md", card)
-    hub_set = tasks.TASKS[job.source.task].hub if job.ours and not job.source.data else None
-    if job.config.to == "dense" and hub_set and found.get("metrics"):
+    hub_set = (
+        tasks.TASKS[source.task].hub if job.known.ours and not source.data and not source.max_eval_samples else None
+    )
+    if config.to == "dense" and hub_set:
         for name, text in report.eval_results(found, *hub_set).items():
             files.write_text(staging / ".eval_results" / name, text)
 
 
 def _report(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """The report of the run with the sizes of the export, and its metrics where they were measured again."""
-    path = Path(job.config.model) / REPORT
-    found: dict[str, Any] = files.read_json(path) if path.is_file() else {"model": job.original.source}
-    size, metrics = record["size"], record["metrics"]
-    found["size"] = {"dense_bytes": size["dense_bytes"], "weights_bytes": size["weights_bytes"]}
+    """The report of the run with the figures of the export; metrics only where they hold for what was written."""
+    found: dict[str, Any] = {"model": job.original.source, **job.history}
+    total, kept = job.original.before_slicing, record["check"]["nonzero_weights"]["after"]
+    found["sparsity"] = {
+        **{name: value for name, value in part(found, "sparsity").items() if name == "requested"},
+        "achieved": 1 - kept / total.prunable,
+        "whole_model": (total.prunable - kept) / total.total,
+        "prunable_weights": total.prunable,
+        "kept_weights": kept,
+    }
+    found["size"] = {name: record["size"][name] for name in ("dense_bytes", "weights_bytes")}
+    metrics = record["metrics"]
     if metrics:
-        dense = found.get("metrics", {}).get("dense", {})
+        dense, same = part(found, "metrics", "dense"), part(found, "metrics").get("n_examples") == metrics["n_examples"]
         found["metrics"] = {
             **{name: metrics[name] for name in ("primary", "split", "n_examples", "confidence_95")},
-            "dense": dense,
+            "dense": dense if same else {},
             "pruned": metrics["after"],
-            "retention": evaluate.retention(metrics["after"], dense),
+            "retention": evaluate.retention(metrics["after"], dense) if same else {},
         }
-    found["notes"] = [*found.get("notes", []), _treatment(job), *record["notes"]]
+    elif job.lossy:
+        found["metrics"] = {}
+    notes = found.get("notes")
+    found["notes"] = [*(notes if isinstance(notes, list) else []), _treatment(job), *record["notes"]]
     return found
 
 
@@ -539,4 +601,4 @@ def _treatment(job: Job) -> str:
     parts = [f"cap export --to {config.to}", f"--dtype {config.dtype}"]
     parts += [f"--embeddings {config.embeddings}"] * (config.embeddings != "keep") + ["--int8"] * config.int8
     parts += [f"--vocab {config.vocab}"] if config.vocab else []
-    return f"Exported from what cap prune wrote, with {' '.join(parts)}."
+    return f"Exported with {' '.join(parts)}."

@@ -6,9 +6,7 @@ Each stage publishes what it made under OUT/work before the next begins, so that
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
-import platform
 import resource
 import shlex
 import sys
@@ -506,12 +504,11 @@ def _finish(
             f"{out} keeps {counted['kept_weights']:,} weights, the masks {kept:,}: the file is not what was trained"
         )
     record = _record(setup, state, dense, pruned) | {"sparsity": counted, "size": _size(reopened, out, sizes)}
+    record["base_model"] = models.hub_id(student.source)
     record["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in models.artifact_files(out)
     }
-    card = report.render_card(
-        record, base_model=models.hub_id(student.source), pipeline_tag=models.PIPELINE_TAGS[student.kind]
-    )
+    card = report.render_card(record, base_model=record["base_model"], pipeline_tag=models.PIPELINE_TAGS[student.kind])
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", report.render_html(record))
     files.write_json(out / run.REPORT, record)
@@ -568,7 +565,7 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
         "seed": config.seed,
         "command": shlex.join(["cap", *sys.argv[1:]]),
         "config": flatten(config),
-        "versions": versions(),
+        "versions": run.versions(),
         "device": f"{setup.on.name}, {setup.on.device.type}, {setup.on.precision}, {torch.get_num_threads()} threads",
         "labels": list(setup.data.labels),
         "metrics": {
@@ -615,10 +612,3 @@ def _stage(setup: Setup, name: str) -> dict[str, Any]:
     path = setup.run.work / name / "stage.json"
     found: dict[str, Any] = files.read_json(path) if path.is_file() else {}
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}
