@@ -409,9 +409,8 @@ def render_card(
     }
     command = report.get("command") or "(not recorded)"
     front = _yaml({key: value for key, value in data.items() if value})
-    return template("card.md.j2").render(
-        front=Markup(front), fenced=Markup(_fenced(command)), form=form, pipeline_tag=pipeline_tag or "", **view(report)
-    )
+    shown = {**view(report), **_export_view(exported or {}), "form": form, "pipeline_tag": pipeline_tag or ""}
+    return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **shown)
 
 
 def _export_view(exported: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,9 +105,10 @@ def test_the_card_says_how_to_use_each_format(made: Callable[..., Path]) -> None
 
 
 def test_same_command_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
-    """Of everything but measured times."""
+    """Of everything but measured times, which the card of a faster model shows."""
     for to in ("dense", "sparse", "sliced"):
         both = [exported(runs["heads"], tmp_path / f"{to}{i}", "--to", to)["files"] for i in range(2)]
+        assert to != "sliced" or (both[0].pop("README.md") and both[1].pop("README.md"))
         assert both[0] == both[1], to
 
 
