@@ -13,7 +13,7 @@ from tiny import PRUNABLE, Tiny
 
 import capcli
 from capcli import banks, losses, masks, models, run, tokens, train
-from capcli.config import METHODS, Hardware
+from capcli.config import METHODS, ExportConfig, Hardware
 from capcli.criteria import CRITERIA
 from capcli.pruner import make_pruner
 
@@ -192,3 +192,12 @@ def test_a_run_is_in_bf16_on_the_gpu_by_default(tiny: Tiny, tmp_path: Path) -> N
     report = tiny.prune(tmp_path / "out", method="magnitude", epochs=1, teacher_epochs=1)
     assert "cuda" in str(report["device"])
     assert models.compute(Hardware()).precision in str(report["device"])
+
+
+@pytest.mark.parametrize("to", ["dense", "sparse", "sliced"])
+def test_exports_are_compared_and_timed_on_the_device(tiny: Tiny, tmp_path: Path, to: str) -> None:
+    tiny.prune(tmp_path / "out", method="cap-f", sparsity=0.6, device="cuda")
+    chosen = ExportConfig(model=str(tmp_path / "out"), to=to, out=str(tmp_path / to), device="cuda")
+    found = capcli.export(chosen)
+    assert found["check"]["exact"] and found["check"]["argmax_agreement"] == 1.0
+    assert (found["speed"] is not None) == (to == "sliced")
