@@ -51,6 +51,21 @@ def make(case: str, kind: str = "classification", *, wide: bool = True, **change
     )
 
 
+@pytest.fixture(autouse=True)
+def exact_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many neurons as live, so that small examples show which go."""
+    monkeypatch.setattr(slicing, "NEURON_STEP", 1)
+
+
+@torch.no_grad()
+def test_neurons_are_filled_up_to_a_multiple_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slicing, "NEURON_STEP", 8)
+    for gone, left in ((7, 40), (8, 32), (15, 32), (40, 8)):
+        model = make("bert")
+        remove(model.layers()[0].neurons, list(range(gone)))
+        assert sizes(check_same(model))[0].neurons == left
+
+
 def batch() -> dict[str, Tensor]:
     """Three inputs of 9, 6 and 2 tokens, padded."""
     torch.manual_seed(1)
