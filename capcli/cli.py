@@ -18,7 +18,7 @@ import typer
 
 from capcli import config as c
 from capcli import files, report
-from capcli.errors import CapError, ConfigError
+from capcli.errors import CapError, ConfigError, Stopped
 from capcli.text import duration, plain
 
 if TYPE_CHECKING:
@@ -320,8 +320,8 @@ def watch(events: Generator[Event, None, dict[str, Any]], quiet: bool, flag: Sto
         while True:
             try:
                 show(next(events))
-                if flag:
-                    flag.check()
+                if flag and (why := flag.requested()):
+                    raise Stopped(f"stopped by {why}; nothing was written", "run the same command again")
             except StopIteration as stop:
                 return dict(stop.value)
 
