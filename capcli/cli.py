@@ -319,8 +319,9 @@ def watch(events: Generator[Event, None, dict[str, Any]], quiet: bool, flag: Sto
     ):
         while True:
             try:
-                show(next(events))
-                if flag and (why := flag.requested()):
+                event = next(events)
+                show(event)
+                if flag and event.overall < 1 and (why := flag.requested()):
                     raise Stopped(f"stopped by {why}; nothing was written", "run the same command again")
             except StopIteration as stop:
                 return dict(stop.value)
