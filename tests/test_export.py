@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import registry
 import torch
 import yaml
+from test_families import TOKENIZERS
 from tiny import HIDDEN, WEIGHTS, Tiny, digest, invoke
 
 import capcli
-from capcli import files, models, report, sparse
+from capcli import files, hub, models, report, sparse
 from capcli.config import EXPORT_FORMATS
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -63,6 +65,24 @@ def refused(code: int, *arguments: str) -> str:
     return str(result.stderr)
 
 
+def edited(run: Path, target: Path, name: str, change: Callable[[Any], Any]) -> Path:
+    """A copy of a run in which a JSON file holds what `change` makes of it."""
+    shutil.copytree(run, target)
+    (target / name).write_text(json.dumps(change(json.loads((target / name).read_text()))))
+    return target
+
+
+def with_data(run: Path, target: Path, data: Path) -> Path:
+    """A copy of a run that was made with the data in `data`."""
+    return edited(run, target, "cap_config.json", lambda table: {**table, "source": {**table["source"], "data": str(data)}})
+
+
+def card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """The front matter of a model card, and its text."""
+    text = (folder / "README.md").read_text()
+    return dict(yaml.safe_load(text.split("---\n")[1])), text
+
+
 def logits(model: Any) -> torch.Tensor:
     ids = torch.randint(5, 20, (8, 11), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
@@ -102,6 +122,91 @@ def test_the_card_says_how_to_use_each_format(made: Callable[..., Path]) -> None
         assert word in card
         front = yaml.safe_load(card.split("---\n")[1])
         assert "pruned" in front["tags"] and front["model-index"]
+
+
+SAME_ANSWERS = "its metrics are those of the pruned model, which gives the same answers"
+MEASURED_AGAIN = "its metrics are those of the pruned model, measured again on what lies here"
+
+
+def test_the_card_says_whose_metrics_it_shows(pruned: Path, tmp_path: Path, made: Callable[..., Path]) -> None:
+    """Of an exact export those of the run; of another its own; without data none, though the run has some."""
+    before = json.loads((pruned / "report.json").read_text())["metrics"]
+    front, text = card_of(made("soft", "sparse"))
+    assert SAME_ANSWERS in text and MEASURED_AGAIN not in text
+    values = {row["type"]: row["value"] for row in front["model-index"][0]["results"][0]["metrics"]}
+    assert values == pytest.approx(before["pruned"])
+    found = exported(pruned, tmp_path / "own", "--to", "sparse", "--dtype", "int8")
+    front, text = card_of(tmp_path / "own")
+    assert MEASURED_AGAIN in text and SAME_ANSWERS not in text and "the rest keeps" in text
+    values = {row["type"]: row["value"] for row in front["model-index"][0]["results"][0]["metrics"]}
+    assert values == pytest.approx(found["metrics"]["after"])
+    moved = with_data(pruned, tmp_path / "moved", tmp_path / "gone")
+    assert exported(moved, tmp_path / "none", "--to", "sparse", "--dtype", "int8")["metrics"] is None
+    front, text = card_of(tmp_path / "none")
+    assert "model-index" not in front and "metrics" not in front
+    assert "its metrics" not in text and "the rest keeps" not in text and "No metric was measured." in text
+    assert "Sparsity was counted in this folder." in text and "the accuracy was not measured again" in text
+    exported(moved, tmp_path / "exact", "--to", "sparse")
+    assert SAME_ANSWERS in card_of(tmp_path / "exact")[1]
+
+
+def test_some_examples_are_not_compared_with_all(pruned: Path, tmp_path: Path) -> None:
+    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", "fp16", "--max-eval-samples", "5")
+    assert found["metrics"]["n_examples"] == 5 and set(found["metrics"]["before"]) == set(found["metrics"]["after"])
+    _, text = card_of(tmp_path / "out")
+    assert "Examples: 5, split:" in text and "the rest keeps" not in text
+    table = text.split("## Results")[1].split("Examples:")[0]
+    assert table.count("not measured") == 2 * len(found["metrics"]["after"])  # the dense value, and what is kept of it
+
+
+@pytest.mark.parametrize("hub_id", [None, "someone/some-model"])
+def test_the_base_model_is_what_the_run_knew(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_id: str | None
+) -> None:
+    """The folder of the base model may be gone, and no stored name is ever looked up."""
+    shutil.copytree(tiny.model, tmp_path / "base")
+    tiny.prune(tmp_path / "run", model=str(tmp_path / "base"), epochs=1, teacher_epochs=1)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["base_model"] is None
+    shutil.rmtree(tmp_path / "base")
+    run = edited(tmp_path / "run", tmp_path / "known", "report.json", lambda found: {**found, "base_model": hub_id})
+
+    def never(source: str, *rest: Any, **options: Any) -> Any:
+        raise AssertionError(f"{source} was looked up")
+
+    monkeypatch.setattr(hub, "resolve", never)
+    monkeypatch.setattr(models, "hub_id", never)
+    for to in ("sparse", "dense"):
+        exported(run, tmp_path / to, "--to", to)
+        front, _ = card_of(tmp_path / to)
+        assert front.get("base_model") == hub_id
+        assert ("base_model_relation" in front) == bool(hub_id)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "null",
+        '"text"',
+        '{"metrics": null}',
+        '{"metrics": [1], "sparsity": 3, "notes": "x", "labels": 7, "losses": {}, "versions": [], "base_model": 5}',
+        '{"metrics": {"dense": null, "pruned": [], "n_examples": "x"}, "model": null, "task": [], "notes": null}',
+    ],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_report_that_was_edited(pruned: Path, tmp_path: Path, content: str, dtype: str) -> None:
+    run = edited(pruned, tmp_path / "run", "report.json", lambda _: json.loads(content))
+    found = exported(run, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
+    assert (found["metrics"] is None) == (dtype == "fp32")
+    assert "base_model" not in card_of(tmp_path / "out")[0]
+
+
+def test_a_report_that_is_no_json(pruned: Path, tmp_path: Path) -> None:
+    shutil.copytree(pruned, tmp_path / "run")
+    (tmp_path / "run" / "report.json").write_text("{")
+    said = refused(2, str(tmp_path / "run"), "--to", "sparse", "-o", str(tmp_path / "out"))
+    assert "report.json is not valid JSON" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_same_command_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -241,6 +346,47 @@ def test_a_vocabulary_that_does_not_serve(pruned: Path, tmp_path: Path, content:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_vocabulary_needs_the_data(pruned: Path, tmp_path: Path) -> None:
+    """Without them nobody knows what a list of tokens does to the texts of the task."""
+    run = with_data(pruned, tmp_path / "run", tmp_path / "gone")
+    words = capcli.load_tokenizer(pruned).get_vocab()
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
+    for vocab in ("task", str(tmp_path / "words.txt")):
+        said = refused(2, str(run), "--to", "sparse", "--vocab", vocab, "-o", str(tmp_path / "out"))
+        assert "gone" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "words.txt"]
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--dtype", "fp16")])
+def test_data_with_other_columns_are_no_reason_for_others(
+    tiny: Tiny, pruned: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Data that are there but do not fit are an error, not data that are missing."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    for path in (tmp_path / "data").iterdir():
+        path.write_text("\n".join(line.rsplit(",", 1)[0] for line in path.read_text().splitlines()) + "\n")
+    run = with_data(pruned, tmp_path / "run", tmp_path / "data")
+    said = refused(2, str(run), "--to", "sparse", *options, "-o", str(tmp_path / "out"))
+    assert "label" in said and "mr" not in said.split()
+    other = with_data(pruned, tmp_path / "other", tmp_path / "gone")
+    refused(2, str(other), "--to", "sparse", "--data", str(tmp_path / "data"), "-o", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_data_of_an_export_are_remembered(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    run = with_data(pruned, tmp_path / "run", tmp_path / "gone")
+    exported(run, tmp_path / "out", "--to", "sparse", "--data", tiny.data)
+    result = invoke("eval", str(tmp_path / "out"), "--threads", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    measured = json.loads((pruned / "report.json").read_text())["metrics"]["pruned"]
+    assert json.loads(result.stdout)["metrics"] == pytest.approx(measured)
+    exported(run, tmp_path / "without", "--to", "sparse")  # knows no data but those of the run, which are gone
+    assert invoke("eval", str(tmp_path / "without"), "--threads", "1", "--json").exit_code == 2
+
+
 # Sliced and onnx -----------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +469,44 @@ def test_plan_writes_nothing_and_tells_the_bytes(structured: Path, tmp_path: Pat
 def test_options_that_do_not_fit(pruned: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     assert message in refused(2, str(pruned), "-o", str(tmp_path / "out"), *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_place_of_the_command_is_no_place(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", "./", "new/.."):
+        said = refused(2, str(pruned), "--to", "sparse", "-o", place)
+        assert "an export cannot take the place of" in said and "folder of its own" in said
+    assert "is not empty" in refused(2, str(pruned), "--to", "sparse", "-o", "..")
+    assert not list(Path.cwd().iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_an_empty_folder_is_a_free_place(pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    exported(pruned, tmp_path / "out", "--to", "sparse")
+    assert (tmp_path / "out" / "export.json").is_file()
+    said = refused(2, str(pruned), "--to", "sparse", "-o", str(tmp_path / "out"))
+    assert "exists and is not empty" in said
+
+
+def test_a_threshold_is_for_scores(pruned: Path, tmp_path: Path) -> None:
+    said = refused(2, str(pruned), "--to", "sparse", "--threshold", "0.1", "-o", str(tmp_path / "out"))
+    assert "--threshold is for checkpoints of movement pruning" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_sliced_needs_a_known_family(tmp_path: Path) -> None:
+    registry.write("gpt2", tmp_path / "model", TOKENIZERS)
+    model = models.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
+    models.save_artifact(model, tmp_path / "run", list(model.prunable()), {"source": {}})
+    said = refused(2, str(tmp_path / "run"), "--to", "sliced", "-o", str(tmp_path / "out"))
+    assert "gpt2 model, whose heads and neurons capcli does not know" in said
+    assert "hint: use --to sparse for a smaller file, or --to onnx" in said
+    assert not (tmp_path / "out").exists()
+    exported(tmp_path / "run", tmp_path / "sparse", "--to", "sparse")
 
 
 def test_a_dense_model(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
