@@ -226,20 +226,25 @@ def publish(
         with _writing(folder):
             if record is None:
                 remove(folder)
-            elif folder.exists():
-                _remove_empty(folder)
-            _step("rename", folder)
-            staging.replace(folder)
+            with _free(folder):
+                if record is not None and folder.exists():
+                    folder.rmdir()
+                _step("rename", folder)
+                staging.replace(folder)
             sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _remove_empty(folder: Path) -> None:
+@contextlib.contextmanager
+def _free(folder: Path) -> Iterator[None]:
+    """Name a folder that stands in the way of the one that is to become `folder`."""
     try:
-        folder.rmdir()
+        yield
     except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
         raise FileError(f"{folder} is not empty any more", "choose another folder") from error
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ import registry
 import torch
 import yaml
 from test_families import TOKENIZERS
-from tiny import HIDDEN, WEIGHTS, Tiny, digest, invoke
+from tiny import HIDDEN, WEIGHTS, Tiny, digest, forked, invoke, wait
 
 import capcli
-from capcli import files, hub, models, report, sparse
+from capcli import files, hub, models, onnx_model, report, sparse
 from capcli.config import EXPORT_FORMATS
+from capcli.verbs import export as verb
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -567,23 +571,98 @@ def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("to", "places"), [("dense", 8), ("sparse", 8), ("sliced", 8), ("onnx", 2)])
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports that do not take the time to measure latencies."""
+    row = {"before_ms": 1.0, "ms": 1.0, "times": 1.0, "runs": 1}
+    speed = {"batch_1": row, "batch_32": row, "length": 64, "threads": 1, "hardware": "none"}
+    monkeypatch.setattr(verb, "_speed", lambda job, opened: speed)
+
+
+def converted(monkeypatch: pytest.MonkeyPatch, graph: Path, change: Callable[[Any], None] = lambda proto: None) -> None:
+    """Conversion gives this graph, changed by `change`, and takes no time."""
+    import onnx
+
+    def convert(model: models.Model, folder: Path, length: int) -> Path:
+        proto = onnx.load(graph)
+        change(proto)
+        files.write_bytes(folder / onnx_model.MODEL_FILE, proto.SerializeToString(deterministic=True))
+        return folder / onnx_model.MODEL_FILE
+
+    monkeypatch.setattr(onnx_model, "convert", convert)
+
+
+def operations(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> list[str]:
+    """The operations on files from now on, as they come; the disk is full from that of number `fail_at` on."""
+    seen: list[str] = []
+
+    def hook(operation: str, path: Path) -> None:
+        seen.append(f"{operation} {path.name}")
+        if len(seen) > fail_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "fault_hook", hook)
+    return seen
+
+
+@pytest.mark.parametrize("to", EXPORT_FORMATS)
 def test_a_full_disk_leaves_nothing(
-    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, places: int
+    structured: Path, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
-    """At each of the first file operations, one after the other."""
-
-    def fail_at(place: int) -> Callable[[str, Path], None]:
-        count = iter(range(10_000))
-
-        def hook(operation: str, path: Path) -> None:
-            if next(count) == place:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-        return hook
-
-    for place in range(places):
-        monkeypatch.setattr(files, "fault_hook", fail_at(place))
-        said = refused(3, str(pruned), "--to", to, "-o", str(tmp_path / "out"))
+    """At each operation on files, one after the other; of onnx, which takes long, at the first and the last."""
+    unmeasured(monkeypatch)
+    if to == "onnx":
+        converted(monkeypatch, made("heads", "onnx") / "model.onnx")
+    seen = operations(monkeypatch, fail_at=1000)
+    exported(structured, tmp_path / "out", "--to", to)
+    assert len(seen) > 15 and seen[-2:] == ["rename export.json", "rename out"]
+    shutil.rmtree(tmp_path / "out")
+    for place in (0, len(seen) - 1) if to == "onnx" else range(len(seen)):
+        operations(monkeypatch, fail_at=place)
+        said = refused(3, str(structured), "--to", to, "-o", str(tmp_path / "out"))
         assert "no space left" in said
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.iterdir()), seen[place]
+
+
+@pytest.mark.parametrize("moment", ["write README.md", "rename export.json", "rename out"])
+def test_a_folder_that_is_filled_meanwhile_is_not_replaced(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    out = tmp_path / "out"
+
+    def hook(operation: str, path: Path) -> None:
+        if moment == f"{operation} {path.name.removeprefix('.').removesuffix('.part')}":
+            out.mkdir(exist_ok=True)
+            (out / "mine").write_text("kept")
+
+    monkeypatch.setattr(files, "fault_hook", hook)
+    said = refused(2, str(pruned), "--to", "sparse", "-o", str(out))
+    assert f"{out} is not empty any more" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_a_file_that_takes_the_place_is_not_replaced(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(files, "fault_hook", lambda operation, path: path.name == "export.json" and out.touch())
+    refused(2, str(pruned), "--to", "sparse", "-o", str(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and out.is_file()
+
+
+def test_a_signal_leaves_nothing(pruned: Path, tmp_path: Path) -> None:
+    """It comes while the staging folder is being filled."""
+    seen = tmp_path / "seen"
+
+    def hook(operation: str, path: Path) -> None:
+        if path.name == WEIGHTS and operation == "rename":
+            seen.write_text(str(path.parent.is_dir()))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def action() -> None:
+        files.fault_hook = hook
+        sys.exit(invoke("export", str(pruned), "--to", "sparse", "-o", str(tmp_path / "out")).exit_code)
+
+    assert wait(forked(action)) == 75
+    assert seen.read_text() == "True"
+    assert [path.name for path in tmp_path.iterdir()] == ["seen"]
