@@ -224,28 +224,26 @@ def publish(
             }
             write_json(staging / manifest, record)
         with _writing(folder):
-            if record is None:
-                remove(folder)
-            with _free(folder):
-                if record is not None and folder.exists():
-                    folder.rmdir()
-                _step("rename", folder)
-                staging.replace(folder)
-            sync_folder(folder.parent)
+            _take(folder, staging, replace=record is None)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-@contextlib.contextmanager
-def _free(folder: Path) -> Iterator[None]:
-    """Name a folder that stands in the way of the one that is to become `folder`."""
+def _take(folder: Path, staging: Path, *, replace: bool) -> None:
+    """Rename `staging` to `folder`; unless that is to be replaced, it must be empty, up to the last moment."""
+    if replace:
+        remove(folder)
     try:
-        yield
+        if not replace and folder.exists():
+            folder.rmdir()
+        _step("rename", folder)
+        staging.replace(folder)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        if replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise FileError(f"{folder} is not empty any more", "choose another folder") from error
+    sync_folder(folder.parent)
 
 
 def _names(folder: Path) -> list[str]:

@@ -302,6 +302,21 @@ def test_eval_of_every_export(runs: dict[str, Path], tmp_path: Path) -> None:
         assert found["sparsity"]["achieved"] == pytest.approx(whole["sparsity"]["achieved"], abs=0.02)
 
 
+def test_a_model_without_word_embeddings(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import BertForSequenceClassification, BertModel
+
+    def none(self: Any) -> Any:
+        raise NotImplementedError("no embeddings of words")
+
+    for kind in (BertForSequenceClassification, BertModel):
+        monkeypatch.setattr(kind, "get_input_embeddings", none)
+    said = refused(2, str(pruned), "--to", "sparse", "--embeddings", "int8", "-o", str(tmp_path / "no"))
+    assert "has no word embeddings" in said and "use --embeddings keep" in said
+    for to in ("dense", "sparse", "sliced"):
+        exported(pruned, tmp_path / to, "--to", to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "sliced", "sparse"]
+
+
 # Vocabulary ----------------------------------------------------------------------------------------------------------
 
 
@@ -411,10 +426,69 @@ def test_what_a_sliced_model_becomes(made: Callable[..., Path], tmp_path: Path) 
         exported(sliced, tmp_path / to, "--to", to)
 
 
+def test_an_export_of_an_export_knows_its_run(made: Callable[..., Path], tmp_path: Path) -> None:
+    run = made("heads", "sliced")
+    known = edited(run, tmp_path / "known", "export.json", lambda t: {**t, "run": {**t["run"], "base_model": "a/b-c"}})
+    found = exported(known, tmp_path / "out", "--to", "sparse")
+    first = json.loads((run / "export.json").read_text())["run"]
+    assert found["run"] == {**first, "base_model": "a/b-c"}
+    assert (first["method"], first["task"], first["base_model"]) == ("cap-f", "text-classification", None)
+    (front, text), (_, before) = card_of(tmp_path / "out"), card_of(run)
+    assert front["base_model"] == "a/b-c" and {"cap-f", "text-classification"} <= set(front["tags"])
+    title = next(line for line in before.splitlines() if line.startswith("# "))
+    assert title in text.splitlines() and "removed with cap-f" in text
+    assert front["model-index"][0]["name"] == f"{first['model']} pruned for text-classification"
+
+
 def test_onnx_with_8_bits(structured: Path, made: Callable[..., Path], tmp_path: Path) -> None:
     small = exported(structured, tmp_path / "int8", "--to", "onnx", "--int8")
     assert small["size"]["weights_bytes"] < (made("heads", "onnx") / "model.onnx").stat().st_size
     assert small["metrics"]["n_examples"] == 48 and not small["check"]["exact"]
+
+
+def test_a_tampered_graph(
+    structured: Path, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compared by what it computes, and by its zeros; as it was, it is good."""
+    from onnx import numpy_helper
+
+    unmeasured(monkeypatch)
+    graph, arguments = made("heads", "onnx") / "model.onnx", (str(structured), "--to", "onnx")
+
+    def louder(proto: Any) -> None:
+        tensor = next(t for t in proto.graph.initializer if t.name.endswith("classifier.weight"))
+        array = numpy_helper.to_array(tensor).copy()
+        array[0, 0] += 1.0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    converted(monkeypatch, graph, louder)
+    assert "the logits of the export differ by up to" in refused(1, *arguments, "-o", str(tmp_path / "out"))
+    converted(monkeypatch, graph)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_model, "nonzero", lambda *_: 100_000)
+        assert "100,000 weights are not zero" in refused(1, *arguments, "-o", str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+    exported(structured, tmp_path / "out", "--to", "onnx")
+
+
+def test_quantised_weights_that_protobuf_could_not_hold(
+    structured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large weights beside the graph go when it is quantised."""
+    unmeasured(monkeypatch)
+    monkeypatch.setattr(onnx_model, "SINGLE_FILE_BYTES", 0)
+    found = exported(structured, tmp_path / "out", "--to", "onnx", "--int8")
+    graph = tmp_path / "out" / "model.onnx"
+    assert [name for name in found["files"] if "model" in name] == [graph.name]
+    assert not list(graph.parent.glob("*.data"))
+    assert found["size"]["weights_bytes"] == found["size"]["memory_bytes"] == graph.stat().st_size
+    assert found["check"]["argmax_agreement"] > 0.8
+
+
+def test_a_run_on_short_texts_becomes_a_graph(tiny: Tiny, tmp_path: Path) -> None:
+    tiny.prune(tmp_path / "run", max_length=8, epochs=1, teacher_epochs=1)
+    found = exported(tmp_path / "run", tmp_path / "out", "--to", "onnx")
+    assert found["check"]["exact"] and found["check"]["texts"] == 48
 
 
 @pytest.mark.parametrize(
@@ -447,8 +521,28 @@ def test_plan_writes_nothing_and_tells_the_bytes(structured: Path, tmp_path: Pat
         found = exported(structured, tmp_path / to, "--to", to)
         assert rows[to]["weights_bytes"] == found["size"]["weights_bytes"]
         assert rows[to]["memory_bytes"] == found["size"]["memory_bytes"]
-    assert invoke("export", str(structured), "--plan", "--to", "onnx", "--int8", *options).exit_code == 0
     assert rows["sliced"]["matrices_left"] < 0.7 < rows["sparse"]["matrices_left"] == 1.0
+
+
+def planned(*arguments: str) -> dict[str, dict[str, Any]]:
+    """The rows of a plan by format."""
+    result = invoke("export", *arguments, "--plan", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    return {row["format"]: row for row in json.loads(result.stdout)["formats"]}
+
+
+def test_plan_of_onnx(made: Callable[..., Path], structured: Path, tmp_path: Path) -> None:
+    """With 8 bits only the graph is smaller; a dense model becomes one too; about what is then written."""
+    out = ("-o", str(tmp_path / "out"))
+    plain, small = (planned(str(structured), "--to", "onnx", *more, *out) for more in ((), ("--int8",)))
+    assert {name for name in plain if plain[name] != small[name]} == {"onnx"}
+    assert small["onnx"]["weights_bytes"] < 0.5 * plain["onnx"]["weights_bytes"]
+    assert plain["onnx"]["matrices_left"] == small["onnx"]["matrices_left"] == plain["sliced"]["matrices_left"]
+    dense = planned(str(made("soft", "dense")), "--to", "onnx", *out)
+    assert dense["onnx"]["matrices_left"] == 1.0 and dense["onnx"]["weights_bytes"] == dense["dense"]["weights_bytes"]
+    assert "is sliced" in planned(str(made("heads", "sliced")), *out)["dense"]["refused"]
+    assert invoke("export", str(structured), "--plan", *out).exit_code == 0
+    assert not list(tmp_path.iterdir())
 
 
 # Failures ------------------------------------------------------------------------------------------------------------
