@@ -452,8 +452,8 @@ def test_a_tampered_graph(
     """It is compared by what it computes, and by its zeros; as it was, it is good."""
     from onnx import numpy_helper
 
-    unmeasured(monkeypatch)
     graph, arguments = made("heads", "onnx") / "model.onnx", (str(structured), "--to", "onnx")
+    unmeasured(monkeypatch)
 
     def louder(proto: Any) -> None:
         tensor = next(t for t in proto.graph.initializer if t.name.endswith("classifier.weight"))
@@ -703,9 +703,9 @@ def test_a_full_disk_leaves_nothing(
     structured: Path, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
     """At each operation on files, one after the other; of onnx, which takes long, at the first and the last."""
-    unmeasured(monkeypatch)
     if to == "onnx":
         converted(monkeypatch, made("heads", "onnx") / "model.onnx")
+    unmeasured(monkeypatch)
     seen = operations(monkeypatch, fail_at=1000)
     exported(structured, tmp_path / "out", "--to", to)
     assert len(seen) > 15 and seen[-2:] == ["rename export.json", "rename out"]
