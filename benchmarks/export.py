@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-eval-samples", type=int, default=0)
-    parser.add_argument("--formats", default="", help="only the variants whose label begins with one of a,b,c")
+    parser.add_argument("--formats", default="", help="only the variants whose label begins with one of a;b;c")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--out", default="")
     return parser.parse_args()
@@ -95,7 +95,7 @@ def arguments() -> argparse.Namespace:
 
 def exported(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """Write everything that is measured; a row for each, with its accuracy."""
-    chosen = tuple(filter(None, args.formats.split(",")))
+    chosen = tuple(filter(None, map(str.strip, args.formats.split(";"))))
     onnx = exported_to(args, args.dense, scratch / "dense", {"to": "onnx"})
     rows = [row_of(args, "dense PyTorch", "dense", Path(args.dense)), row_of(args, "dense onnxruntime", "dense", onnx)]
     for place, run in enumerate(args.runs):

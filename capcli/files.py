@@ -224,23 +224,26 @@ def publish(
             }
             write_json(staging / manifest, record)
         with _writing(folder):
-            if record is None:
-                remove(folder)
-            elif folder.exists():
-                _remove_empty(folder)
-            _step("rename", folder)
-            staging.replace(folder)
-            sync_folder(folder.parent)
+            _take(folder, staging, replace=record is None)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _remove_empty(folder: Path) -> None:
+def _take(folder: Path, staging: Path, *, replace: bool) -> None:
+    """Rename `staging` to `folder`; unless that is to be replaced, it must be empty, up to the last moment."""
+    if replace:
+        remove(folder)
     try:
-        folder.rmdir()
+        if not replace and folder.exists():
+            folder.rmdir()
+        _step("rename", folder)
+        staging.replace(folder)
     except OSError as error:
+        if replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
         raise FileError(f"{folder} is not empty any more", "choose another folder") from error
+    sync_folder(folder.parent)
 
 
 def _names(folder: Path) -> list[str]:

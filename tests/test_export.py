@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import registry
 import torch
 import yaml
-from tiny import HIDDEN, WEIGHTS, Tiny, digest, invoke
+from test_families import TOKENIZERS
+from tiny import HIDDEN, WEIGHTS, Tiny, digest, forked, invoke, wait
 
 import capcli
-from capcli import files, models, report, sparse
+from capcli import files, hub, models, onnx_model, report, sparse
 from capcli.config import EXPORT_FORMATS
+from capcli.verbs import export as verb
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -63,6 +69,24 @@ def refused(code: int, *arguments: str) -> str:
     return str(result.stderr)
 
 
+def edited(run: Path, target: Path, name: str, change: Callable[[Any], Any]) -> Path:
+    """A copy of a run in which a JSON file holds what `change` makes of it."""
+    shutil.copytree(run, target)
+    (target / name).write_text(json.dumps(change(json.loads((target / name).read_text()))))
+    return target
+
+
+def with_data(run: Path, target: Path, data: Path) -> Path:
+    """A copy of a run that was made with the data in `data`."""
+    return edited(run, target, "cap_config.json", lambda table: {**table, "source": {**table["source"], "data": str(data)}})
+
+
+def card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """The front matter of a model card, and its text."""
+    text = (folder / "README.md").read_text()
+    return dict(yaml.safe_load(text.split("---\n")[1])), text
+
+
 def logits(model: Any) -> torch.Tensor:
     ids = torch.randint(5, 20, (8, 11), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
@@ -102,6 +126,91 @@ def test_the_card_says_how_to_use_each_format(made: Callable[..., Path]) -> None
         assert word in card
         front = yaml.safe_load(card.split("---\n")[1])
         assert "pruned" in front["tags"] and front["model-index"]
+
+
+SAME_ANSWERS = "its metrics are those of the pruned model, which gives the same answers"
+MEASURED_AGAIN = "its metrics are those of the pruned model, measured again on what lies here"
+
+
+def test_the_card_says_whose_metrics_it_shows(pruned: Path, tmp_path: Path, made: Callable[..., Path]) -> None:
+    """Of an exact export those of the run; of another its own; without data none, though the run has some."""
+    before = json.loads((pruned / "report.json").read_text())["metrics"]
+    front, text = card_of(made("soft", "sparse"))
+    assert SAME_ANSWERS in text and MEASURED_AGAIN not in text
+    values = {row["type"]: row["value"] for row in front["model-index"][0]["results"][0]["metrics"]}
+    assert values == pytest.approx(before["pruned"])
+    found = exported(pruned, tmp_path / "own", "--to", "sparse", "--dtype", "int8")
+    front, text = card_of(tmp_path / "own")
+    assert MEASURED_AGAIN in text and SAME_ANSWERS not in text and "the rest keeps" in text
+    values = {row["type"]: row["value"] for row in front["model-index"][0]["results"][0]["metrics"]}
+    assert values == pytest.approx(found["metrics"]["after"])
+    moved = with_data(pruned, tmp_path / "moved", tmp_path / "gone")
+    assert exported(moved, tmp_path / "none", "--to", "sparse", "--dtype", "int8")["metrics"] is None
+    front, text = card_of(tmp_path / "none")
+    assert "model-index" not in front and "metrics" not in front
+    assert "its metrics" not in text and "the rest keeps" not in text and "No metric was measured." in text
+    assert "Sparsity was counted in this folder." in text and "the accuracy was not measured again" in text
+    exported(moved, tmp_path / "exact", "--to", "sparse")
+    assert SAME_ANSWERS in card_of(tmp_path / "exact")[1]
+
+
+def test_some_examples_are_not_compared_with_all(pruned: Path, tmp_path: Path) -> None:
+    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", "fp16", "--max-eval-samples", "5")
+    assert found["metrics"]["n_examples"] == 5 and set(found["metrics"]["before"]) == set(found["metrics"]["after"])
+    _, text = card_of(tmp_path / "out")
+    assert "Examples: 5, split:" in text and "the rest keeps" not in text
+    table = text.split("## Results")[1].split("Examples:")[0]
+    assert table.count("not measured") == 2 * len(found["metrics"]["after"])  # the dense value, and what is kept of it
+
+
+@pytest.mark.parametrize("hub_id", [None, "someone/some-model"])
+def test_the_base_model_is_what_the_run_knew(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_id: str | None
+) -> None:
+    """The folder of the base model may be gone, and no stored name is ever looked up."""
+    shutil.copytree(tiny.model, tmp_path / "base")
+    tiny.prune(tmp_path / "run", model=str(tmp_path / "base"), epochs=1, teacher_epochs=1)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["base_model"] is None
+    shutil.rmtree(tmp_path / "base")
+    run = edited(tmp_path / "run", tmp_path / "known", "report.json", lambda found: {**found, "base_model": hub_id})
+
+    def never(source: str, *rest: Any, **options: Any) -> Any:
+        raise AssertionError(f"{source} was looked up")
+
+    monkeypatch.setattr(hub, "resolve", never)
+    monkeypatch.setattr(models, "hub_id", never)
+    for to in ("sparse", "dense"):
+        exported(run, tmp_path / to, "--to", to)
+        front, _ = card_of(tmp_path / to)
+        assert front.get("base_model") == hub_id
+        assert ("base_model_relation" in front) == bool(hub_id)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "null",
+        '"text"',
+        '{"metrics": null}',
+        '{"metrics": [1], "sparsity": 3, "notes": "x", "labels": 7, "losses": {}, "versions": [], "base_model": 5}',
+        '{"metrics": {"dense": null, "pruned": [], "n_examples": "x"}, "model": null, "task": [], "notes": null}',
+    ],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_report_that_was_edited(pruned: Path, tmp_path: Path, content: str, dtype: str) -> None:
+    run = edited(pruned, tmp_path / "run", "report.json", lambda _: json.loads(content))
+    found = exported(run, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
+    assert (found["metrics"] is None) == (dtype == "fp32")
+    assert "base_model" not in card_of(tmp_path / "out")[0]
+
+
+def test_a_report_that_is_no_json(pruned: Path, tmp_path: Path) -> None:
+    shutil.copytree(pruned, tmp_path / "run")
+    (tmp_path / "run" / "report.json").write_text("{")
+    said = refused(2, str(tmp_path / "run"), "--to", "sparse", "-o", str(tmp_path / "out"))
+    assert "report.json is not valid JSON" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_same_command_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -193,6 +302,21 @@ def test_eval_of_every_export(runs: dict[str, Path], tmp_path: Path) -> None:
         assert found["sparsity"]["achieved"] == pytest.approx(whole["sparsity"]["achieved"], abs=0.02)
 
 
+def test_a_model_without_word_embeddings(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import BertForSequenceClassification, BertModel
+
+    def none(self: Any) -> Any:
+        raise NotImplementedError("no embeddings of words")
+
+    for kind in (BertForSequenceClassification, BertModel):
+        monkeypatch.setattr(kind, "get_input_embeddings", none)
+    said = refused(2, str(pruned), "--to", "sparse", "--embeddings", "int8", "-o", str(tmp_path / "no"))
+    assert "has no word embeddings" in said and "use --embeddings keep" in said
+    for to in ("dense", "sparse", "sliced"):
+        exported(pruned, tmp_path / to, "--to", to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "sliced", "sparse"]
+
+
 # Vocabulary ----------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +365,47 @@ def test_a_vocabulary_that_does_not_serve(pruned: Path, tmp_path: Path, content:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_vocabulary_needs_the_data(pruned: Path, tmp_path: Path) -> None:
+    """Without them nobody knows what a list of tokens does to the texts of the task."""
+    run = with_data(pruned, tmp_path / "run", tmp_path / "gone")
+    words = capcli.load_tokenizer(pruned).get_vocab()
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
+    for vocab in ("task", str(tmp_path / "words.txt")):
+        said = refused(2, str(run), "--to", "sparse", "--vocab", vocab, "-o", str(tmp_path / "out"))
+        assert "gone" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "words.txt"]
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--dtype", "fp16")])
+def test_data_with_other_columns_are_no_reason_for_others(
+    tiny: Tiny, pruned: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Data that are there but do not fit are an error, not data that are missing."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    for path in (tmp_path / "data").iterdir():
+        path.write_text("\n".join(line.rsplit(",", 1)[0] for line in path.read_text().splitlines()) + "\n")
+    run = with_data(pruned, tmp_path / "run", tmp_path / "data")
+    said = refused(2, str(run), "--to", "sparse", *options, "-o", str(tmp_path / "out"))
+    assert "label" in said and "mr" not in said.split()
+    other = with_data(pruned, tmp_path / "other", tmp_path / "gone")
+    refused(2, str(other), "--to", "sparse", "--data", str(tmp_path / "data"), "-o", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_data_of_an_export_are_remembered(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    run = with_data(pruned, tmp_path / "run", tmp_path / "gone")
+    exported(run, tmp_path / "out", "--to", "sparse", "--data", tiny.data)
+    result = invoke("eval", str(tmp_path / "out"), "--threads", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    measured = json.loads((pruned / "report.json").read_text())["metrics"]["pruned"]
+    assert json.loads(result.stdout)["metrics"] == pytest.approx(measured)
+    exported(run, tmp_path / "without", "--to", "sparse")  # knows no data but those of the run, which are gone
+    assert invoke("eval", str(tmp_path / "without"), "--threads", "1", "--json").exit_code == 2
+
+
 # Sliced and onnx -----------------------------------------------------------------------------------------------------
 
 
@@ -261,10 +426,69 @@ def test_what_a_sliced_model_becomes(made: Callable[..., Path], tmp_path: Path) 
         exported(sliced, tmp_path / to, "--to", to)
 
 
+def test_an_export_of_an_export_knows_its_run(made: Callable[..., Path], tmp_path: Path) -> None:
+    run = made("heads", "sliced")
+    known = edited(run, tmp_path / "known", "export.json", lambda t: {**t, "run": {**t["run"], "base_model": "a/b-c"}})
+    found = exported(known, tmp_path / "out", "--to", "sparse")
+    first = json.loads((run / "export.json").read_text())["run"]
+    assert found["run"] == {**first, "base_model": "a/b-c"}
+    assert (first["method"], first["task"], first["base_model"]) == ("cap-f", "text-classification", None)
+    (front, text), (_, before) = card_of(tmp_path / "out"), card_of(run)
+    assert front["base_model"] == "a/b-c" and {"cap-f", "text-classification"} <= set(front["tags"])
+    title = next(line for line in before.splitlines() if line.startswith("# "))
+    assert title in text.splitlines() and "removed with cap-f" in text
+    assert front["model-index"][0]["name"] == f"{first['model']} pruned for text-classification"
+
+
 def test_onnx_with_8_bits(structured: Path, made: Callable[..., Path], tmp_path: Path) -> None:
     small = exported(structured, tmp_path / "int8", "--to", "onnx", "--int8")
     assert small["size"]["weights_bytes"] < (made("heads", "onnx") / "model.onnx").stat().st_size
     assert small["metrics"]["n_examples"] == 48 and not small["check"]["exact"]
+
+
+def test_a_tampered_graph(
+    structured: Path, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compared by what it computes, and by its zeros; as it was, it is good."""
+    from onnx import numpy_helper
+
+    graph, arguments = made("heads", "onnx") / "model.onnx", (str(structured), "--to", "onnx")
+    unmeasured(monkeypatch)
+
+    def louder(proto: Any) -> None:
+        tensor = next(t for t in proto.graph.initializer if t.name.endswith("classifier.weight"))
+        array = numpy_helper.to_array(tensor).copy()
+        array[0, 0] += 1.0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    converted(monkeypatch, graph, louder)
+    assert "the logits of the export differ by up to" in refused(1, *arguments, "-o", str(tmp_path / "out"))
+    converted(monkeypatch, graph)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_model, "nonzero", lambda *_: 100_000)
+        assert "100,000 weights are not zero" in refused(1, *arguments, "-o", str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+    exported(structured, tmp_path / "out", "--to", "onnx")
+
+
+def test_quantised_weights_that_protobuf_could_not_hold(
+    structured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large weights beside the graph go when it is quantised."""
+    unmeasured(monkeypatch)
+    monkeypatch.setattr(onnx_model, "SINGLE_FILE_BYTES", 0)
+    found = exported(structured, tmp_path / "out", "--to", "onnx", "--int8")
+    graph = tmp_path / "out" / "model.onnx"
+    assert [name for name in found["files"] if "model" in name] == [graph.name]
+    assert not list(graph.parent.glob("*.data"))
+    assert found["size"]["weights_bytes"] == found["size"]["memory_bytes"] == graph.stat().st_size
+    assert found["check"]["argmax_agreement"] > 0.8
+
+
+def test_a_run_on_short_texts_becomes_a_graph(tiny: Tiny, tmp_path: Path) -> None:
+    tiny.prune(tmp_path / "run", max_length=8, epochs=1, teacher_epochs=1)
+    found = exported(tmp_path / "run", tmp_path / "out", "--to", "onnx")
+    assert found["check"]["exact"] and found["check"]["texts"] == 48
 
 
 @pytest.mark.parametrize(
@@ -297,8 +521,28 @@ def test_plan_writes_nothing_and_tells_the_bytes(structured: Path, tmp_path: Pat
         found = exported(structured, tmp_path / to, "--to", to)
         assert rows[to]["weights_bytes"] == found["size"]["weights_bytes"]
         assert rows[to]["memory_bytes"] == found["size"]["memory_bytes"]
-    assert invoke("export", str(structured), "--plan", "--to", "onnx", "--int8", *options).exit_code == 0
     assert rows["sliced"]["matrices_left"] < 0.7 < rows["sparse"]["matrices_left"] == 1.0
+
+
+def planned(*arguments: str) -> dict[str, dict[str, Any]]:
+    """The rows of a plan by format."""
+    result = invoke("export", *arguments, "--plan", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    return {row["format"]: row for row in json.loads(result.stdout)["formats"]}
+
+
+def test_plan_of_onnx(made: Callable[..., Path], structured: Path, tmp_path: Path) -> None:
+    """With 8 bits only the graph is smaller; a dense model becomes one too; about what is then written."""
+    out = ("-o", str(tmp_path / "out"))
+    plain, small = (planned(str(structured), "--to", "onnx", *more, *out) for more in ((), ("--int8",)))
+    assert {name for name in plain if plain[name] != small[name]} == {"onnx"}
+    assert small["onnx"]["weights_bytes"] < 0.5 * plain["onnx"]["weights_bytes"]
+    assert plain["onnx"]["matrices_left"] == small["onnx"]["matrices_left"] == plain["sliced"]["matrices_left"]
+    dense = planned(str(made("soft", "dense")), "--to", "onnx", *out)
+    assert dense["onnx"]["matrices_left"] == 1.0 and dense["onnx"]["weights_bytes"] == dense["dense"]["weights_bytes"]
+    assert "is sliced" in planned(str(made("heads", "sliced")), *out)["dense"]["refused"]
+    assert invoke("export", str(structured), "--plan", *out).exit_code == 0
+    assert not list(tmp_path.iterdir())
 
 
 # Failures ------------------------------------------------------------------------------------------------------------
@@ -323,6 +567,44 @@ def test_plan_writes_nothing_and_tells_the_bytes(structured: Path, tmp_path: Pat
 def test_options_that_do_not_fit(pruned: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     assert message in refused(2, str(pruned), "-o", str(tmp_path / "out"), *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_place_of_the_command_is_no_place(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", "./", "new/.."):
+        said = refused(2, str(pruned), "--to", "sparse", "-o", place)
+        assert "an export cannot take the place of" in said and "folder of its own" in said
+    assert "is not empty" in refused(2, str(pruned), "--to", "sparse", "-o", "..")
+    assert not list(Path.cwd().iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_an_empty_folder_is_a_free_place(pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    exported(pruned, tmp_path / "out", "--to", "sparse")
+    assert (tmp_path / "out" / "export.json").is_file()
+    said = refused(2, str(pruned), "--to", "sparse", "-o", str(tmp_path / "out"))
+    assert "exists and is not empty" in said
+
+
+def test_a_threshold_is_for_scores(pruned: Path, tmp_path: Path) -> None:
+    said = refused(2, str(pruned), "--to", "sparse", "--threshold", "0.1", "-o", str(tmp_path / "out"))
+    assert "--threshold is for checkpoints of movement pruning" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_sliced_needs_a_known_family(tmp_path: Path) -> None:
+    registry.write("gpt2", tmp_path / "model", TOKENIZERS)
+    model = models.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
+    models.save_artifact(model, tmp_path / "run", list(model.prunable()), {"source": {}})
+    said = refused(2, str(tmp_path / "run"), "--to", "sliced", "-o", str(tmp_path / "out"))
+    assert "gpt2 model, whose heads and neurons capcli does not know" in said
+    assert "hint: use --to sparse for a smaller file, or --to onnx" in said
+    assert not (tmp_path / "out").exists()
+    exported(tmp_path / "run", tmp_path / "sparse", "--to", "sparse")
 
 
 def test_a_dense_model(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
@@ -383,23 +665,98 @@ def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("to", "places"), [("dense", 8), ("sparse", 8), ("sliced", 8), ("onnx", 2)])
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports that do not take the time to measure latencies."""
+    row = {"before_ms": 1.0, "ms": 1.0, "times": 1.0, "runs": 1}
+    speed = {"batch_1": row, "batch_32": row, "length": 64, "threads": 1, "hardware": "none"}
+    monkeypatch.setattr(verb, "_speed", lambda job, opened: speed)
+
+
+def converted(monkeypatch: pytest.MonkeyPatch, graph: Path, change: Callable[[Any], None] = lambda proto: None) -> None:
+    """Conversion gives this graph, changed by `change`, and takes no time."""
+    import onnx
+
+    def convert(model: models.Model, folder: Path, length: int) -> Path:
+        proto = onnx.load(graph)
+        change(proto)
+        files.write_bytes(folder / onnx_model.MODEL_FILE, proto.SerializeToString(deterministic=True))
+        return folder / onnx_model.MODEL_FILE
+
+    monkeypatch.setattr(onnx_model, "convert", convert)
+
+
+def operations(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> list[str]:
+    """The operations on files from now on, as they come; the disk is full from that of number `fail_at` on."""
+    seen: list[str] = []
+
+    def hook(operation: str, path: Path) -> None:
+        seen.append(f"{operation} {path.name}")
+        if len(seen) > fail_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "fault_hook", hook)
+    return seen
+
+
+@pytest.mark.parametrize("to", EXPORT_FORMATS)
 def test_a_full_disk_leaves_nothing(
-    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, places: int
+    structured: Path, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
-    """At each of the first file operations, one after the other."""
-
-    def fail_at(place: int) -> Callable[[str, Path], None]:
-        count = iter(range(10_000))
-
-        def hook(operation: str, path: Path) -> None:
-            if next(count) == place:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-        return hook
-
-    for place in range(places):
-        monkeypatch.setattr(files, "fault_hook", fail_at(place))
-        said = refused(3, str(pruned), "--to", to, "-o", str(tmp_path / "out"))
+    """At each operation on files, one after the other; of onnx, which takes long, at the first and the last."""
+    if to == "onnx":
+        converted(monkeypatch, made("heads", "onnx") / "model.onnx")
+    unmeasured(monkeypatch)
+    seen = operations(monkeypatch, fail_at=1000)
+    exported(structured, tmp_path / "out", "--to", to)
+    assert len(seen) > 15 and seen[-2:] == ["rename export.json", "rename out"]
+    shutil.rmtree(tmp_path / "out")
+    for place in (0, len(seen) - 1) if to == "onnx" else range(len(seen)):
+        operations(monkeypatch, fail_at=place)
+        said = refused(3, str(structured), "--to", to, "-o", str(tmp_path / "out"))
         assert "no space left" in said
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.iterdir()), seen[place]
+
+
+@pytest.mark.parametrize("moment", ["write README.md", "rename export.json", "rename out"])
+def test_a_folder_that_is_filled_meanwhile_is_not_replaced(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    out = tmp_path / "out"
+
+    def hook(operation: str, path: Path) -> None:
+        if moment == f"{operation} {path.name.removeprefix('.').removesuffix('.part')}":
+            out.mkdir(exist_ok=True)
+            (out / "mine").write_text("kept")
+
+    monkeypatch.setattr(files, "fault_hook", hook)
+    said = refused(2, str(pruned), "--to", "sparse", "-o", str(out))
+    assert f"{out} is not empty any more" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_a_file_that_takes_the_place_is_not_replaced(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(files, "fault_hook", lambda operation, path: path.name == "export.json" and out.touch())
+    refused(2, str(pruned), "--to", "sparse", "-o", str(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and out.is_file()
+
+
+def test_a_signal_leaves_nothing(pruned: Path, tmp_path: Path) -> None:
+    """It comes while the staging folder is being filled."""
+    seen = tmp_path / "seen"
+
+    def hook(operation: str, path: Path) -> None:
+        if path.name == WEIGHTS and operation == "rename":
+            seen.write_text(str(path.parent.is_dir()))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def action() -> None:
+        files.fault_hook = hook
+        sys.exit(invoke("export", str(pruned), "--to", "sparse", "-o", str(tmp_path / "out")).exit_code)
+
+    assert wait(forked(action)) == 75
+    assert seen.read_text() == "True"
+    assert [path.name for path in tmp_path.iterdir()] == ["seen"]

@@ -375,6 +375,26 @@ def test_a_changed_cap_config_is_refused(pruned: tuple[models.Model, Path], chan
         models.load_artifact(out)
 
 
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_attn_implementation_internal")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("kernel", ["evil/kernel", "eager"])
+def test_no_file_names_the_kernels(pruned: tuple[models.Model, Path], tmp_path: Path, name: str, kernel: str) -> None:
+    """transformers would fetch and run what a configuration names; whatever it says, a model computes with its own."""
+    plain, out = pruned
+    usual = plain.net.config._attn_implementation
+    path = out / models.CONFIG_FILE
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {"model_config": {**table["model_config"], name: kernel}}))
+    models.save_dense(plain, tmp_path / "dense")
+    folder = edited(tmp_path / "dense", tmp_path / "edited", **{name: kernel})
+    for net in (models.load_artifact(out).net, load(folder, kind=plain.kind).net):
+        assert net.config._attn_implementation == usual
+        assert kernel == "eager" or kernel not in net.config.to_json_string(use_diff=False)
+        assert torch.equal(net.classifier.out_proj.weight, plain.net.classifier.out_proj.weight)
+
+
 def test_fewer_labels_than_the_head_has_rows_are_refused(pruned: tuple[models.Model, Path]) -> None:
     _, out = pruned
     path = out / models.CONFIG_FILE
