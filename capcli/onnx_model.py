@@ -39,7 +39,9 @@ def check_packages() -> None:
     """Raise `ConfigError` unless everything that conversion needs is installed."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing or find_spec("transformers.exporters") is None:
-        raise ConfigError("cap export --to onnx needs onnx, onnxscript and onnxruntime", "pip install onnx onnxscript onnxruntime")
+        raise ConfigError(
+            "cap export --to onnx needs onnx, onnxscript and onnxruntime", "pip install onnx onnxscript onnxruntime"
+        )
 
 
 # Conversion ----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,9 @@ def edited(run: Path, target: Path, name: str, change: Callable[[Any], Any]) -> 
 
 def with_data(run: Path, target: Path, data: Path) -> Path:
     """A copy of a run that was made with the data in `data`."""
-    return edited(run, target, "cap_config.json", lambda table: {**table, "source": {**table["source"], "data": str(data)}})
+    return edited(
+        run, target, "cap_config.json", lambda table: {**table, "source": {**table["source"], "data": str(data)}}
+    )
 
 
 def card_of(folder: Path) -> tuple[dict[str, Any], str]:
@@ -569,9 +571,7 @@ def test_options_that_do_not_fit(pruned: Path, tmp_path: Path, options: tuple[st
     assert not list(tmp_path.iterdir())
 
 
-def test_the_place_of_the_command_is_no_place(
-    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_place_of_the_command_is_no_place(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for place in (".", "./", "new/.."):
