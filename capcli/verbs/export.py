@@ -126,7 +126,7 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
 
 def _free(folder: Path) -> Path:
     """An absolute path that is free for a new folder. Raises `FileError`."""
-    out = Path(os.path.abspath(folder))  # without the `..` of new/..
+    out = folder.resolve()
     if out == Path.cwd() or out == out.parent:
         raise FileError(f"an export cannot take the place of {out}", "choose a folder of its own with -o")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
