@@ -209,6 +209,13 @@ def test_a_report_that_was_edited(pruned: Path, tmp_path: Path, content: str, dt
     assert "base_model" not in card_of(tmp_path / "out")[0]
 
 
+@pytest.mark.parametrize("content", ["[]", '{"run": null}', '{"run": {"metrics": 3, "command": [], "notes": {}}}'])
+def test_a_record_that_was_edited(made: Callable[..., Path], tmp_path: Path, content: str) -> None:
+    run = edited(made("soft", "sparse"), tmp_path / "run", "export.json", lambda _: json.loads(content))
+    exported(run, tmp_path / "out", "--to", "sparse")
+    assert "model-index" not in card_of(tmp_path / "out")[0]
+
+
 def test_a_report_that_is_no_json(pruned: Path, tmp_path: Path) -> None:
     shutil.copytree(pruned, tmp_path / "run")
     (tmp_path / "run" / "report.json").write_text("{")
