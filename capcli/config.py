@@ -409,6 +409,7 @@ class ExportConfig:
     def out_folder(self) -> Path:
         """The output folder, given or derived: beside a local model, here for one of the hub."""
         model = Path(self.model)
+        model = model if model.name else model.resolve()  # of `.`
         return Path(self.out or f"{model if model.exists() else model.name}-{self.to}")
 
     @property

@@ -165,7 +165,7 @@ def test_some_examples_are_not_compared_with_all(pruned: Path, tmp_path: Path) -
     assert table.count("not measured") == 2 * len(found["metrics"]["after"])  # the dense value, and what is kept of it
 
 
-@pytest.mark.parametrize("hub_id", [None, "someone/some-model"])
+@pytest.mark.parametrize("hub_id", [None, "someone/some-model", "a/b\nlicense: mit"])
 def test_the_base_model_is_what_the_run_knew(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_id: str | None
 ) -> None:
@@ -185,7 +185,7 @@ def test_the_base_model_is_what_the_run_knew(
         exported(run, tmp_path / to, "--to", to)
         front, _ = card_of(tmp_path / to)
         assert front.get("base_model") == hub_id
-        assert ("base_model_relation" in front) == bool(hub_id)
+        assert ("base_model_relation" in front) == bool(hub_id) and "license" not in front
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,13 @@ def test_a_report_that_was_edited(pruned: Path, tmp_path: Path, content: str, dt
     found = exported(run, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
     assert (found["metrics"] is None) == (dtype == "fp32")
     assert "base_model" not in card_of(tmp_path / "out")[0]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"run": null}', '{"run": {"metrics": 3, "command": [], "notes": {}}}'])
+def test_a_record_that_was_edited(made: Callable[..., Path], tmp_path: Path, content: str) -> None:
+    run = edited(made("soft", "sparse"), tmp_path / "run", "export.json", lambda _: json.loads(content))
+    exported(run, tmp_path / "out", "--to", "sparse")
+    assert "model-index" not in card_of(tmp_path / "out")[0]
 
 
 def test_a_report_that_is_no_json(pruned: Path, tmp_path: Path) -> None:
@@ -547,6 +554,22 @@ def test_plan_of_onnx(made: Callable[..., Path], structured: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_no_kernel_of_a_file_is_passed_on(pruned: Path, made: Callable[..., Path], tmp_path: Path) -> None:
+    """transformers would fetch and run what a configuration names."""
+    evil = {"attn_implementation": "evil/kernel", "experts_implementation": "evil/kernel"}
+    run = edited(
+        pruned,
+        tmp_path / "run",
+        "cap_config.json",
+        lambda table: {**table, "model_config": {**table["model_config"], **evil}},
+    )
+    for to in ("dense", "sparse", "sliced"):
+        exported(run, tmp_path / to, "--to", to)
+        assert all(b"evil" not in path.read_bytes() for path in (tmp_path / to).iterdir())
+    dense = edited(made("soft", "dense"), tmp_path / "model", "config.json", lambda table: {**table, **evil})
+    assert "refused" not in planned(str(dense), "--to", "onnx", "-o", str(tmp_path / "out"))["onnx"]
+
+
 # Failures ------------------------------------------------------------------------------------------------------------
 
 
@@ -588,6 +611,10 @@ def test_an_empty_folder_is_a_free_place(pruned: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "export.json").is_file()
     said = refused(2, str(pruned), "--to", "sparse", "-o", str(tmp_path / "out"))
     assert "exists and is not empty" in said
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    exported(pruned, tmp_path / "link", "--to", "sparse")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target" / "export.json").is_file()
 
 
 def test_a_threshold_is_for_scores(pruned: Path, tmp_path: Path) -> None:
@@ -730,7 +757,7 @@ def test_a_folder_that_is_filled_meanwhile_is_not_replaced(
 
     monkeypatch.setattr(files, "fault_hook", hook)
     said = refused(2, str(pruned), "--to", "sparse", "-o", str(out))
-    assert f"{out} is not empty any more" in said
+    assert "out is not empty any more" in said
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["mine"]
 

@@ -110,3 +110,15 @@ def test_a_network_without_word_embeddings(tmp_path: Path, monkeypatch: pytest.M
     plain = storage.stored(model, pruned)
     assert set(plain.tensors) == set(model.net.state_dict()) and not plain.quantised
     assert storage.stored(model, pruned, "int8").quantised == set(pruned)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_tied_embeddings_in_a_stock_folder(tmp_path: Path, dtype: str) -> None:
+    registry.write("bart", tmp_path / "model", TOKENIZERS)
+    model = models.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
+    wanted = storage.stored(model, (), dtype)
+    tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}
+    models.save_dense(model, tmp_path / "out", tensors, storage.DTYPES[dtype])
+    found = models.reload_dense(tmp_path / "out", model.kind)
+    storage.check(wanted, found)
+    assert {parameter.dtype for parameter in found.parameters()} == {storage.DTYPES[dtype]}
