@@ -143,13 +143,15 @@ def test_a_teacher_of_a_small_set_gets_more_passes(n: int, passes: int) -> None:
     assert prune(teacher="x").teacher_passes(n) == 0
 
 
-def test_limits_and_folders() -> None:
+def test_limits_and_folders(tmp_path: Path) -> None:
     assert c.parse_limits("--min", "accuracy=0.9, f1 = .8,") == {"accuracy": 0.9, "f1": 0.8}
     assert c.parse_limits("--min", "") == {}
     assert prune(sparsity=0.97).out_folder == Path("runs/mini-mr-cap-soft-0.97")
     assert dataclasses.replace(prune(), model="a/b@v1/").out_folder == Path("runs/b-v1-mr-cap-soft-0.9")
     assert prune(out="x/y").out_folder == Path("x/y")
-    assert c.ExportConfig(model="runs/x/").out_folder == Path("runs/x-dense")
+    (tmp_path / "x").mkdir()
+    assert c.ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
+    assert c.ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")
     assert c.ProbeConfig(tasks="mr, subj,mr").task_names == ("mr", "subj")
 
 
