@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import synthetic
 import table
 import torch
+from peak import peak_bytes
 from transformers import AutoTokenizer
 
 from capcli import hub, models, tables, tasks, tokens
@@ -119,12 +120,6 @@ def computed(args: argparse.Namespace) -> dict[str, float]:
         float(step()["total"])
     seconds = time.perf_counter() - began
     return {"examples": n_steps * chosen.batch_size, "seconds": seconds, "peak": peak_bytes()}
-
-
-def peak_bytes() -> int:
-    """Peak resident set of this process; what `getrusage` tells begins with the peak of the parent."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def repeated(args: argparse.Namespace, folder: Path) -> str:

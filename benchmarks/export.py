@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import table
+from peak import peak_bytes
 
 LENGTH, BATCHES = 128, (1, 32)
 # What is exported from each run: label -> options of `cap export`.
@@ -138,7 +139,7 @@ def row_of(args: argparse.Namespace, label: str, run: str, folder: Path) -> dict
 
 def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """The primary metric on the first evaluation split, computed with what was exported."""
-    from capcli import models, onnx_model, tasks
+    from capcli import models, onnx_model, run, tasks
     from capcli.config import Hardware, TaskConfig
     from capcli.verbs import evaluate
 
@@ -151,12 +152,12 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
         model = dataclasses.replace(model, tokenizer=models.read_tokenizer(folder))
         runner = onnx_model.Runner(folder / "model.onnx", threads=args.threads)
         examples = evaluate.encoded(model, split, source)
-        logits = finished(onnx_model.outputs(runner, examples, on.token_budget, lambda **_: None))
+        logits = run.finished(onnx_model.outputs(runner, examples, on.token_budget, lambda **_: None))
         found = evaluate.scored(model.kind, model.labels, examples, data.metrics, logits)
     else:
         model = models.load_model(str(folder), data.classes, data.kind, 0, need_head=True)
         examples = evaluate.encoded(model, split, source)
-        found = finished(evaluate.measure(model, examples, data.metrics, on, lambda **_: None))
+        found = run.finished(evaluate.measure(model, examples, data.metrics, on, lambda **_: None))
     return data.primary, found.metrics[data.primary]
 
 
@@ -166,14 +167,6 @@ def hardware(args: argparse.Namespace) -> str:
     from capcli.config import Hardware
 
     return models.compute(Hardware(device="cpu", threads=args.threads)).name
-
-
-def finished(events: Any) -> Any:
-    while True:
-        try:
-            next(events)
-        except StopIteration as stop:
-            return stop.value
 
 
 # One file in a process of its own ------------------------------------------------------------------------------------
@@ -191,19 +184,13 @@ def measured(folder: Path, threads: int) -> dict[str, Any]:
     opener = {"model.onnx": opened_onnx, "model.cap.safetensors": opened_cap}
     open_it = next((opener[name] for name in opener if (folder / name).is_file()), opened_stock)
     load = open_it(folder, threads)
-    libraries = peak()
+    libraries = peak_bytes()
     began = time.perf_counter()
     run = load()
     found: dict[str, Any] = {"load_seconds": time.perf_counter() - began, "libraries_bytes": libraries}
     for batch in BATCHES:
         found[f"batch_{batch}_ms"] = 1000 * median_seconds(lambda b=batch: run(b))
-    return {**found, "peak_bytes": peak()}
-
-
-def peak() -> int:
-    """Largest resident size of this process; what getrusage says would include the process that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    return {**found, "peak_bytes": peak_bytes()}
 
 
 def median_seconds(call: Callable[[], Any]) -> float:

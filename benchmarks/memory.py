@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shlex
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 import synthetic
 import table
 import torch
+from peak import peak_bytes
 
 from capcli import banks, files, models, tables, tasks, tokens
 from capcli.config import Hardware, TaskConfig
@@ -91,7 +91,7 @@ def main() -> None:
 def stage(name: str, began: float, n_examples: int) -> dict[str, Any]:
     """A finished stage: its seconds, examples per second (None without examples), and the peak memory so far."""
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     speed = n_examples / seconds if n_examples else None
     return {"name": name, "seconds": seconds, "examples_per_second": speed, "peak_host_bytes": peak}
 

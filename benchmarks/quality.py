@@ -32,6 +32,7 @@ import table
 
 from capcli import files, models, tasks, tokens
 from capcli.config import METHODS, Hardware, PruneConfig, TaskConfig, build
+from capcli.run import finished as returned
 
 STOPPED = (75, 130, -2, -15)
 
@@ -268,13 +269,9 @@ def correct(out: Path, stored: dict[str, Any]) -> Any:
     length = models.longest_input(model, config.longest)
     examples = tokens.encode(next(iter(data.evals.values())), model.tokenizer, length)
     coding = models.encoded(model, examples, on, lambda **_: None)  # type: ignore[arg-type, return-value]
-    while True:
-        try:
-            next(coding)
-        except StopIteration as stop:
-            found = stop.value[0].argmax(dim=1).cpu().numpy() == examples.labels
-            np.save(path, found)
-            return found
+    found: np.ndarray = returned(coding)[0].argmax(dim=1).cpu().numpy() == examples.labels
+    np.save(path, found)
+    return found
 
 
 # The table -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +36,19 @@ def _load(out: str | os.PathLike[str]) -> models.Model:
 
 def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`."""
-    return _result(prune_.prune(config, overwrite=overwrite))
+    return run.finished(prune_.prune(config, overwrite=overwrite))
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a model on a task; returns the result of `cap eval`."""
-    return _result(evaluate_.evaluate(config))
+    return run.finished(evaluate_.evaluate(config))
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a pruned model in another form; returns what `cap export` prints."""
-    return _result(export_.export(config))
+    return run.finished(export_.export(config))
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
     """Measure what a frozen encoder knows; returns the result of `cap probe`."""
-    return _result(probe_.probe(config))
-
-
-def _result(events: Generator[run.Event, None, dict[str, Any]]) -> dict[str, Any]:
-    while True:
-        try:
-            next(events)
-        except StopIteration as stop:
-            return dict(stop.value)
+    return run.finished(probe_.probe(config))

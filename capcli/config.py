@@ -373,7 +373,7 @@ class ExportConfig:
     vocab: str = option(
         "", "keep only the tokens that the task's training texts need (task), or those of a FILE", panel="Weights"
     )
-    int8: bool = option(False, "quantise the matrices of an onnx export to 8 bits", panel="Weights")
+    int8: bool = option(False, "quantise the weights of an onnx export to 8 bits", panel="Weights")
     threshold: str = option(
         "", "of a movement-pruning checkpoint with scores: the number that it was pruned with", panel="Weights"
     )

@@ -120,6 +120,10 @@ class Model:
         """The prunable linear layers by the name of their weight, in reading order (section 3)."""
         return families.prunable(self.net, self.family)
 
+    def nonzero(self) -> int:
+        """How many weights of the prunable matrices are not zero."""
+        return sum(int(linear.weight.count_nonzero()) for linear in self.prunable().values())
+
     def encoder_parameters(self) -> int:
         """Parameters of the layer stack: prunable matrices, biases and norms."""
         stack = families.blocks(self.net, self.family).values()
@@ -280,7 +284,7 @@ def load_artifact(folder: Path) -> Model:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     return Model(
         net=net.eval(),
-        tokenizer=_tokenizer(str(folder), str(folder)),
+        tokenizer=read_tokenizer(folder),
         family=families.FAMILIES.get(net.config.model_type),
         labels=labels,
         kind=str(settings["kind"]),
@@ -863,6 +867,15 @@ def save_config(model: Model, folder: Path, dtype: torch.dtype = torch.float32) 
     files.write_text(folder / "config.json", config.to_json_string(use_diff=False))
 
 
+def check_stock(model: Model) -> None:
+    """Raise `ModelError` for a sliced model: transformers has no configuration for layers of different sizes."""
+    if model.is_sliced:
+        raise ModelError(
+            f"{model.source} is sliced: no configuration of transformers describes its layers",
+            "export the artefact that it was made from, or use --to onnx",
+        )
+
+
 def save_dense(
     model: Model, folder: Path, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -872,11 +885,7 @@ def save_dense(
     Raises:
         ModelError: the model is sliced, and transformers has no configuration for layers of different sizes.
     """
-    if model.is_sliced:
-        raise ModelError(
-            f"{model.source} is sliced: no configuration of transformers describes its layers",
-            "export the artefact that it was made from, or use --to onnx",
-        )
+    check_stock(model)
     save_config(model, folder, dtype)
     own = model.net.state_dict() if tensors is None else tensors
     found = {name: tensor.cpu() for name, tensor in own.items()}

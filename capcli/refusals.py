@@ -40,10 +40,15 @@ QUANTISATION = ("config_groups", "kv_cache_scheme", "transform_config")  # what 
 SAVE_AGAIN = "load it once with transformers, in an environment you trust, and save_pretrained writes safetensors"
 
 
+def unfinished(source: str) -> ModelError:
+    """The error for a run that was stopped."""
+    return ModelError(f"{source} is a run that is not finished", "run the same cap prune command again to go on")
+
+
 def check_names(names: Collection[str], source: str, *, local: bool) -> None:
     """Refuse a folder or repository by the names of its files, before anything is read or fetched."""
     if local and "work" in names and not {CONFIG, "cap_config.json"} & set(names):
-        raise ModelError(f"{source} is a run that is not finished", "run the same cap prune command again to go on")
+        raise unfinished(source)
     if "cap_config.json" in names:
         raise ModelError(
             f"{source} is a pruned model, and a dense one is needed here",

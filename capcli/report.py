@@ -210,7 +210,7 @@ def export_summary(found: Mapping[str, Any]) -> Group:
         ("format", named(found.get("format"))),
         ("folder", named(found.get("out"))),
         ("smaller file", _gain(size.get("dense_bytes"), size.get("weights_bytes"))),
-        ("less memory", _gain(size.get("dense_bytes"), size.get("memory_bytes"))),
+        ("less memory", _gain(size.get("dense_bytes"), size.get("memory_bytes")) + ", weights once loaded"),
         ("faster", _faster(part(found, "speed"))),
         ("checked", _checked(check)),
     ]

@@ -12,11 +12,11 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +26,8 @@ from capcli.errors import ConfigError, FileError, Stopped
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Result = TypeVar("Result")
 
 REPORT, CONFIG, LOCK = "report.json", "config.json", ".lock"
 KEEP_CHECKPOINTS = 2
@@ -46,6 +48,16 @@ class Event:
     overall: float = 0.0
     note: str = ""
     status: str = ""
+
+
+def finished(events: Generator[Any, None, Result]) -> Result:
+    """What a generator of events returns at its end; the events are dropped."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as stop:
+            found: Result = stop.value
+            return found
 
 
 @dataclass

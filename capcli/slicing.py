@@ -54,11 +54,6 @@ def sizes(net: Any, family: Family) -> dict[str, Size]:
     return {name: _size(layer) for name, (_, layer) in _layers(net, family).items()}
 
 
-def plan(net: Any, family: Family) -> dict[str, Size]:
-    """The sizes that `cut` would give the layers, found from the zeros in their weights."""
-    return {name: _kept(block, layer, family).size for name, (block, layer) in _layers(net, family).items()}
-
-
 @torch.no_grad()
 def cut(net: Any, family: Family) -> dict[str, Size]:
     """Take out of the layers, in place, what reaches nothing or is constant; returns their sizes.

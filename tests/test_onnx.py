@@ -17,7 +17,7 @@ from test_families import SOURCES, TOKENIZERS
 from tiny import Tiny
 from torch import Tensor, nn
 
-from capcli import models, onnx_model, tasks
+from capcli import models, onnx_model, run, tasks
 from capcli.config import Hardware, TaskConfig
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.run import Event
@@ -97,25 +97,16 @@ def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind
     model = models.load_dense(str(tmp_path / "model"), loaded.classes or (), kind, 1)
     if kind in ("regression", "spans"):  # the other kinds have labels of their own in the data
         examples = evaluate.encoded(model, loaded.evals["validation"], source)
-        expected, _ = finish(models.encoded(model, examples, on, event))
-        found = finish(onnx_model.outputs(runner, examples, 200, event))
+        expected, _ = run.finished(models.encoded(model, examples, on, event))
+        found = run.finished(onnx_model.outputs(runner, examples, 200, event))
         assert torch.allclose(expected, found, atol=1e-5 * float(expected.abs().max()))
         ours = evaluate.scored(kind, model.labels, examples, loaded.metrics, found)
-        theirs = finish(evaluate.measure(model, examples, loaded.metrics, on, event))
+        theirs = run.finished(evaluate.measure(model, examples, loaded.metrics, on, event))
         assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-5)
 
 
 def event(done: float, total: float) -> Event:
     return Event(phase="test", done=done, total=total)
-
-
-def finish(steps: Any) -> Any:
-    """What a generator returns at its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 @pytest.fixture(scope="module")

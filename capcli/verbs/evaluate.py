@@ -168,7 +168,7 @@ def _size_and_sparsity(model: models.Model, source: str) -> dict[str, Any]:
     """What is not there or zero in the network as loaded, of what was before it was sliced; and bytes on disk."""
     weights = Path(source) / models.WEIGHTS_FILE
     n, total = model.before_slicing.prunable, model.before_slicing.total
-    removed = n - sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values())
+    removed = n - model.nonzero()
     size: dict[str, Any] = {"dense_bytes": 4 * total, "weights_bytes": 4 * total}
     if weights.is_file():
         size |= {
@@ -232,9 +232,7 @@ def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
     length = models.longest_input(model, length)
-    text = "a " * length  # each word is a token at least
-    coded = model.tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
-    inputs = {name: tensor.to(on.device) for name, tensor in coded.items()}
+    inputs = {name: tensor.to(on.device) for name, tensor in full_inputs(model.tokenizer, batch, length).items()}
     seconds = []
     with torch.inference_mode(), on.autocast():
         for _ in range(LATENCY_RUNS + 3):
@@ -255,6 +253,12 @@ def latency(model: models.Model, on: models.Compute, batch: int, length: int) ->
         "hardware": on.name,
         "precision": on.precision,
     }
+
+
+def full_inputs(tokenizer: Any, batch: int, length: int) -> Any:
+    """`batch` inputs of `length` tokens each, as latency is measured on."""
+    text = "a " * length  # each word is a token at least
+    return tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
 
 
 def check_gates(gates: Gates, result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -19,15 +19,30 @@ from typing import Any
 
 import torch
 
-from capcli import compare, files, hub, legacy, models, onnx_model, report, run, sparse, storage, tasks, vocabulary
+from capcli import (
+    compare,
+    files,
+    hub,
+    legacy,
+    models,
+    onnx_model,
+    refusals,
+    report,
+    run,
+    sparse,
+    storage,
+    tasks,
+    vocabulary,
+)
 from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build
 from capcli.errors import CapError, CheckFailed, ConfigError, FileError, ModelError
 from capcli.run import Event
-from capcli.text import part
+from capcli.text import mapping, part
 from capcli.verbs import evaluate
 
 SCHEMA_VERSION = 1
 RECORD = "export.json"
+CUT_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
 LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
@@ -83,10 +98,14 @@ class Job:
         return models.longest_input(self.original, self.known.source.longest)
 
     @property
+    def exact(self) -> bool:
+        """Whether only rounding may tell the logits of the export from those of the model, on the same tokens."""
+        return self.config.dtype == "fp32" and self.config.embeddings == "keep" and not self.config.int8
+
+    @property
     def lossy(self) -> bool:
-        """Whether the export computes other numbers than the model, so that its accuracy has to be measured again."""
-        config = self.config
-        return bool(config.vocab or config.int8 or config.dtype != "fp32" or config.embeddings != "keep")
+        """Whether the export answers otherwise than the model, so that its accuracy has to be measured again."""
+        return bool(self.config.vocab) or not self.exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +133,9 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     if config.to == "onnx":
         onnx_model.check_packages()
     job = yield from _job(config)
-    job = replace(job, model=_shaped(job.model, config.to))
+    _check_format(job.model, config.to)
+    if config.to in CUT_FORMATS:
+        job = replace(job, model=_cut(job.model))
     record = _record(job)
     with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=record) as staging:
         opened = yield from FORMATS[config.to](job, staging)
@@ -170,7 +191,7 @@ def _load(config: ExportConfig) -> models.Model:
     if models.is_artifact(source):
         folder = Path(source)
         if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (run.REPORT, RECORD)):
-            raise ModelError(f"{source} is a run that is not finished", "run the same cap prune command again to go on")
+            raise refusals.unfinished(source)
         if config.threshold:
             raise ConfigError(f"--threshold is for checkpoints of movement pruning; {source} says what is zero")
         return models.load_artifact(folder)
@@ -184,17 +205,18 @@ def _load(config: ExportConfig) -> models.Model:
 
 def _history(folder: Path) -> dict[str, Any]:
     """What is known of the run that made the model: from its report, or what an earlier export kept of it."""
-    for path, key in ((folder / run.REPORT, None), (folder / RECORD, "run")):
-        if path.is_file():
-            found = files.read_json(path)
-            table = part(found, key) if key else part({"": found}, "")
-            return {name: table[name] for name in KEPT_OF_RUN if name in table}
-    return {}
+    if (folder / run.REPORT).is_file():
+        found = mapping(files.read_json(folder / run.REPORT))
+    elif (folder / RECORD).is_file():
+        found = part(files.read_json(folder / RECORD), "run")
+    else:
+        return {}
+    return {name: found[name] for name in KEPT_OF_RUN if name in found}
 
 
 def _texts(config: ExportConfig, model: models.Model) -> Texts:
     """The data of the model's own task; where they are not here, built-in texts."""
-    stored = models.stored_source(config.model) if models.is_artifact(config.model) else {}
+    stored = models.stored_source(config.model)
     chosen = {"data": config.data, "max_eval_samples": config.max_eval_samples}
     place = config.data or stored.get("data", "")
     try:
@@ -244,20 +266,20 @@ def _vocabulary_note(found: dict[str, Any]) -> str:
     )
 
 
-def _shaped(model: models.Model, to: str) -> models.Model:
-    """The model without the heads, dimensions and neurons that compute nothing, for the formats that can do that."""
-    if to == "dense" and model.is_sliced:
-        raise ModelError(
-            f"{model.source} is sliced, and no stock folder can hold layers of different sizes",
-            "export what cap prune wrote, or use --to onnx",
-        )
+def _check_format(model: models.Model, to: str) -> None:
+    """Raise `ModelError` for a format that cannot hold this model."""
+    if to == "dense":
+        models.check_stock(model)
     if to == "sliced" and model.family is None:
         raise ModelError(
             f"{model.source} is a {model.net.config.model_type} model, whose heads and neurons capcli does not know",
             "use --to sparse for a smaller file, or --to onnx",
         )
-    cut = to in ("sliced", "onnx") and model.family is not None and not model.is_sliced
-    return models.sliced(model) if cut else model
+
+
+def _cut(model: models.Model) -> models.Model:
+    """The model without the heads, dimensions and neurons that compute nothing, where they are known."""
+    return model if model.family is None or model.is_sliced else models.sliced(model)
 
 
 # The formats ---------------------------------------------------------------------------------------------------------
@@ -303,7 +325,7 @@ def _opened(job: Job, model: models.Model, weights: Path, memory_bytes: int) -> 
     return Opened(
         run=compare.of(model, job.on.device),
         tokenizer=model.tokenizer,
-        nonzero=_nonzero(model),
+        nonzero=model.nonzero(),
         file_bytes=weights.stat().st_size,
         memory_bytes=memory_bytes,
         model=model,
@@ -340,11 +362,6 @@ FORMATS: dict[str, Callable[[Job, Path], Generator[Event, None, Opened]]] = {
     "sliced": artefact,
     "onnx": onnx,
 }
-
-
-def _nonzero(model: models.Model) -> int:
-    """Weights other than zero in the prunable matrices."""
-    return sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values())
 
 
 def _bytes(net: Any, itemsize: int) -> int:
@@ -384,7 +401,7 @@ def _checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]
 
 def _compared(job: Job, opened: Opened) -> dict[str, Any]:
     """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
-    texts, kind, before = job.texts, job.original.kind, _nonzero(job.original)
+    texts, kind, before = job.texts, job.original.kind, job.original.nonzero()
     if job.config.vocab:
         texts = [text for text in texts if _reads_alike(job, opened.tokenizer, text)]
         if not texts:
@@ -394,9 +411,7 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
     ours = compare.logits(compare.of(job.original, job.on.device), kind, job.original.tokenizer, texts, job.length)
     theirs = compare.logits(opened.run, kind, opened.tokenizer, texts, job.length)
     found = compare.difference(kind, ours, theirs)
-    config = job.config
-    exact = not (config.int8 or config.dtype != "fp32" or config.embeddings != "keep")
-    allowed = found.tolerance if exact else sys.float_info.max
+    allowed = found.tolerance if job.exact else sys.float_info.max
     if not found.largest <= allowed:
         raise CheckFailed(
             f"the logits of the export differ by up to {found.largest:.3g} on {len(texts)} texts, "
@@ -405,10 +420,10 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
     return {
         "texts": len(texts),
         "of": job.texts_of,
-        "exact": exact,
+        "exact": job.exact,
         "largest_difference": found.largest,
         "largest_logit": found.scale,
-        "tolerance": allowed if exact else None,
+        "tolerance": allowed if job.exact else None,
         "argmax_agreement": found.agreement,
         "nonzero_weights": {"before": before, "after": opened.nonzero},
     }
@@ -451,8 +466,7 @@ def _speed(job: Job, opened: Opened) -> dict[str, Any]:
     runs = ((compare.of(job.original, job.on.device), job.original.tokenizer), (opened.run, opened.tokenizer))
     rows = {}
     for batch in LATENCY_BATCHES:
-        full = [("a " * length, None)] * batch  # each word is a token at least
-        pairs = _timed([partial(run, compare.encoded(tokenizer, full, length)) for run, tokenizer in runs])
+        pairs = _timed([partial(run, evaluate.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs])
         rows[f"batch_{batch}"] = {
             "before_ms": 1000 * statistics.median(a for a, _ in pairs),
             "ms": 1000 * statistics.median(b for _, b in pairs),
@@ -484,10 +498,10 @@ def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
 def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     """What every format would take and give, with these options where they apply; nothing is written."""
     job = yield from _job(config)
-    rows = []
+    smaller, rows = _cut(job.model), []
     for name in FORMATS:
         yield Event(phase="plan", note=f"sizing {name}")
-        rows.append(_planned(job, name))
+        rows.append(_planned(job, name, smaller if name in CUT_FORMATS else job.model))
     return {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
@@ -497,11 +511,11 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     }
 
 
-def _planned(job: Job, name: str) -> dict[str, Any]:
+def _planned(job: Job, name: str, model: models.Model) -> dict[str, Any]:
     """One row of the plan: bytes of the weights on disk and in memory, and the share of the matrices that is left."""
     config = job.config
     try:
-        model = _shaped(job.model, name)
+        _check_format(model, name)
     except CapError as error:
         return {"format": name, "refused": error.message}
     dtype = config.dtype if name in ARTEFACT_FORMATS or (name == "dense" and config.dtype != "int8") else "fp32"
