@@ -52,10 +52,11 @@ GENERIC_TASKS = (
     "question-answering",
 )
 QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
-_NOT_PROBED = (*QUESTION_TASKS, "wnut17", "ner", "token-classification", "multi-label-classification")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic", "hid")
 STRUCTURES = ("heads", "dimensions")
+PERTURBATIONS = ("typos", "case", "order")
+PROBES = ("linear", "head")
 EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
 ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -314,17 +315,36 @@ class Gates:
     """What must hold for exit code 0."""
 
     min: str = option("", "fail below METRIC=V; several separated by commas", panel="Gates")
-    max_drop: str = option("", "fail when METRIC falls by more than V below --baseline; METRIC=V", panel="Gates")
+    max: str = option("", "fail above METRIC=V, such as ece=0.1", panel="Gates")
+    max_drop: str = option(
+        "", "fail when METRIC falls by more than V below --baseline; METRIC=V, or METRIC=P% of it", panel="Gates"
+    )
     min_retention: float = option(
         0.0, "fail when the primary metric keeps less than this share of --baseline", panel="Gates"
     )
     max_bytes: int = option(0, "fail when the weight file is larger", panel="Gates")
     max_latency_ms: float = option(0.0, "fail when the median latency is higher", panel="Gates")
+    confidence: float = option(
+        0.0,
+        "such as 0.95: fail only when the whole interval at this confidence is beyond the limit; 0 to judge by the "
+        "value alone",
+        panel="Gates",
+    )
 
     def __post_init__(self) -> None:
         parse_limits("--min", self.min)
-        parse_limits("--max-drop", self.max_drop)
+        parse_limits("--max", self.max)
+        parse_drops(self.max_drop)
         _at_least(0, min_retention=self.min_retention, max_bytes=self.max_bytes, max_latency_ms=self.max_latency_ms)
+        if self.confidence and not 0.5 <= self.confidence < 1:
+            hint = f"did you mean --confidence {self.confidence / 100:g}?" if 50 <= self.confidence < 100 else ""
+            raise ConfigError(f"--confidence is a probability from 0.5 to below 1, got {self.confidence:g}", hint)
+
+    def check_baseline(self, baseline: str) -> None:
+        """Raise `ConfigError` when a gate compares with a baseline that is not given."""
+        for flag, value in {"--max-drop": self.max_drop, "--min-retention": self.min_retention}.items():
+            if value and not baseline:
+                raise ConfigError(f"{flag} compares with a baseline, but none is given", "name one with --baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,22 +357,27 @@ class EvalConfig:
     label_map: str = option("", "names for a model's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")
-    seed: int = option(1, "seed of the bootstrap intervals")
+    perturb: str = option("", f"measure on changed texts too: all, or some of {','.join(PERTURBATIONS)}; see the docs")
+    seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         _at_least(1, latency_batch=self.latency_batch, latency_length=self.latency_length)
         parse_label_map(self.label_map)
-        needs = {"--max-drop": self.gates.max_drop, "--min-retention": self.gates.min_retention}
-        for flag, value in needs.items():
-            if value and not self.baseline:
-                raise ConfigError(f"{flag} compares with a baseline, but none is given", "name one with --baseline")
+        self.gates.check_baseline(self.baseline)
+        for name in self.perturbations:
+            _check_name("perturbation", name, PERTURBATIONS)
 
     @property
     def label_names(self) -> dict[str, str]:
         """The label map: the model's own name -> the name to use."""
         return parse_label_map(self.label_map)
+
+    @property
+    def perturbations(self) -> tuple[str, ...]:
+        """The perturbations in the order given, each once."""
+        return PERTURBATIONS if self.perturb == "all" else split_list(self.perturb)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,32 +459,69 @@ class ProbeConfig:
 
     model: str = ""
     tasks: str = option(",".join(PROBE_TASKS), "tasks to probe, separated by commas")
-    data: str = option("", "folder with a folder of splits for each task that is not built in")
-    baseline: str = option("", "model or artefact to compare with")
-    pooling: str = option("mean", "sentence vector: head, cls or mean")
-    max_length: int = option(128, "longest input in tokens")
-    max_train_samples: int = option(4000, "train each probe on at most so many examples, 0 for all")
+    data: str = option(
+        "", "folder with a folder of splits for each task that is not built in; or, of a single task, its data"
+    )
+    text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
+    pair_column: str = option("", "column of the second text, or of the context", panel="Task")
+    label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
+    baseline: str = option("", "models, artefacts or results of cap probe to compare with; gates look at the first")
+    probe: str = option("linear", "linear (logistic or ridge regression), or head (a new head by gradient descent)")
+    layer: str = option("last", "layer to take vectors from: last, N (0 for the embeddings), or all")
+    pooling: str = option("mean", "sentence vector: head (what enters the classifier), cls, mean", flag="--pool")
+    max_length: int = option(0, "longest input in tokens; 0 for 128, for 384 in question answering")
+    max_train_samples: int = option(4000, "use at most so many training examples, 0 for all")
     max_eval_samples: int = option(0, "test each probe on at most so many examples, 0 for all")
-    seed: int = option(1, "seed of the sampling")
+    seeds: int = option(3, "probes per task, each trained on four fifths of the training examples, drawn anew")
+    seed: int = option(1, "seed of everything random")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         for name in self.task_names:
             _check_name("task", name, TASK_NAMES)
-            if name in _NOT_PROBED:
-                probed = [task for task in TASK_NAMES if task not in _NOT_PROBED]
-                raise ConfigError(
-                    f"{name} cannot be probed: a probe is a linear classifier or a regression on sentence vectors",
-                    f"tasks that can: {', '.join(probed)}",
-                )
+        if not self.task_names:
+            raise ConfigError("no task given", nearest("", TASK_NAMES))
+        _check_name("probe", self.probe, PROBES)
         _check_name("pooling", self.pooling, ("head", "cls", "mean"))
-        _at_least(0, max_train_samples=self.max_train_samples, max_eval_samples=self.max_eval_samples)
+        if self.layer not in ("last", "all") and not (self.layer.isascii() and self.layer.isdigit()):
+            raise ConfigError(f"--layer is last, all or a number, got {self.layer!r}")
+        if self.pooling == "head" and self.layer != "last":
+            raise ConfigError("--pool head is the vector that enters the classifier, there is none in other layers")
+        _at_least(0, max_train_samples=self.max_train_samples, max_eval_samples=self.max_eval_samples, seed=self.seed)
+        _at_least(1, seeds=self.seeds)
+        self.gates.check_baseline(self.baseline)
 
     @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks in the order given, each once."""
-        return tuple(dict.fromkeys(name.strip() for name in self.tasks.split(",") if name.strip()))
+        return split_list(self.tasks)
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The models to compare with, in the order given, each once."""
+        return split_list(self.baseline)
+
+    def source(self, task: str) -> TaskConfig:
+        """Where the examples of one of the tasks are. Raises `ConfigError`."""
+        folder = Path(self.data, task) if self.data else None
+        if folder and not folder.exists():  # the data of the only task, or of others than this built-in one
+            alone = len(self.task_names) == 1
+            folder = Path(self.data) if alone else None if task in BUILTIN_TASKS else folder
+        return TaskConfig(
+            task=task,
+            data=str(folder or ""),
+            text_column=self.text_column,
+            pair_column=self.pair_column,
+            label_column=self.label_column,
+            max_length=self.max_length,
+            max_eval_samples=self.max_eval_samples,
+        )
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list, in the order given, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def build(cls: type, flat: Mapping[str, Any]) -> Any:
@@ -556,6 +618,19 @@ def parse_limits(flag: str, text: str) -> dict[str, float]:
         if not name.strip() or not math.isfinite(limits[name.strip()]):
             raise ConfigError(f"{flag} needs METRIC=NUMBER, got {part!r}", f"for example {flag} accuracy=0.8")
     return limits
+
+
+def parse_drops(text: str) -> list[tuple[str, float, bool]]:
+    """`accuracy=0.01,f1=2%` as (name, largest drop, whether that is a share of the baseline's value).
+
+    Raises `ConfigError` for anything else.
+    """
+    found = []
+    for part in split_list(text):
+        relative = part.endswith("%")
+        limits = parse_limits("--max-drop", part.removesuffix("%"))
+        found += [(name, limit / 100 if relative else limit, relative) for name, limit in limits.items()]
+    return found
 
 
 def parse_label_map(text: str) -> dict[str, str]:

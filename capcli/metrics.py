@@ -112,22 +112,41 @@ def spearman(truth: Array, predicted: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What each example adds to the counts [3, C]: rows [M, 3 C] (sparse), and how many examples add it, times [M]."""
+    """What each example adds to the counts [3, C]: rows [M, 3 C] (sparse), which of them it is, index [N], and how many
+    examples add it, times [M]."""
 
     rows: Any
+    index: Index
     times: Index
 
     def total(self) -> Array:
         """Counts [3, C] of all examples."""
-        return np.asarray(self.rows.T @ self.times.astype(np.float64)).reshape(3, -1)
+        return self.of(self.times[None].astype(np.float64))[0]
+
+    def of(self, times: Array) -> Array:
+        """Counts [B, 3, C] when row m is added times [B, M] times."""
+        return np.ascontiguousarray((self.rows.T @ times.T).T).reshape(len(times), 3, -1)
+
+    def of_examples(self, times: Array) -> Array:
+        """Counts [B, 3, C] when example n occurs times [B, N] times."""
+        from scipy.sparse import csr_array
+
+        n = len(self.index)
+        place = csr_array((np.ones(n), self.index, np.arange(n + 1)), shape=(n, len(self.times)))
+        return self.of(times @ place)
 
     def resamples(self, seed: int) -> Iterator[Array]:
         """Counts [B, 3, C] of resamples of all examples, RESAMPLES in all, in blocks that bound the memory."""
-        rng = np.random.default_rng(seed)
-        n = self.times.sum()
-        for size in _blocks(max(self.rows.shape)):
-            draws = rng.multinomial(n, self.times / n, size=size)
-            yield np.ascontiguousarray((self.rows.T @ draws.T.astype(np.float64)).T).reshape(size, 3, -1)
+        for times in _draws(self.times, max(self.rows.shape), seed):
+            yield self.of(times)
+
+
+def _draws(times: Index, width: int, seed: int) -> Iterator[Array]:
+    """How often each of M different examples, of which there are times [M], occurs in resamples: blocks [B, M]."""
+    rng = np.random.default_rng(seed)
+    n = times.sum()
+    for size in _blocks(width):
+        yield rng.multinomial(n, times / n, size=size).astype(np.float64)
 
 
 def _blocks(width: int) -> Iterator[int]:
@@ -140,40 +159,43 @@ Events = tuple[NDArray[Any], ...]
 """Rows and classes of what happened once, two arrays of the same length."""
 
 
-def _from_events(hit: Events, true: Events, predicted: Events, n_classes: int, times: Index) -> Counts:
+def _from_events(hit: Events, true: Events, predicted: Events, n_classes: int, index: Index, times: Index) -> Counts:
     from scipy.sparse import coo_array
 
     row = np.concatenate([events[0] for events in (hit, true, predicted)])
     column = np.concatenate([part * n_classes + events[1] for part, events in enumerate((hit, true, predicted))])
     shape = (len(times), 3 * n_classes)
-    return Counts(rows=coo_array((np.ones(len(row)), (row, column)), shape=shape).tocsr(), times=times)
+    return Counts(rows=coo_array((np.ones(len(row)), (row, column)), shape=shape).tocsr(), index=index, times=times)
 
 
 def _from_table(table: Sequence[tuple[float, float, float]]) -> Counts:
     """Counts of one class from what each example adds to hit, true and predicted, [N, 3]."""
     from scipy.sparse import csr_array
 
-    rows, times = np.unique(np.asarray(table, dtype=np.float64), axis=0, return_counts=True)
-    return Counts(rows=csr_array(rows), times=times)
+    all_rows = np.asarray(table, dtype=np.float64)
+    rows, index, times = np.unique(all_rows, axis=0, return_inverse=True, return_counts=True)
+    return Counts(rows=csr_array(rows), index=index.ravel(), times=times)
 
 
 def count_classes(truth: NDArray[np.generic], outputs: Array) -> Counts:
     """Of class indices [N] and logits [N, C], the highest of which is the prediction."""
     n_classes = outputs.shape[1]
-    cells, times = np.unique(truth.astype(np.int64) * n_classes + outputs.argmax(axis=1), return_counts=True)
+    pairs = truth.astype(np.int64) * n_classes + outputs.argmax(axis=1)
+    cells, index, times = np.unique(pairs, return_inverse=True, return_counts=True)
     true, predicted = np.divmod(cells, n_classes)
     rows = np.arange(len(cells))
     right = true == predicted
-    return _from_events((rows[right], true[right]), (rows, true), (rows, predicted), n_classes, times)
+    return _from_events((rows[right], true[right]), (rows, true), (rows, predicted), n_classes, index, times)
 
 
 def count_labels(truth: NDArray[np.generic], outputs: Array) -> Counts:
     """Of labels [N, C] (0 or 1) and logits [N, C]; a label with a logit above 0 is predicted."""
     true, predicted = truth.astype(bool), outputs > 0
     bits = np.packbits(np.hstack([true, predicted]), axis=1)
-    _, first, times = np.unique(bits, axis=0, return_index=True, return_counts=True)
+    _, first, index, times = np.unique(bits, axis=0, return_index=True, return_inverse=True, return_counts=True)
     true, predicted = true[first], predicted[first]
-    return _from_events(np.nonzero(true & predicted), np.nonzero(true), np.nonzero(predicted), truth.shape[1], times)
+    events = np.nonzero(true & predicted), np.nonzero(true), np.nonzero(predicted)
+    return _from_events(*events, truth.shape[1], index.ravel(), times)
 
 
 def count_label_sets(truth: NDArray[np.generic], outputs: Array) -> Counts:
@@ -191,8 +213,8 @@ def count_words(truth: Sequence[Sequence[str]], outputs: Sequence[Sequence[str]]
         np.asarray([index[tag] for tags in sentences for tag in tags], dtype=np.int64) for sentences in (truth, outputs)
     )
     right = true == predicted
-    once = np.ones(len(truth), dtype=np.int64)
-    return _from_events((rows[right], true[right]), (rows, true), (rows, predicted), len(names), once)
+    index, once = np.arange(len(truth)), np.ones(len(truth), dtype=np.int64)
+    return _from_events((rows[right], true[right]), (rows, true), (rows, predicted), len(names), index, once)
 
 
 def count_entities(truth: Sequence[Sequence[str]], outputs: Sequence[Sequence[str]]) -> Counts:
@@ -325,8 +347,10 @@ def measure(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[s
     return {name: float(metric.value(totals[metric.count])) for name, metric in chosen.items()}
 
 
-def intervals(kind: str, names: Sequence[str], truth: Any, outputs: Any, seed: int) -> dict[str, list[float]]:
-    """95 % intervals [low, high] of `measure`'s values.
+def intervals(
+    kind: str, names: Sequence[str], truth: Any, outputs: Any, seed: int, level: float = 0.95
+) -> dict[str, list[float]]:
+    """Intervals [low, high] of `measure`'s values at a confidence level.
 
     Wilson's for shares of independent examples; for the others the percentiles of a bootstrap over examples (sentences
     of tokens, questions of spans), a pure function of the seed.
@@ -334,14 +358,39 @@ def intervals(kind: str, names: Sequence[str], truth: Any, outputs: Any, seed: i
     if len(truth) == 0:
         return {name: [float("nan")] * 2 for name in names}
     if kind == "regression":
-        return _correlation_intervals(names, truth.astype(np.float64), outputs[:, 0], seed)
+        drawn = resampled(kind, names, truth, [outputs], seed)
+        whole = np.isfinite(outputs).all()  # else only resamples that miss the broken outputs would have a value
+        return {name: percentiles(drawn[name][0], level) if whole else [float("nan")] * 2 for name in names}
     found: dict[str, list[float]] = {}
     for count, counts in _counted(kind, names, truth, outputs).items():
         same = {name: METRICS[kind][name] for name in names if METRICS[kind][name].count is count}
-        drawn = {name: metric.value for name, metric in same.items() if not metric.wilson}
-        found |= {name: _wilson_of(counts) for name, metric in same.items() if metric.wilson}
-        found |= _bootstrap(drawn, counts.resamples(seed)) if drawn else {}
+        values = {name: metric.value for name, metric in same.items() if not metric.wilson}
+        found |= {name: _wilson_of(counts, level) for name, metric in same.items() if metric.wilson}
+        found |= _bootstrap(values, counts.resamples(seed), level) if values else {}
     return {name: found[name] for name in names}
+
+
+def resampled(kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any], seed: int) -> dict[str, Array]:
+    """Values [S, B] of each metric of S outputs on the same resamples of the examples, B of them.
+
+    What differs between two rows is therefore the difference of the outputs, not of the examples. `truth` and each of
+    `outputs` are as in `measure`; a pure function of the seed.
+    """
+    n, blocks = len(truth), []
+    counted = [] if kind == "regression" else [_counted(kind, names, truth, one) for one in outputs]
+    width = max([n, *(max(counts.rows.shape) for table in counted for counts in table.values())])
+    for times in _draws(np.ones(n, dtype=np.int64), width, seed):
+        if kind == "regression":
+            rows = np.stack([np.repeat(np.arange(n), row.astype(np.int64)) for row in times])
+            answers = truth.astype(np.float64)[rows]
+            blocks.append(
+                {name: np.stack([REGRESSION[name](answers, one[:, 0][rows]) for one in outputs]) for name in names}
+            )
+            continue
+        totals = [{count: counts.of_examples(times) for count, counts in table.items()} for table in counted]
+        chosen = {name: METRICS[kind][name] for name in names}
+        blocks.append({name: np.stack([m.value(table[m.count]) for table in totals]) for name, m in chosen.items()})
+    return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in names}
 
 
 def _counted(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[Callable[[Any, Any], Counts], Counts]:
@@ -349,35 +398,69 @@ def _counted(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[
     return {count: count(truth, outputs) for count in {METRICS[kind][name].count for name in names}}
 
 
-def _bootstrap(values: dict[str, Callable[[Array], Array]], resamples: Iterator[Array]) -> dict[str, list[float]]:
+def _bootstrap(
+    values: dict[str, Callable[[Array], Array]], resamples: Iterator[Array], level: float
+) -> dict[str, list[float]]:
     blocks = [{name: value(block) for name, value in values.items()} for block in resamples]
-    return {name: _percentiles(np.concatenate([block[name] for block in blocks])) for name in values}
+    return {name: percentiles(np.concatenate([block[name] for block in blocks]), level) for name in values}
 
 
-def _correlation_intervals(names: Sequence[str], truth: Array, predicted: Array, seed: int) -> dict[str, list[float]]:
-    rng = np.random.default_rng(seed)
-    blocks = []
-    for size in _blocks(len(truth)):
-        rows = rng.integers(0, len(truth), size=(size, len(truth)))
-        blocks.append({name: REGRESSION[name](truth[rows], predicted[rows]) for name in names})
-    whole = np.isfinite(predicted).all()  # else only resamples that miss the broken outputs would have a value
-    values = {name: np.concatenate([block[name] for block in blocks]) for name in names}
-    return {name: _percentiles(values[name]) if whole else [float("nan")] * 2 for name in names}
-
-
-def _wilson_of(counts: Counts) -> list[float]:
+def _wilson_of(counts: Counts, level: float) -> list[float]:
     hit, true, _ = _sums(counts.total())
-    return wilson(float(hit), int(true))
+    return wilson(float(hit), int(true), level)
 
 
-def wilson(hits: float, n: int, z: float = 1.959964) -> list[float]:
-    """Wilson's 95 % interval of a share."""
+def wilson(hits: float, n: int, level: float = 0.95) -> list[float]:
+    """Wilson's interval of a share."""
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + level) / 2))
     share, spread = hits / n, z**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     return [float(max(0.0, min(share, centre - half))), float(min(1.0, max(share, centre + half)))]
 
 
-def _percentiles(values: Array) -> list[float]:
+def percentiles(values: Array, level: float = 0.95) -> list[float]:
+    """The interval that holds the middle `level` of the finite values; NaN when there are none."""
     values = values[np.isfinite(values)]
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])] if len(values) else [float("nan")] * 2
+    ends = [50 * (1 - level), 50 * (1 + level)]
+    return [float(v) for v in np.percentile(values, ends)] if len(values) else [float("nan")] * 2
+
+
+# Probabilities -------------------------------------------------------------------------------------------------------
+
+
+def calibration_error(truth: NDArray[np.generic], logits: Array, n_bins: int = 15) -> float:
+    """Expected calibration error of class indices [N] and logits [N, C] (Guo et al. 2017, equation 3).
+
+    Mean over `n_bins` bins of equal width in the highest probability, weighted by their examples, of the distance
+    between the share that is right and the mean probability. NaN of no examples or of logits that are not finite.
+    """
+    from scipy.special import softmax
+
+    if len(truth) == 0 or not np.isfinite(logits).all():
+        return float("nan")
+    chosen = softmax(logits, axis=1)
+    confidence, right = chosen.max(axis=1), chosen.argmax(axis=1) == truth
+    place = np.minimum((confidence * n_bins).astype(np.int64), n_bins - 1)
+    gaps = np.bincount(place, weights=right - confidence, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def agreement(kind: str, ours: Any, theirs: Any) -> float:
+    """Share of the examples that two outputs, as `measure` takes them, answer alike; NaN for regression or no examples.
+
+    Of tokens it is the share of the words, of multilabel tasks that of whole label sets, of spans that of answers that
+    are the same after `normalised`.
+    """
+    if kind == "regression" or len(ours) == 0:
+        return float("nan")
+    if kind == "tokens":
+        pairs = [(a, b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)]
+        return float(np.mean([a == b for a, b in pairs])) if pairs else float("nan")
+    if kind == "spans":
+        return float(np.mean([normalised(a) == normalised(b) for a, b in zip(ours, theirs, strict=True)]))
+    if kind == "multilabel":
+        return float(((ours > 0) == (theirs > 0)).all(axis=1).mean())
+    return float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())

@@ -1,0 +1,90 @@
+"""Measured values with their noise: intervals at any level, of one value, of a difference, of a ratio.
+
+Two values that were measured on the same examples are compared by `metrics.resampled`. Of values of which only the
+intervals are known (stored results), the interval of the difference or ratio is put together from theirs by the method
+of variance estimates recovery (Zou and Donner 2008; Donner and Zou 2012), as if they were independent: too wide, never
+too narrow, when the examples are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from capcli import metrics
+from capcli.text import finite, sequence
+
+Interval = list[float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, and its interval [low, high] at a confidence level; without `at`, nothing is known of its noise."""
+
+    value: float
+    at: Callable[[float], Interval] | None = None
+
+    def interval(self, level: float) -> Interval | None:
+        """The interval at `level`; None when it is not known or not finite."""
+        found = self.at(level) if self.at and math.isfinite(self.value) else None
+        return found if found and all(map(math.isfinite, found)) else None
+
+
+def sampled(value: float, draws: Any) -> Estimate:
+    """A value with resamples of it [B]."""
+    return Estimate(value, lambda level: metrics.percentiles(draws, level))
+
+
+def stored(value: Any, confidence_95: Any) -> Estimate:
+    """A value with its stored 95 % interval; for other levels its ends move as those of a normal distribution do."""
+    number, ends = finite(value), [finite(end) for end in sequence(confidence_95)]
+    if number is None or len(ends) != 2 or None in ends:
+        return Estimate(math.nan if number is None else number)
+
+    def at(level: float, ends: Sequence[Any] = ends) -> Interval:
+        scale = _normal(level) / _normal(0.95)
+        return [number + scale * (end - number) for end in ends]
+
+    return Estimate(number, at)
+
+
+def _normal(level: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf((1 + level) / 2))
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b of two values that are known by their intervals; one without noise counts as exact."""
+
+    def at(level: float) -> Interval:
+        (low_a, high_a), (low_b, high_b) = _ends(a, level), _ends(b, level)
+        low = a.value - b.value - math.hypot(a.value - low_a, high_b - b.value)
+        return [low, a.value - b.value + math.hypot(high_a - a.value, b.value - low_b)]
+
+    return Estimate(a.value - b.value, at if a.at or b.at else None)
+
+
+def ratio(a: Estimate, b: Estimate) -> Estimate:
+    """a / b, b above zero, of two values that are known by their intervals; one without noise counts as exact."""
+
+    def at(level: float) -> Interval:
+        (low_a, high_a), (low_b, high_b) = _ends(a, level), _ends(b, level)
+        return [_bound(a.value, low_a, b.value, high_b, -1), _bound(a.value, high_a, b.value, low_b, 1)]
+
+    return Estimate(a.value / b.value, at if a.at or b.at else None)
+
+
+def _bound(a: float, end_a: float, b: float, end_b: float, sign: int) -> float:
+    """One end of the interval of a / b (Donner and Zou 2012, equation 9); infinite where b may be zero."""
+    scale = end_b * (2 * b - end_b)
+    if scale <= 0:
+        return sign * math.inf
+    inside = (a * b) ** 2 - end_a * end_b * (2 * a - end_a) * (2 * b - end_b)
+    return (a * b + sign * math.sqrt(max(inside, 0.0))) / scale
+
+
+def _ends(estimate: Estimate, level: float) -> Interval:
+    return estimate.interval(level) or [estimate.value, estimate.value]
