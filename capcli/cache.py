@@ -1,4 +1,7 @@
-"""Tokens on disk: flat arrays that are written while they are made, memory-mapped, and found again by their content."""
+"""Arrays on disk that can be made again: tokens, vectors, what probes answered.
+
+They are written while they are made, memory-mapped, and found again by what they were made from.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from numpy.typing import NDArray
 from capcli import files
 from capcli.errors import FileError, RunFailed
 
-ENTRIES = 20
+ENTRIES = {"tokens": 20, "vectors": 100, "answers": 400}
+"""How many entries of each kind are kept."""
 FAILURES = (FileError, RunFailed, OSError, RuntimeError)  # RuntimeError: there is no home folder
 _LAYOUT = "arrays.json"
 _STARTED = time.time()
@@ -35,18 +39,25 @@ class Piece:
 
 
 def cache_folder() -> Path:
-    """Where tokens are kept: `$CAP_CACHE`, or `capcli` in the user's folder for caches."""
+    """Where they are kept: `$CAP_CACHE`, or `capcli` in the user's folder for caches."""
     chosen = os.environ.get("CAP_CACHE", "")
     return (Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "capcli").expanduser()
 
 
-def mapped(key: str, pieces: Callable[[], Iterator[Piece]]) -> Piece | None:
-    """The arrays of cache entry `key`, written now unless they are there.
+def find(kind: str, key: str) -> Piece | None:
+    """The arrays of an entry, if they are there."""
+    with contextlib.suppress(*FAILURES):
+        return _opened(cache_folder() / kind / key)
+    return None
+
+
+def mapped(key: str, pieces: Callable[[], Iterator[Piece]], kind: str = "tokens") -> Piece | None:
+    """The arrays of an entry, written now unless they are there.
 
     When the cache cannot be written they are mapped from a folder that is removed at once; None when that fails too.
     """
     with contextlib.suppress(*FAILURES):
-        folder = cache_folder() / "tokens"
+        folder = cache_folder() / kind
         if found := _opened(folder / key):
             return found
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +65,7 @@ def mapped(key: str, pieces: Callable[[], Iterator[Piece]]) -> Piece | None:
             _write(folder / key, pieces())
         if found := _opened(folder / key):
             with contextlib.suppress(*FAILURES):
-                _tidy(folder)
+                _tidy(folder, ENTRIES[kind])
             return found
     with contextlib.suppress(*FAILURES), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         _write(Path(place) / key, pieces())
@@ -95,11 +106,11 @@ def _opened(folder: Path) -> Piece | None:
     return Piece(arrays={name: np.asarray(array) for name, array in arrays.items()}, n_cut=int(layout["n_cut"]))
 
 
-def _tidy(folder: Path) -> None:
-    """Keep the newest `ENTRIES` entries and all that this process used; remove what killed processes left."""
+def _tidy(folder: Path, entries: int) -> None:
+    """Keep the newest entries and all that this process used; remove what killed processes left."""
     ages = {entry: entry.stat().st_mtime for entry in folder.iterdir() if entry.is_dir()}
     parts = [entry for entry in ages if entry.name.startswith(".")]
     whole = sorted(ages.keys() - set(parts), key=lambda entry: -ages[entry])
-    old = [entry for entry in whole[ENTRIES:] if ages[entry] < _STARTED]
+    old = [entry for entry in whole[entries:] if ages[entry] < _STARTED]
     for entry in (*old, *(part for part in parts if ages[part] < _STARTED - _DAY_SECONDS)):
         files.remove(entry)

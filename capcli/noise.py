@@ -67,6 +67,19 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(a.value - b.value, at if a.at or b.at else None)
 
 
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent values that are known by their intervals."""
+    n = len(estimates)
+    value = sum(one.value for one in estimates) / n
+
+    def at(level: float) -> Interval:
+        ends = [(one.value, *_ends(one, level)) for one in estimates]
+        low, high = (math.hypot(*(row[0] - row[side] for row in ends)) / n for side in (1, 2))
+        return [value - low, value + high]
+
+    return Estimate(value, at if any(one.at for one in estimates) else None)
+
+
 def ratio(a: Estimate, b: Estimate) -> Estimate:
     """a / b, b above zero, of two values that are known by their intervals; one without noise counts as exact."""
 

@@ -295,18 +295,21 @@ def load(
     known: Sequence[str] = (),
     perhaps: Sequence[str] = (),
     no_answer: bool | None = None,
+    spare: float = 0.0,
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
     `known` are the classes of a model of ours, for sets that name none, and `perhaps` those of another model, taken if
-    they cover what occurs; `no_answer` is whether the model may answer nothing. Without `train`, a set that has only a
+    they cover what occurs; `no_answer` is whether the model may answer nothing; `spare` is the share of the training
+    split to hold out when no other split is there to evaluate on. Without `train`, a set that has only a
     training split is measured on the part that `holdout` and `seed` held out of it, or on the whole.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
     task = TASKS[config.task]
     sources = _sources(task, config)
-    wanted = _wanted(sources, train, holdout, config)
+    wanted = _wanted(sources, train, holdout or spare, config)
+    holdout = holdout or (spare if train and wanted == ["train"] else 0.0)
     opened = {name: sources[name]() for name in wanted}
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
     found = {name: one for name, (_, one) in read.items()}

@@ -1,114 +1,382 @@
-"""`cap probe`: what a frozen encoder still knows about tasks that it was not pruned for."""
+"""`cap probe`: what a frozen encoder still knows about tasks that it was not pruned for.
+
+Letters: R vectors of a split, L layers, H hidden size, S seeds, C outputs, B resamples.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator
+import functools
+import hashlib
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from capcli import models, tasks, tokens
-from capcli.config import BUILTIN_TASKS, ProbeConfig, TaskConfig
-from capcli.metrics import intervals, measure
+from capcli import cache, classifiers, files, gates, metrics, noise, tasks, tokens, vectors
+from capcli.config import ProbeConfig
+from capcli.errors import ConfigError, FileError
+from capcli.losses import NO_LABEL
 from capcli.run import Event
+from capcli.text import mapping, part
 from capcli.verbs import evaluate
 
 SCHEMA_VERSION = 1
-STRENGTHS = np.logspace(-2, 2, 5)
+SHARE = 0.8  # of the training examples that each probe is trained on
+SPARE = 0.2  # of a task without test examples that is held out
+MEAN = "mean"
+BATCH_SIZE = 32
+CACHE_FORMAT = 1
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score of S probes: their values [S], and resamples [B] of their mean."""
+
+    values: Array
+    draws: Array
+
+    @property
+    def mean(self) -> float:
+        """Mean over the probes."""
+        return float(self.values.mean())
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the probes; None of one."""
+        return float(self.values.std(ddof=1)) if len(self.values) > 1 else None
+
+    @property
+    def estimate(self) -> noise.Estimate:
+        """The mean with its interval."""
+        return noise.sampled(self.mean, self.draws)
+
+    def row(self) -> dict[str, Any]:
+        """For the result."""
+        return {
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "confidence_95": self.estimate.interval(0.95),
+            "values": self.values.tolist(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """One task: the scores of its layers, from the lowest to the one that counts, and what is told about them."""
+
+    scores: tuple[Score, ...]
+    about: Mapping[str, Any]
+
+    @property
+    def score(self) -> Score:
+        """That of the highest layer."""
+        return self.scores[-1]
+
+    def row(self, layer: str) -> dict[str, Any]:
+        """For the result."""
+        found = {**self.about, **self.score.row()}
+        if layer == "all":
+            found["layers"] = [{"layer": index, **score.row()} for index, score in enumerate(self.scores)]
+        return found
 
 
 def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
-    """Train a linear classifier on frozen sentence vectors for each task; yields events, returns the result.
+    """Train classifiers on frozen vectors of the model for each task; yields events, returns the result.
 
-    The strength of the regularisation is chosen by cross-validation on the training part.
+    Per task, each of `config.seeds` probes is trained on a random part of the same training examples, and all are
+    tested on the same examples. The interval of their mean comes from resampled examples and probes; that of the
+    difference to a baseline from the same resamples, as both had the same examples.
     """
-    on = models.compute(config.hardware)
-    found = yield from _probe_model(config, config.model, on)
-    result: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "model": config.model, "tasks": found, "baseline": None}
-    result["differences"] = {}
-    if config.baseline:
-        other = yield from _probe_model(config, config.baseline, on)
-        result["baseline"] = {"model": config.baseline, "tasks": other}
-        result["differences"] = {name: found[name]["mean"] - other[name]["mean"] for name in found}
-    result["gates"] = evaluate.check_gates(config.gates, _as_metrics(result))
+    stored = {source: _stored(source, config) for source in config.baselines if Path(source).is_file()}
+    data = {name: _task_data(config, name) for name in config.task_names}
+    sources = [config.model, *(source for source in config.baselines if source not in stored)]
+    encoders = {source: _encoder(config, source) for source in sources}
+    found: dict[str, dict[str, Probed]] = {}
+    for place, (source, encoder) in enumerate(encoders.items()):
+        found[source] = {}
+        for index, (name, one) in enumerate(data.items()):
+            share = _Share(begin=(place + index / len(data)) / len(encoders), width=1 / len(data) / len(encoders))
+            found[source][name] = yield from _probed(config, encoder, one, share)
+        encoder.release()
+    ours, encoder = found[config.model], encoders[config.model]
+    baselines = [
+        _from_file(source, ours, stored[source])
+        if source in stored
+        else _measured(source, ours, found[source], config.layer)
+        for source in config.baselines
+    ]
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": config.model,
+        "sha256": encoder.sha256,
+        **{name: getattr(config, name) for name in ("probe", "layer", "pooling", "seeds", "seed")},
+        **_table(ours, config.layer),
+        "baselines": [baseline.shown() for baseline in baselines],
+        "size": {"weights_bytes": encoder.weights_bytes},
+        "latency": _latency(encoder, config),
+        "notes": [f"{name}: {note}" for name, one in data.items() for note in one.notes],
+    }
+    first = baselines[0] if baselines else None
+    result["gates"] = gates.check(config.gates, _evidence(ours, first, encoder, result["latency"]))
     result["passed"] = all(gate["passed"] for gate in result["gates"])
     return result
 
 
-def _as_metrics(result: dict[str, Any]) -> dict[str, Any]:
-    """The probes in the shape that gates look at: one metric per task, and their mean as `mean`."""
-
-    def values(found: dict[str, Any]) -> dict[str, float]:
-        table = {name: row["mean"] for name, row in found.items()}
-        return {**table, "mean": float(np.mean(list(table.values())))}
-
-    ours = values(result["tasks"])
-    theirs = values(result["baseline"]["tasks"]) if result["baseline"] else {}
-    return {
-        "metrics": ours,
-        "primary": "mean",
-        "baseline": {"metrics": theirs},
-        "retention": evaluate.retention(ours, theirs),
-        "size": {},
-        "latency": {},
-    }
+def _encoder(config: ProbeConfig, source: str) -> vectors.Encoder:
+    return vectors.Encoder(
+        source=source, layer=config.layer, pooling=config.pooling, hardware=config.hardware, seed=config.seed
+    )
 
 
-def _probe_model(config: ProbeConfig, source: str, on: models.Compute) -> Generator[Event, None, dict[str, Any]]:
-    model = models.place(models.load_model(source, None, "classification", config.seed), on)
-    found: dict[str, Any] = {}
-    for index, name in enumerate(config.task_names):
-        share = index / len(config.task_names)
-        yield Event(phase=f"probe {name}", overall=share, note=f"probing {source} on {name}")
-        found[name] = yield from _probe_task(config, model, name, on, share)
-    return found
+def _task_data(config: ProbeConfig, name: str) -> tasks.TaskData:
+    return tasks.load(config.source(name), max_train=config.max_train_samples, seed=config.seed, spare=SPARE)
 
 
-def _probe_task(
-    config: ProbeConfig, model: models.Model, name: str, on: models.Compute, share: float
-) -> Generator[Event, None, dict[str, Any]]:
-    folder = "" if name in BUILTIN_TASKS or not config.data else f"{config.data}/{name}"
-    source = TaskConfig(task=name, data=folder, max_length=config.max_length, max_eval_samples=config.max_eval_samples)
-    data = tasks.load(source, max_train=config.max_train_samples, seed=config.seed)
+def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> dict[str, Any]:
+    """Milliseconds of one input of 128 tokens; only measured for a gate."""
+    return evaluate.latency(encoder.model, encoder.on, 1, 128) if config.gates.max_latency_ms else {}
+
+
+# One task ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """The part of the whole run that one task of one model is."""
+
+    begin: float
+    width: float
+
+    def progress(self, phase: str, begin: float, width: float) -> vectors.Progress:
+        """Events of the part of it from `begin`, `width` wide."""
+
+        def event(done: float = 0, total: float = 0, note: str = "") -> Event:
+            inside = begin + (width * done / total if total else 0)
+            return Event(phase=phase, done=done, total=total, overall=self.begin + self.width * inside, note=note)
+
+        return event
+
+
+def _probed(
+    config: ProbeConfig, encoder: vectors.Encoder, data: tasks.TaskData, share: _Share
+) -> Generator[Event, None, Probed]:
     assert data.train is not None, "a training split was asked for"
-    length = models.longest_input(model, source.longest)
-    parts = []
-    for split in (data.train, next(iter(data.evals.values()))):
-        examples = tokens.encode(split, model.tokenizer, length)
-
-        def event(done: float = 0, total: float = 0) -> Event:
-            return Event(phase=f"probe {name}", done=done, total=total, overall=share)
-
-        _, vectors = yield from models.encoded(model, examples, on, event, config.pooling, logits=False)
-        parts.append((vectors.float().cpu().numpy(), examples.labels))
-    outputs = _fitted(*parts[0], parts[1][0], data)
-    metric = data.primary
-    value = measure(data.kind, (metric,), parts[1][1], outputs)[metric]
-    return {
-        "metric": metric,
-        "mean": value,
-        "confidence_95": intervals(data.kind, (metric,), parts[1][1], outputs, config.seed)[metric],
-        "n_examples": len(parts[1][1]),
+    phase, test = f"probe {data.name}", next(iter(data.evals.values()))
+    source = config.source(data.name)
+    known = yield from encoder.vectors(data.train, source, share.progress(phase, 0.0, 0.4))
+    asked = yield from encoder.vectors(test, source, share.progress(phase, 0.4, 0.4))
+    outputs = yield from _outputs(config, known, asked, data, share.progress(phase, 0.8, 0.2))
+    about = {
+        "metric": data.primary,
+        "split": test.name,
+        "n_train": len(_part(len(data.train), 0)),
+        "n_examples": len(test),
         "n_classes": len(data.labels),
     }
+    return Probed(scores=_scored(data, asked, outputs, config.seed), about=about)
 
 
-def _fitted(vectors: Any, labels: Any, test: Any, data: tasks.TaskData) -> Any:
-    """Outputs [N, C] of a linear model for the `test` vectors [N, H]."""
-    from sklearn.linear_model import LogisticRegressionCV, RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    if data.kind == "regression":
-        return make_pipeline(StandardScaler(), RidgeCV(1 / STRENGTHS)).fit(vectors, labels).predict(test)[:, None]
-    fitted = make_pipeline(
-        StandardScaler(),
-        LogisticRegressionCV(Cs=STRENGTHS / 100, cv=3, max_iter=300, use_legacy_attributes=False, l1_ratios=(0,)),
+def _scored(data: tasks.TaskData, asked: vectors.Vectors, outputs: Array, seed: int) -> tuple[Score, ...]:
+    """The scores of the layers, of outputs [S, L, R, C] for the test vectors."""
+    n_seeds, n_layers = outputs.shape[:2]
+    answers = [np.asarray(one, dtype=np.float64) for one in outputs.reshape(-1, *outputs.shape[2:])]
+    truth: Any = asked.split.labels
+    if asked.examples is not None:
+        pairs = [evaluate._answers(data.kind, data.labels, asked.examples, one) for one in answers]
+        truth, answers = pairs[0][0], [answer for _, answer in pairs]
+    names = (data.primary,)
+    values = np.array([metrics.measure(data.kind, names, truth, answer)[data.primary] for answer in answers])
+    drawn = metrics.resampled(data.kind, names, truth, answers, seed)[data.primary]  # [S * L, B]
+    picks = np.random.default_rng(seed).integers(n_seeds, size=(n_seeds, drawn.shape[1]))
+    return tuple(
+        Score(
+            values=values[layer::n_layers], draws=np.take_along_axis(drawn[layer::n_layers], picks, axis=0).mean(axis=0)
+        )
+        for layer in range(n_layers)
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of options that change in a later scikit-learn, and of slow convergence
-        fitted.fit(vectors, labels)
-    outputs = np.full((len(test), len(data.labels)), -np.inf)
-    outputs[:, fitted.classes_] = fitted.predict_log_proba(test)
+
+
+def _part(n: int, seed: int) -> Array:
+    """The examples, ascending, that the probe of a seed is trained on."""
+    order = np.random.default_rng([seed, n]).permutation(n)
+    return np.sort(order[: max(2, round(SHARE * n))])
+
+
+def _outputs(
+    config: ProbeConfig, known: vectors.Vectors, asked: vectors.Vectors, data: tasks.TaskData, event: vectors.Progress
+) -> Generator[Event, None, Array]:
+    """Outputs [S, L, R, C] of every probe for the test vectors; kept on disk as the vectors are."""
+    labels = _labels(known)
+    what = (known.key, asked.key, hashlib.sha256(labels.tobytes()).hexdigest(), data.kind, _n_outputs(data))
+    how = (config.probe, config.seeds, config.seed, version("scikit-learn"), version("torch"))
+    key = vectors.digest([CACHE_FORMAT, *what, *how])
+    if found := cache.find("answers", key):
+        return found.arrays["outputs"]
+    n_layers, rows = known.values.shape[1], []
+    for index in range(config.seeds):
+        for layer in range(n_layers):
+            yield event(note="" if index or layer else "training the probes")
+            rows.append(_answered(config, known, asked, labels, data, layer, config.seed + index))
+    outputs = np.stack(rows).astype(np.float32).reshape(config.seeds, n_layers, *rows[0].shape)
+    cache.mapped(key, lambda: iter([cache.Piece(arrays={"outputs": outputs}, n_cut=0)]), "answers")
     return outputs
+
+
+def _n_outputs(data: tasks.TaskData) -> int:
+    return {"regression": 1, "spans": 2}.get(data.kind, len(data.labels))
+
+
+def _labels(known: vectors.Vectors) -> Array:
+    """The labels of the training vectors: [R], for multilabel [R, C], for spans [windows, 2]."""
+    return np.asarray(known.examples.labels if known.examples is not None else known.split.labels)
+
+
+def _answered(
+    config: ProbeConfig,
+    known: vectors.Vectors,
+    asked: vectors.Vectors,
+    labels: Array,
+    data: tasks.TaskData,
+    layer: int,
+    seed: int,
+) -> Array:
+    """Outputs [R, C] of one probe."""
+    examples, test = known.examples, asked.values[:, layer]
+    rows = _part(len(examples) if examples is not None else len(labels), seed)
+    if config.probe == "head" or data.kind == "spans":
+        batches = functools.partial(_batches, labels, examples, rows, seed)
+        return classifiers.head(data.kind, known.values[:, layer], batches, test, _n_outputs(data), seed)
+    if examples is not None:
+        inside = np.zeros(len(examples), dtype=bool)
+        inside[rows] = True
+        rows = np.flatnonzero(np.repeat(inside, examples.lengths) & (labels != NO_LABEL))
+    kind = "classification" if data.kind == "tokens" else data.kind
+    return classifiers.linear(kind, known.values[rows, layer], labels[rows], test, _n_outputs(data), seed)
+
+
+def _batches(
+    labels: Array, examples: tokens.Examples | None, rows: Array, seed: int, epoch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Shuffled batches of an epoch, see `classifiers.Batches`."""
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    for begin in range(0, len(order), BATCH_SIZE):
+        some = order[begin : begin + BATCH_SIZE]
+        if examples is None:
+            yield torch.from_numpy(some), torch.from_numpy(labels[some]), None
+            continue
+        batch = tokens.collate(examples, some, torch.device("cpu"))
+        assert batch.places is not None, "it answers per token"
+        yield batch.places, batch.labels, batch.inputs["attention_mask"]
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What the model is compared with: scores by task and `mean`, and how far those of the model are from them."""
+
+    row: Mapping[str, Any]
+    values: Mapping[str, float]
+    differences: Mapping[str, noise.Estimate]
+    ratios: Mapping[str, noise.Estimate]
+
+    def shown(self) -> dict[str, Any]:
+        """For the result."""
+        return {**self.row, "differences": {name: _shown(one) for name, one in self.differences.items()}}
+
+
+def _scores(found: Mapping[str, Probed]) -> dict[str, Score]:
+    """Those of the tasks, whose examples are independent, and their mean."""
+    scores = {name: one.score for name, one in found.items()}
+    values, draws = (np.mean([getattr(one, what) for one in scores.values()], axis=0) for what in ("values", "draws"))
+    return {**scores, MEAN: Score(values=values, draws=draws)}
+
+
+def _table(found: Mapping[str, Probed], layer: str) -> dict[str, Any]:
+    return {"tasks": {name: one.row(layer) for name, one in found.items()}, MEAN: _shown(_scores(found)[MEAN].estimate)}
+
+
+def _shown(estimate: noise.Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "confidence_95": estimate.interval(0.95)}
+
+
+def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Probed], layer: str) -> Baseline:
+    """A baseline with the same examples and seeds."""
+    pairs = {name: (one, _scores(theirs)[name]) for name, one in _scores(ours).items()}
+    return Baseline(
+        row={"model": source, **_table(theirs, layer)},
+        values={name: b.mean for name, (_, b) in pairs.items()},
+        differences={name: noise.sampled(a.mean - b.mean, a.draws - b.draws) for name, (a, b) in pairs.items()},
+        ratios={
+            name: noise.sampled(a.mean / b.mean, _ratios(a.draws, b.draws))
+            for name, (a, b) in pairs.items()
+            if b.mean > 0
+        },
+    )
+
+
+def _ratios(ours: Array, theirs: Array) -> Array:
+    return np.asarray(np.divide(ours, theirs, out=np.full(len(ours), np.nan), where=theirs > 0))
+
+
+def _stored(path: str, config: ProbeConfig) -> dict[str, Any]:
+    """The result of an earlier `cap probe`. Raises `FileError` or `ConfigError`."""
+    found = mapping(files.read_json(Path(path)))
+    theirs = part(found, "tasks")
+    if not theirs or MEAN not in found:
+        raise FileError(
+            f"{path} is no result of cap probe", "--baseline takes models and what cap probe --json printed"
+        )
+    if lost := [name for name in config.task_names if name not in theirs]:
+        raise ConfigError(f"{path} has no probe of {', '.join(lost)}, only of {', '.join(map(str, theirs))}")
+    for name in ("probe", "layer", "pooling"):
+        if found.get(name) != getattr(config, name):
+            raise ConfigError(f"{path} was made with --{name} {found.get(name)}, not {getattr(config, name)}")
+    return dict(found)
+
+
+def _from_file(path: str, ours: Mapping[str, Probed], found: Mapping[str, Any]) -> Baseline:
+    """A baseline of which only the intervals are known."""
+    rows = {name: part(found, "tasks", name) for name in ours}
+    for name, one in ours.items():
+        for what in ("metric", "split", "n_examples"):
+            if rows[name].get(what) != one.about[what]:
+                raise ConfigError(
+                    f"{path}: the {what} of {name} is {rows[name].get(what)}, here {one.about[what]}",
+                    "compare on the same examples: same --data and --max-eval-samples",
+                )
+    theirs = {name: noise.stored(row.get("mean"), row.get("confidence_95")) for name, row in rows.items()}
+    if set(ours) == set(part(found, "tasks")):
+        theirs[MEAN] = noise.stored(part(found, MEAN).get("value"), part(found, MEAN).get("confidence_95"))
+    else:
+        theirs[MEAN] = noise.mean(list(theirs.values()))
+    mine = {name: score.estimate for name, score in _scores(ours).items()}
+    return Baseline(
+        row={"model": path, "tasks": rows, MEAN: _shown(theirs[MEAN])},
+        values={name: one.value for name, one in theirs.items()},
+        differences={name: noise.difference(mine[name], one) for name, one in theirs.items()},
+        ratios={name: noise.ratio(mine[name], one) for name, one in theirs.items() if one.value > 0},
+    )
+
+
+def _evidence(
+    ours: Mapping[str, Probed], baseline: Baseline | None, encoder: vectors.Encoder, latency: Mapping[str, Any]
+) -> gates.Evidence:
+    """What the gates see: the tasks and `mean`, and the first baseline."""
+    return gates.Evidence(
+        primary=MEAN,
+        metrics={name: score.estimate for name, score in _scores(ours).items()},
+        baseline=baseline.values if baseline else {},
+        differences=baseline.differences if baseline else {},
+        ratios=baseline.ratios if baseline else {},
+        weights_bytes=encoder.weights_bytes,
+        latency_ms=noise.stored(latency.get("median_ms"), latency.get("confidence_95")),
+    )
