@@ -19,7 +19,7 @@ Array = NDArray[np.floating]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the data against the penalty, for vectors of unit variance: scikit-learn's C, and 1 / alpha of a ridge."""
 FOLDS, CHOICE_SIZE = 3, 5000
-EPOCHS, LEARNING_RATE = 20, 1e-3
+EPOCHS, LEARNING_RATE = 20, 5e-3
 
 
 def linear(kind: str, vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int) -> Array:
@@ -51,7 +51,7 @@ def _log_probabilities(vectors: Array, labels: NDArray[Any], test: Array, n_clas
         found[:, known[0]] = 0
         return found
     fitted = _logistic(vectors, labels, _strength(vectors, labels, seed), 1e-4)
-    found[:, fitted.classes_] = np.maximum(fitted.predict_log_proba(test), found.min())
+    found[:, fitted.classes_] = np.maximum(_told(fitted, test), found.min())
     return found
 
 
@@ -61,6 +61,12 @@ def _logistic(vectors: Array, labels: NDArray[Any], strength: float, tolerance: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of slow convergence: what was reached is what is measured
         return LogisticRegression(C=strength, tol=tolerance, max_iter=300).fit(vectors, labels)
+
+
+def _told(fitted: Any, vectors: Array) -> Array:
+    """Log probabilities [M, C], -inf where the probability is too small for its type."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(fitted.predict_log_proba(vectors))
 
 
 def _strength(vectors: Array, labels: NDArray[Any], seed: int) -> float:
@@ -76,7 +82,7 @@ def _strength(vectors: Array, labels: NDArray[Any], seed: int) -> float:
         for index, strength in enumerate(STRENGTHS):
             fitted = _logistic(vectors[train], labels[train], strength, 1e-2)
             place = np.searchsorted(fitted.classes_, labels[held]).clip(max=len(fitted.classes_) - 1)
-            told = fitted.predict_log_proba(vectors[held])[np.arange(len(held)), place]
+            told = _told(fitted, vectors[held])[np.arange(len(held)), place]
             losses[index] -= np.where(fitted.classes_[place] == labels[held], told, -20).clip(min=-20).sum()
     return STRENGTHS[int(losses.argmin())]
 

@@ -23,6 +23,12 @@ pytest_plugins = ["tiny"]  # fixtures of the end-to-end tests
 MINI = Path(capcli.__file__).parent / "data" / "mini"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that an earlier run of the tests kept is found again."""
+    os.environ["CAP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """The tokenizer of the built-in model."""

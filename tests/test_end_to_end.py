@@ -32,8 +32,8 @@ from tiny import (
 )
 
 import capcli
-from capcli import decode, files, models, tokens
-from capcli.config import METHODS, EvalConfig, ExportConfig, ProbeConfig, TaskConfig
+from capcli import decode, files, models
+from capcli.config import METHODS, EvalConfig, ExportConfig, TaskConfig
 from capcli.errors import ConfigError
 
 NAMES: dict[str, set[str]] = {
@@ -203,17 +203,6 @@ def test_the_task_is_learned(runs: Any) -> None:
     assert metrics["pruned"]["accuracy"] > 0.7
 
 
-def test_probe(runs: Any, tiny: Tiny, tmp_path: Path) -> None:
-    out = runs("cap-soft")
-    config = ProbeConfig(
-        model=str(out), baseline=tiny.model, tasks="subj,mr", max_train_samples=60, max_eval_samples=60, max_length=16
-    )
-    found = capcli.probe(config)
-    assert set(found["tasks"]) == {"subj", "mr"}
-    assert found["differences"]["mr"] == found["tasks"]["mr"]["mean"] - found["baseline"]["tasks"]["mr"]["mean"]
-    assert found["tasks"]["mr"]["n_examples"] == 60
-
-
 QUICK = {"epochs": 2, "teacher_epochs": 1}
 
 
@@ -239,21 +228,6 @@ def test_probe_of_a_model_that_answers_per_token(others: Callable[[str], Path], 
     found = json.loads(result.stdout)["tasks"]["mr"]
     assert (found["n_examples"], found["n_classes"], found["metric"]) == (30, 2, "accuracy")
     assert 0 <= found["mean"] <= 1
-
-
-def test_probe_chooses_a_length_as_the_other_commands_do(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ("--max-train-samples", "20", "--max-eval-samples", "20", "--threads", "1", "--json")
-    lengths: list[int] = []
-    real = tokens.encode
-
-    def spied(split: Any, tokenizer: Any, length: int, **options: Any) -> Any:
-        lengths.append(length)
-        return real(split, tokenizer, length, **options)
-
-    monkeypatch.setattr(tokens, "encode", spied)
-    result = invoke("probe", str(pruned), "--tasks", "mr", *few, "--max-length", "0")
-    assert result.exit_code == 0, result.stderr
-    assert lengths == [64, 64]  # all that the model takes, of 128
 
 
 @pytest.mark.parametrize("losses", ["ce,kd", "ce,kd,prc,snc,fic,hid"])
