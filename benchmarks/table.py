@@ -18,6 +18,7 @@ from typing import Any
 
 SECTIONS = {
     "quality": "Quality after pruning",
+    "transfer": "Knowledge that is left",
     "tasks": "Every kind of task",
     "data": "Reading, tokenising, encoding, training",
     "step": "Time of a training step",
