@@ -156,7 +156,8 @@ def render(found: dict[str, Any]) -> str:
         f"Encoders pruned to {task['sparsity']:.0%} for {task['name']} and frozen; linear probes in points, the mean ± "
         f"standard deviation of {len(scores[0]['values'])} probes, each trained on other examples; pruning seeds: "
         f"{', '.join(found['seeds'])}. The first column is the model's own task on {task['n_examples']:,} examples. "
-        f"Examples to train on and to test: {sizes}. {where.get('device', '')}, torch {where.get('versions', {}).get('torch')}."
+        f"Examples to train on and to test: {sizes}. "
+        f"{where.get('device', '')}, torch {where.get('versions', {}).get('torch')}."
     )
     legend = (
         "Differences in points on the same examples and seeds, with 95 % intervals from resampled examples and probes"

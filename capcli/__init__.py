@@ -12,13 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capcli.api import evaluate, export, load, load_tokenizer, probe, prune
-    from capcli.config import EvalConfig, ExportConfig, ProbeConfig, PruneConfig, TaskConfig, prune_config
+    from capcli.config import (
+        EvalConfig,
+        ExportConfig,
+        Gates,
+        Hardware,
+        ProbeConfig,
+        PruneConfig,
+        TaskConfig,
+        prune_config,
+    )
     from capcli.errors import CapError
 
 __all__ = [
     "CapError",
     "EvalConfig",
     "ExportConfig",
+    "Gates",
+    "Hardware",
     "ProbeConfig",
     "PruneConfig",
     "TaskConfig",
@@ -30,7 +41,8 @@ __all__ = [
     "prune",
     "prune_config",
 ]
-_HOMES = {"CapError": "errors", **{name: "config" for name in __all__ if "onfig" in name}}
+_HOMES = {"CapError": "errors", "Gates": "config", "Hardware": "config"}
+_HOMES |= {name: "config" for name in __all__ if "onfig" in name}
 
 
 def __getattr__(name: str) -> Any:
