@@ -71,3 +71,35 @@ def test_a_benchmark_of_the_file_format_runs(tmp_path: Path, script: str, option
     table = [sys.executable, str(FOLDER / script), "--table", str(result)]
     shown = subprocess.run(table, env=environment(), capture_output=True, text=True, check=False, timeout=120)
     assert "| int8, embeddings svd:16 in int8 |" in shown.stdout, shown.stderr[-2000:]
+
+
+def test_the_study_of_what_is_left_runs(tiny: Tiny, tmp_path: Path) -> None:
+    """Two runs of a quality study, probed on one set beside their teacher and the pretrained model."""
+    runs = []
+    for method in ("movement", "cap-m"):
+        short = {"method": method, "sparsity": 0.5, "epochs": 1, "teacher_epochs": 1, "max_train_samples": 32}
+        report = tiny.prune(tmp_path / "study" / "runs" / f"{method}-0.5-seed1", **short)
+        runs.append({"label": method, "seed": 1, "sparsity": 0.5, "metrics": report["metrics"]})
+    capcli.export(
+        ExportConfig(model=str(tmp_path / "study/runs/movement-0.5-seed1"), out=str(tmp_path / "study/teachers/1"))
+    )
+    quality = {"command": "quality", "environment": {}, "task": "words", "primary": "accuracy", "runs": runs}
+    quality["teachers"] = {"1": report["metrics"]["dense"]}
+    (tmp_path / "study" / "quality.json").write_text(json.dumps(quality))
+    for split in ("train", "validation"):
+        rows = [(f"a {word} film", str(i % 2)) for i, word in enumerate(["bad", "good"] * 20)]
+        write_csv(tmp_path / "data" / "sst2" / f"{split}.csv", ("sentence", "label"), rows)
+    where = ["--data", str(tmp_path / "data"), "-o", str(tmp_path / "work"), "--json", str(tmp_path / "found.json")]
+    command = [sys.executable, str(FOLDER / "transfer.py"), str(tmp_path / "study"), tiny.model, *where]
+    command += ["--only", "sst2", "--", "--threads", "1", "--seeds", "2"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())["seeds"]["1"]["sst2"]
+    assert list(found["scores"]) == ["pretrained", "teacher", "movement", "cap-m"]
+    assert list(found["differences"]) == ["teacher - pretrained", "cap-m - movement", "cap-m - teacher"]
+    gap = found["scores"]["cap-m"]["mean"] - found["scores"]["movement"]["mean"]
+    assert abs(found["differences"]["cap-m - movement"]["value"] - gap) < 1e-9
+    assert "| cap-m − movement |" in done.stdout
+    table = [sys.executable, str(FOLDER / "transfer.py"), "--table", str(tmp_path / "found.json")]
+    shown = subprocess.run(table, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert shown.stdout == done.stdout
