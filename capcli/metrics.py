@@ -121,12 +121,12 @@ class Counts:
 
     def total(self) -> Array:
         """Counts [3, C] of all examples."""
-        return self.of(self.times[None].astype(np.float64))[0]
+        sums: Array = self.of(self.times[None].astype(np.float64))[0]
+        return sums
 
     def of(self, times: Array) -> Array:
         """Counts [B, 3, C] when row m is added times [B, M] times."""
-        sums: Array = np.ascontiguousarray((self.rows.T @ times.T).T).reshape(len(times), 3, -1)
-        return sums
+        return np.ascontiguousarray((self.rows.T @ times.T).T).reshape(len(times), 3, -1)
 
     def of_examples(self, times: Array) -> Array:
         """Counts [B, 3, C] when example n occurs times [B, N] times."""

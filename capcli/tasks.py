@@ -325,7 +325,7 @@ def load(
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
     found = {name: one for name, (_, one) in read.items()}
     names, notes = _label_names(task, found, perhaps) if not known or task.labels else (tuple(known), [])
-    if not codes and not task.labels:
+    if not codes and not task.labels and task.kind not in ("regression", "spans"):
         _check_names(found, names)
     empty = _no_answer(task, found, no_answer)
     splits = {
@@ -475,12 +475,16 @@ def _label_names(task: Task, found: Mapping[str, Labels], perhaps: Sequence[str]
 
 
 def _check_names(found: Mapping[str, Labels], names: Sequence[str]) -> None:
-    for name, one in found.items():
-        if wrong := labels.nameless(one, names):
+    """The labels of other data than the model's own must be its labels by name."""
+    for split, one in found.items():
+        unknown = [name for name in labels.unknown(one, names) if name != "-1"]
+        numbers = labels.nameless(one, names)
+        if unknown or numbers:
+            what = "unknown labels" if unknown else "numbers without names as labels"
             raise DataError(
-                f"the labels of the {name} split are numbers without names ({labels.shown(wrong, 5)}), "
-                f"and the model's are {labels.shown(names)}",
-                f"say what they stand for: --label-map {names[0]}={wrong[0]},…",
+                f"{what} in the {split} split: {labels.shown(unknown or numbers, 5)}; the task has "
+                f"{labels.shown(names)}",
+                f"say which is which by --label-map {names[0]}={(unknown or numbers)[0]},…",
             )
 
 

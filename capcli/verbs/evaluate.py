@@ -187,7 +187,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
 def _data(config: EvalConfig) -> tuple[tasks.TaskData, list[str]]:
     """The task's splits with the labels of the model, and what there is to know about their choice."""
     stored, known = models.stored_source(config.model), models.known(config.model, config.label_names)
-    of_run = (config.source.task, config.source.data) == (stored.get("task"), stored.get("data"))
+    of_run = config.source.task == stored.get("task") and _same_place(config.source.data, str(stored.get("data")))
     names = known.labels
     if known.ours:
         names = tuple(config.label_names.get(name, name) for name in names)
@@ -208,6 +208,10 @@ def _data(config: EvalConfig) -> tuple[tasks.TaskData, list[str]]:
     if left_out := set(config.perturbations) - set(perturb.offered(data.kind, config.perturbations)):
         notes.append(f"not measured: {', '.join(sorted(left_out))}; each word of {data.name} has its own label")
     return data, notes
+
+
+def _same_place(a: str, b: str) -> bool:
+    return a == b or (bool(a and b) and Path(a).absolute() == Path(b).absolute())
 
 
 def _origin(task: str, data: str) -> str:
@@ -255,7 +259,7 @@ def _all(
 
         def event(done: float, total: float, index: int = index, name: str = name) -> Event:
             share = (index + done / total) / len(splits)
-            return Event(phase=f"{phase} {name}".rstrip(), done=done, total=total, overall=share)
+            return Event(phase=f"{phase} {name.lstrip('@')}".rstrip(), done=done, total=total, overall=share)
 
         found[name] = yield from measure(model, examples, data.metrics, on, event, config.seed)
     return found
