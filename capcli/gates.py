@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from capcli.config import Gates, parse_drops, parse_limits
+from capcli.config import Gates, nearest, parse_drops, parse_limits
 from capcli.noise import Estimate
 
 Row = dict[str, Any]
@@ -35,14 +35,11 @@ def check(gates: Gates, found: Evidence) -> list[Row]:
     With a confidence level, a gate fails only when the whole interval of the value lies beyond the limit.
     """
     level = gates.confidence
-    rows = [
-        _row(f"min {name}", name, ">=", limit, found.metrics.get(name), level)
-        for name, limit in parse_limits("--min", gates.min).items()
-    ]
-    rows += [
-        _row(f"max {name}", name, "<=", limit, found.metrics.get(name), level)
-        for name, limit in parse_limits("--max", gates.max).items()
-    ]
+    rows = []
+    for flag, op, text in (("min", ">=", gates.min), ("max", "<=", gates.max)):
+        for name, limit in parse_limits(f"--{flag}", text).items():
+            rows.append(_row(f"{flag} {name}", name, op, limit, found.metrics.get(name), level))
+            _suggest(rows[-1], name, found.metrics)
     for name, limit, relative in parse_drops(gates.max_drop):
         if relative:
             drop = _mirrored(found.ratios.get(name), 1)
@@ -51,6 +48,7 @@ def check(gates: Gates, found: Evidence) -> list[Row]:
         else:
             drop = _mirrored(found.differences.get(name), 0)
             rows.append(_row(f"max drop {name}", f"drop of {name}", "<=", limit, drop, level))
+        _suggest(rows[-1], name, found.metrics)
     if gates.min_retention:
         kept = found.ratios.get(found.primary)
         rows.append(_row("min retention", f"retention of {found.primary}", ">=", gates.min_retention, kept, level))
@@ -73,6 +71,12 @@ def _mirrored(estimate: Estimate | None, start: float) -> Estimate | None:
         return [start - high, start - low]
 
     return Estimate(start - estimate.value, at if estimate.at else None)
+
+
+def _suggest(row: Row, name: str, known: Mapping[str, Estimate]) -> None:
+    """Name the nearest metric when there is none of this name."""
+    if name not in known and known:
+        row["message"] += f"; {nearest(name, known)}"
 
 
 def _explain(row: Row, name: str, found: Evidence) -> None:

@@ -265,7 +265,25 @@ _CODERS: dict[str, Callable[[Labels, Sequence[str]], NDArray[Any]]] = {
 
 def unknown(found: Labels, names: Sequence[str]) -> list[str]:
     """The labels that occur and are not among `names`."""
-    return sorted({_as_name(value) for value, code in _table(found, names).items() if code is None})
+    return sorted({_own_name(found, value) for value, code in _table(found, names).items() if code is None})
+
+
+def nameless(found: Labels, names: Sequence[str]) -> list[str]:
+    """The labels that occur and stand for one of `names` by their number alone, without a table that says so."""
+    key = label_key(names)
+    known = {key(name) for name in names}
+    occurring = (
+        () if found.own_names or found.kind in ("regression", "spans") else map(_as_name, _distinct(found.values))
+    )
+    return sorted(
+        name for name in occurring if key(name) not in known and _is_number(name) and 0 <= int(name) < len(names)
+    )
+
+
+def _own_name(found: Labels, value: Any) -> str:
+    """What the table calls a label, where it says so."""
+    named = not isinstance(value, str) and 0 <= value < len(found.own_names)
+    return found.own_names[int(value)] if named else _as_name(value)
 
 
 def _codes(found: Labels, names: Sequence[str]) -> dict[Any, int]:

@@ -121,7 +121,8 @@ class Counts:
 
     def total(self) -> Array:
         """Counts [3, C] of all examples."""
-        return self.of(self.times[None].astype(np.float64))[0]
+        sums: Array = self.of(self.times[None].astype(np.float64))[0]
+        return sums
 
     def of(self, times: Array) -> Array:
         """Counts [B, 3, C] when row m is added times [B, M] times."""
@@ -207,10 +208,10 @@ def count_label_sets(truth: NDArray[np.generic], outputs: Array) -> Counts:
 def count_words(truth: Sequence[Sequence[str]], outputs: Sequence[Sequence[str]]) -> Counts:
     """Of the tags of words, by sentence."""
     names = sorted({tag for tags in (*truth, *outputs) for tag in tags}) or [""]
-    index = {name: i for i, name in enumerate(names)}
+    codes = {name: i for i, name in enumerate(names)}
     rows = np.repeat(np.arange(len(truth)), [len(tags) for tags in truth])
     true, predicted = (
-        np.asarray([index[tag] for tags in sentences for tag in tags], dtype=np.int64) for sentences in (truth, outputs)
+        np.asarray([codes[tag] for tags in sentences for tag in tags], dtype=np.int64) for sentences in (truth, outputs)
     )
     right = true == predicted
     index, once = np.arange(len(truth)), np.ones(len(truth), dtype=np.int64)
@@ -464,3 +465,21 @@ def agreement(kind: str, ours: Any, theirs: Any) -> float:
     if kind == "multilabel":
         return float(((ours > 0) == (theirs > 0)).all(axis=1).mean())
     return float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+
+
+AGREEING = {
+    "classification": "accuracy",
+    "multilabel": "subset_accuracy",
+    "tokens": "accuracy",
+    "spans": "exact_match",
+}
+"""The metric that is the agreement of two outputs when the answers of one of them are taken for the truth."""
+
+
+def answered(kind: str, outputs: Any) -> Any:
+    """The answers that outputs, as `measure` takes them, stand for, as it takes the truth."""
+    if kind == "classification":
+        return outputs.argmax(axis=1)
+    if kind == "multilabel":
+        return outputs > 0
+    return [(text,) for text in outputs] if kind == "spans" else outputs

@@ -585,7 +585,8 @@ def load_model(
     order = _label_order([(label_map or {}).get(name, name) for name in model.labels], labels)
     if order is None:
         raise ModelError(
-            f"the labels of {source} ({_listed(model.labels)}) are not those of the task ({_listed(labels or ())})"
+            f"the labels of {source} ({_listed(model.labels)}) are not those of the task ({_listed(labels or ())})",
+            "map them by name with --label-map",
         )
     _reorder(_output(model.net)[1], order)
     return dataclasses.replace(model, labels=tuple(labels or model.labels))

@@ -21,6 +21,7 @@ from capcli import hub, labels, metrics, tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
 from capcli.labels import Labels
+from capcli.perturb import Change
 from capcli.tables import Table
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "tasks"
@@ -137,7 +138,8 @@ class Split:
     columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
     None for all. labels: int64 [N] for classification, float64 [N] for regression, uint8 [N, C] for multilabel, an
     object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans. no_answer: for spans,
-    whether a question may have no answer.
+    whether a question may have no answer. change: what is done to each text while it is read; for spans to the
+    questions alone, since the answers stand in the contexts.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Split:
     kind: str = "classification"
     rows: NDArray[np.int64] | None = None
     no_answer: bool = False
+    change: Change | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -178,7 +181,11 @@ class Split:
         done, empty = 0, set(self.columns)
         for batch in self._selected(size):
             columns = [
-                [self._text(cell, column, done + i) for i, cell in enumerate(batch[column])] for column in self.columns
+                [
+                    self._changed(self._text(cell, column, done + i), place, done + i)
+                    for i, cell in enumerate(batch[column])
+                ]
+                for place, column in enumerate(self.columns)
             ]
             empty -= {c for c, texts in zip(self.columns, columns, strict=True) if any(map(_has_text, texts))}
             yield columns[0], columns[1] if self.paired else None
@@ -219,6 +226,11 @@ class Split:
                 raise self._wrong(column, index, f"has {len(words)} words but {n} labels")
             return words
         return self._text_of(cell, column, index)
+
+    def _changed(self, text: Any, place: int, index: int) -> Any:
+        if self.change is None or (self.kind == "spans" and place):
+            return text
+        return self.change.of(text, self.row(index), place)
 
     def _text_of(self, cell: Any, column: str, index: int) -> str:
         if not isinstance(cell, str):
@@ -296,12 +308,14 @@ def load(
     perhaps: Sequence[str] = (),
     no_answer: bool | None = None,
     spare: float = 0.0,
+    codes: bool = True,
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
     `known` are the classes of a model of ours, for sets that name none, and `perhaps` those of another model, taken if
     they cover what occurs; `no_answer` is whether the model may answer nothing; `spare` is the share of the training
-    split to hold out when no other split is there to evaluate on. Without `train`, a set that has only a
+    split to hold out when no other split is there to evaluate on. Without `codes`, a number that the data do not name
+    stands for none of the `known`: in other data it need not mean the same. Without `train`, a set that has only a
     training split is measured on the part that `holdout` and `seed` held out of it, or on the whole.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
@@ -314,6 +328,8 @@ def load(
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
     found = {name: one for name, (_, one) in read.items()}
     names, notes = _label_names(task, found, perhaps) if not known or task.labels else (tuple(known), [])
+    if not codes and not task.labels and task.kind not in ("regression", "spans"):
+        _check_names(found, names)
     empty = _no_answer(task, found, no_answer)
     splits = {
         name: Split(
@@ -459,6 +475,20 @@ def _label_names(task: Task, found: Mapping[str, Labels], perhaps: Sequence[str]
             "for other labels of words use --task token-classification",
         )
     return names, notes
+
+
+def _check_names(found: Mapping[str, Labels], names: Sequence[str]) -> None:
+    """The labels of other data than the model's own must be its labels by name."""
+    for split, one in found.items():
+        unknown = [name for name in labels.unknown(one, names) if name != "-1"]
+        numbers = labels.nameless(one, names)
+        if unknown or numbers:
+            what = "unknown labels" if unknown else "numbers without names as labels"
+            raise DataError(
+                f"{what} in the {split} split: {labels.shown(unknown or numbers, 5)}; the task has "
+                f"{labels.shown(names)}",
+                f"say which is which by --label-map {names[0]}={(unknown or numbers)[0]},…",
+            )
 
 
 def _no_answer(task: Task, found: Mapping[str, Labels], known: bool | None) -> bool:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from capcli import perturb
 from capcli.cache import Arrays, Piece, mapped
 from capcli.errors import DataError
 from capcli.labels import Answers
@@ -397,6 +398,7 @@ def _key(split: Split, tokenizer: Any, length: int, stride: int) -> str:
         backend,
         version("tokenizers"),
         version("transformers"),
+        *([perturb.VERSION, split.change.name, split.change.seed] if split.change else ()),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

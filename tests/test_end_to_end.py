@@ -172,6 +172,7 @@ def test_eval_gives_the_metrics_of_the_report(runs: Any, method: str) -> None:
     result = invoke("eval", str(out), "--json", "-q", "--threads", "1", "--latency-length", "8")
     assert result.exit_code == 0, result.stderr
     found, report = json.loads(result.stdout), stored(out)
+    assert 0 <= found["metrics"].pop("ece") <= 1
     assert found["metrics"] == report["metrics"]["pruned"]
     assert found["confidence_95"] == report["metrics"]["confidence_95"]
     assert found["n_examples"] == report["metrics"]["n_examples"] == 48

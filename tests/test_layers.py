@@ -38,6 +38,7 @@ ORDER = [
     "hub",
     "tables",
     "labels",
+    "perturb",
     "tasks",
     "cache",
     "tokens",

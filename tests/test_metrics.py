@@ -1,5 +1,6 @@
 """Metrics against scikit-learn, scipy and the rules of seqeval and SQuAD, degenerate cases, and the intervals."""
 
+import itertools
 import math
 import tracemalloc
 import warnings
@@ -491,3 +492,154 @@ def test_wilson_covers_about_95_percent() -> None:
         bounds = np.array([metrics.wilson(float(h), 200) for h in range(201)])[hits]
         covered = ((bounds[:, 0] <= share) & (share <= bounds[:, 1])).mean()
         assert 0.93 <= covered <= 0.97
+
+
+def test_wilson_at_other_levels() -> None:
+    """8 of 10 with z = 1.644854 and 2.575829."""
+    for level, z in ((0.9, 1.6448536269514722), (0.99, 2.5758293035489004)):
+        centre, spread = 0.8 + z**2 / 20, z * math.sqrt(0.16 / 10 + z**2 / 400)
+        expected = [(centre - spread) / (1 + z**2 / 10), (centre + spread) / (1 + z**2 / 10)]
+        assert metrics.wilson(8, 10, level) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+def test_intervals_widen_with_the_level(kind: str) -> None:
+    names, truth, outputs = example_of(kind)
+    found = [metrics.intervals(kind, names, truth, outputs, 1, level) for level in (0.5, 0.8, 0.95, 0.99)]
+    assert found[2] == metrics.intervals(kind, names, truth, outputs, 1)
+    for narrow, wide in itertools.pairwise(found):
+        for name in names:
+            assert wide[name][0] < narrow[name][0] < narrow[name][1] < wide[name][1]
+
+
+# Two outputs on the same resamples -----------------------------------------------------------------------------------
+
+
+def chosen_rows(values: Any, rows: Any) -> Any:
+    return [values[i] for i in rows] if isinstance(values, list) else values[rows]
+
+
+def other_outputs(kind: str, outputs: Any) -> Any:
+    """Outputs that give other answers to about a fifth of the examples."""
+    rng = np.random.default_rng(5)
+    swap = np.where(rng.random(80) < 0.2, np.arange(80)[::-1], np.arange(80))
+    return chosen_rows(outputs, swap) if kind != "tokens" else [outputs[j] for j in swap]
+
+
+@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+def test_each_resample_is_a_choice_of_examples_that_both_outputs_share(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resample by resample, what is measured on the rows themselves, gathered as often as they were drawn."""
+    names, truth, ours = example_of(kind)
+    theirs = other_outputs(kind, ours)
+    found = metrics.resampled(kind, names, truth, [ours, theirs], 4)
+    times = np.concatenate(list(metrics._draws(np.ones(80, dtype=np.int64), 80, 4)))
+    assert times.shape == (metrics.RESAMPLES, 80) and (times.sum(axis=1) == 80).all()
+    for b in (0, 1, 17, 999):
+        rows = np.repeat(np.arange(80), times[b].astype(int))
+        for s, outputs in enumerate((ours, theirs)):
+            naive = metrics.measure(kind, names, chosen_rows(truth, rows), chosen_rows(outputs, rows))
+            for name in names:
+                assert found[name][s, b] == pytest.approx(naive[name], abs=1e-12), (name, s, b)
+    monkeypatch.setattr(metrics, "BLOCK", 777)
+    again = metrics.resampled(kind, names, truth, [ours, theirs], 4)
+    assert all(np.array_equal(found[name], again[name]) for name in names)
+
+
+@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+def test_differences_have_the_spread_of_a_naive_paired_bootstrap(kind: str) -> None:
+    names, truth, ours = example_of(kind)
+    theirs = other_outputs(kind, ours)
+    name, rng = names[0], np.random.default_rng(8)
+    naive = []
+    for _ in range(400):
+        rows = rng.integers(0, 80, 80)
+        a, b = (
+            metrics.measure(kind, (name,), chosen_rows(truth, rows), chosen_rows(one, rows))[name]
+            for one in (ours, theirs)
+        )
+        naive.append(a - b)
+    drawn = metrics.resampled(kind, (name,), truth, [ours, theirs], 1)[name]
+    difference = drawn[0] - drawn[1]
+    assert difference.std() == pytest.approx(np.std(naive), rel=0.15)
+    assert difference.mean() == pytest.approx(np.mean(naive), abs=0.2 * np.std(naive))
+    alone = np.random.default_rng(0).permuted(drawn[1])
+    assert difference.std() < 0.95 * (drawn[0] - alone).std(), "drawn together, they differ less than drawn apart"
+
+
+@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+def test_the_same_outputs_never_differ(kind: str) -> None:
+    names, truth, outputs = example_of(kind)
+    drawn = metrics.resampled(kind, names, truth, [outputs, outputs], 1)
+    for name in names:
+        assert drawn[name].shape == (2, metrics.RESAMPLES)
+        assert (drawn[name][0] == drawn[name][1]).all()
+        assert drawn[name][0].std() > 0
+
+
+# Probabilities -------------------------------------------------------------------------------------------------------
+
+
+def log_odds(*shares: float) -> np.ndarray:
+    """Logits of two classes of which class 1 has these probabilities."""
+    return np.array([[0.0, math.log(p / (1 - p))] for p in shares])
+
+
+def test_calibration_error_by_hand() -> None:
+    """Bins of a fifth. (.6, .8]: .7 right, .75 wrong: |1/2 - .725|; (.8, 1]: .9 right, .95 right: |1 - .925|.
+
+    Weighted by 2 of 4 each: (.225 + .075) / 2 = .15.
+    """
+    logits = log_odds(0.7, 0.25, 0.9, 0.05)
+    assert metrics.calibration_error(np.array([1, 1, 1, 0]), logits, 5) == pytest.approx(0.15)
+    shifted = logits + np.array([[3.0], [-7.0], [100.0], [0.0]])
+    assert metrics.calibration_error(np.array([1, 1, 1, 0]), shifted, 5) == pytest.approx(0.15)
+
+
+def test_calibration_error_of_extremes() -> None:
+    sure = np.eye(3)[[0, 1, 2, 0]] * 1000
+    assert metrics.calibration_error(np.array([0, 1, 2, 0]), sure) == pytest.approx(0)
+    assert metrics.calibration_error(np.array([1, 2, 0, 1]), sure) == pytest.approx(1)
+    assert metrics.calibration_error(np.array([0, 1, 2, 0]), np.zeros((4, 3))) == pytest.approx(0.5 - 1 / 3)
+    assert math.isnan(metrics.calibration_error(np.array([], dtype=int), np.zeros((0, 3))))
+    assert math.isnan(metrics.calibration_error(np.array([0]), np.array([[np.nan, 0.0]])))
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60), n_classes=st.integers(2, 5), n_bins=st.integers(1, 20))
+def test_calibration_error_is_that_of_a_loop_over_bins(seed: int, n: int, n_classes: int, n_bins: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, logits = rng.integers(0, n_classes, n), rng.normal(size=(n, n_classes)) * 2
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    total = 0.0
+    for i in range(n_bins):
+        inside = [k for k in range(n) if i / n_bins <= shares[k].max() < (i + 1) / n_bins]
+        if inside:
+            right = np.mean([shares[k].argmax() == truth[k] for k in inside])
+            total += len(inside) / n * abs(right - np.mean([shares[k].max() for k in inside]))
+    assert metrics.calibration_error(truth, logits, n_bins) == pytest.approx(total, abs=1e-9)
+
+
+# Agreement -----------------------------------------------------------------------------------------------------------
+
+
+def test_agreement_by_hand() -> None:
+    ours, theirs = np.array([[1.0, 2.0], [3.0, 1.0], [0.0, 5.0]]), np.array([[0.0, 9.0], [1.0, 2.0], [0.0, 1.0]])
+    assert metrics.agreement("classification", ours, theirs) == pytest.approx(2 / 3)
+    ours, theirs = np.array([[1.0, -1.0], [3.0, 1.0]]), np.array([[9.0, -0.1], [1.0, -2.0]])
+    assert metrics.agreement("multilabel", ours, theirs) == 0.5
+    assert metrics.agreement("tokens", [["O", "B-X"], ["O"]], [["O", "O"], ["O"]]) == pytest.approx(2 / 3)
+    assert metrics.agreement("spans", ["The cat!", "dog", ""], ["cat", "dogs", "the"]) == pytest.approx(2 / 3)
+    assert math.isnan(metrics.agreement("regression", np.zeros((2, 1)), np.zeros((2, 1))))
+    assert math.isnan(metrics.agreement("tokens", [[]], [[]]))
+
+
+@pytest.mark.parametrize("kind", metrics.METRICS)
+def test_agreement_is_the_metric_with_the_answers_of_one_as_truth(kind: str) -> None:
+    _, _, ours = example_of(kind)
+    theirs = other_outputs(kind, ours)
+    name = metrics.AGREEING[kind]
+    assert 0 < metrics.agreement(kind, ours, theirs) < 1
+    for a, b in ((ours, theirs), (theirs, ours), (ours, ours)):
+        found = metrics.measure(kind, (name,), metrics.answered(kind, a), b)[name]
+        assert found == pytest.approx(metrics.agreement(kind, a, b))

@@ -1,35 +1,69 @@
-"""`cap eval`: what one model scores on one task, how large and how fast it is, and whether its gates hold."""
+"""`cap eval`: what one model scores on one task, how large and how fast it is, and whether its gates hold.
+
+Beside the task's own texts it can be measured on changed ones (`capcli.perturb`), named METRIC@CHANGE where gates and
+differences speak of them, and on other data than those of its run.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from capcli import decode, files, hub, metrics, models, sparse, tasks, tokens
-from capcli.config import EvalConfig, Gates, TaskConfig, build, parse_limits
+from capcli import decode, files, gates, hub, metrics, models, noise, perturb, sparse, tasks, tokens
+from capcli.config import EvalConfig, TaskConfig, build, nearest, parse_drops, parse_limits
 from capcli.errors import ConfigError, FileError
+from capcli.noise import Estimate
 from capcli.run import Event
+from capcli.text import finite, mapping, part
 
 SCHEMA_VERSION = 1
 LATENCY_RUNS = 30
+CALIBRATION, AGREEMENT = "ece", "agreement"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Metrics of one split, with 95 % intervals and the outputs that they come from; see `capcli.metrics`."""
+    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `capcli.metrics`."""
 
     metrics: dict[str, float]
     confidence_95: dict[str, list[float]]
     n_examples: int
+    kind: str
+    truth: Any
     outputs: Any
+    seed: int
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The metrics with their intervals at any level."""
+        return {name: Estimate(value, partial(self._interval, name)) for name, value in self.metrics.items()}
+
+    def _interval(self, name: str, level: float) -> list[float]:
+        return metrics.intervals(self.kind, (name,), self.truth, self.outputs, self.seed, level)[name]
+
+    @property
+    def calibration(self) -> dict[str, float]:
+        """The expected calibration error, by its name; only classification has one."""
+        known = self.kind == "classification"
+        return {CALIBRATION: metrics.calibration_error(self.truth, self.outputs)} if known else {}
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """What the result of `cap eval` says of it."""
+        return {
+            "metrics": self.metrics | self.calibration,
+            "confidence_95": self.confidence_95,
+            "n_examples": self.n_examples,
+        }
 
 
 def measure(
@@ -63,7 +97,10 @@ def scored(
         metrics=metrics.measure(kind, names, truth, outputs),
         confidence_95=metrics.intervals(kind, names, truth, outputs, seed) if with_intervals else {},
         n_examples=len(truth),
+        kind=kind,
+        truth=truth,
         outputs=outputs,
+        seed=seed,
     )
 
 
@@ -108,30 +145,13 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     """Measure `config.model`; yields events and returns the result of `cap eval`."""
     on = models.compute(config.hardware)
     yield Event(phase="load", note=f"loading {config.model}")
-    same_data = config.source.data == models.stored_source(config.model).get("data")
-    known = models.known(config.model, config.label_names)
-    holdout = known.holdout if same_data else 0.0
-    data = tasks.load(
-        config.source,
-        train=False,
-        holdout=holdout,
-        seed=known.seed,
-        known=known.labels if known.ours else (),
-        perhaps=known.labels,
-        no_answer=known.no_answer,
-    )
+    data, notes = _data(config)
+    for doubt in _doubts(config, data):
+        yield Event(phase="gates", note=doubt)
     model = models.place(_load(config, config.model, data), on)
-    splits = {}
-    for index, (name, split) in enumerate(data.evals.items()):
-        examples = encoded(model, split, config.source)
-
-        def event(done: float, total: float, index: int = index, name: str = name) -> Event:
-            share = (index + done / total) / len(data.evals)
-            return Event(phase=f"evaluate {name}", done=done, total=total, overall=share)
-
-        splits[name] = yield from measure(model, examples, data.metrics, on, event, config.seed)
-    primary = next(iter(splits))
-    found = splits[primary]
+    primary, changed = next(iter(data.evals)), _changed(config, data)
+    measured = yield from _all(config, data, model, on, {**data.evals, **changed}, "evaluate")
+    ours = {"": measured[primary], **{name: measured[name] for name in changed}}
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
@@ -139,29 +159,127 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
         "split": primary,
         "primary": data.primary,
         "labels": list(model.labels),
-        "metrics": found.metrics,
-        "confidence_95": found.confidence_95,
-        "n_examples": found.n_examples,
-        "splits": {
-            name: {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
-            for name, one in splits.items()
-        },
+        **ours[""].table,
+        "splits": {name: measured[name].table for name in data.evals},
+        "perturbed": {name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
+        "seed": config.seed,
         "sparsity": None,
         "size": {},
-        "notes": [*data.notes, *model.notes],
+        "notes": [*data.notes, *model.notes, *notes],
     }
     result |= _size_and_sparsity(model, config.model)
     yield Event(phase="latency", note="measuring latency")
     result["latency"] = latency(model, on, config.latency_batch, config.latency_length)
-    result["baseline"] = yield from _baseline(config, data, on, found.n_examples)
-    result["retention"] = retention(found.metrics, (result["baseline"] or {}).get("metrics", {}))
-    result["gates"] = check_gates(config.gates, result)
+    found = yield from _compared(config, data, on, {"": data.evals[primary], **changed}, ours)
+    result["baseline"] = found.baseline
+    result["retention"] = retention(ours[""].metrics, (found.baseline or {}).get("metrics", {}))
+    result["differences"] = _rows(found.differences)
+    result["agreement"] = found.agreement.value if found.agreement else None
+    result["notes"] += found.notes
+    result["gates"] = gates.check(config.gates, _evidence(data, ours, found, result))
     result["passed"] = all(gate["passed"] for gate in result["gates"])
     return result
 
 
+# What is measured ----------------------------------------------------------------------------------------------------
+
+
+def _data(config: EvalConfig) -> tuple[tasks.TaskData, list[str]]:
+    """The task's splits with the labels of the model, and what there is to know about their choice."""
+    stored, known = models.stored_source(config.model), models.known(config.model, config.label_names)
+    of_run = config.source.task == stored.get("task") and _same_place(config.source.data, str(stored.get("data")))
+    names = known.labels
+    if known.ours:
+        names = tuple(config.label_names.get(name, name) for name in names)
+    data = tasks.load(
+        config.source,
+        train=False,
+        holdout=known.holdout if of_run else 0.0,
+        seed=known.seed,
+        known=names if known.ours else (),
+        perhaps=names,
+        no_answer=known.no_answer,
+        codes=of_run or not known.ours,
+    )
+    notes = []
+    if stored and not of_run:
+        here, there = _origin(data.name, config.source.data), _origin(stored["task"], stored["data"])
+        notes.append(f"measured on other data than those of the run: {here}; the model was pruned on {there}")
+    if left_out := set(config.perturbations) - set(perturb.offered(data.kind, config.perturbations)):
+        notes.append(f"not measured: {', '.join(sorted(left_out))}; each word of {data.name} has its own label")
+    return data, notes
+
+
+def _same_place(a: str, b: str) -> bool:
+    return a == b or (bool(a and b) and Path(a).absolute() == Path(b).absolute())
+
+
+def _origin(task: str, data: str) -> str:
+    return f"{task} in {data}" if data else task
+
+
+def _changed(config: EvalConfig, data: tasks.TaskData) -> dict[str, tasks.Split]:
+    """The first split with changed texts, as @NAME of the change."""
+    first = next(iter(data.evals.values()))
+    return {
+        f"@{name}": dataclasses.replace(first, change=perturb.Change(name=name, seed=config.seed))
+        for name in perturb.offered(data.kind, config.perturbations)
+    }
+
+
+def _doubts(config: EvalConfig, data: tasks.TaskData) -> list[str]:
+    """Gates on what will not be measured, said before the work begins; they fail in the end."""
+    limits = config.gates
+    wanted = [*parse_limits("--min", limits.min), *parse_limits("--max", limits.max)]
+    own = [*data.metrics, *[CALIBRATION] * (data.kind == "classification")]
+    plain = own + [AGREEMENT] * bool(config.baseline)
+    valid = [*plain, *(name + change for change in _changed(config, data) for name in (*own, AGREEMENT))]
+    wanted += [name for name, _, _ in parse_drops(limits.max_drop)]
+    return [
+        f"no {name!r} is measured, its gate will fail: {nearest(name, valid)}" for name in wanted if name not in valid
+    ]
+
+
 def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model:
     return models.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=config.label_names)
+
+
+def _all(
+    config: EvalConfig,
+    data: tasks.TaskData,
+    model: models.Model,
+    on: models.Compute,
+    splits: Mapping[str, tasks.Split],
+    phase: str,
+) -> Generator[Event, None, dict[str, Measured]]:
+    """The model measured on each of the splits."""
+    found = {}
+    for index, (name, split) in enumerate(splits.items()):
+        examples = encoded(model, split, config.source)
+
+        def event(done: float, total: float, index: int = index, name: str = name) -> Event:
+            share = (index + done / total) / len(splits)
+            return Event(phase=f"{phase} {name.lstrip('@')}".rstrip(), done=done, total=total, overall=share)
+
+        found[name] = yield from measure(model, examples, data.metrics, on, event, config.seed)
+    return found
+
+
+def _perturbed(ours: Measured, plain: Measured) -> dict[str, Any]:
+    """What the result says of changed texts, compared with the same texts as they are."""
+    differences, _ = paired(ours, plain)
+    return {
+        **{name: value for name, value in ours.table.items() if name != "n_examples"},
+        "differences": _rows(differences),
+        AGREEMENT: agreed(ours, plain).value,
+    }
+
+
+def _rows(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    return {name: {"value": one.value, "confidence_95": one.interval(0.95)} for name, one in estimates.items()}
+
+
+# Size and speed -----------------------------------------------------------------------------------------------------
 
 
 def _size_and_sparsity(model: models.Model, source: str) -> dict[str, Any]:
@@ -188,49 +306,11 @@ def codings(weights: Path) -> dict[str, int]:
     return counts
 
 
-def _baseline(
-    config: EvalConfig, data: tasks.TaskData, on: models.Compute, n_examples: int
-) -> Generator[Event, None, dict[str, Any] | None]:
-    """Metrics of the baseline: read from a report about as many examples, or measured on the same ones."""
-    if not config.baseline:
-        return None
-    path = Path(config.baseline)
-    if path.is_file():
-        stored = files.read_json(path)
-        table = stored.get("metrics", {}) if isinstance(stored, dict) else {}
-        found = table.get("pruned", table) if isinstance(table, dict) else {}
-        numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float)}
-        if not numbers:
-            raise FileError(
-                f"{path} holds no metrics", "--baseline takes a model, an artefact, or a report of prune or eval"
-            )
-        if stored.get("task") not in (None, data.name):
-            raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
-        if (theirs := table.get("n_examples", stored.get("n_examples"))) not in (None, n_examples):
-            raise ConfigError(
-                f"{path} was measured on {theirs} examples, {config.model} on {n_examples}",
-                "compare on the same examples: same --data and --max-eval-samples",
-            )
-        return {"model": config.baseline, "metrics": numbers}
-    model = models.place(_load(config, config.baseline, data), on)
-    name, split = next(iter(data.evals.items()))
-    examples = encoded(model, split, config.source)
-
-    def event(done: float, total: float) -> Event:
-        return Event(phase=f"baseline {name}", done=done, total=total, overall=done / total)
-
-    measured = yield from measure(model, examples, data.metrics, on, event, config.seed)
-    return {"model": config.baseline, "metrics": measured.metrics}
-
-
-def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
-    """Share of each baseline metric that is kept; only for baselines above zero."""
-    known = {name: value for name, value in baseline.items() if value is not None and value > 0}
-    return {name: value / known[name] for name, value in ours.items() if name in known}
-
-
 def latency(model: models.Model, on: models.Compute, batch: int, length: int) -> dict[str, Any]:
-    """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile."""
+    """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile.
+
+    confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
+    """
     length = models.longest_input(model, length)
     inputs = {name: tensor.to(on.device) for name, tensor in full_inputs(model.tokenizer, batch, length).items()}
     seconds = []
@@ -246,6 +326,7 @@ def latency(model: models.Model, on: models.Compute, batch: int, length: int) ->
         "median_ms": statistics.median(times),
         "p10_ms": times[len(times) // 10],
         "p90_ms": times[len(times) * 9 // 10],
+        "confidence_95": median_interval(times),
         "batch": batch,
         "length": length,
         "threads": torch.get_num_threads(),
@@ -255,48 +336,188 @@ def latency(model: models.Model, on: models.Compute, batch: int, length: int) ->
     }
 
 
+def median_interval(values: Sequence[float], level: float = 0.95) -> list[float]:
+    """Interval of the median, from one value to another of those that ascend, whatever their distribution.
+
+    The number of values below the median is binomial (David and Nagaraja 2003, section 7.1). Of too few values: NaN.
+    """
+    from scipy.stats import binom
+
+    n = len(values)
+    first = int(binom.ppf((1 - level) / 2, n, 0.5))
+    return [values[first - 1], values[n - first]] if first else [math.nan] * 2
+
+
 def full_inputs(tokenizer: Any, batch: int, length: int) -> Any:
     """`batch` inputs of `length` tokens each, as latency is measured on."""
     text = "a " * length  # each word is a token at least
     return tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
 
 
-def check_gates(gates: Gates, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per gate. A missing or NaN value fails its gate."""
-    ours, baseline = result["metrics"], (result.get("baseline") or {}).get("metrics", {})
-    rows = [_gate(f"min {n}", n, ">=", limit, ours.get(n)) for n, limit in parse_limits("--min", gates.min).items()]
-    for name, limit in parse_limits("--max-drop", gates.max_drop).items():
-        both = name in ours and name in baseline
-        rows.append(_gate(f"max drop {name}", name, "<=", limit, baseline[name] - ours[name] if both else None))
-    if gates.min_retention:
-        name = result["primary"]
-        rows.append(_retention_gate(name, gates.min_retention, result))
-    if gates.max_bytes:
-        rows.append(_gate("max bytes", "weights_bytes", "<=", gates.max_bytes, result["size"].get("weights_bytes")))
-    if gates.max_latency_ms:
-        rows.append(_gate("max latency", "median_ms", "<=", gates.max_latency_ms, result["latency"].get("median_ms")))
-    return rows
+# The baseline --------------------------------------------------------------------------------------------------------
 
 
-def _retention_gate(name: str, limit: float, result: Mapping[str, Any]) -> dict[str, Any]:
-    row = _gate("min retention", f"retention of {name}", ">=", limit, result["retention"].get(name))
-    theirs = (result.get("baseline") or {}).get("metrics", {}).get(name)
-    if row["value"] is None and theirs is not None and name in result["metrics"]:
-        row["message"] = f"retention of {name} has no meaning: the baseline's is {theirs:.6g}, not above zero"
-    return row
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What the baseline gives: its row of the result, ours minus and ours by its metrics, how often both agree."""
+
+    baseline: dict[str, Any] | None = None
+    differences: dict[str, Estimate] = field(default_factory=dict)
+    ratios: dict[str, Estimate] = field(default_factory=dict)
+    agreement: Estimate | None = None
+    notes: tuple[str, ...] = ()
 
 
-def _gate(name: str, metric: str, op: str, limit: float, value: float | None) -> dict[str, Any]:
-    known = value is not None and math.isfinite(value)
-    passed = known and value is not None and (value >= limit if op == ">=" else value <= limit)
-    shown = f"{value:.6g}" if known else "not measured"
-    message = f"{metric} is {shown}, must be {op} {limit:g}"
-    return {
-        "name": name,
-        "metric": metric,
-        "op": op,
-        "limit": limit,
-        "value": value if known else None,
-        "passed": bool(passed),
-        "message": message,
+def _compared(
+    config: EvalConfig,
+    data: tasks.TaskData,
+    on: models.Compute,
+    splits: Mapping[str, tasks.Split],
+    ours: Mapping[str, Measured],
+) -> Generator[Event, None, Compared]:
+    """Compare with a report about as many examples, or with a model on the same ones; changed texts with changed."""
+    if not config.baseline:
+        return Compared()
+    if Path(config.baseline).is_file():
+        return _with_report(config, data, ours)
+    model = models.place(_load(config, config.baseline, data), on)
+    theirs = yield from _all(config, data, model, on, splits, "baseline")
+    differences: dict[str, Estimate] = {}
+    ratios: dict[str, Estimate] = {}
+    for change, one in ours.items():
+        by_name = paired(one, theirs[change])
+        differences |= {name + change: value for name, value in by_name[0].items()}
+        ratios |= {name + change: value for name, value in by_name[1].items()}
+    row = {"model": config.baseline, **theirs[""].table}
+    row["perturbed"] = {change[1:]: one.table for change, one in theirs.items() if change}
+    return Compared(baseline=row, differences=differences, ratios=ratios, agreement=agreed(ours[""], theirs[""]))
+
+
+def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Differences (ours minus theirs) and ratios of the metrics, with the noise of examples that both answered.
+
+    Ratios only to values above zero.
+    """
+    names = list(ours.metrics)
+    draws = metrics.resampled(ours.kind, names, ours.truth, [ours.outputs, theirs.outputs], ours.seed)
+    differences = {
+        name: noise.sampled(ours.metrics[name] - theirs.metrics[name], draws[name][0] - draws[name][1])
+        for name in names
     }
+    ratios = {
+        name: _ratio(ours.metrics[name] / theirs.metrics[name], *draws[name])
+        for name in names
+        if theirs.metrics[name] > 0
+    }
+    return differences, ratios
+
+
+def _ratio(value: float, ours: metrics.Array, theirs: metrics.Array) -> Estimate:
+    """A ratio with resamples; it has no interval where that of what it is divided by reaches zero."""
+
+    def at(level: float) -> list[float]:
+        above = theirs > 0
+        drawn = np.divide(ours, theirs, out=np.full(len(theirs), np.nan), where=above)
+        return metrics.percentiles(drawn, level) if metrics.percentiles(theirs, level)[0] > 0 else [math.nan] * 2
+
+    return Estimate(value, at)
+
+
+def agreed(ours: Measured, theirs: Measured) -> Estimate:
+    """How often two answer alike, see `metrics.agreement`; NaN for regression."""
+    value = metrics.agreement(ours.kind, ours.outputs, theirs.outputs)
+    if math.isnan(value):
+        return Estimate(value)
+    name, answers = metrics.AGREEING[ours.kind], metrics.answered(ours.kind, theirs.outputs)
+    return Estimate(
+        value, lambda level: metrics.intervals(ours.kind, (name,), answers, ours.outputs, ours.seed, level)[name]
+    )
+
+
+def _with_report(config: EvalConfig, data: tasks.TaskData, ours: Mapping[str, Measured]) -> Compared:
+    """Compare with a stored result of prune or eval."""
+    stored = mapping(files.read_json(Path(config.baseline)))
+    row = _report_row(config, stored, data, ours[""].n_examples)
+    theirs = _estimates(row)
+    perturbed = {change: _report_table(part(stored, "perturbed", change[1:])) for change in ours if change}
+    row["perturbed"] = {change[1:]: table for change, table in perturbed.items() if table["metrics"]}
+    theirs |= {name + change: one for change, table in perturbed.items() for name, one in _estimates(table).items()}
+    mine = {name + change: one for change, found in ours.items() for name, one in found.estimates().items()}
+    both = [name for name in mine if name in theirs]
+    exact = [name for name in both if theirs[name].at is None]
+    note = f"{config.baseline} has no intervals of {', '.join(exact)}: the values count as exact"
+    return Compared(
+        baseline=row,
+        differences={name: noise.difference(mine[name], theirs[name]) for name in both},
+        ratios={name: noise.ratio(mine[name], theirs[name]) for name in both if theirs[name].value > 0},
+        notes=(note,) if exact else (),
+    )
+
+
+def _report_row(config: EvalConfig, stored: Mapping[str, Any], data: tasks.TaskData, n_examples: int) -> dict[str, Any]:
+    path, table = config.baseline, part(stored, "metrics")
+    found = _report_table({"metrics": table["pruned"], **table} if "pruned" in table else stored)
+    if not found["metrics"]:
+        raise FileError(
+            f"{path} holds no metrics", "--baseline takes a model, an artefact, or a report of prune or eval"
+        )
+    if stored.get("task") not in (None, data.name):
+        raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
+    if (theirs := table.get("n_examples", stored.get("n_examples"))) not in (None, n_examples):
+        raise ConfigError(
+            f"{path} was measured on {theirs} examples, {config.model} on {n_examples}",
+            "compare on the same examples: same --data and --max-eval-samples",
+        )
+    return {"model": path, **found}
+
+
+def _report_table(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that a stored result holds, and their intervals."""
+    values = {name: value for name, one in part(stored, "metrics").items() if (value := finite(one)) is not None}
+    ends = part(stored, "confidence_95")
+    return {
+        "metrics": values,
+        "confidence_95": {name: list(ends[name]) for name in values if _is_interval(ends.get(name))},
+    }
+
+
+def _is_interval(ends: Any) -> bool:
+    return isinstance(ends, list) and len(ends) == 2 and None not in map(finite, ends)
+
+
+def _estimates(table: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {name: noise.stored(value, table["confidence_95"].get(name)) for name, value in table["metrics"].items()}
+
+
+def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
+    """Share of each baseline metric that is kept; only for baselines above zero."""
+    known = {name: value for name, value in baseline.items() if value is not None and value > 0}
+    return {name: value / known[name] for name, value in ours.items() if name in known}
+
+
+def _evidence(
+    data: tasks.TaskData, ours: Mapping[str, Measured], found: Compared, result: Mapping[str, Any]
+) -> gates.Evidence:
+    """What the gates look at; what is of changed texts is called METRIC@CHANGE."""
+    values: dict[str, Estimate] = {}
+    for change, one in ours.items():
+        values |= {name + change: value for name, value in one.estimates().items()}
+        values |= {name + change: Estimate(value) for name, value in one.calibration.items()}
+        if change:
+            values[AGREEMENT + change] = agreed(one, ours[""])
+    if found.agreement:
+        values[AGREEMENT] = found.agreement
+    baseline = found.baseline or {}
+    theirs = dict(baseline.get("metrics", {}))
+    for change, table in baseline.get("perturbed", {}).items():
+        theirs |= {f"{name}@{change}": value for name, value in table["metrics"].items()}
+    speed = result["latency"]
+    return gates.Evidence(
+        primary=data.primary,
+        metrics=values,
+        baseline=theirs,
+        differences=found.differences,
+        ratios=found.ratios,
+        weights_bytes=result["size"].get("weights_bytes"),
+        latency_ms=noise.stored(speed["median_ms"], speed["confidence_95"]),
+    )

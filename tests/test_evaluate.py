@@ -1,0 +1,368 @@
+"""`cap eval`: changed texts, other data, calibration, and the comparison with a baseline, on the tiny model."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import SETTINGS, Tiny, invoke, write_csv, write_jsonl
+
+import capcli
+from capcli import metrics, noise
+from capcli.perturb import Change
+from capcli.verbs import evaluate
+from capcli.verbs.evaluate import Measured
+
+FAST = ("--threads", "1", "--latency-length", "8", "--json", "-q")
+NAMES = ("accuracy", "macro_f1")
+
+
+def evaluated(model: Path | str, *more: str, code: int = 0) -> dict[str, Any]:
+    result = invoke("eval", str(model), *FAST, *more)
+    assert result.exit_code == code, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+def measured(outputs: np.ndarray, truth: np.ndarray, names: Sequence[str] = NAMES, kind: str = "classification") -> Any:
+    return Measured(
+        metrics=metrics.measure(kind, names, truth, outputs),
+        confidence_95=metrics.intervals(kind, names, truth, outputs, 1),
+        n_examples=len(truth),
+        kind=kind,
+        truth=truth,
+        outputs=outputs,
+        seed=1,
+    )
+
+
+def test_the_interval_of_a_median_by_order() -> None:
+    """Of 30: P(fewer than 10 of 30 below the median) = 0.0214 <= 0.025 < 0.0494, so the 10th and the 21st value."""
+    assert evaluate.median_interval(list(range(1, 31))) == [10, 21]
+    assert evaluate.median_interval(list(range(1, 31)), 0.99) == [8, 23]
+    assert all(map(math.isnan, evaluate.median_interval([1.0, 2.0, 3.0])))
+    assert evaluate.median_interval([1.0, 2.0, 3.0], 0.7) == [1, 3]
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    rng = np.random.default_rng(3)
+    draws = np.sort(rng.lognormal(size=(3000, 30)), axis=1)  # median 1
+    inside = np.mean([low <= 1 <= high for low, high in map(evaluate.median_interval, draws)])
+    exact = 1 - 2 * stats.binom.cdf(9, 30, 0.5)
+    assert inside == pytest.approx(exact, abs=0.015) and exact > 0.95
+
+
+def test_estimates_have_the_intervals_of_the_metrics_at_every_level() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 60)
+    one = measured(rng.normal(size=(60, 2)) + np.eye(2)[truth], truth)
+    for name, found in one.estimates().items():
+        assert found.value == one.metrics[name]
+        assert found.interval(0.95) == one.confidence_95[name]
+        expected = metrics.intervals("classification", (name,), truth, one.outputs, 1, 0.8)[name]
+        assert found.interval(0.8) == expected != one.confidence_95[name]
+
+
+def test_paired_comparisons_know_that_the_examples_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 300)
+    theirs = rng.normal(size=(300, 2)) + 2 * np.eye(2)[truth]
+    ours = np.where(rng.random(300)[:, None] < 0.1, theirs[:, ::-1], theirs)  # other answers to one in ten
+    a, b = measured(ours, truth), measured(theirs, truth)
+    differences, ratios = evaluate.paired(a, b)
+    right = [one.argmax(axis=1) == truth for one in (ours, theirs)]
+    each = right[0].astype(float) - right[1].astype(float)
+    low, high = differences["accuracy"].interval(0.95) or [1, 0]
+    assert differences["accuracy"].value == pytest.approx(each.mean())
+    assert [low, high] == pytest.approx(each.mean() + 1.96 * each.std() / math.sqrt(300) * np.array([-1, 1]), abs=0.006)
+    apart = noise.difference(a.estimates()["accuracy"], b.estimates()["accuracy"]).interval(0.95) or [0, 0]
+    assert high - low < 0.7 * (apart[1] - apart[0])
+    assert ratios["accuracy"].value == pytest.approx(right[0].mean() / right[1].mean())
+    low, high = ratios["accuracy"].interval(0.95) or [1, 0]
+    assert low < ratios["accuracy"].value < high <= 1.02
+    same = evaluate.paired(a, a)
+    assert [found["accuracy"].interval(0.95) for found in same] == [[0, 0], [1, 1]]
+
+
+def test_a_ratio_to_what_may_be_zero_has_no_interval() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 40)
+    guesses, good = rng.normal(size=(40, 2)), rng.normal(size=(40, 2)) + 2 * np.eye(2)[truth]
+    near = next(
+        g
+        for g in (rng.normal(size=(40, 2)) for _ in range(99))
+        if 0 < measured(g, truth, ("matthews",)).metrics["matthews"] < 0.1
+    )
+    _, ratios = evaluate.paired(measured(good, truth, ("matthews",)), measured(near, truth, ("matthews",)))
+    assert ratios["matthews"].value > 5 and ratios["matthews"].interval(0.95) is None
+    constant = np.tile([1.0, 0.0], (40, 1))
+    assert evaluate.paired(measured(guesses, truth, ("matthews",)), measured(constant, truth, ("matthews",)))[1] == {}
+
+
+def test_agreement_has_the_interval_of_its_share() -> None:
+    truth = np.arange(10) % 2
+    ours, theirs = np.eye(2)[truth], np.eye(2)[np.r_[truth[:8], 1 - truth[8:]]]
+    found = evaluate.agreed(measured(ours, truth), measured(theirs, truth))
+    assert found.value == 0.8 and found.interval(0.95) == metrics.wilson(8, 10)
+    numbers = measured(np.arange(9.0)[:, None], np.arange(9.0), ("pearson",), "regression")
+    assert math.isnan(evaluate.agreed(numbers, numbers).value)
+
+
+# Changed texts -------------------------------------------------------------------------------------------------------
+
+
+def test_changed_texts_are_measured_as_a_file_of_them_would_be(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    found = evaluated(pruned, "--perturb", "typos,order", "--seed", "4")
+    plain = evaluated(pruned, "--seed", "4")
+    assert found["metrics"] == plain["metrics"] and plain["perturbed"] == {}
+    assert list(found["perturbed"]) == ["typos", "order"]
+    rows = rows_of(Path(tiny.data) / "validation.csv")
+    for name, ours in found["perturbed"].items():
+        changed = [(Change(name=name, seed=4).of(text, i, 0), label) for i, (text, label) in enumerate(rows)]
+        assert sum(a[0] != b[0] for a, b in zip(changed, rows, strict=True)) > len(rows) / 2
+        write_csv(tmp_path / name / "validation.csv", ("text", "label"), changed)
+        theirs = evaluated(pruned, "--data", str(tmp_path / name), "--seed", "4")
+        assert ours["metrics"] == theirs["metrics"]
+        assert ours["confidence_95"] == theirs["confidence_95"]
+        difference = ours["differences"]["accuracy"]
+        assert difference["value"] == pytest.approx(ours["metrics"]["accuracy"] - plain["metrics"]["accuracy"])
+        assert difference["confidence_95"][0] <= difference["value"] <= difference["confidence_95"][1]
+    # The class hangs on one word, wherever it stands; a misspelt one is unknown.
+    assert found["perturbed"]["typos"]["agreement"] < 0.95
+    assert found["perturbed"]["typos"]["differences"]["accuracy"]["value"] < 0
+
+
+def test_an_uncased_model_does_not_see_capitals(pruned: Path) -> None:
+    found = evaluated(pruned, "--perturb", "case")
+    ours = found["perturbed"]["case"]
+    assert ours["metrics"] == found["metrics"] and ours["agreement"] == 1
+    assert {json.dumps(row) for row in ours["differences"].values()} == {'{"value": 0.0, "confidence_95": [0.0, 0.0]}'}
+
+
+@pytest.mark.parametrize(
+    ("gate", "code"),
+    [
+        (("--min", "accuracy@case=0.1"), 0),
+        (("--min", "accuracy@case=1.01"), 1),
+        (("--max", "ece@case=1"), 0),
+        (("--min", "agreement@case=1"), 0),
+        (("--min", "accuracy@typos=0.1"), 1),
+        (("--min", "agreement=0.1"), 1),
+        (("--min", "agreement=1", "--baseline", "SELF"), 0),
+        (("--max-drop", "accuracy@case=0", "--baseline", "SELF"), 0),
+        (("--max-drop", "accuracy@case=0%", "--baseline", "SELF"), 0),
+        (("--max-drop", "ece=1", "--baseline", "SELF"), 1),
+    ],
+)
+def test_gates_on_what_is_measured_beside_the_metrics(pruned: Path, gate: tuple[str, ...], code: int) -> None:
+    chosen = [str(pruned) if text == "SELF" else text for text in gate]
+    (row,) = evaluated(pruned, "--perturb", "case", *chosen, code=code)["gates"]
+    assert row["passed"] is (code == 0)
+
+
+def test_a_gate_that_cannot_pass_is_said_before_the_work(pruned: Path) -> None:
+    arguments = ("--min", "acuracy=0.1", "--max-drop", "f1=1", "--baseline", str(pruned))
+    result = invoke("eval", str(pruned), *FAST[:-1], *arguments)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    (first,) = (i for i, line in enumerate(lines) if "no 'acuracy' is measured" in line and "mean accuracy?" in line)
+    assert first < next(i for i, line in enumerate(lines) if line.startswith("latency"))
+    assert sum("its gate will fail" in line for line in lines) == 2
+
+
+@pytest.fixture(scope="module")
+def tagger(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tagger") / "out"
+    tiny.prune(out, task="ner", data=tiny.tags, max_length=32)
+    return out
+
+
+def test_words_with_labels_have_no_other_order(tiny: Tiny, tagger: Path) -> None:
+    found = evaluated(tagger, "--perturb", "all", "--baseline", str(tagger))
+    assert list(found["perturbed"]) == ["typos", "case"]
+    assert [note for note in found["notes"] if note.startswith("not measured: order")]
+    assert found["perturbed"]["case"]["agreement"] == 1 > found["perturbed"]["typos"]["agreement"] > 0
+    assert found["perturbed"]["typos"]["metrics"]["f1"] < found["metrics"]["f1"]
+    assert found["agreement"] == 1 and "ece" not in found["metrics"]
+
+
+def test_questions_are_changed_and_regressions_have_no_agreement(tiny: Tiny, tmp_path: Path) -> None:
+    tasks = {"question-answering": tiny.answers, "regression": tiny.numbers, "multi-label-classification": tiny.topics}
+    for task, data in tasks.items():
+        tiny.prune(tmp_path / task, task=task, data=data, max_length=32, epochs=1, teacher_epochs=3)
+        found = evaluated(tmp_path / task, "--perturb", "all")
+        assert list(found["perturbed"]) == ["typos", "case", "order"]
+        assert found["perturbed"]["case"]["metrics"] == found["metrics"], "an uncased model"
+        for row in found["perturbed"].values():
+            assert (row["agreement"] is None) == (task == "regression")
+            assert set(row["differences"]) == set(found["metrics"])
+
+
+# Calibration ---------------------------------------------------------------------------------------------------------
+
+
+def test_ece_is_that_of_the_probabilities_of_the_stock_model(tiny: Tiny, pruned: Path) -> None:
+    rows = rows_of(Path(tiny.data) / "validation.csv")
+    net, tokenizer = capcli.load(pruned), capcli.load_tokenizer(pruned)
+    truth = np.array([["negative", "positive"].index(label) for _, label in rows])
+    with torch.inference_mode():
+        inputs = [tokenizer(text, return_tensors="pt") for text, _ in rows]
+        shares = torch.cat([net(**one).logits for one in inputs]).double().softmax(dim=1).numpy()
+    confidence, right = shares.max(axis=1), shares.argmax(axis=1) == truth
+    bins = np.digitize(confidence, np.arange(1, 15) / 15)
+    gaps = [abs((right[bins == i] - confidence[bins == i]).sum()) for i in range(15)]
+    found = evaluated(pruned)
+    assert list(found["metrics"])[-1] == "ece" and "ece" not in found["confidence_95"]
+    assert found["metrics"]["ece"] == pytest.approx(sum(gaps) / len(rows), abs=1e-4)
+    assert found["splits"]["validation"]["metrics"] == found["metrics"]
+
+
+# The baseline --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worse(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learned less."""
+    out = tmp_path_factory.mktemp("worse") / "out"
+    tiny.prune(out, **{**SETTINGS, "epochs": 1, "teacher_epochs": 1, "sparsity": 0.9})
+    return out
+
+
+def test_a_model_differs_from_itself_in_nothing(pruned: Path) -> None:
+    found = evaluated(pruned, "--baseline", str(pruned), "--perturb", "typos")
+    assert found["agreement"] == 1
+    names = found["metrics"].keys() - {"ece"}
+    assert found["differences"].keys() == names | {f"{name}@typos" for name in names}
+    assert {json.dumps(row) for row in found["differences"].values()} == {'{"value": 0.0, "confidence_95": [0.0, 0.0]}'}
+    assert found["baseline"]["metrics"] == found["metrics"]
+    assert found["baseline"]["confidence_95"] == found["confidence_95"]
+    assert found["baseline"]["perturbed"]["typos"]["metrics"] == found["perturbed"]["typos"]["metrics"]
+    assert set(found["retention"].values()) == {1.0} and "ece" not in found["retention"]
+
+
+def test_a_model_and_its_report_differ_by_as_much_but_the_report_is_less_sure(
+    pruned: Path, worse: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "worse.json"
+    theirs = evaluated(worse, "--perturb", "typos")
+    report.write_text(json.dumps(theirs))
+    model = evaluated(pruned, "--baseline", str(worse), "--perturb", "typos")
+    assert 0 < model["agreement"] < 1
+    for path in (report, worse / "report.json"):
+        stored = evaluated(pruned, "--baseline", str(path), "--perturb", "typos")
+        assert stored["agreement"] is None
+        assert stored["baseline"]["confidence_95"] == theirs["confidence_95"]
+        assert set(stored["differences"]) == (
+            set(model["differences"]) if path == report else {n for n in model["differences"] if "@" not in n}
+        )
+        for name, row in stored["differences"].items():
+            assert row["value"] == pytest.approx(model["differences"][name]["value"])
+            wide, narrow = row["confidence_95"], model["differences"][name]["confidence_95"]
+            assert wide[0] < row["value"] < wide[1]
+            assert wide[1] - wide[0] > 0.8 * (narrow[1] - narrow[0])
+        assert stored["retention"] == model["retention"]
+        assert not [note for note in stored["notes"] if "exact" in note]
+
+
+def test_a_report_without_intervals_counts_as_exact_and_the_result_says_so(pruned: Path, tmp_path: Path) -> None:
+    path = tmp_path / "published.json"
+    path.write_text('{"metrics": {"accuracy": 0.5, "other": 1, "macro_f1": null, "flag": true}}')
+    found = evaluated(pruned, "--baseline", str(path))
+    assert found["baseline"]["metrics"] == {"accuracy": 0.5, "other": 1.0}
+    own = found["confidence_95"]["accuracy"]
+    assert found["differences"]["accuracy"]["confidence_95"] == pytest.approx([own[0] - 0.5, own[1] - 0.5])
+    assert any("has no intervals of accuracy" in note for note in found["notes"])
+
+
+def test_noise_excuses_a_fall_that_is_none(pruned: Path, worse: Path, tmp_path: Path) -> None:
+    ours, theirs = evaluated(pruned), evaluated(worse)
+    assert ours["metrics"]["accuracy"] > theirs["metrics"]["accuracy"] + 0.1, "else the test says nothing"
+    path = tmp_path / "slightly.json"
+    row = {"accuracy": ours["metrics"]["accuracy"] + 0.01}
+    path.write_text(json.dumps({"metrics": row, "confidence_95": ours["confidence_95"]}))
+    gate = ("--max-drop", "accuracy=0.005", "--baseline", str(path))
+    evaluated(pruned, *gate, code=1)
+    evaluated(pruned, *gate, "--confidence", "0.95", code=0)
+    evaluated(worse, "--max-drop", "accuracy=0.005", "--baseline", str(pruned), "--confidence", "0.9", code=1)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"metrics": 3}', '{"metrics": {"pruned": []}}', '"x"'])
+def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    result = invoke("eval", str(pruned), *FAST, "--baseline", str(tmp_path / "bad.json"))
+    assert result.exit_code == 2 and "holds no metrics" in result.stderr
+
+
+def test_latency_has_an_interval(pruned: Path) -> None:
+    speed = evaluated(pruned)["latency"]
+    low, high = speed["confidence_95"]
+    assert speed["p10_ms"] <= low <= speed["median_ms"] <= high <= speed["p90_ms"]
+
+
+# Other data ----------------------------------------------------------------------------------------------------------
+
+
+def others_note(found: dict[str, Any]) -> list[str]:
+    return [note for note in found["notes"] if "other data than those of the run" in note]
+
+
+def test_other_data_are_named_and_those_of_the_run_are_not(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    assert others_note(evaluated(pruned)) == []
+    rows = rows_of(Path(tiny.data) / "validation.csv")
+    write_csv(tmp_path / "validation.csv", ("text", "label"), [tuple(row) for row in rows])
+    assert others_note(evaluated(pruned, "--data", tiny.data + "/")) == []
+    (note,) = others_note(evaluated(pruned, "--data", str(tmp_path)))
+    assert str(tmp_path) in note and tiny.data in note
+
+
+def test_labels_of_other_data_are_matched_by_name(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    """In another case and order, and as codes that the table names the other way round."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = rows_of(Path(tiny.data) / "validation.csv")
+    plain = evaluated(pruned)
+    write_csv(tmp_path / "case" / "validation.csv", ("text", "label"), [(t, label.upper()) for t, label in rows[::-1]])
+    found = evaluated(pruned, "--data", str(tmp_path / "case"))
+    assert found["metrics"]["accuracy"] == plain["metrics"]["accuracy"]
+    names = ["positive", "negative"]
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
+    table = pa.table({"text": [t for t, _ in rows], "label": [names.index(label) for _, label in rows]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (tmp_path / "codes").mkdir()
+    parquet.write_table(table, tmp_path / "codes" / "validation.parquet")
+    found = evaluated(pruned, "--data", str(tmp_path / "codes"))
+    assert found["metrics"] == plain["metrics"] and found["labels"] == ["negative", "positive"]
+
+
+def test_labels_of_other_data_that_are_called_otherwise(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    rows = rows_of(Path(tiny.data) / "validation.csv")
+    plain = evaluated(pruned)
+    for name, codes in {"words": ("bad one", "good one"), "numbers": ("1", "0")}.items():
+        table = dict(zip(("negative", "positive"), codes, strict=True))
+        write_csv(tmp_path / name / "validation.csv", ("text", "label"), [(t, table[label]) for t, label in rows])
+        result = invoke("eval", str(pruned), *FAST, "--data", str(tmp_path / name))
+        assert result.exit_code == 2, "what a number stands for in other data is not known"
+        assert codes[1] in result.stderr and "--label-map" in result.stderr
+        mapped = f"negative={codes[0]},positive={codes[1]}"
+        found = evaluated(pruned, "--data", str(tmp_path / name), "--label-map", mapped)
+        assert found["metrics"] == plain["metrics"] and found["labels"] == list(codes)
+
+
+def test_tags_of_other_data_may_be_fewer(tiny: Tiny, tagger: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "validation.jsonl", [{"tokens": ["good", "film"], "ner_tags": ["B-positive", "O"]}] * 5)
+    assert evaluated(tagger, "--data", str(tmp_path))["n_examples"] == 5
