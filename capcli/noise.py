@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from capcli import metrics
 from capcli.text import finite, sequence
 
@@ -31,10 +33,25 @@ class Estimate:
         found = self.at(level) if self.at and math.isfinite(self.value) else None
         return found if found and all(map(math.isfinite, found)) else None
 
+    def row(self) -> dict[str, Any]:
+        """As results hold it."""
+        return {"value": self.value, "confidence_95": self.interval(0.95)}
+
 
 def sampled(value: float, draws: Any) -> Estimate:
     """A value with resamples of it [B]."""
     return Estimate(value, lambda level: metrics.percentiles(draws, level))
+
+
+def sampled_ratio(value: float, ours: Any, theirs: Any) -> Estimate:
+    """A ratio with resamples [B] of both sides; it has no interval where that of the lower side reaches zero."""
+
+    def at(level: float) -> Interval:
+        drawn = np.divide(ours, theirs, out=np.full(len(theirs), np.nan), where=theirs > 0)
+        above = metrics.percentiles(theirs, level)[0] > 0
+        return metrics.percentiles(drawn, level) if above else [math.nan] * 2
+
+    return Estimate(value, at)
 
 
 def stored(value: Any, confidence_95: Any) -> Estimate:

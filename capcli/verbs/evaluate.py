@@ -92,7 +92,7 @@ def scored(
     with_intervals: bool = True,
 ) -> Measured:
     """Metrics `names` of logits of the examples, as `models.encoded` and `onnx_model.outputs` give them."""
-    truth, outputs = _answers(kind, labels, examples, logits.cpu().double().numpy())
+    truth, outputs = answers(kind, labels, examples, logits.cpu().double().numpy())
     return Measured(
         metrics=metrics.measure(kind, names, truth, outputs),
         confidence_95=metrics.intervals(kind, names, truth, outputs, seed) if with_intervals else {},
@@ -104,7 +104,7 @@ def scored(
     )
 
 
-def _answers(kind: str, labels: Sequence[str], examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
+def answers(kind: str, labels: Sequence[str], examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
     """Truth and outputs as `capcli.metrics` wants them: tags by sentence, answers by question, else plain logits."""
     split = examples.split
     assert split is not None, "what is measured was read from a split"
@@ -276,7 +276,7 @@ def _perturbed(ours: Measured, plain: Measured) -> dict[str, Any]:
 
 
 def _rows(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
-    return {name: {"value": one.value, "confidence_95": one.interval(0.95)} for name, one in estimates.items()}
+    return {name: one.row() for name, one in estimates.items()}
 
 
 # Size and speed -----------------------------------------------------------------------------------------------------
@@ -405,22 +405,11 @@ def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[
         for name in names
     }
     ratios = {
-        name: _ratio(ours.metrics[name] / theirs.metrics[name], *draws[name])
+        name: noise.sampled_ratio(ours.metrics[name] / theirs.metrics[name], *draws[name])
         for name in names
         if theirs.metrics[name] > 0
     }
     return differences, ratios
-
-
-def _ratio(value: float, ours: metrics.Array, theirs: metrics.Array) -> Estimate:
-    """A ratio with resamples; it has no interval where that of what it is divided by reaches zero."""
-
-    def at(level: float) -> list[float]:
-        above = theirs > 0
-        drawn = np.divide(ours, theirs, out=np.full(len(theirs), np.nan), where=above)
-        return metrics.percentiles(drawn, level) if metrics.percentiles(theirs, level)[0] > 0 else [math.nan] * 2
-
-    return Estimate(value, at)
 
 
 def agreed(ours: Measured, theirs: Measured) -> Estimate:

@@ -189,7 +189,7 @@ def _scored(data: tasks.TaskData, asked: vectors.Vectors, outputs: Array, seed: 
     answers = [np.asarray(one, dtype=np.float64) for one in outputs.reshape(-1, *outputs.shape[2:])]
     truth: Any = asked.split.labels
     if asked.examples is not None:
-        pairs = [evaluate._answers(data.kind, data.labels, asked.examples, one) for one in answers]
+        pairs = [evaluate.answers(data.kind, data.labels, asked.examples, one) for one in answers]
         truth, answers = pairs[0][0], [answer for _, answer in pairs]
     names = (data.primary,)
     values = np.array([metrics.measure(data.kind, names, truth, answer)[data.primary] for answer in answers])
@@ -290,7 +290,7 @@ class Baseline:
 
     def shown(self) -> dict[str, Any]:
         """For the result."""
-        return {**self.row, "differences": {name: _shown(one) for name, one in self.differences.items()}}
+        return {**self.row, "differences": {name: one.row() for name, one in self.differences.items()}}
 
 
 def _scores(found: Mapping[str, Probed]) -> dict[str, Score]:
@@ -301,11 +301,7 @@ def _scores(found: Mapping[str, Probed]) -> dict[str, Score]:
 
 
 def _table(found: Mapping[str, Probed], layer: str) -> dict[str, Any]:
-    return {"tasks": {name: one.row(layer) for name, one in found.items()}, MEAN: _shown(_scores(found)[MEAN].estimate)}
-
-
-def _shown(estimate: noise.Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "confidence_95": estimate.interval(0.95)}
+    return {"tasks": {name: one.row(layer) for name, one in found.items()}, MEAN: _scores(found)[MEAN].estimate.row()}
 
 
 def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Probed], layer: str) -> Baseline:
@@ -316,15 +312,9 @@ def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Prob
         values={name: b.mean for name, (_, b) in pairs.items()},
         differences={name: noise.sampled(a.mean - b.mean, a.draws - b.draws) for name, (a, b) in pairs.items()},
         ratios={
-            name: noise.sampled(a.mean / b.mean, _ratios(a.draws, b.draws))
-            for name, (a, b) in pairs.items()
-            if b.mean > 0
+            name: noise.sampled_ratio(a.mean / b.mean, a.draws, b.draws) for name, (a, b) in pairs.items() if b.mean > 0
         },
     )
-
-
-def _ratios(ours: Array, theirs: Array) -> Array:
-    return np.asarray(np.divide(ours, theirs, out=np.full(len(ours), np.nan), where=theirs > 0))
 
 
 def _stored(path: str, config: ProbeConfig) -> dict[str, Any]:
@@ -360,7 +350,7 @@ def _from_file(path: str, ours: Mapping[str, Probed], found: Mapping[str, Any]) 
         theirs[MEAN] = noise.mean(list(theirs.values()))
     mine = {name: score.estimate for name, score in _scores(ours).items()}
     return Baseline(
-        row={"model": path, "tasks": rows, MEAN: _shown(theirs[MEAN])},
+        row={"model": path, "tasks": rows, MEAN: theirs[MEAN].row()},
         values={name: one.value for name, one in theirs.items()},
         differences={name: noise.difference(mine[name], one) for name, one in theirs.items()},
         ratios={name: noise.ratio(mine[name], one) for name, one in theirs.items() if one.value > 0},
