@@ -340,7 +340,7 @@ def check_writable(reports: Mapping[str, str]) -> None:
             try:
                 files.check_writable(path.parent)
             except FileError as error:
-                raise FileError(f"--{name}: {error.message}", "choose another file") from error
+                raise FileError(f"--{name} {file}: {error.message}", "choose another file") from error
 
 
 def report_path(name: str, file: str) -> Path:

@@ -21,8 +21,6 @@ ORDER = [
     "sparse",
     "losses",
     "metrics",
-    "noise",
-    "gates",
     "decode",
     "masks",
     "criteria",
@@ -30,7 +28,6 @@ ORDER = [
     "figures",
     "page",
     "report",
-    "ci",
     "families",
     "slicing",
     "ranking",
@@ -54,7 +51,6 @@ ORDER = [
     "verbs.prune",
     "verbs.export",
     "verbs.probe",
-    "verbs.moves",
     "api",
     "cli",
     "__main__",
@@ -69,7 +65,6 @@ LIGHT = (
     "figures",
     "page",
     "report",
-    "ci",
     "run",
     "cli",
     "__init__",
@@ -128,7 +123,7 @@ def test_a_module_imports_only_what_stands_below_it(name: str) -> None:
 
 
 def test_evaluate_is_the_only_verb_that_another_verb_imports() -> None:
-    verbs = {"verbs.prune", "verbs.export", "verbs.probe", "verbs.moves"}
+    verbs = {"verbs.prune", "verbs.export", "verbs.probe"}
     for name in (*verbs, "verbs.evaluate", "train"):
         assert not verbs & {other for _, other in ours(TREES[name])}
 

@@ -27,10 +27,11 @@ Estimates = dict[str, Estimate]
 def compare(command: str, old: str, new: str, gates: Gates) -> Table:
     """Compare two files with the JSON of `cap eval` or `cap probe`, whichever `command` is.
 
-    Returns schema_version, command, old and new {file, model}, task, split and n_examples (of eval), `metrics` and
-    `latency` {NAME: {old, new, change, confidence_95, moved}}, `size` and `sparsity` {NAME: {old, new, change}}, notes,
-    gates, passed. Metrics of changed texts and of further splits are called METRIC@NAME. `moved` says whether 0 lies
-    outside the 95 % interval of the change; it and the interval are None where the noise is not known.
+    Returns schema_version, kind, old and new (the files), task, split and n_examples (of eval); `rows` (metrics, or
+    tasks of a probe) and `latency` of {name, old, new, old_confidence_95, new_confidence_95, change, interval, moved};
+    `sizes` of {name, old, new, change}; notes, gates, passed. Metrics of changed texts and of further splits are called
+    METRIC@NAME. `moved` says whether 0 lies outside the 95 % interval of the change; it and the interval are None where
+    the noise is not known.
 
     Raises `FileError` for a file without such a result, `ConfigError` for results that do not compare.
     """
@@ -50,17 +51,16 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
         shared += ["mean"] * (not alone and "mean" in ours and "mean" in theirs)
     if alone:
         notes.append("not compared, because not in both or measured otherwise: " + ", ".join(named(n) for n in alone))
-    pairs = {name: _known(theirs[name], ours[name]) for name in shared}
+    pairs = {name: (theirs[name], ours[name]) for name in shared}
     latency = _latency(part(before, "latency"), part(after, "latency"), notes)
     result: Table = {
         "schema_version": SCHEMA_VERSION,
-        "command": command,
-        "old": {"file": old, "model": before.get("model")},
-        "new": {"file": new, "model": after.get("model")},
+        "kind": command,
+        "old": old,
+        "new": new,
         **({name: after.get(name) for name in ("task", "split", "n_examples")} if command == "eval" else {}),
-        "metrics": {name: _moved(*pair) for name, pair in pairs.items()},
-        "size": _exact(part(before, "size"), part(after, "size")),
-        "sparsity": _exact(part(before, "sparsity"), part(after, "sparsity")),
+        "rows": [_moved(name, *pair) for name, pair in pairs.items()],
+        "sizes": _exact(_sizes(before), _sizes(after)),
         "latency": latency,
         "notes": notes,
     }
@@ -68,8 +68,8 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
         primary=str(after.get("primary")) if command == "eval" else "mean",
         metrics=ours,
         baseline={name: old.value for name, (old, _) in pairs.items()},
-        differences={name: difference(new, old) for name, (old, new) in pairs.items()},
-        ratios={name: ratio(new, old) for name, (old, new) in pairs.items() if old.value > 0},
+        differences={name: difference(*_known(*pair)) for name, pair in pairs.items()},
+        ratios={name: ratio(*_known(*pair)) for name, pair in pairs.items() if pair[0].value > 0},
         weights_bytes=finite(part(after, "size").get("weights_bytes")),
         latency_ms=_median(part(after, "latency")),
     )
@@ -138,44 +138,60 @@ def _common_tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[
 
 
 def _known(old: Estimate, new: Estimate) -> tuple[Estimate, Estimate]:
-    """Both with their noise, or both without: an interval of only one would claim that the other is exact."""
-    return (old, new) if old.at and new.at else (Estimate(old.value), Estimate(new.value))
+    """New and old, both with their noise or both without: that of one alone would claim that the other is exact."""
+    return (new, old) if old.at and new.at else (Estimate(new.value), Estimate(old.value))
 
 
-def _moved(old: Estimate, new: Estimate) -> Table:
-    change = difference(new, old)
+def _moved(name: str, old: Estimate, new: Estimate) -> Table:
+    change = difference(*_known(old, new))
     interval = change.interval(LEVEL)
     moved = None
     if interval:
         moved = not interval[0] <= 0 <= interval[1]
     elif change.value == 0:
         moved = False
-    values = {"old": finite(old.value), "new": finite(new.value), "change": finite(change.value)}
-    return {**values, "confidence_95": interval, "moved": moved}
-
-
-def _exact(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Numbers without noise that both have."""
-    pairs = {name: (before.get(name), value) for name, value in after.items()}
     return {
-        name: {"old": old, "new": new, "change": new - old}
+        "name": name,
+        "old": finite(old.value),
+        "new": finite(new.value),
+        "old_confidence_95": old.interval(LEVEL),
+        "new_confidence_95": new.interval(LEVEL),
+        "change": finite(change.value),
+        "interval": interval,
+        "moved": moved,
+    }
+
+
+def _sizes(result: Mapping[str, Any]) -> Table:
+    """What is counted, not estimated."""
+    sparsity = part(result, "sparsity")
+    shares = {"sparsity": sparsity.get("achieved"), "whole_model_sparsity": sparsity.get("whole_model")}
+    return {**part(result, "size"), **shares}
+
+
+def _exact(before: Table, after: Table) -> list[Table]:
+    """The numbers that both have."""
+    pairs = {name: (before.get(name), value) for name, value in after.items()}
+    return [
+        {"name": name, "old": old, "new": new, "change": new - old}
         for name, (old, new) in pairs.items()
         if finite(old) is not None and finite(new) is not None
-    }
+    ]
 
 
 def _median(latency: Mapping[str, Any]) -> Estimate | None:
     return stored(latency.get("median_ms"), latency.get("confidence_95")) if latency else None
 
 
-def _latency(before: Mapping[str, Any], after: Mapping[str, Any], notes: list[str]) -> Table:
-    """The medians, if both were measured; under other conditions, what moved is not known."""
+def _latency(before: Mapping[str, Any], after: Mapping[str, Any], notes: list[str]) -> list[Table]:
+    """The medians, if both were measured; under other conditions, whether they moved is not known."""
     old, new = _median(before), _median(after)
     if old is None or new is None or not (math.isfinite(old.value) and math.isfinite(new.value)):
-        return {}
+        return []
+    row = _moved("median_ms", old, new)
     other = [name for name in CONDITIONS if before.get(name) != after.get(name)]
     if other:
         told = [f"{name} {named(before.get(name), 60)}, now {named(after.get(name), 60)}" for name in other]
         notes.append("latency was measured under other conditions: " + "; ".join(told))
-        return {"median_ms": {**_moved(old, new), "confidence_95": None, "moved": None}}
-    return {"median_ms": _moved(*_known(old, new))}
+        row |= {"interval": None, "moved": None}
+    return [row]
