@@ -3,7 +3,7 @@
 Each option is one dataclass field: its default and its help text stand here once. The command line, the TOML file,
 the docs and the stored configuration of a run are all derived from these fields.
 
-Order of precedence, later wins: field default, preset, preset for the method, `--config` file, command line.
+Order of precedence, later wins: field default, preset, preset for the method, file, command line.
 """
 
 from __future__ import annotations
