@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capcli import ci, files, report
 from capcli import config as c
-from capcli import files, report
-from capcli.errors import CapError, ConfigError, Stopped
+from capcli.errors import CapError, ConfigError, FileError, Stopped
 from capcli.text import duration, plain
 
 if TYPE_CHECKING:
@@ -27,23 +27,39 @@ if TYPE_CHECKING:
     from capcli.run import Event, StopFlag
 
 EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+FROM_FILE = f"; may stand in {c.CONFIG_FILE} instead"
 MODEL_HELP = {
     "prune": f"hub id, folder, the built-in {c.BUILTIN_MODEL!r}, or a short name such as bert-base",
-    "eval": "what prune wrote, or any fine-tuned model",
+    "eval": "what prune wrote, or any fine-tuned model" + FROM_FILE,
     "export": "what prune wrote, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
-    "probe": "what prune wrote, or any model",
+    "probe": "what prune wrote, or any model" + FROM_FILE,
+}
+CONFIG_HELP = "TOML file with options; the command line wins."
+FILE_HELP = f"{CONFIG_HELP} Instead of {c.CONFIG_FILE}."
+COMPARE_HELP = "Measure nothing: say what moved between two stored results (--json) beyond the noise; gates judge NEW."
+REPORTS = {
+    "junit": "Write the gates as JUnit XML; of an error, a file that says so.",
+    "csv": "Write what was measured as a CSV table.",
+    "markdown": "Write the result as Markdown.",
+    "html": "Write the result as one HTML page that needs no network.",
 }
 SWITCHES: dict[str, tuple[Any, Any]] = {
     "overwrite": (bool, typer.Option("--overwrite", help="Start anew, even over a finished run.")),
     "plan": (bool, typer.Option("--plan", help="Print what it would take and give, and do nothing.")),
-    "config": (str, typer.Option("--config", metavar="FILE", help="TOML file with options; the command line wins.")),
-    "junit": (str, typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.")),
+    "config": (str, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, rich_help_panel="Options")),
+    "file": (str, typer.Option("--config", metavar="FILE", help=FILE_HELP, rich_help_panel="Options")),
+    "compare": (
+        tuple[str, str] | None,
+        typer.Option("--compare", metavar="OLD NEW", help=COMPARE_HELP, rich_help_panel="Options"),
+    ),
+    **{name: (str, typer.Option(f"--{name}", metavar="FILE", help=text)) for name, text in REPORTS.items()},
     "output": (str, typer.Option("--format", help="What stdout gets: human or json.")),
     "as_json": (bool, typer.Option("--json", help="Short for --format json.")),
     "quiet": (bool, typer.Option("--quiet", "-q", help="No progress on stderr.")),
     "debug": (bool, typer.Option("--debug", help="Show the traceback of an error.")),
 }
 COMMON = ("output", "as_json", "quiet", "debug")
+MEASURES = ("file", "compare", *REPORTS)  # switches of the commands that measure, whose MODEL may stand in a file
 
 app = typer.Typer(
     name="cap",
@@ -72,8 +88,8 @@ def refused(error: Any, message: str) -> int:
     """Say what the parser could not read, as every other error is said; returns the exit code."""
     context = getattr(error, "ctx", None)
     if message.strip():  # or the help was printed
-        print(f"error: {plain(message[:1].lower() + message[1:].rstrip('.'), 2000)}", file=sys.stderr)
-        print(f"hint: {context.command_path if context else 'cap'} --help lists what there is", file=sys.stderr)
+        path = context.command_path if context else "cap"
+        tell_lines(message[:1].lower() + message[1:].rstrip("."), f"{path} --help lists what there is")
     return int(getattr(error, "exit_code", CapError.exit_code))
 
 
@@ -102,20 +118,16 @@ def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., 
 
     The command is called with the options that the user chose, by field name, and the switches by keyword.
     """
-    model = inspect.Parameter(
-        "model",
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        annotation=Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP[name], show_default=False)],
-    )
+    model = _model(name, optional="compare" in switches)
     fields = [_parameter(item, kind) for item, kind in c.leaves(config) if item.metadata]
-    chosen = {item.name for item in fields}
+    chosen = {"model", *(item.name for item in fields)}
     fields += [_switch(switch) for switch in (*switches, *COMMON)]
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             given = {key: value for key, value in values.items() if key in chosen and value is not None}
             with guarded(values["debug"]):
-                function({**given, "model": values["model"]}, **{s: values[s] for s in (*switches, *COMMON[:3])})
+                function(given, **{s: values[s] for s in (*switches, *COMMON[:3])})
 
         signature = inspect.Signature([model, *fields])
         command.__signature__ = signature  # type: ignore[attr-defined]
@@ -127,14 +139,22 @@ def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., 
     return register
 
 
+def _model(command: str, optional: bool) -> inspect.Parameter:
+    info = typer.Argument(metavar="MODEL", help=MODEL_HELP[command], show_default=False)
+    kind, default = (str | None, None) if optional else (str, inspect.Parameter.empty)
+    return inspect.Parameter(
+        "model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, info]
+    )
+
+
 def _parameter(item: Any, kind: Any) -> inspect.Parameter:
     """One field as a Typer option; the default is shown but not filled in, so that a preset can stand below it."""
     meta, default = item.metadata, item.default
-    shown = default if default not in ("", MISSING) and default is not False else False
+    unset = default in ("", MISSING) or default is False or meta["panel"] == "Gates"  # there 0 is no gate
     flag = "--" + item.name.replace("_", "-")
     info = typer.Option(
         *filter(None, (f"{flag}/--no-{flag[2:]}" if kind is bool else flag, meta["flag"])),
-        help=meta["help"][:1].upper() + meta["help"][1:] + (f" (default {shown})." if shown is not False else "."),
+        help=meta["help"][:1].upper() + meta["help"][1:] + ("." if unset else f" (default {default})."),
         show_default=False,
         rich_help_panel=meta["panel"] or "Options",
         metavar=None if kind is bool else {str: "TEXT", int: "N", float: "X"}[kind],
@@ -146,8 +166,8 @@ def _parameter(item: Any, kind: Any) -> inspect.Parameter:
 
 def _switch(name: str) -> inspect.Parameter:
     kind, info = SWITCHES[name]
-    default = False if kind is bool else ""
-    info.show_default, info.rich_help_panel = False, "Output"
+    default = {bool: False, str: ""}.get(kind)
+    info.show_default, info.rich_help_panel = False, info.rich_help_panel or "Output"
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
@@ -174,19 +194,31 @@ def prune(
     emit(found, machine, lambda: report.prune_summary(found, settings.out_folder))
 
 
-@options("eval", c.EvalConfig, "junit")
-def eval_(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet: bool) -> None:
+@options("eval", c.EvalConfig, *MEASURES)
+def eval_(
+    chosen: dict[str, Any],
+    file: str,
+    compare: tuple[str, str] | None,
+    output: str,
+    as_json: bool,
+    quiet: bool,
+    **reports: str,
+) -> None:
     """Measure MODEL on a task: metrics with intervals, size, latency; check gates.
 
-    For a model of `cap prune` the task and data of the run are the default.
+    For a model of `cap prune` the task and data of the run are the default. Options may stand in `cap.toml`.
     """
-    machine = wants_json(output, as_json)
-    hello(quiet, f"cap eval {chosen['model']}")
-    from capcli.verbs import evaluate as verb
 
-    found = watch(verb.evaluate(verb.eval_config(chosen)), quiet)
-    emit(found, machine, lambda: report.eval_summary(found))
-    finish_gates("eval", found, junit)
+    def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
+        from capcli.verbs import evaluate as verb
+
+        return verb.evaluate(verb.eval_config(layers))
+
+    with told_in_junit(reports["junit"], "cap eval"):
+        machine = wants_json(output, as_json)
+        check_writable(reports)
+        found = measured("eval", start, chosen, file, compare, quiet)
+    finish("eval", found, machine, compare is not None, reports)
 
 
 @options("export", c.ExportConfig, "plan")
@@ -210,17 +242,59 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
     emit(found, machine, lambda: report.export_summary(found))
 
 
-@options("probe", c.ProbeConfig, "junit")
-def probe(chosen: dict[str, Any], junit: str, output: str, as_json: bool, quiet: bool) -> None:
-    """Measure what the frozen encoder of MODEL knows about other tasks."""
-    machine = wants_json(output, as_json)
-    settings = c.build(c.ProbeConfig, chosen)
-    hello(quiet, f"cap probe {settings.model} on {', '.join(settings.task_names)}")
-    from capcli.verbs import probe as verb
+@options("probe", c.ProbeConfig, *MEASURES)
+def probe(
+    chosen: dict[str, Any],
+    file: str,
+    compare: tuple[str, str] | None,
+    output: str,
+    as_json: bool,
+    quiet: bool,
+    **reports: str,
+) -> None:
+    """Measure what the frozen encoder of MODEL knows about other tasks; check gates.
 
-    found = watch(verb.probe(settings), quiet)
-    emit(found, machine, lambda: report.probe_summary(found))
-    finish_gates("probe", found, junit)
+    Options may stand in `cap.toml`.
+    """
+
+    def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
+        settings = c.build(c.ProbeConfig, layers)
+        from capcli.verbs import probe as verb
+
+        return verb.probe(settings)
+
+    with told_in_junit(reports["junit"], "cap probe"):
+        machine = wants_json(output, as_json)
+        check_writable(reports)
+        found = measured("probe", start, chosen, file, compare, quiet)
+    finish("probe", found, machine, compare is not None, reports)
+
+
+def measured(
+    command: str,
+    start: Callable[[dict[str, Any]], Generator[Event, None, dict[str, Any]]],
+    chosen: dict[str, Any],
+    file: str,
+    compare: tuple[str, str] | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """The result of eval or probe with the options of a file below those chosen, or the comparison of two results."""
+    file = c.options_file(file)
+    layers = c.layered(command, chosen, file)
+    if file:
+        hello(quiet, f"options from {file}")
+    if compare is None:
+        if not layers.get("model"):
+            raise ConfigError("no MODEL given", f"name one after cap {command}, or as model in {c.CONFIG_FILE}")
+        hello(quiet, f"cap {command} {layers['model']}")
+        return watch(start(layers), quiet)
+    gates = {item.name for item, _ in c.leaves(c.Gates)}
+    if others := [name for name in chosen if name not in gates]:
+        raise ConfigError(f"--compare measures nothing, {others[0]} has no use there", "leave it out; gates may stay")
+    hello(quiet, f"cap {command} --compare {' '.join(compare)}")
+    from capcli.verbs import moves
+
+    return moves.compare(command, *compare, c.build(c.Gates, layers))
 
 
 # Output --------------------------------------------------------------------------------------------------------------
@@ -258,24 +332,82 @@ def emit(found: Mapping[str, Any], machine: bool, summary: Callable[[], Any]) ->
     ).print(summary())
 
 
-def finish_gates(command: str, found: Mapping[str, Any], junit: str) -> None:
-    """Write JUnit XML and what GitHub shows; exit 1 when a gate failed."""
-    gates = found["gates"]
-    if junit:
-        files.write_text(Path(junit), report.junit_xml(f"cap {command}", gates))
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in report.github_annotations(gates):
-            print(line, file=sys.stderr)
-        target = os.environ.get("GITHUB_STEP_SUMMARY")
-        if target:
-            rows = report.eval_rows(found) if command == "eval" else []
+def check_writable(reports: Mapping[str, str]) -> None:
+    """Raise `FileError` for a report that could not be written, before anything is measured for it."""
+    for name, file in reports.items():
+        if file:
+            path = report_path(name, file)
             try:
-                with Path(target).open("a", encoding="utf-8") as file:
-                    file.write(report.github_summary(f"cap {command}", rows, gates))
-            except OSError as error:  # a summary never changes the outcome
-                say(f"no step summary written: {error}")
+                files.check_writable(path.parent)
+            except FileError as error:
+                raise FileError(f"--{name} {file}: {error.message}", "choose another file") from error
+
+
+def report_path(name: str, file: str) -> Path:
+    """Where a report goes; a link stays and its target is written. Raises `FileError` for a folder or a device."""
+    path = Path(file).resolve()
+    if path.exists() and not path.is_file():
+        raise FileError(f"--{name} {file}: not a file", "choose another file")
+    return path
+
+
+@contextlib.contextmanager
+def told_in_junit(junit: str, name: str) -> Iterator[None]:
+    """Write an error also as JUnit XML, so that a job shows it where it shows gates."""
+    try:
+        yield
+    except Exception as error:
+        if junit:
+            message, hint, _ = explained(error)
+            with contextlib.suppress(CapError, OSError):  # the error itself matters more
+                files.write_text(report_path("junit", junit), ci.junit_error(name, message, hint))
+        raise
+
+
+def finish(command: str, found: Mapping[str, Any], machine: bool, compared: bool, reports: Mapping[str, str]) -> None:
+    """Show the result, write the reports, tell GitHub; exit 1 when a gate failed, also when a report did too."""
+    kind, name = ("compare", f"cap {command} --compare") if compared else (command, f"cap {command}")
+    summaries = {"eval": report.eval_summary, "probe": report.probe_summary, "compare": report.moves_summary}
+    emit(found, machine, lambda: summaries[kind](found))
+    texts = {
+        "junit": lambda: ci.junit_xml(name, found["gates"]),
+        "csv": lambda: ci.csv_text(kind, found),
+        "markdown": lambda: ci.markdown_text(kind, found),
+        "html": lambda: report.render_result_html(kind, found),
+    }
+    failures = []
+    for form, file in reports.items():
+        if file:
+            try:
+                files.write_text(report_path(form, file), texts[form]())
+            except Exception as error:  # the other reports and the gates still count
+                failures.append(error)
+    tell_github(kind, found)
+    if found["passed"] and failures:
+        raise failures[0]
+    for failure in failures:
+        tell(failure)
     if not found["passed"]:
         raise typer.Exit(EXIT_GATE)
+
+
+def tell_github(kind: str, found: Mapping[str, Any]) -> None:
+    """Annotations for failed gates, and the Markdown as summary of the step; nothing elsewhere."""
+    if not on_github():
+        return
+    for line in ci.github_annotations(found["gates"]):
+        print(line, file=sys.stderr)
+    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(target).open("a", encoding="utf-8") as file:
+                file.write(ci.markdown_text(kind, found))
+        except OSError as error:  # a summary never changes the outcome
+            say(f"no step summary written: {error}")
+
+
+def on_github() -> bool:
+    """Whether this is a job of GitHub Actions, which reads commands from stdout and stderr."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 @contextlib.contextmanager
@@ -288,12 +420,24 @@ def guarded(debug: bool) -> Iterator[None]:
     except BaseException as error:
         if debug:
             traceback.print_exc()
-        message, hint, code = explained(error)
-        print(f"error: {plain(message, 2000)}", file=sys.stderr)
-        if hint:
-            print(f"hint: {plain(hint, 2000)}", file=sys.stderr)
-        sys.stderr.flush()
-        raise typer.Exit(code) from None
+        raise typer.Exit(tell(error)) from None
+
+
+def tell(error: BaseException) -> int:
+    """The lines of an error on stderr; returns its exit code."""
+    message, hint, code = explained(error)
+    tell_lines(message, hint, annotate=code <= EXIT_FAILED)
+    return code
+
+
+def tell_lines(message: str, hint: str, *, annotate: bool = True) -> None:
+    """An error as one line, a hint, and on GitHub an annotation that stands on the page of the job."""
+    print(f"error: {plain(message, 2000)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {plain(hint, 2000)}", file=sys.stderr)
+    if annotate and on_github():
+        print(f"::error title=cap::{plain(message, 2000).replace('%', '%25')}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def explained(error: BaseException) -> tuple[str, str, int]:

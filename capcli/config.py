@@ -3,7 +3,7 @@
 Each option is one dataclass field: its default and its help text stand here once. The command line, the TOML file,
 the docs and the stored configuration of a run are all derived from these fields.
 
-Order of precedence, later wins: field default, preset, preset for the method, `--config` file, command line.
+Order of precedence, later wins: field default, preset, preset for the method, file, command line.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ALIASES = {
     "minilm": "nreimers/MiniLM-L6-H384-uncased",
 }
 BUILTIN_MODEL = "mini"
+CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
 BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
 PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
@@ -519,6 +520,10 @@ class ProbeConfig:
         )
 
 
+_SECTIONS: dict[str, type] = {"prune": PruneConfig, "eval": EvalConfig, "probe": ProbeConfig}
+_TYPE_NAMES = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 def split_list(text: str) -> tuple[str, ...]:
     """The names in a comma-separated list, in the order given, each once."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -552,8 +557,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     """Layer preset, `--config` file and the options the user chose into a `PruneConfig`."""
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    layers = {**read_toml(file), **chosen} if file else chosen
+    layers = layered("prune", chosen, file)
     preset = layers.get("preset", "default")
     method = layers.get("method", "cap-soft")
     _check_name("preset", preset, PRESETS)
@@ -564,19 +568,44 @@ def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     return found
 
 
-def read_toml(file: str) -> dict[str, Any]:
-    """Options from a TOML file; names as on the command line, with dashes or underscores."""
-    known = {item.name: kind for item, kind in leaves(PruneConfig)}
+def options_file(chosen: str = "") -> str:
+    """The file with options of `cap eval` and `cap probe`: the chosen one, else `cap.toml` if it is here, else none."""
+    return chosen or (CONFIG_FILE if Path(CONFIG_FILE).exists() else "")
+
+
+def layered(command: str, chosen: Mapping[str, Any], file: str = "") -> dict[str, Any]:
+    """The options that the user chose over those of a file, if there is one."""
+    return {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
+
+
+def read_toml(file: str, command: str) -> dict[str, Any]:
+    """Options of a command from a TOML file; names as on the command line, with dashes or underscores.
+
+    The table of the command goes over what stands before all tables, which for eval and probe are options of both. The
+    tables of the other commands are checked as well. Raises `ConfigError`.
+    """
     try:
-        table = tomllib.loads(Path(file).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read {file}: {error}", "--config takes a TOML file with the names of the options"
-        ) from error
+        content = tomllib.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
+    tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
+    top = {name: value for name, value in content.items() if name not in tables}
+    found = _read_table(top, file, ("prune",) if command == "prune" else ("eval", "probe"))
+    checked = {name: _read_table(table, f"{file} [{name}]", (name,)) for name, table in tables.items()}
+    return {**found, **checked.get(command, {})}
+
+
+def _read_table(table: Mapping[str, Any], place: str, commands: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a table by field name; each must be one of all the `commands`."""
+    kinds = {command: {item.name: kind for item, kind in leaves(_SECTIONS[command])} for command in commands}
+    known = {name: kind for table in kinds.values() for name, kind in table.items()}
     values = {name.replace("-", "_"): value for name, value in table.items()}
     for name, value in values.items():
-        _check_name(f"option in {file}", name, known)
-        values[name] = _typed(name, value, known[name], file)
+        _check_name(f"option in {place}", name, known)
+        owners = [command for command in commands if name in kinds[command]]
+        if len(owners) < len(commands):
+            raise ConfigError(f"{name} in {place} is an option of {owners[0]} only", f"put it below [{owners[0]}]")
+        values[name] = _typed(name, value, known[name], place)
     return values
 
 
@@ -589,11 +618,13 @@ def leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
             yield item, kind
 
 
-def _typed(name: str, value: Any, kind: type, file: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+def _typed(name: str, value: Any, kind: type, place: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name} in {file} must be {kind.__name__}, got {value!r}")
+        several = kind is str and isinstance(value, list | dict)
+        hint = f'several stand in one text, separated by commas: {name} = "…,…"' if several else ""
+        raise ConfigError(f"{name} in {place} must be {_TYPE_NAMES[kind]}, got {value!r}", hint)
     return value
 
 

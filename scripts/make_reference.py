@@ -97,7 +97,7 @@ def first_line(text: str) -> str:
 
 def command_section(name: str, command: Any) -> str:
     """One command: its help, its argument, its options by panel."""
-    parts = [f"## cap {name}\n", command.help.strip() + "\n", f"```\ncap {name} MODEL [OPTIONS]\n```\n"]
+    parts = [f"## cap {name}\n", command.help.strip() + "\n", usage(name, command)]
     panels: dict[str, list[tuple[str, str]]] = {}
     for item in command.params:
         if item.param_type_name == "argument":
@@ -107,6 +107,12 @@ def command_section(name: str, command: Any) -> str:
     for panel, rows in panels.items():
         parts.append(f"### {panel}\n\n" + table(("option", "meaning"), rows))
     return "\n".join(parts)
+
+
+def usage(name: str, command: Any) -> str:
+    """How to call a command; brackets where MODEL may stand in a file."""
+    required = any(item.param_type_name == "argument" and item.required for item in command.params)
+    return f"```\ncap {name} {'MODEL' if required else '[MODEL]'} [OPTIONS]\n```\n"
 
 
 def flags(item: Any) -> str:
@@ -123,9 +129,18 @@ def configuration() -> str:
     text = [
         "# Configuration\n",
         "Every option stands once in `capcli/config.py`. It has the same name on the command line (with dashes), in a "
-        "`--config` file and in Python (with underscores). Later wins: default, preset, preset for the method's "
-        "criterion, `--config` file, command line. `cap prune` takes a `--config` file, the other commands do not.\n",
+        "file (with dashes or underscores) and in Python (with underscores). Later wins: default, preset, preset for "
+        "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
+        "## Files\n",
+        f"`cap eval` and `cap probe` read `{config.CONFIG_FILE}` in the current folder, or the file that `--config` "
+        "names. `cap prune` reads a file only with `--config`, `cap export` none. The tables `[prune]`, `[eval]` and "
+        "`[probe]` hold options of one command and win over what stands before them: there are options of both "
+        "`cap eval` and `cap probe`, or those of `cap prune`. For `cap eval` and `cap probe`, `model` stands for "
+        "`MODEL`. All names and types are checked, in the tables of other commands too. Switches that say where the "
+        "result goes, such as `--json` and `--junit`, are for the command line alone. Paths are relative to the "
+        "current folder.\n",
         '```toml\n# run.toml, for cap prune MODEL --config run.toml\ntask = "mr"\nsparsity = 0.95\nepochs = 6\n```\n',
+        '```toml\n# cap.toml\nmodel = "runs/mr"\n\n[eval]\nmin = "accuracy=0.8"\n```\n',
         'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` layers presets and options alike.\n',
         "## Options of prune\n",
         "The last column says whether the option may differ when a stopped run is continued. Any other difference is "

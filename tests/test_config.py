@@ -96,7 +96,6 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: c.ExportConfig(to="dens"), "unknown format 'dens'", "did you mean dense?"),
     (lambda: c.ExportConfig(dtype="fp8"), "unknown dtype 'fp8'", "did you mean fp"),
     (lambda: c.ProbeConfig(tasks="mr,sub"), "unknown task 'sub'", "did you mean subj?"),
-    (lambda: c.ProbeConfig(tasks="mr,squad"), "squad cannot be probed", "tasks that can: banking77, mr, subj"),
     (lambda: c.ProbeConfig(pooling="first"), "unknown pooling 'first'", "valid: head, cls, mean"),
     (lambda: c.ProbeConfig(max_train_samples=-1), "--max-train-samples must be at least 0", ""),
     (lambda: c.prune_config({"task": "mr", "preset": "qick"}), "unknown preset 'qick'", "did you mean quick?"),
@@ -224,6 +223,87 @@ def test_toml_integers_serve_as_floats_and_a_missing_file_is_named(tmp_path: Pat
         c.prune_config({"task": "mr"}, str(file))
 
 
+# Files of eval and probe ---------------------------------------------------------------------------------------------
+
+FILE = """
+model = "m"
+seed = 5
+max-length = 32
+min_retention = 1
+
+[eval]
+task = "subj"
+seed = 6
+
+[probe]
+tasks = "subj"
+
+[prune]
+sparsity = 0.5
+"""
+
+
+def test_a_table_wins_over_the_top_and_the_command_line_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "cap.toml"
+    file.write_text(FILE)
+    both = {"model": "m", "max_length": 32, "min_retention": 1.0}
+    assert c.layered("eval", {"baseline": "b"}, str(file)) == {**both, "seed": 6, "task": "subj", "baseline": "b"}
+    assert c.layered("probe", {"seed": 7, "min": None}, str(file)) == {**both, "seed": 7, "tasks": "subj"}
+    assert c.layered("eval", {"seed": 7, "min": None}) == {"seed": 7}
+
+
+def test_prune_takes_a_table_too(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('task = "mr"\nsparsity = 0.5\nlr = 1e-3\n[prune]\nsparsity = 0.6\n[eval]\nlatency-batch = 2\n')
+    made = c.prune_config({"model": "m"}, str(file))
+    assert (made.source.task, made.sparsity, made.lr) == ("mr", 0.6, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ('modell = "m"', "unknown option in FILE 'modell'", "did you mean model?"),
+        ("[eval]\nlatency-btch = 1", "unknown option in FILE [eval] 'latency_btch'", "did you mean latency_batch?"),
+        ("[probe]\nlatency-batch = 1", "unknown option in FILE [probe]", "valid: "),
+        ("[prune]\nsparsety = 1", "unknown option in FILE [prune]", "did you mean sparsity?"),
+        ("[evall]\nseed = 1", "unknown option in FILE 'evall'", "valid: "),
+        ('task = "mr"', "task in FILE is an option of eval only", "put it below [eval]"),
+        ('tasks = "mr"', "tasks in FILE is an option of probe only", "put it below [probe]"),
+        ("sparsity = 0.5", "unknown option in FILE 'sparsity'", ""),
+        ('junit = "x.xml"', "unknown option in FILE 'junit'", ""),
+        ("seed = 1.5", "seed in FILE must be a whole number, got 1.5", ""),
+        ("seed = true", "seed in FILE must be a whole number", ""),
+        ("model = 3", "model in FILE must be text in quotes", ""),
+        ('max-latency-ms = "1"', "max_latency_ms in FILE must be a number", ""),
+        (f"max-latency-ms = 1{'0' * 400}", "max_latency_ms in FILE must be a number", ""),
+        ('[probe]\ntasks = ["mr", "subj"]', "tasks in FILE [probe] must be text", "separated by commas"),
+        ("min = {accuracy = 0.8}", "min in FILE must be text", "separated by commas"),
+        ("[[eval]]\nseed = 1", "unknown option in FILE 'eval'", ""),
+        ("model = ", "cannot read FILE", "TOML"),
+        ("model = 1\nmodel = 2", "cannot read FILE", "TOML"),
+        ("a = " + "[" * 3000, "cannot read FILE", "TOML"),
+    ],
+    ids=lambda text: text[:30],
+)
+@pytest.mark.parametrize("command", ["eval", "probe"])
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, command: str, text: str, message: str, hint: str) -> None:
+    file = tmp_path / "cap.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        c.layered(command, {}, str(file))
+    assert message.replace("FILE", str(file)) in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_the_file_of_the_folder_and_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert c.options_file("") == ""
+    (tmp_path / "cap.toml").write_text("")
+    assert c.options_file("") == "cap.toml"
+    assert c.options_file("/dev/null") == "/dev/null"
+    assert c.layered("probe", {}, "/dev/null") == {}
+
+
 @pytest.mark.parametrize("cls", [c.PruneConfig, c.EvalConfig, c.ProbeConfig, c.ExportConfig])
 def test_build_is_the_inverse_of_flatten(cls: type) -> None:
     flat = {"task": "sst2", "model": "m", "seed": 9, "device": "cpu", "max_length": 64, "min": "accuracy=0.5"}
@@ -261,7 +341,6 @@ def test_tables_agree_with_their_modules() -> None:
     assert set(c.TASK_NAMES) == set(tasks.TASKS)
     kinds = {name: task.kind for name, task in tasks.TASKS.items()}
     assert {name for name, kind in kinds.items() if kind == "spans"} == set(c.QUESTION_TASKS)
-    assert {name for name, kind in kinds.items() if kind in ("spans", "tokens", "multilabel")} == set(c._NOT_PROBED)
     assert set(c.EXPORT_FORMATS) == set(export.FORMATS)
     assert len(c.TASK_NAMES) == len(set(c.TASK_NAMES))
     assert c.ProbeConfig().task_names == c.PROBE_TASKS

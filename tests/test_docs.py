@@ -184,8 +184,9 @@ def shown_commands() -> list[tuple[str, str]]:
         lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
         for line in lines:
             match = re.search(r"(?:^|[\s/])(cap (?:prune|eval|export|probe) [^;#]*)", line)
-            if match and "[OPTIONS]" not in line and "COMMAND" not in line:
-                found.append((name(page), match[1].strip()))
+            wrong = "[OPTIONS]" in line or "COMMAND" in line or "exit code 2" in line
+            if match and not wrong:
+                found.append((name(page), re.split(r"\s(?:\d?>|\|)", match[1])[0].strip()))
     return found
 
 
@@ -197,7 +198,7 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize(("page", "line"), shown_commands())
 def test_shown_commands_parse(page: str, line: str) -> None:
     _, command, *arguments = shlex.split(line)
-    if not arguments or arguments[0].startswith("-"):
+    if command in ("prune", "export") and (not arguments or arguments[0].startswith("-")):
         arguments = ["MODEL", *arguments]  # a span such as `cap export --to dense` names the option only
     arguments = [re.sub(r"^\$\w+$", "1", argument) for argument in arguments]
     with COMMANDS[command].make_context(command, arguments) as context:
@@ -206,7 +207,25 @@ def test_shown_commands_parse(page: str, line: str) -> None:
         config.prune_config({key: value for key, value in chosen.items() if key in FIELDS["prune"]})
     elif command != "prune":
         given = {"task": "mr"} if command == "eval" else {}
-        config.build(CONFIGS[command], {**given, **chosen})
+        config.build(config.Gates if chosen.get("compare") else CONFIGS[command], {**given, **chosen})
+
+
+def shown_files() -> list[tuple[str, str]]:
+    """(page, text) of every TOML block of the documentation."""
+    return [
+        (name(p), text) for p in DOCS for text in re.findall(r"^```toml\n(.*?)^```", p.read_text("utf-8"), re.M | re.S)
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), shown_files())
+def test_shown_files_are_read(tmp_path: Path, page: str, text: str) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text(text)
+    if "cap prune" in text:
+        config.prune_config({}, str(file))
+        return
+    config.build(config.ProbeConfig, config.layered("probe", {}, str(file)))
+    config.build(config.EvalConfig, {"task": "mr", **config.layered("eval", {}, str(file))})
 
 
 FIELDS = {command: {"model", *(item.name for item, _ in config.leaves(kind))} for command, kind in CONFIGS.items()}

@@ -56,6 +56,7 @@ ORDER = [
     "verbs.prune",
     "verbs.export",
     "verbs.probe",
+    "verbs.moves",
     "api",
     "cli",
     "__main__",
@@ -128,7 +129,7 @@ def test_a_module_imports_only_what_stands_below_it(name: str) -> None:
 
 
 def test_evaluate_is_the_only_verb_that_another_verb_imports() -> None:
-    verbs = {"verbs.prune", "verbs.export", "verbs.probe"}
+    verbs = {"verbs.prune", "verbs.export", "verbs.probe", "verbs.moves"}
     for name in (*verbs, "verbs.evaluate", "train"):
         assert not verbs & {other for _, other in ours(TREES[name])}
 
