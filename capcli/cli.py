@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capcli import ci, files, report
 from capcli import config as c
-from capcli import files, report
 from capcli.errors import CapError, ConfigError, Stopped
 from capcli.text import duration, plain
 
@@ -262,16 +262,15 @@ def finish_gates(command: str, found: Mapping[str, Any], junit: str) -> None:
     """Write JUnit XML and what GitHub shows; exit 1 when a gate failed."""
     gates = found["gates"]
     if junit:
-        files.write_text(Path(junit), report.junit_xml(f"cap {command}", gates))
+        files.write_text(Path(junit), ci.junit_xml(f"cap {command}", gates))
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in report.github_annotations(gates):
+        for line in ci.github_annotations(gates):
             print(line, file=sys.stderr)
         target = os.environ.get("GITHUB_STEP_SUMMARY")
         if target:
-            rows = report.eval_rows(found) if command == "eval" else []
             try:
                 with Path(target).open("a", encoding="utf-8") as file:
-                    file.write(report.github_summary(f"cap {command}", rows, gates))
+                    file.write(ci.markdown_text(command, found))
             except OSError as error:  # a summary never changes the outcome
                 say(f"no step summary written: {error}")
     if not found["passed"]:
