@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 from test_report import GATES, NASTY, Page, check_inert
 
@@ -92,6 +93,7 @@ def compare_result(name: str = "m") -> dict[str, Any]:
     }  # fmt: skip
 
 
+MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])  # what GitHub adds
 RESULTS = {"eval": eval_result, "probe": probe_result, "compare": compare_result}
 
 
@@ -113,6 +115,11 @@ def parsed_markdown(command: str, result: Any) -> str:
     """The text, after a look at every line: tables are even, and nothing begins a block that is not ours."""
     text = ci.markdown_text(command, result)
     text.encode("utf-8")
+    tokens = [token for block in MARKDOWN.parse(text) for token in (block, *(block.children or ()))]
+    kinds = {token.tag for token in tokens} - {""}
+    assert kinds <= {"h2", "h3", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}, kinds
+    assert not [token.type for token in tokens if "html" in token.type or "link" in token.type]
+    assert sum(token.type == "bullet_list_open" for token in tokens) <= 1
     width = 0
     for line in text.split("\n"):
         inert = re.sub(r"\\.", "", line)

@@ -21,6 +21,8 @@ ORDER = [
     "sparse",
     "losses",
     "metrics",
+    "noise",
+    "gates",
     "decode",
     "masks",
     "criteria",
