@@ -1,7 +1,7 @@
 """Where the lines and cells of a report's figures go: numbers to coordinates, without any markup.
 
-The template `report.html.j2` draws what these functions return. Two figures exist: a heat map with one cell per layer
-and matrix, and a line chart over steps.
+The templates draw what these functions return. Three figures exist: a heat map with one cell per layer and matrix, a
+line chart over steps or layers, and strips, one small interval per row of a table.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from capcli.text import count, cut, finite, mapping, named, percent, plain, sequence
@@ -238,16 +238,18 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 372, 12, 212  # the plot area, in a drawing of 38
 LOG_FROM = 50  # the range of the first curve from which on its axis is logarithmic
 
 Points = list[tuple[float, float]]
+Bands = list[tuple[float, float, float]]  # x, low, high
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: its SVG path, the points to mark when they are few, and its last value."""
+    """One line: its SVG path, the points to mark when they are few, its last value, and the outline of its band."""
 
     label: str
     path: str
     dots: Points
     last: str
+    band: str = ""
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,7 @@ class Chart:
     """A drawn line chart; ticks are (position, text)."""
 
     title: str
+    x_label: str
     y_label: str
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -270,26 +273,35 @@ def line_chart(
     series: Mapping[str, Points],
     reference: float | None = None,
     n_bad: int = 0,
+    *,
+    x_label: str = "step",
+    bands: Mapping[str, Bands] | None = None,
+    write: Callable[[float], str] = "{:.4g}".format,
 ) -> Chart | None:
     """Curves over `steps` (first, last), None without points.
 
-    `reference` is a level to compare with; `n_bad` counts the values that were not finite.
+    `reference` is a level to compare with; `n_bad` counts the values that were not finite; `bands` holds intervals of
+    the points by curve; `write` says how the last value of a curve is written.
     """
     drawn = {name: sorted(points) for name, points in series.items() if points}
     n_hidden = len(drawn) - MAX_CURVES
     drawn = dict(list(drawn.items())[:MAX_CURVES])
     if not drawn:
         return None
+    edges = {name: sorted((bands or {}).get(name, ())) for name in drawn}
     y_all = [y for points in drawn.values() for _, y in points] + ([] if reference is None else [reference])
+    y_all += [y for name in drawn for _, *ends in edges[name] for y in ends]
     first = [y for _, y in next(iter(drawn.values()))]
     log = min(y_all) > 1e-100 and max(first) / min(first) > LOG_FROM
     x_axis = _Axis.over(*steps, LEFT, RIGHT)
     y_axis = _Axis.over(min(y_all), max(y_all), BOTTOM, TOP, log=log, whole_ticks=True)
-    curves = [_curve(name, points, x_axis, y_axis) for name, points in drawn.items()]
+    curves = [_curve(name, points, edges[name], write, (x_axis, y_axis)) for name, points in drawn.items()]
     notes = _notes(drawn, n_hidden, n_bad)
     level = None if reference is None else y_axis.at(reference)
     y_label += " (logarithmic)" if log else ""
-    return Chart(title, y_label, x_axis.ticks(), y_axis.ticks(), curves, level, notes)
+    x_ticks = x_axis.ticks()
+    x_ticks = [tick for tick in x_ticks if "." not in tick[1]] or x_ticks  # no half steps
+    return Chart(title, x_label, y_label, x_ticks, y_axis.ticks(), curves, level, notes)
 
 
 def _notes(drawn: Mapping[str, Points], n_hidden: int, n_bad: int) -> list[str]:
@@ -300,10 +312,16 @@ def _notes(drawn: Mapping[str, Points], n_hidden: int, n_bad: int) -> list[str]:
     return notes + ([f"{count(n_hidden)} more curves are not drawn."] if n_hidden > 0 else [])
 
 
-def _curve(name: str, points: Points, x_axis: _Axis, y_axis: _Axis) -> Curve:
+def _curve(name: str, points: Points, edges: Bands, write: Callable[[float], str], axes: tuple[_Axis, _Axis]) -> Curve:
+    x_axis, y_axis = axes
     places = [(x_axis.at(x), y_axis.at(y)) for x, y in thin(points)]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    return Curve(named(name, 40), path, places if len(places) <= 25 else [], f"{points[-1][1]:.4g}")
+    around = [(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]
+    band = _path([(x_axis.at(x), y_axis.at(y)) for x, y in around]) + "Z" if len(edges) > 1 else ""
+    return Curve(named(name, 40), _path(places), places if len(places) <= 25 else [], write(points[-1][1]), band)
+
+
+def _path(places: Points) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
 
 def thin(points: Points, most: int = MAX_POINTS) -> Points:
@@ -360,3 +378,56 @@ def _step(span: float) -> float:
     """A round distance between ticks: 1, 2 or 5 times a power of ten, giving about five of them."""
     power = 10.0 ** math.floor(math.log10(span / 5))
     return next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 6)
+
+
+# --------------------------------------------------------------------------------------------------------------- strips
+
+STRIP_WIDTH, STRIP_EDGE = 190, 8
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one strip shows: a value, its interval, and another value to compare it with."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    other: float | None = None
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Drawn strips on one common scale, one for each mark; {} where there is nothing to draw.
+
+    Each holds the places of `value`, `low` and `high` and perhaps `other`; `zero` is the place of 0 on the scale.
+    """
+
+    rows: list[dict[str, float]]
+    low: str
+    high: str
+    zero: float | None
+    has_other: bool
+
+
+def strips(marks: Sequence[Mark], *, zero: bool = False) -> Strips | None:
+    """Places of all marks that have an interval; None if none has. With `zero`, 0 is on the scale."""
+    whole = [_whole(mark) for mark in marks]
+    known = [value for row in whole for value in row.values()]
+    if not known:
+        return None
+    low, high = min(known + [0.0] * zero), max(known + [0.0] * zero)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-9):
+        margin = abs(low) / 2 or 0.5
+        low, high = low - margin, high + margin
+    scale = (STRIP_WIDTH - 2 * STRIP_EDGE) / (high - low)
+    rows = [{key: round(STRIP_EDGE + scale * (value - low), 1) for key, value in row.items()} for row in whole]
+    at_zero = round(STRIP_EDGE - scale * low, 1) if zero else None
+    return Strips(rows, f"{low:.3g}", f"{high:.3g}", at_zero, any("other" in row for row in rows))
+
+
+def _whole(mark: Mark) -> dict[str, float]:
+    """The numbers of a mark by name, none unless the value and its interval can be drawn."""
+    if mark.value is None or mark.interval is None:
+        return {}
+    found = {"value": mark.value, "low": mark.interval[0], "high": mark.interval[1]}
+    found |= {} if mark.other is None else {"other": mark.other}
+    return found if all(abs(value) < 1e100 for value in found.values()) else {}

@@ -1,4 +1,4 @@
-"""Results as documents: terminal tables, one HTML page, a model card, JUnit XML and GitHub annotations.
+"""Results as documents: terminal tables, HTML pages and the model card; see `capcli.ci` for machines and reviewers.
 
 Everything here turns plain data (`report.json`, the result of `eval` or `probe`) into text. Any part of that data may
 be missing, empty, null or hostile: what was not measured is called so, and no name, label or path of a user is ever
@@ -11,18 +11,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
-from capcli.page import MAX_ROWS, Row, metric_rows, other_splits, template, view
+from capcli import results
+from capcli.page import MAX_ROWS, Row, metric_rows, template, view
+from capcli.result_page import result_view
 from capcli.text import (
     NOT_MEASURED,
     byte_size,
     count,
     duration,
     finite,
-    interval,
     mapping,
-    markdown,
     named,
     number,
     part,
@@ -35,11 +34,9 @@ from capcli.text import (
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
 SCHEMA_VERSION = 1
 YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # that are not strings when bare
-MAX_ANNOTATIONS = 8  # GitHub shows ten errors per step; two are left for the step itself
 
 
 # ---------------------------------------------------------------------------------------------------------------- facts
@@ -68,59 +65,18 @@ def _measured_on(metrics: Mapping[str, Any]) -> str:
     return f"{count(metrics.get('n_examples'))} examples, {named(metrics.get('split'), 60)}"
 
 
-def eval_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The facts of one evaluation, as (label, text)."""
-    latency, baseline = part(result, "latency"), part(result, "baseline")
-    rows = [
-        ("model", named(result.get("model"))),
-        ("task", f"{named(result.get('task'))}, {named(result.get('split'))}"),
-        ("examples", count(result.get("n_examples"))),
-    ]
-    if sparsity := part(result, "sparsity"):
-        whole = percent(sparsity.get("whole_model"))
-        rows.append(("sparsity", f"{percent(sparsity.get('achieved'))} (whole model {whole})"))
-    if "artifact_bytes" in (size := part(result, "size")):
-        rows.append(("artefact", byte_size(size["artifact_bytes"])))
-    if latency:
-        rows.append(("latency", _latency(latency)))
-    return [*rows, ("baseline", named(baseline.get("model")))] if baseline else rows
-
-
-def _latency(latency: Mapping[str, Any]) -> str:
-    """Median and spread, and the circumstances without which they mean nothing."""
-    spread = f"{number(latency.get('p10_ms'), 2)} to {number(latency.get('p90_ms'), 2)}"
-    where = [f"{key} {named(latency.get(key), 60)}" for key in ("batch", "length", "threads")]
-    what = [named(latency[key], 60) for key in ("device", "hardware", "precision") if latency.get(key)]
-    return f"{number(latency.get('median_ms'), 2)} ms ({spread}) at {', '.join([*where, *what])}"
-
-
-def _gate_cells(gate: Any) -> tuple[str, str, str, str]:
-    """(outcome, condition, measured value, message) of a gate."""
-    gate = mapping(gate)
-    op = {"min": ">=", "max": "<="}.get(str(gate.get("op")), gate.get("op"))
-    condition = f"{named(gate.get('metric'), 80)} {named(op, 10)} {_exact(gate.get('limit'))}"
-    outcome = "passed" if gate.get("passed") is True else "failed"
-    return outcome, condition, _exact(gate.get("value")), plain(gate.get("message") or "", 400)
-
-
-def _exact(value: Any) -> str:
-    """A number with all the digits a gate compares."""
-    real = finite(value)
-    return NOT_MEASURED if real is None else f"{real:.10g}"
-
-
 # ------------------------------------------------------------------------------------------------------------- terminal
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table. Every cell is a `Text`: rich never reads markup in it."""
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int = 1, narrow: bool = False) -> Table:
+    """A plain table, the first `n_text` columns flush left. Every cell is a `Text`: rich never reads markup in it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=narrow)
     for place, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if place < n_text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
@@ -138,16 +94,17 @@ def facts(rows: Iterable[Row]) -> Table:
     return grid
 
 
-def _gate_lines(gates: Any) -> list[Text]:
+def _gate_lines(result: Mapping[str, Any]) -> Table | None:
+    from rich.table import Table
     from rich.text import Text
 
-    lines = []
-    for gate in sequence(gates)[:MAX_ROWS]:
-        outcome, condition, value, message = _gate_cells(gate)
-        colour = "green" if outcome == "passed" else "bold red"
-        text = f" {condition}: {value}" + (f" ({message})" if message else "")
-        lines.append(Text.assemble((outcome, colour), text, overflow="fold"))
-    return lines
+    colours = {"passed": "green", "failed": "bold red"}
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for gate in results.gates_of(result):
+        grid.add_row(Text(gate.outcome, style=colours[gate.outcome]), Text(gate.found))
+    return grid if grid.row_count else None
 
 
 def prune_summary(report: Mapping[str, Any], path: str | PurePath | None = None) -> Group:
@@ -160,45 +117,33 @@ def prune_summary(report: Mapping[str, Any], path: str | PurePath | None = None)
 
 
 def eval_summary(result: Mapping[str, Any]) -> Group:
-    """What `cap eval` shows: facts, metrics against the baseline if there is one, gates."""
-    from rich.console import Group
-
-    names = list(part(result, "metrics"))[:MAX_ROWS]
-    rows = [(named(name, 60), *_eval_cells(result, name)) for name in names]
-    for split, found in other_splits(result):
-        label = f" ({named(split, 60)})"
-        rows += [
-            (named(name, 60) + label, *_eval_cells(found, name)) for name in list(part(found, "metrics"))[:MAX_ROWS]
-        ]
-    heads = ["metric", "value", "95 % interval"] + ["baseline", "retention"] * bool(part(result, "baseline"))
-    return Group(facts(eval_rows(result)), "", _table(heads, rows), *_gate_lines(result.get("gates")))
-
-
-def _eval_cells(result: Mapping[str, Any], name: str) -> list[str]:
-    cells = [number(part(result, "metrics").get(name)), interval(part(result, "confidence_95").get(name))]
-    if part(result, "baseline"):
-        cells.append(number(part(result, "baseline", "metrics").get(name)))
-        cells.append(percent(part(result, "retention").get(name)))
-    return cells
+    """What `cap eval` shows: facts, metrics, differences from the baseline, changed texts, gates."""
+    return _summary("eval", result)
 
 
 def probe_summary(result: Mapping[str, Any]) -> Group:
-    """What `cap probe` shows: one row per probing task."""
-    from rich.console import Group
+    """What `cap probe` shows: facts, one row per task, differences from each baseline, layers, gates."""
+    return _summary("probe", result)
 
-    rows = []
-    for name, probe in list(part(result, "tasks").items())[:MAX_ROWS]:
-        probe, other = mapping(probe), part(result, "baseline", "tasks", name)
-        change = finite(part(result, "differences").get(name))
-        difference = NOT_MEASURED if change is None else f"{change:+.4f}"
-        cells = (named(name, 60), named(probe.get("metric"), 40), number(probe.get("mean")))
-        rows.append((*cells, interval(probe.get("confidence_95")), number(other.get("mean")), difference))
-    baseline, heads = part(result, "baseline"), ("task", "metric", "mean", "95 % interval", "baseline", "difference")
-    about = [("model", named(result.get("model")))]
-    about += [("baseline", named(baseline.get("model")))] if baseline else []
-    n_columns = len(heads) if baseline else len(heads) - 2
-    table = _table(heads[:n_columns], [row[:n_columns] for row in rows])
-    return Group(facts(about), "", table, *_gate_lines(result.get("gates")))
+
+def moves_summary(found: Mapping[str, Any]) -> Group:
+    """What `--compare` shows: what moved beyond the noise, what was counted, gates."""
+    return _summary("compare", found)
+
+
+def _summary(command: str, result: Mapping[str, Any]) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    shown: list[Any] = [facts(results.facts(command, result))]
+    tables = results.tables(command, result)
+    for table in tables:
+        shown += ["", Text(table.title, style="bold", overflow="fold")] if len(tables) > 1 else [""]
+        shown.append(_table(table.columns, table.rows, n_text=table.n_text, narrow=True))
+    if notes := results.notes(result):
+        shown += ["", *(Text(f"note: {note}", overflow="fold") for note in notes)]
+    gates = _gate_lines(result)
+    return Group(*shown, *(("", gates) if gates else ()))
 
 
 def export_summary(found: Mapping[str, Any]) -> Group:
@@ -289,57 +234,6 @@ def _times(dense: Any, ours: Any) -> str:
     """How many times smaller, unless it is about the same."""
     large, small = finite(dense), finite(ours)
     return times_smaller(dense, ours) if large and small and large > 1.05 * small else ""
-
-
-# ----------------------------------------------------------------------------------------------- continuous integration
-
-
-def junit_xml(name: str, gates: Sequence[Mapping[str, Any]]) -> str:
-    """Gates as JUnit XML: one test case each, a missing value is a failure."""
-    cells = [_gate_cells(gate) for gate in gates]
-    totals = {"tests": str(len(cells)), "failures": str(sum(cell[0] != "passed" for cell in cells)), "errors": "0"}
-    root = ElementTree.Element("testsuites", totals)
-    suite = ElementTree.SubElement(root, "testsuite", {"name": named(name), **totals, "skipped": "0", "time": "0"})
-    for gate, (outcome, condition, value, message) in zip(gates, cells, strict=True):
-        names = {"classname": named(name), "name": named(mapping(gate).get("name")), "time": "0"}
-        case = ElementTree.SubElement(suite, "testcase", names)
-        text = f"{condition}, measured {value}"
-        if outcome != "passed":
-            failure = ElementTree.SubElement(case, "failure", {"type": "gate", "message": message or text})
-            failure.text = text
-    ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def github_summary(title: str, rows: Iterable[Row] = (), gates: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Markdown for `$GITHUB_STEP_SUMMARY`: facts (`prune_rows`, `eval_rows`, any pairs) and gates."""
-    lines = [f"## {markdown(title)}", ""]
-    facts = [f"| {markdown(label)} | {markdown(text)} |" for label, text in rows]
-    if facts:
-        lines += ["| | |", "|---|---|", *facts, ""]
-    if gates:
-        lines += ["| gate | outcome | condition | measured | message |", "|---|---|---|---|---|"]
-    for gate in gates[:MAX_ROWS]:
-        cells = (named(mapping(gate).get("name")), *_gate_cells(gate))
-        lines.append("| " + " | ".join(markdown(cell, 400) if cell else "" for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def github_annotations(gates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Workflow commands for the failed gates; when there are too many, the last one says how many more."""
-    lines = []
-    for gate in gates:
-        outcome, condition, value, message = _gate_cells(gate)
-        if outcome != "passed":
-            title = _command(named(mapping(gate).get("name"), 100)).replace(":", "%3A").replace(",", "%2C")
-            lines.append(f"::error title={title}::{_command(f'{condition}, measured {value}. {message}'.strip())}")
-    more = len(lines) - MAX_ANNOTATIONS + 1
-    tail = f"::error title=gates::{more} more gates failed, see the step summary"
-    return lines if more <= 1 else [*lines[: MAX_ANNOTATIONS - 1], tail]
-
-
-def _command(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 # ----------------------------------------------------------------------------------------------------------- model card
@@ -450,3 +344,11 @@ def eval_results(report: Mapping[str, Any], dataset: str, config: str) -> dict[s
 def render_html(report: Mapping[str, Any]) -> str:
     """`report.json` of `cap prune` as one self-contained page: no network, no script, same bytes for same data."""
     return template("report.html.j2").render(view(report))
+
+
+def render_result_html(command: str, result: Mapping[str, Any]) -> str:
+    """The result of "eval", "probe" or "compare" as one self-contained page: no network, no script.
+
+    The layouts of the results stand in docs/reference/report.md; the same bytes for the same data.
+    """
+    return template("result.html.j2").render(result_view(command, result))

@@ -30,7 +30,10 @@ ORDER = [
     "banks",
     "figures",
     "page",
+    "results",
+    "result_page",
     "report",
+    "ci",
     "families",
     "slicing",
     "ranking",
@@ -70,7 +73,10 @@ LIGHT = (
     "sparse",
     "figures",
     "page",
+    "results",
+    "result_page",
     "report",
+    "ci",
     "run",
     "cli",
     "__init__",
@@ -140,7 +146,7 @@ def test_light_modules_import_nothing_heavy_when_they_are_imported(name: str) ->
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["config", "text", "figures", "page", "report", "errors"])
+@pytest.mark.parametrize("name", ["config", "text", "figures", "page", "results", "report", "ci", "errors"])
 def test_what_shows_and_configures_never_imports_torch(name: str) -> None:
     found = [module for _, module, _ in imports(TREES[name]) if module.split(".")[0] in HEAVY]
     assert found == []

@@ -8,7 +8,6 @@ import json
 import re
 from html.parser import HTMLParser
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -415,43 +414,16 @@ GATES = [
 ]
 
 
-def eval_result(name: str = "m") -> dict[str, Any]:
-    return {
-        "schema_version": 1, "model": name, "task": name, "split": name, "metrics": {name: 0.81678},
-        "confidence_95": {name: [0.8, 0.83]}, "n_examples": 872, "baseline": {"model": name, "metrics": {name: 0.9}},
-        "retention": {name: 0.9075}, "sparsity": {"achieved": 0.97, "whole_model": 0.6},
-        "size": {"artifact_bytes": 1234567}, "passed": False,
-        "latency": {"median_ms": 3.21, "p10_ms": 3.0, "p90_ms": 4.0, "batch": 1, "length": 128, "device": name},
-        "gates": [{**gate, "name": name, "metric": name, "op": name, "message": name} for gate in GATES],
-    }  # fmt: skip
-
-
-def probe_result(name: str = "m") -> dict[str, Any]:
-    tasks = {name: {"metric": name, "mean": 0.71239, "confidence_95": [0.70, 0.73], "n_examples": 100, "n_classes": 2}}
-    return {
-        "model": name,
-        "tasks": tasks,
-        "baseline": {"model": name, "tasks": tasks},
-        "differences": {name: -0.02},
-        "gates": GATES,
-    }
-
-
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_terminal_shows_hostile_strings_as_they_are(nasty: str) -> None:
-    for summary in (
-        report.prune_summary(full_report(nasty, n_history=2), nasty),
-        report.eval_summary(eval_result(nasty)),
-        report.probe_summary(probe_result(nasty)),
-    ):
-        text = printed(summary)
-        assert (plain(nasty, 60) or "(empty)").rstrip() in text or len(nasty) > 60
-        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    text = printed(report.prune_summary(full_report(nasty, n_history=2), nasty))
+    assert (plain(nasty, 60) or "(empty)").rstrip() in text or len(nasty) > 60
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
 
 
 def test_terminal_colours_only_its_own_words() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
-    console.print(report.eval_summary(eval_result("[bold red]x[/] http://x :smile:")))
+    console.print(report.eval_summary({"model": "[bold red]x[/] http://x :smile:", "gates": GATES}))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[bold red]x[/] http://x :smile:" in text and "\x1b]8" not in text
 
@@ -459,10 +431,8 @@ def test_terminal_colours_only_its_own_words() -> None:
 def test_summaries_show_the_figures() -> None:
     text = printed(report.prune_summary(full_report(), "runs/x"))
     assert all(word in text for word in ("96.99 % (requested 97.00 %)", "0.9059", "99.21 %", "4.0× smaller", "runs/x"))
-    text = printed(report.eval_summary({**eval_result(), "gates": GATES}))
-    assert all(word in text for word in ("0.8167", "90.75 %", "3.21 ms", "failed accuracy >= 0.8: 0.79996 (low)"))
-    text = printed(report.probe_summary(probe_result()))
-    assert "0.7123" in text and "[0.7000, 0.7300]" in text and "-0.0200" in text
+    text = printed(report.eval_summary({"metrics": {"accuracy": 0.81678}, "gates": GATES}))
+    assert all(word in text for word in ("0.8167", "failed  low", "failed  bytes <= 100, measured not measured"))
 
 
 @pytest.mark.parametrize(
@@ -471,43 +441,6 @@ def test_summaries_show_the_figures() -> None:
 def test_summaries_of_nothing(data: dict[str, Any]) -> None:
     for summary in (report.prune_summary, report.eval_summary, report.probe_summary):
         assert printed(summary(data))
-
-
-# ----------------------------------------------------------------------------------------------- continuous integration
-
-
-def test_junit_counts_and_names_failures() -> None:
-    root = ElementTree.fromstring(report.junit_xml("cap eval", GATES))
-    suite = root.find("testsuite")
-    assert suite is not None and suite.attrib["tests"] == "3" and suite.attrib["failures"] == "2"
-    failures = [case.find("failure") for case in suite.iter("testcase")]
-    assert [f is None for f in failures] == [False, False, True]
-    assert failures[0] is not None and failures[0].text == "accuracy >= 0.8, measured 0.79996"
-    assert failures[1] is not None and failures[1].attrib["message"] == "bytes <= 100, measured not measured"
-
-
-@pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
-def test_continuous_integration_with_hostile_strings(nasty: str) -> None:
-    gates = [dict.fromkeys(("name", "metric", "op", "message", "limit", "value"), nasty) for _ in range(3)]
-    shown = plain(nasty) or "(empty)"
-    case = ElementTree.fromstring(report.junit_xml(nasty, gates)).find("testsuite/testcase")
-    assert case is not None and case.attrib["name"] == shown
-    for line in report.github_annotations(gates):
-        assert len(line.splitlines()) == 1 and re.fullmatch(r"::error title=[^:,]*::.*", line)
-        title = line.removeprefix("::error title=").partition("::")[0]
-        decoded = re.sub("%(25|0A|0D|3A|2C)", lambda code: chr(int(code[1], 16)), title)
-        assert decoded == (plain(nasty, 100) or "(empty)")
-    table = report.github_summary(nasty, [(nasty, nasty)], gates).splitlines()
-    assert table[0].startswith("## ") and not any(line.startswith("::") for line in table)
-    bars = [len(re.findall(r"(?<!\\)\|", re.sub(r"\\\\", "", line))) for line in table if line.startswith("|")]
-    assert bars == [3, 3, 3, 6, 6, 6, 6, 6]
-
-
-def test_annotations_are_few() -> None:
-    lines = report.github_annotations([GATES[0]] * 20)
-    assert len(lines) == report.MAX_ANNOTATIONS and "13 more gates failed" in lines[-1]
-    assert report.github_annotations([GATES[2]] * 20) == []
-    assert len(report.github_annotations([GATES[0]] * 8)) == 8
 
 
 def test_markdown_is_inert() -> None:
