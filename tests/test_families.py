@@ -75,7 +75,7 @@ def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name
 
     source = TaskConfig(**models.stored_source(str(tmp_path / "out")))
     again = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / "out")))
-    assert again["metrics"] == report["metrics"]["pruned"]
+    assert report["metrics"]["pruned"].items() <= again["metrics"].items()
     assert all(-1 <= value <= 1 for value in again["metrics"].values())
     low_high = again["confidence_95"][again["primary"]]
     assert low_high[0] <= again["metrics"][again["primary"]] <= low_high[1]
@@ -125,7 +125,7 @@ def test_a_decoder_is_pruned_on_data_with_empty_texts(tiny: Tiny, family: Folder
     lengths = tokens.encode(split, model.tokenizer, 32).lengths
     assert (lengths == 1).sum() >= 12 and lengths.min() == 1
     again = capcli.evaluate(EvalConfig(source=TaskConfig(task=task, data=data, max_length=32), model=model.source))
-    assert again["metrics"] == report["metrics"]["pruned"]
+    assert report["metrics"]["pruned"].items() <= again["metrics"].items()
     assert all(math.isfinite(value) for value in again["metrics"].values())
 
 
