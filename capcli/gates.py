@@ -99,7 +99,7 @@ def _row(name: str, metric: str, op: str, limit: float, estimate: Estimate | Non
         excused = not passed and (high >= limit if op == ">=" else low <= limit)
         noise += ", not beyond the noise" if excused else ""
         passed = passed or excused
-    shown = f"{value:.6g}" if value is not None else "not measured"
+    shown = _digits(value, limit) if value is not None else "not measured"
     return {
         "name": name,
         "metric": metric,
@@ -109,5 +109,13 @@ def _row(name: str, metric: str, op: str, limit: float, estimate: Estimate | Non
         "interval": interval,
         "confidence": level or None,
         "passed": bool(passed),
-        "message": f"{metric} is {shown}{noise}, must be {op} {limit:g}",
+        "message": f"{metric} is {shown}{noise}, must be {op} {limit:.10g}",
     }
+
+
+def _digits(value: float, limit: float) -> str:
+    """The value with as many digits as tell on which side of the limit it is; whole numbers with all."""
+    if value.is_integer():
+        return f"{value:.0f}"
+    short = f"{value:.6g}"
+    return short if (float(short) < limit) == (value < limit) and float(short) != limit else f"{value:.17g}"
