@@ -115,7 +115,7 @@ def _row(name: str, metric: str, op: str, limit: float, estimate: Estimate | Non
 
 def _digits(value: float, limit: float) -> str:
     """The value with as many digits as tell on which side of the limit it is; whole numbers with all."""
-    if value.is_integer():
+    if float(value).is_integer():
         return f"{value:.0f}"
     short = f"{value:.6g}"
     return short if (float(short) < limit) == (value < limit) and float(short) != limit else f"{value:.17g}"

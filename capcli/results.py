@@ -440,13 +440,20 @@ def _baseline_table(result: Data) -> Table:
     drawn, baseline = _Drawn(), part(result, "baseline")
     for name in mapping(result.get("metrics")):
         if name in part(baseline, "metrics"):
-            change = part(result, "differences", name)
-            value, bounds = change.get("value"), change.get("confidence_95")
+            theirs = part(baseline, "metrics")[name]
+            value, bounds = _change(part(result, "differences"), name, part(result, "metrics")[name], theirs)
             kept = percent(part(result, "retention").get(name)) if name in part(result, "retention") else NO_INTERVAL
-            theirs = number(part(baseline, "metrics")[name])
-            drawn.add((named(name, 60), theirs, signed(value), signed_span(bounds), kept), value, bounds)
+            drawn.add((named(name, 60), number(theirs), signed(value), signed_span(bounds), kept), value, bounds)
     columns = ("metric", "baseline", "difference", "95 % interval", "retention")
     return drawn.table(_against_title(baseline), columns, DIFFERENCE_HINT, zero=True)
+
+
+def _change(differences: Data, name: str, ours: Any, theirs: Any) -> tuple[Any, Any]:
+    """A difference and its interval; of values whose noise nobody knows, such as `ece`, the bare difference."""
+    if name in differences:
+        return part(differences, name).get("value"), part(differences, name).get("confidence_95")
+    a, b = finite(ours), finite(theirs)
+    return (None if a is None or b is None else a - b), None
 
 
 DIFFERENCE_HINT = "Difference: this model minus the baseline. An interval that holds 0 is within the noise."
@@ -460,8 +467,7 @@ def _perturbed_table(result: Data) -> Table:
     drawn = _Drawn()
     for change, data in items_of(result.get("perturbed")):
         for name, value in items_of(mapping(data).get("metrics")):
-            difference = part(data, "differences", name)
-            by, bounds = difference.get("value"), difference.get("confidence_95")
+            by, bounds = _change(part(data, "differences"), name, value, part(result, "metrics").get(name))
             same = percent(mapping(data).get("agreement"))
             cells = (named(change, 40), named(name, 60), number(value), signed(by), signed_span(bounds), same)
             drawn.add(cells, by, bounds)

@@ -396,7 +396,7 @@ def _compared(
 def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Differences (ours minus theirs) and ratios of the metrics, with the noise of examples that both answered.
 
-    Ratios only to values above zero. The calibration error has a difference without noise, and no ratio.
+    Ratios only to values above zero.
     """
     names = list(ours.metrics)
     draws = metrics.resampled(ours.kind, names, ours.truth, [ours.outputs, theirs.outputs], ours.seed)
@@ -404,7 +404,6 @@ def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[
         name: noise.sampled(ours.metrics[name] - theirs.metrics[name], draws[name][0] - draws[name][1])
         for name in names
     }
-    differences |= {name: Estimate(value - theirs.calibration[name]) for name, value in ours.calibration.items()}
     ratios = {
         name: noise.sampled_ratio(ours.metrics[name] / theirs.metrics[name], *draws[name])
         for name in names
