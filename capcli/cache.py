@@ -6,6 +6,7 @@ They are written while they are made, memory-mapped, and found again by what the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 import time
@@ -21,7 +22,9 @@ from capcli import files
 from capcli.errors import FileError, RunFailed
 
 ENTRIES = {"tokens": 20, "vectors": 100, "answers": 400}
-"""How many entries of each kind are kept."""
+"""How many entries of each kind are kept at most."""
+MOST_BYTES = 4_000_000_000
+"""What the entries of a kind may take together."""
 FAILURES = (FileError, RunFailed, OSError, RuntimeError)  # RuntimeError: there is no home folder
 _LAYOUT = "arrays.json"
 _STARTED = time.time()
@@ -111,6 +114,10 @@ def _tidy(folder: Path, entries: int) -> None:
     ages = {entry: entry.stat().st_mtime for entry in folder.iterdir() if entry.is_dir()}
     parts = [entry for entry in ages if entry.name.startswith(".")]
     whole = sorted(ages.keys() - set(parts), key=lambda entry: -ages[entry])
-    old = [entry for entry in whole[entries:] if ages[entry] < _STARTED]
+    totals = itertools.accumulate(sum(file.stat().st_size for file in entry.iterdir()) for entry in whole)
+    beyond = [
+        entry for i, (entry, total) in enumerate(zip(whole, totals, strict=True)) if i >= entries or total > MOST_BYTES
+    ]
+    old = [entry for entry in beyond if ages[entry] < _STARTED]
     for entry in (*old, *(part for part in parts if ages[part] < _STARTED - _DAY_SECONDS)):
         files.remove(entry)

@@ -689,6 +689,19 @@ def test_the_oldest_entries_are_removed_but_none_of_this_process(cache: Path, to
     assert not kept & {path.name for path in old}
 
 
+def test_entries_are_removed_when_they_take_too_much(
+    cache: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age in range(5):
+        folder = cache / f"{age:064d}"
+        folder.mkdir(parents=True)
+        (folder / "x").write_bytes(b"x" * 100_000)
+        os.utime(folder, (disk._STARTED - 100 - age,) * 2)
+    monkeypatch.setattr(disk, "MOST_BYTES", 250_000)
+    coded(tokenizer, TEXTS)
+    assert sorted(path.name[-1] for path in cache.iterdir() if path.name.startswith("0" * 63)) == ["0", "1"]
+
+
 def test_a_used_entry_is_a_new_one(cache: Path, tokenizer: Any) -> None:
     coded(tokenizer, TEXTS)
     (entry,) = cache.iterdir()
