@@ -584,8 +584,8 @@ def counted_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_an_entry_is_used_though_the_old_ones_cannot_be_removed(
     monkeypatch: pytest.MonkeyPatch, cache: Path, tokenizer: Any, error: Exception
 ) -> None:
-    def failing(folder: Path) -> None:
-        assert folder == cache
+    def failing(folder: Path, entries: int) -> None:
+        assert (folder, entries) == (cache, disk.ENTRIES["tokens"])
         raise error
 
     monkeypatch.setattr(disk, "_tidy", failing)
