@@ -14,20 +14,25 @@ import torch
 from numpy.typing import NDArray
 
 from capcli.losses import task_loss
+from capcli.metrics import measure
 
 Array = NDArray[np.floating]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the data against the penalty, for vectors of unit variance: scikit-learn's C, and 1 / alpha of a ridge."""
 FOLDS, CHOICE_SIZE = 3, 5000
+LEAST = -20.0  # the log of a probability of nothing
 EPOCHS, LEARNING_RATE = 20, 5e-3
 
 
-def linear(kind: str, vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int) -> Array:
+def linear(
+    kind: str, vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int, metric: str = ""
+) -> Array:
     """Outputs [M, C] for `test` [M, H] of a linear model trained on `vectors` [R, H].
 
     Logistic regression (for multilabel one per label), of which the outputs are log probabilities (log odds); ridge
-    regression for numbers. The strength of the penalty is chosen by cross-validation on the training vectors, by the
-    log loss, or the squared error that leaving one out gives.
+    regression for numbers. The strength of the penalty is chosen by cross-validation on the training vectors: the best
+    `metric` of classification, see `capcli.metrics`, or the lowest log loss without one; for numbers the lowest
+    squared error when one is left out.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -40,19 +45,18 @@ def linear(kind: str, vectors: Array, labels: NDArray[Any], test: Array, n_class
     if kind == "multilabel":
         columns = [_log_probabilities(vectors, column, test, 2, seed) for column in labels.T.astype(np.int64)]
         return np.stack([column[:, 1] - column[:, 0] for column in columns], axis=1)
-    return _log_probabilities(vectors, labels, test, n_classes, seed)
+    return _log_probabilities(vectors, labels, test, n_classes, seed, metric)
 
 
-def _log_probabilities(vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int) -> Array:
+def _log_probabilities(
+    vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int, metric: str = ""
+) -> Array:
     """Log probabilities [M, C] of logistic regression; classes that were not trained on get the smallest number."""
-    found = np.full((len(test), n_classes), np.finfo(np.float32).min, dtype=np.float32)
     known = np.unique(labels)
     if len(known) == 1:
-        found[:, known[0]] = 0
-        return found
-    fitted = _logistic(vectors, labels, _strength(vectors, labels, seed), 1e-4)
-    found[:, fitted.classes_] = np.maximum(_told(fitted, test), found.min())
-    return found
+        return np.where(np.arange(n_classes) == known[0], 0, np.full((len(test), 1), LEAST))
+    fitted = _logistic(vectors, labels, _strength(vectors, labels, n_classes, seed, metric), 1e-4)
+    return _told(fitted, test, n_classes)
 
 
 def _logistic(vectors: Array, labels: NDArray[Any], strength: float, tolerance: float) -> Any:
@@ -63,28 +67,33 @@ def _logistic(vectors: Array, labels: NDArray[Any], strength: float, tolerance: 
         return LogisticRegression(C=strength, tol=tolerance, max_iter=300).fit(vectors, labels)
 
 
-def _told(fitted: Any, vectors: Array) -> Array:
-    """Log probabilities [M, C], -inf where the probability is too small for its type."""
+def _told(fitted: Any, vectors: Array, n_classes: int) -> Array:
+    """Log probabilities [M, C], `LEAST` for classes that were not trained on."""
+    found = np.full((len(vectors), n_classes), LEAST)
     with np.errstate(divide="ignore"):
-        return np.asarray(fitted.predict_log_proba(vectors))
+        found[:, fitted.classes_] = np.maximum(fitted.predict_log_proba(vectors), LEAST)
+    return found
 
 
-def _strength(vectors: Array, labels: NDArray[Any], seed: int) -> float:
-    """The strength with the lowest log loss in cross-validation, on at most `CHOICE_SIZE` vectors."""
+def _strength(vectors: Array, labels: NDArray[Any], n_classes: int, seed: int, metric: str) -> float:
+    """The best strength in cross-validation, on at most `CHOICE_SIZE` vectors; of equals the strongest penalty."""
     from sklearn.model_selection import KFold
 
     chosen = np.random.default_rng(seed).permutation(len(vectors))[:CHOICE_SIZE]
     vectors, labels = vectors[chosen], labels[chosen]
-    losses = np.zeros(len(STRENGTHS))
+    told = np.full((len(STRENGTHS), len(labels), n_classes), LEAST)
     for train, held in KFold(min(FOLDS, len(labels))).split(vectors):
         if len(np.unique(labels[train])) < 2:
             continue
         for index, strength in enumerate(STRENGTHS):
-            fitted = _logistic(vectors[train], labels[train], strength, 1e-2)
-            place = np.searchsorted(fitted.classes_, labels[held]).clip(max=len(fitted.classes_) - 1)
-            told = _told(fitted, vectors[held])[np.arange(len(held)), place]
-            losses[index] -= np.where(fitted.classes_[place] == labels[held], told, -20).clip(min=-20).sum()
-    return STRENGTHS[int(losses.argmin())]
+            told[index, held] = _told(
+                _logistic(vectors[train], labels[train], strength, 1e-2), vectors[held], n_classes
+            )
+    if metric:
+        scores = [measure("classification", (metric,), labels, one)[metric] for one in told]
+    else:
+        scores = told[:, np.arange(len(labels)), labels].mean(axis=1).tolist()
+    return STRENGTHS[int(np.argmax(scores))]
 
 
 Batches = Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]]

@@ -43,10 +43,21 @@ def test_the_penalty_is_chosen_on_held_out_vectors() -> None:
     labels = rng.integers(2, size=3000)
     vectors = rng.normal(size=(3000, 200)).astype(np.float32)
     vectors[:, 0] += 3 * (2 * labels - 1)
-    strengths = [classifiers._strength(vectors[:n], labels[:n], 1) for n in (150, 3000)]
+    strengths = [classifiers._strength(vectors[:n], labels[:n], 2, 1, "") for n in (150, 3000)]
     assert strengths[0] <= strengths[1]
-    useless = classifiers._strength(vectors[:, 1:], labels, 1)
+    useless = classifiers._strength(vectors[:, 1:], labels, 2, 1, "")
     assert useless == classifiers.STRENGTHS[0]
+
+
+def test_the_penalty_is_chosen_by_the_metric_of_the_task() -> None:
+    """With one class of four in five and a weak sign of it, the lowest log loss says "the other" always."""
+    rng = np.random.default_rng(7)
+    labels = (rng.random(600) < 0.2).astype(np.int64)
+    vectors = rng.normal(size=(600, 60))
+    vectors[:, 0] += 0.8 * labels
+    by_loss = classifiers.linear("classification", vectors[:300], labels[:300], vectors[300:], 2, 1)
+    by_metric = classifiers.linear("classification", vectors[:300], labels[:300], vectors[300:], 2, 1, "matthews")
+    assert (by_metric.argmax(axis=1) == 1).sum() > (by_loss.argmax(axis=1) == 1).sum()
 
 
 def test_ridge_regression_finds_the_line() -> None:

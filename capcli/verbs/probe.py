@@ -30,7 +30,7 @@ SHARE = 0.8  # of the training examples that each probe is trained on
 SPARE = 0.2  # of a task without test examples that is held out
 MEAN = "mean"
 BATCH_SIZE = 32
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 Array = NDArray[Any]
 
@@ -214,7 +214,14 @@ def _outputs(
 ) -> Generator[Event, None, Array]:
     """Outputs [S, L, R, C] of every probe for the test vectors; kept on disk as the vectors are."""
     labels = _labels(known)
-    what = (known.key, asked.key, hashlib.sha256(labels.tobytes()).hexdigest(), data.kind, _n_outputs(data))
+    what = (
+        known.key,
+        asked.key,
+        hashlib.sha256(labels.tobytes()).hexdigest(),
+        data.kind,
+        data.primary,
+        _n_outputs(data),
+    )
     how = (config.probe, config.seeds, config.seed, version("scikit-learn"), version("torch"))
     key = vectors.digest([CACHE_FORMAT, *what, *how])
     if found := cache.find("answers", key):
@@ -258,7 +265,8 @@ def _answered(
         inside[rows] = True
         rows = np.flatnonzero(np.repeat(inside, examples.lengths) & (labels != NO_LABEL))
     kind = "classification" if data.kind == "tokens" else data.kind
-    return classifiers.linear(kind, known.values[rows, layer], labels[rows], test, _n_outputs(data), seed)
+    metric = data.primary if data.kind == "classification" else ""
+    return classifiers.linear(kind, known.values[rows, layer], labels[rows], test, _n_outputs(data), seed, metric)
 
 
 def _batches(
