@@ -1,19 +1,19 @@
 """What pruned encoders still know about other tasks: the models of a quality study, probed on one set after another.
 
-    python benchmarks/transfer.py STUDY PRETRAINED --data FOLDER [-o WORK] [--json FILE] [--only sst2,trec]
+    python benchmarks/transfer.py STUDY PRETRAINED --data FOLDER [--json FILE] [--only sst2,trec]
                                   [-- OPTIONS OF PROBE]
     python benchmarks/transfer.py --table FILE [--write docs/benchmarks.md]
 
 STUDY is the folder of benchmarks/quality.py at one sparsity, with its runs and teachers; PRETRAINED the model that they
 came from; FOLDER holds a folder of splits for each set of `SETS`. Every difference is measured by `cap probe` on the
-same examples and seeds. The same command goes on where it was stopped.
+same examples and seeds; what it keeps in its cache makes the same command quick.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -64,17 +64,14 @@ def pairs(labels: list[str]) -> list[tuple[str, str]]:
 
 
 def probe(args: argparse.Namespace, name: str, subject: str, others: list[str]) -> dict[str, Any]:
-    """One `cap probe` of the subject beside others, kept in WORK."""
+    """One `cap probe` of the subject beside others."""
     task, options = SETS[name]
     words = ["probe", subject, "--tasks", task, "--data", str(args.data / name), *options, *args.extra]
     words += ["--baseline", ",".join(others)] if others else []
-    place = args.out / f"{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:16]}.json"
-    if not place.is_file():
-        done = subprocess.run([sys.executable, "-m", "capcli", *words, "--json"], stdout=subprocess.PIPE, check=False)
-        if done.returncode:
-            raise SystemExit(f"cap {shlex.join(words)} ended with {done.returncode}")
-        files.write_text(place, done.stdout.decode())
-    return dict(json.loads(place.read_text()))
+    done = subprocess.run([sys.executable, "-m", "capcli", *words, "--json"], stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise SystemExit(f"cap {shlex.join(words)} ended with {done.returncode}")
+    return dict(json.loads(done.stdout))
 
 
 def one_set(args: argparse.Namespace, name: str, known: dict[str, str]) -> dict[str, Any]:
@@ -173,9 +170,11 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
 
 
 def averaged(rows: list[dict[str, Any]]) -> noise.Estimate:
-    """The mean over pruning seeds, whose intervals are averaged, as they share their test examples."""
-    ends = [statistics.mean(row["confidence_95"][side] for row in rows) for side in (0, 1)]
-    return noise.stored(mean(rows, "value"), ends)
+    """The mean over pruning seeds: their intervals averaged, as the test examples are the same, and their spread."""
+    value, values = mean(rows, "value"), [row["value"] for row in rows]
+    spread = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    halves = [statistics.mean(abs(row["confidence_95"][side] - row["value"]) for row in rows) for side in (0, 1)]
+    return noise.stored(value, [value - math.hypot(halves[0], spread), value + math.hypot(halves[1], spread)])
 
 
 def points(estimate: noise.Estimate) -> str:
@@ -194,11 +193,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(SETS))
-    parser.add_argument("-o", dest="out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--json", type=Path, default=Path("transfer.json"))
     args = parser.parse_args(words)
     args.extra = extra
-    args.out.mkdir(parents=True, exist_ok=True)
     files.write_json(args.json, study(args))
     print(render(json.loads(args.json.read_text())))
 

@@ -103,11 +103,13 @@ Batches = Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: int, seed: int) -> Array:
     """Outputs [M, C] for `test` [M, H] of a new linear head, trained on `vectors` [R, H] by gradient descent.
 
-    The loss is that of the task; AdamW, `EPOCHS` passes, the learning rate falls linearly from `LEARNING_RATE`.
+    The loss is that of the task, numbers are brought to unit variance; AdamW, `EPOCHS` passes, the learning rate falls
+    linearly from `LEARNING_RATE`.
     """
     mean, spread = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
     centre, scale = (torch.from_numpy(part).float() for part in (mean, np.where(spread > 0, spread, 1)))
     known, asked = (torch.from_numpy(np.array(part)) for part in (vectors, test))
+    offset, unit = _spread(batches) if kind == "regression" else (0.0, 1.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = torch.nn.Linear(vectors.shape[1], n_outputs)
@@ -117,10 +119,18 @@ def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: in
         for step, (rows, labels, mask) in enumerate(steps):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * (1 - (epoch + step / len(steps)) / EPOCHS)
-            loss = task_loss(layer((known[rows].float() - centre) / scale), labels, kind, mask)
+            outputs = layer((known[rows].float() - centre) / scale)
+            wanted = (labels - offset) / unit if kind == "regression" else labels
+            loss = task_loss(outputs, wanted, kind, mask)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
     with torch.inference_mode():
         found = [layer((part.float() - centre) / scale) for part in torch.split(asked, 65536)]
-        return np.asarray(torch.cat(found).numpy())
+        return np.asarray(torch.cat(found).numpy() * unit + offset)
+
+
+def _spread(batches: Batches) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers to learn."""
+    labels = torch.cat([labels for _, labels, _ in batches(0)]).double()
+    return float(labels.mean()), float(labels.std(unbiased=False)) or 1.0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+Seed = int | Sequence[int]
 RESAMPLES = 1000
 BLOCK = 1_000_000
 """Numbers that one block of resamples may hold."""
@@ -142,7 +143,7 @@ class Counts:
             yield self.of(times)
 
 
-def _draws(times: Index, width: int, seed: int) -> Iterator[Array]:
+def _draws(times: Index, width: int, seed: Seed) -> Iterator[Array]:
     """How often each of M different examples, of which there are times [M], occurs in resamples: blocks [B, M]."""
     rng = np.random.default_rng(seed)
     n = times.sum()
@@ -371,7 +372,7 @@ def intervals(
     return {name: found[name] for name in names}
 
 
-def resampled(kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any], seed: int) -> dict[str, Array]:
+def resampled(kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any], seed: Seed) -> dict[str, Array]:
     """Values [S, B] of each metric of S outputs on the same resamples of the examples, B of them.
 
     What differs between two rows is therefore the difference of the outputs, not of the examples. `truth` and each of

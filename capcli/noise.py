@@ -43,6 +43,17 @@ def sampled(value: float, draws: Any) -> Estimate:
     return Estimate(value, lambda level: metrics.percentiles(draws, level))
 
 
+def widened(estimate: Estimate, n_examples: int) -> Estimate:
+    """A share of so many independent examples, whose interval is at least as wide as Wilson's."""
+
+    def at(level: float) -> Interval:
+        low, high = metrics.wilson(estimate.value * n_examples, n_examples, level)
+        ends = estimate.interval(level) or [low, high]
+        return [min(low, ends[0]), max(high, ends[1])]
+
+    return Estimate(estimate.value, at)
+
+
 def sampled_ratio(value: float, ours: Any, theirs: Any) -> Estimate:
     """A ratio with resamples [B] of both sides; it has no interval where that of the lower side reaches zero."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, as hex, of the texts, by the table, the columns and the rows that they are read from."""
+        rows = b"all" if self.rows is None else self.rows.astype("<i8").tobytes()
+        changed = () if self.change is None else (self.change.name, self.change.seed)
+        return hashlib.sha256(repr((self.table.fingerprint, self.columns, changed)).encode() + rows).hexdigest()
 
     @property
     def paired(self) -> bool:

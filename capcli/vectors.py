@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from capcli import cache, families, files, hub, models, tokens
 from capcli.config import Hardware, TaskConfig
-from capcli.errors import ConfigError
+from capcli.errors import ConfigError, RunFailed
 from capcli.refusals import CONFIG, TOKENIZER_FILES
 from capcli.run import Event
 from capcli.tasks import Split
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+MOST_BYTES = 8e9
+"""Of the vectors of one split, which are made in memory."""
 PER_TOKEN = tuple(models.HEADS)
 Progress = Callable[..., Event]
 
@@ -95,6 +98,11 @@ class Encoder:
             )
         return self._loaded[0]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of the vector that enters the classifier; nothing of others."""
+        return self.model.notes if self.pooling == "head" else ()
+
     def release(self) -> None:
         """Let go of the network; it is loaded again when it is needed."""
         self._loaded.clear()
@@ -120,17 +128,10 @@ class Encoder:
         return tokens.encode(split, self.model.tokenizer, length, stride=task.stride)
 
     def _key(self, split: Split, task: TaskConfig) -> str:
-        per_token = split.kind in PER_TOKEN
-        parts: list[Any] = [
-            self.sha256,
-            self.layer,
-            "" if per_token else self.pooling,
-            self.on.device.type,
-            self.on.precision,
-        ]
-        rows = b"all" if split.rows is None else split.rows.astype("<i8").tobytes()
-        parts += [split.table.fingerprint, split.columns, hashlib.sha256(rows).hexdigest(), split.kind]
-        parts += [task.longest, task.stride, version("torch"), version("transformers")]
+        of = "token" if split.kind in PER_TOKEN else self.pooling
+        drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
+        parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]
+        parts += [split.kind, task.longest, task.stride, version("torch"), version("transformers")]
         return digest([CACHE_FORMAT, *parts])
 
     @torch.inference_mode()
@@ -143,11 +144,24 @@ class Encoder:
                 found = self._of_batch(batch.inputs, per_token=examples.per_token)
             found = torch.nn.functional.normalize(found.float(), dim=-1).half()
             if not done:
-                values = torch.empty(examples.n_outputs, *found.shape[-2:], dtype=torch.float16, device=found.device)
+                shape = (examples.n_outputs, *found.shape[-2:])
+                self._check_size(shape)
+                values = torch.empty(shape, dtype=torch.float16, device=found.device)
             batch.put(found, values)
             done += len(rows)
             yield event(done=done, total=len(examples))
+        if not values.isfinite().all():
+            raise RunFailed(f"{self.source} gives vectors that are not finite", "its weights are too large or damaged")
         return values.cpu().numpy()
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        n_bytes = 2 * math.prod(shape)
+        if n_bytes > MOST_BYTES:
+            raise ConfigError(
+                f"the vectors of {shape[0]:,} texts or tokens would take {n_bytes / 1e9:.1f} GB, the limit is "
+                f"{MOST_BYTES / 1e9:.0f}",
+                "lower --max-train-samples or --max-eval-samples, or choose one --layer",
+            )
 
     def _of_batch(self, inputs: dict[str, Tensor], *, per_token: bool) -> Tensor:
         """Vectors [B, L, H] of a batch, or [B, S, L, H] of its tokens."""

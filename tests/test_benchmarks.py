@@ -89,7 +89,7 @@ def test_the_study_of_what_is_left_runs(tiny: Tiny, tmp_path: Path) -> None:
     for split in ("train", "validation"):
         rows = [(f"a {word} film", str(i % 2)) for i, word in enumerate(["bad", "good"] * 20)]
         write_csv(tmp_path / "data" / "sst2" / f"{split}.csv", ("sentence", "label"), rows)
-    where = ["--data", str(tmp_path / "data"), "-o", str(tmp_path / "work"), "--json", str(tmp_path / "found.json")]
+    where = ["--data", str(tmp_path / "data"), "--json", str(tmp_path / "found.json")]
     command = [sys.executable, str(FOLDER / "transfer.py"), str(tmp_path / "study"), tiny.model, *where]
     command += ["--only", "sst2", "--", "--threads", "1", "--seeds", "2"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)

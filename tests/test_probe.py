@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import Tiny, invoke, write_csv
+from safetensors.torch import load_file, save_file
+from tiny import FILLERS, Tiny, invoke, write_csv
 
 import capcli
 from capcli import cache, models, tasks, tokens, vectors
 from capcli.config import Gates, Hardware, ProbeConfig, TaskConfig
-from capcli.errors import ConfigError, FileError
+from capcli.errors import ConfigError, FileError, RunFailed
 from capcli.run import Event, finished
 
 KINDS = {  # task: folder of `Tiny`, metric
@@ -124,6 +125,36 @@ def test_vectors_are_found_again_by_what_they_were_made_from(
     assert len(keys) == 6
 
 
+def test_a_head_that_the_files_do_not_have_is_drawn_from_the_seed(tiny: Tiny) -> None:
+    """So that its vectors are others with another seed, and no two splits come from different ones."""
+    split, source = split_of(tiny)
+    made = [
+        vectors.Encoder(source=tiny.model, layer="last", pooling=pooling, hardware=Hardware(threads=1), seed=seed)
+        for pooling in ("head", "mean")
+        for seed in (1, 2)
+    ]
+    keys = [one._key(split, source) for one in made]
+    assert keys[0] != keys[1] and keys[2] == keys[3]
+
+
+def test_vectors_that_are_not_finite(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny.model, tmp_path / "huge")
+    path = tmp_path / "huge" / "model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if "LayerNorm" in name:
+            tensors[name] = torch.full_like(tensors[name], 3e38)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match="huge gives vectors that are not finite"):
+        capcli.probe(settings(tiny, model=str(tmp_path / "huge")))
+
+
+def test_vectors_that_are_too_many(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "MOST_BYTES", 1000)
+    with pytest.raises(ConfigError, match="of 80 texts or tokens would take"):
+        capcli.probe(settings(tiny, pooling="cls", max_length=24))
+
+
 def test_a_damaged_entry_is_made_anew(tiny: Tiny) -> None:
     split, source = split_of(tiny, "text-pair-classification")
     first = finished(encoder(tiny.model).vectors(split, source, event))
@@ -197,6 +228,47 @@ def test_probes_of_all_layers(tiny: Tiny, trained: Path) -> None:
     assert row["layers"][-1]["mean"] == row["mean"]
     single = capcli.probe(settings(tiny, model=str(trained), layer="0"))
     assert single["tasks"]["text-classification"]["mean"] == row["layers"][0]["mean"]
+
+
+def test_what_does_not_count_for_a_task_is_said(tiny: Tiny) -> None:
+    found = capcli.probe(settings(tiny, "question-answering", pooling="cls"))
+    row = found["tasks"]["question-answering"]
+    assert (row["probe"], row["vector"]) == ("head", "token")
+    assert any("--pool does not count" in note for note in found["notes"])
+    row = capcli.probe(settings(tiny))["tasks"]["text-classification"]
+    assert (row["probe"], row["vector"], row["max_length"]) == ("linear", "mean", 32)
+
+
+def test_a_head_learns_numbers_of_any_size(tiny: Tiny, tmp_path: Path) -> None:
+    for split, n in (("train", 80), ("validation", 40)):
+        words = [(i % 4) for i in range(n)]
+        rows = [(" ".join(["good"] * k + ["film"] * (6 - k)), str(1000 + k)) for k in words]
+        write_csv(tmp_path / "numbers" / f"{split}.csv", ("text", "label"), rows)
+    found = capcli.probe(settings(tiny, "regression", data=str(tmp_path / "numbers"), probe="head"))
+    assert found["tasks"]["regression"]["mean"] > 0.9
+
+
+def test_no_interval_is_narrower_than_that_of_a_share(tiny: Tiny, tmp_path: Path) -> None:
+    """All 40 right says no more than that of 40 all were right."""
+    for split, n in (("train", 60), ("validation", 40)):
+        rows = [(["bad bad bad bad", "good good good"][i % 2], str(i % 2)) for i in range(n)]
+        write_csv(tmp_path / "easy" / f"{split}.csv", ("text", "label"), rows)
+    row = capcli.probe(settings(tiny, data=str(tmp_path / "easy")))["tasks"]["text-classification"]
+    assert row["mean"] == 1
+    assert row["confidence_95"] == pytest.approx([0.912, 1], abs=0.001)
+
+
+def test_tasks_of_one_size_are_resampled_on_their_own(tiny: Tiny, tmp_path: Path) -> None:
+    """Two tasks that happen to hold the same: were they resampled alike, their mean would vary as each of them does."""
+    for task in ("mr", "subj"):
+        for split, n in (("train", 60), ("validation", 60)):
+            rows = [(f"a {FILLERS[i % 16]} film {i}", str(i * i // 7 % 2)) for i in range(n)]
+            write_csv(tmp_path / task / f"{split}.csv", ("text", "label"), rows)
+    found = capcli.probe(settings(tiny, data=str(tmp_path), tasks="mr,subj"))
+    one, other = found["tasks"]["mr"], found["tasks"]["subj"]
+    assert one["values"] == other["values"]
+    widths = [row["confidence_95"][1] - row["confidence_95"][0] for row in (one, other, found["mean"])]
+    assert widths[2] < 0.85 * min(widths[:2])
 
 
 def test_seeds_draw_other_training_examples(tiny: Tiny) -> None:

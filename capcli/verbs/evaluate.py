@@ -93,9 +93,11 @@ def scored(
 ) -> Measured:
     """Metrics `names` of logits of the examples, as `models.encoded` and `onnx_model.outputs` give them."""
     truth, outputs = answers(kind, labels, examples, logits.cpu().double().numpy())
+    whole = bool(torch.isfinite(logits).all())  # or the answers would be those of the comparisons with NaN
+    values = metrics.measure(kind, names, truth, outputs) if whole else dict.fromkeys(names, math.nan)
     return Measured(
-        metrics=metrics.measure(kind, names, truth, outputs),
-        confidence_95=metrics.intervals(kind, names, truth, outputs, seed) if with_intervals else {},
+        metrics=values,
+        confidence_95=metrics.intervals(kind, names, truth, outputs, seed) if with_intervals and whole else {},
         n_examples=len(truth),
         kind=kind,
         truth=truth,
@@ -159,6 +161,8 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
         "split": primary,
         "primary": data.primary,
         "labels": list(model.labels),
+        "data": data.evals[primary].fingerprint,
+        "max_length": config.source.longest,
         **ours[""].table,
         "splits": {name: measured[name].table for name in data.evals},
         "perturbed": {name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
@@ -211,7 +215,7 @@ def _data(config: EvalConfig) -> tuple[tasks.TaskData, list[str]]:
 
 
 def _same_place(a: str, b: str) -> bool:
-    return a == b or (bool(a and b) and Path(a).absolute() == Path(b).absolute())
+    return a == b or (bool(a and b) and Path(a).resolve() == Path(b).resolve())
 
 
 def _origin(task: str, data: str) -> str:
@@ -415,8 +419,8 @@ def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[
 def agreed(ours: Measured, theirs: Measured) -> Estimate:
     """How often two answer alike, see `metrics.agreement`; NaN for regression."""
     value = metrics.agreement(ours.kind, ours.outputs, theirs.outputs)
-    if math.isnan(value):
-        return Estimate(value)
+    if math.isnan(value) or any(map(math.isnan, (*ours.metrics.values(), *theirs.metrics.values()))):
+        return Estimate(math.nan)
     name, answers = metrics.AGREEING[ours.kind], metrics.answered(ours.kind, theirs.outputs)
     return Estimate(
         value, lambda level: metrics.intervals(ours.kind, (name,), answers, ours.outputs, ours.seed, level)[name]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Generator, Iterator, Mapping
+import zlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,10 +38,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score of S probes: their values [S], and resamples [B] of their mean."""
+    """A score of S probes: their values [S], and resamples [B] of their mean.
+
+    n_examples: of how many independent examples it is a share; 0 of other metrics. The interval of a share is never
+    narrower than Wilson's, as resamples of examples that are all right know no other.
+    """
 
     values: Array
     draws: Array
+    n_examples: int = 0
 
     @property
     def mean(self) -> float:
@@ -55,7 +61,8 @@ class Score:
     @property
     def estimate(self) -> noise.Estimate:
         """The mean with its interval."""
-        return noise.sampled(self.mean, self.draws)
+        drawn = noise.sampled(self.mean, self.draws)
+        return noise.widened(drawn, self.n_examples) if self.n_examples else drawn
 
     def row(self) -> dict[str, Any]:
         """For the result."""
@@ -99,11 +106,13 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
     sources = [config.model, *(source for source in config.baselines if source not in stored)]
     encoders = {source: _encoder(config, source) for source in sources}
     found: dict[str, dict[str, Probed]] = {}
+    notes = [f"{name}: {note}" for name, one in data.items() for note in (*one.notes, *_own_ways(config, one))]
     for place, (source, encoder) in enumerate(encoders.items()):
         found[source] = {}
         for index, (name, one) in enumerate(data.items()):
             share = _Share(begin=(place + index / len(data)) / len(encoders), width=1 / len(data) / len(encoders))
             found[source][name] = yield from _probed(config, encoder, one, share)
+        notes += [f"{source}: {note}" for note in encoder.notes]
         encoder.release()
     ours, encoder = found[config.model], encoders[config.model]
     baselines = [
@@ -121,7 +130,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
         "baselines": [baseline.shown() for baseline in baselines],
         "size": {"weights_bytes": encoder.weights_bytes},
         "latency": _latency(encoder, config),
-        "notes": [f"{name}: {note}" for name, one in data.items() for note in one.notes],
+        "notes": notes,
     }
     first = baselines[0] if baselines else None
     result["gates"] = gates.check(config.gates, _evidence(ours, first, encoder, result["latency"]))
@@ -142,6 +151,16 @@ def _task_data(config: ProbeConfig, name: str) -> tasks.TaskData:
 def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> dict[str, Any]:
     """Milliseconds of one input of 128 tokens; only measured for a gate."""
     return evaluate.latency(encoder.model, encoder.on, 1, 128) if config.gates.max_latency_ms else {}
+
+
+def _own_ways(config: ProbeConfig, data: tasks.TaskData) -> list[str]:
+    """Which of the options do not count for a task."""
+    found = []
+    if data.kind in vectors.PER_TOKEN:
+        found.append("each token is probed, --pool does not count")
+    if data.kind == "spans" and config.probe != "head":
+        found.append("places in a window are asked for, so a head is trained")
+    return found
 
 
 # One task ------------------------------------------------------------------------------------------------------------
@@ -175,15 +194,19 @@ def _probed(
     outputs = yield from _outputs(config, known, asked, data, share.progress(phase, 0.8, 0.2))
     about = {
         "metric": data.primary,
+        "probe": "head" if data.kind == "spans" else config.probe,
+        "vector": "token" if data.kind in vectors.PER_TOKEN else config.pooling,
         "split": test.name,
+        "data": test.fingerprint,
+        "max_length": source.longest,
         "n_train": len(_part(len(data.train), 0)),
         "n_examples": len(test),
         "n_classes": len(data.labels),
     }
-    return Probed(scores=_scored(data, asked, outputs, config.seed), about=about)
+    return Probed(scores=_scored(data, asked, outputs, [config.seed, zlib.crc32(data.name.encode())]), about=about)
 
 
-def _scored(data: tasks.TaskData, asked: vectors.Vectors, outputs: Array, seed: int) -> tuple[Score, ...]:
+def _scored(data: tasks.TaskData, asked: vectors.Vectors, outputs: Array, seed: Sequence[int]) -> tuple[Score, ...]:
     """The scores of the layers, of outputs [S, L, R, C] for the test vectors."""
     n_seeds, n_layers = outputs.shape[:2]
     answers = [np.asarray(one, dtype=np.float64) for one in outputs.reshape(-1, *outputs.shape[2:])]
@@ -194,10 +217,13 @@ def _scored(data: tasks.TaskData, asked: vectors.Vectors, outputs: Array, seed: 
     names = (data.primary,)
     values = np.array([metrics.measure(data.kind, names, truth, answer)[data.primary] for answer in answers])
     drawn = metrics.resampled(data.kind, names, truth, answers, seed)[data.primary]  # [S * L, B]
-    picks = np.random.default_rng(seed).integers(n_seeds, size=(n_seeds, drawn.shape[1]))
+    share = data.kind != "regression" and metrics.METRICS[data.kind][data.primary].wilson
+    picks = np.random.default_rng([*seed, 1]).integers(n_seeds, size=(n_seeds, drawn.shape[1]))
     return tuple(
         Score(
-            values=values[layer::n_layers], draws=np.take_along_axis(drawn[layer::n_layers], picks, axis=0).mean(axis=0)
+            values=values[layer::n_layers],
+            draws=np.take_along_axis(drawn[layer::n_layers], picks, axis=0).mean(axis=0),
+            n_examples=len(asked.split) if share else 0,
         )
         for layer in range(n_layers)
     )
