@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from tiny import SETTINGS, Tiny, invoke, write_csv, write_jsonl
 
 import capcli
 from capcli import metrics, noise
+from capcli.config import ExportConfig
 from capcli.perturb import Change
 from capcli.verbs import evaluate
 from capcli.verbs.evaluate import Measured
@@ -305,6 +307,22 @@ def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: s
     (tmp_path / "bad.json").write_text(text)
     result = invoke("eval", str(pruned), *FAST, "--baseline", str(tmp_path / "bad.json"))
     assert result.exit_code == 2 and "holds no metrics" in result.stderr
+
+
+def test_answers_that_are_no_numbers_pass_no_gate(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    """Finite weights whose logits overflow: the highest of NaN would be the first class, which may be right."""
+    capcli.export(ExportConfig(model=str(pruned), out=str(tmp_path / "dense"), threads=1))
+    path = tmp_path / "dense" / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.startswith("classifier") or "pooler" in name:
+            tensors[name] = torch.full_like(tensor, 3e38) * tensor.sign()
+    save_file(tensors, path, metadata={"format": "pt"})
+    data = ("--task", "text-classification", "--data", tiny.data)
+    gates = ("--min", "accuracy=0,agreement=0", "--max-drop", "accuracy=0", "--baseline", str(tmp_path / "dense"))
+    found = evaluated(tmp_path / "dense", *data, *gates, code=1)
+    assert (found["metrics"]["accuracy"], found["agreement"]) == (None, None)
+    assert [gate["passed"] for gate in found["gates"]] == [False] * 3
 
 
 def test_latency_has_an_interval(pruned: Path) -> None:
