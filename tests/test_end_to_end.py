@@ -516,7 +516,9 @@ def test_one_csv_of_the_user_with_holdout(tiny: Tiny, tmp_path: Path) -> None:
     assert "held-out" in report["notes"][0]
     again = invoke("eval", str(tmp_path / "out"), "--json")
     assert again.exit_code == 0, again.stderr
-    assert json.loads(again.stdout)["metrics"] == report["metrics"]["pruned"], "measured on the same held-out part"
+    found = json.loads(again.stdout)["metrics"]
+    assert found.pop("ece") >= 0
+    assert found == report["metrics"]["pruned"], "measured on the same held-out part"
 
 
 def test_holdout_chooses_the_best_epoch(tiny: Tiny, tmp_path: Path) -> None:
