@@ -184,5 +184,10 @@ def github_annotations(gates: Sequence[Any]) -> list[str]:
     return lines if more <= 1 else [*lines[: MAX_ANNOTATIONS - 1], tail]
 
 
+def inert(text: str) -> str:
+    r"""Text for a log of GitHub, whose older commands act wherever a line holds `##[`: they are shown as `##\[`."""
+    return text.replace("##[", "##\\[")
+
+
 def _command(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +60,8 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
 }
 COMMON = ("output", "as_json", "quiet", "debug")
 MEASURES = ("file", "compare", *REPORTS)  # switches of the commands that measure, whose MODEL may stand in a file
+
+Start = Callable[[dict[str, Any]], "Generator[Event, None, dict[str, Any]]"]
 
 app = typer.Typer(
     name="cap",
@@ -214,11 +216,7 @@ def eval_(
 
         return verb.evaluate(verb.eval_config(layers))
 
-    with told_in_junit(reports["junit"], "cap eval"):
-        machine = wants_json(output, as_json)
-        check_writable(reports)
-        found = measured("eval", start, chosen, file, compare, quiet)
-    finish("eval", found, machine, compare is not None, reports)
+    documented("eval", start, chosen, file, compare, output, as_json, quiet, reports)
 
 
 @options("export", c.ExportConfig, "plan")
@@ -263,26 +261,52 @@ def probe(
 
         return verb.probe(settings)
 
-    with told_in_junit(reports["junit"], "cap probe"):
+    documented("probe", start, chosen, file, compare, output, as_json, quiet, reports)
+
+
+def documented(
+    command: str,
+    start: Start,
+    chosen: dict[str, Any],
+    file: str,
+    compare: tuple[str, str] | None,
+    output: str,
+    as_json: bool,
+    quiet: bool,
+    reports: Mapping[str, str],
+) -> None:
+    """Measure or compare, show the result and write the reports, of an error that in JUnit."""
+    began, file = time.monotonic(), c.options_file(file)
+    kind, name = ("compare", f"cap {command} --compare") if compare else (command, f"cap {command}")
+    read = [file, *(compare or ())]
+    try:
         machine = wants_json(output, as_json)
-        check_writable(reports)
-        found = measured("probe", start, chosen, file, compare, quiet)
-    finish("probe", found, machine, compare is not None, reports)
+        layers = c.layered(command, chosen, file)
+        read += [layers.get("data", ""), *baselines(layers.get("baseline", ""))]
+        check_reports(reports, read)
+        if file:
+            hello(quiet, f"options from {file}")
+        found = measured(command, start, chosen, layers, compare, quiet)
+    except Exception as error:
+        tell_junit(reports["junit"], read, name, error, time.monotonic() - began)
+        raise
+    finish(kind, name, found, machine, reports, time.monotonic() - began)
+
+
+def baselines(text: str) -> tuple[str, ...]:
+    """What `--baseline` may name: all of the text, and each name in it."""
+    return (text, *c.split_list(text))
 
 
 def measured(
     command: str,
-    start: Callable[[dict[str, Any]], Generator[Event, None, dict[str, Any]]],
-    chosen: dict[str, Any],
-    file: str,
+    start: Start,
+    chosen: Mapping[str, Any],
+    layers: dict[str, Any],
     compare: tuple[str, str] | None,
     quiet: bool,
 ) -> dict[str, Any]:
-    """The result of eval or probe with the options of a file below those chosen, or the comparison of two results."""
-    file = c.options_file(file)
-    layers = c.layered(command, chosen, file)
-    if file:
-        hello(quiet, f"options from {file}")
+    """The result of eval or probe with all the options, or the comparison of two results."""
     if compare is None:
         if not layers.get("model"):
             raise ConfigError("no MODEL given", f"name one after cap {command}, or as model in {c.CONFIG_FILE}")
@@ -315,28 +339,46 @@ def hello(quiet: bool, text: str) -> None:
 
 def say(text: str) -> None:
     """One line on stderr; control characters are shown, not obeyed."""
-    print(plain(text, 2000), file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> str:
+    """One line for people in which nothing acts, neither on a terminal nor in a log."""
+    return logged(plain(text, 2000))
+
+
+def logged(text: str) -> str:
+    """Text as it may be printed where GitHub reads along."""
+    return ci.inert(text) if on_github() else text
 
 
 def emit(found: Mapping[str, Any], machine: bool, summary: Callable[[], Any]) -> None:
     """The result on stdout: one JSON object, or what `summary` renders."""
     if machine:
-        sys.stdout.write(files.json_text(found))
+        sys.stdout.write(files.json_text(found).replace("##[", "\\u0023#["))  # a command to GitHub; the same value
         sys.stdout.flush()
         return
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
-    Console(
+    console = Console(
         file=sys.stdout, markup=False, highlight=False, width=None if terminal else 100, soft_wrap=not terminal
-    ).print(summary())
+    )
+    with console.capture() as captured:
+        console.print(summary())
+    sys.stdout.write(logged(captured.get()))
+    sys.stdout.flush()
 
 
-def check_writable(reports: Mapping[str, str]) -> None:
-    """Raise `FileError` for a report that could not be written, before anything is measured for it."""
+def check_reports(reports: Mapping[str, str], read: Iterable[str]) -> None:
+    """Raise `FileError` for a report that could not be written, or would overwrite another one or what is `read`."""
+    taken = {Path(file).resolve(): f"{file} is read" for file in read if file and "\0" not in file}
     for name, file in reports.items():
         if file:
             path = report_path(name, file)
+            if path in taken:
+                raise FileError(f"--{name} {file}: {taken[path]} as well", "choose another file")
+            taken[path] = f"--{name} is written there"
             try:
                 files.check_writable(path.parent)
             except FileError as error:
@@ -351,26 +393,23 @@ def report_path(name: str, file: str) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def told_in_junit(junit: str, name: str) -> Iterator[None]:
-    """Write an error also as JUnit XML, so that a job shows it where it shows gates."""
-    try:
-        yield
-    except Exception as error:
-        if junit:
-            message, hint, _ = explained(error)
-            with contextlib.suppress(CapError, OSError):  # the error itself matters more
-                files.write_text(report_path("junit", junit), ci.junit_error(name, message, hint))
-        raise
+def tell_junit(junit: str, read: Iterable[str], name: str, error: Exception, seconds: float) -> None:
+    """Write an error also as JUnit XML, so that a job shows it where it shows gates; never over what is `read`."""
+    if junit:
+        message, hint, _ = explained(error)
+        with contextlib.suppress(CapError, OSError):  # the error itself matters more
+            check_reports({"junit": junit}, read)
+            files.write_text(report_path("junit", junit), ci.junit_error(name, message, hint, seconds))
 
 
-def finish(command: str, found: Mapping[str, Any], machine: bool, compared: bool, reports: Mapping[str, str]) -> None:
+def finish(
+    kind: str, name: str, found: Mapping[str, Any], machine: bool, reports: Mapping[str, str], seconds: float
+) -> None:
     """Show the result, write the reports, tell GitHub; exit 1 when a gate failed, also when a report did too."""
-    kind, name = ("compare", f"cap {command} --compare") if compared else (command, f"cap {command}")
     summaries = {"eval": report.eval_summary, "probe": report.probe_summary, "compare": report.moves_summary}
     emit(found, machine, lambda: summaries[kind](found))
     texts = {
-        "junit": lambda: ci.junit_xml(name, found["gates"]),
+        "junit": lambda: ci.junit_xml(name, found["gates"], seconds),
         "csv": lambda: ci.csv_text(kind, found),
         "markdown": lambda: ci.markdown_text(kind, found),
         "html": lambda: report.render_result_html(kind, found),
@@ -396,7 +435,7 @@ def tell_github(kind: str, found: Mapping[str, Any]) -> None:
     if not on_github():
         return
     for line in ci.github_annotations(found["gates"]):
-        print(line, file=sys.stderr)
+        print(ci.inert(line), file=sys.stderr)
     if target := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(target).open("a", encoding="utf-8") as file:
@@ -419,7 +458,7 @@ def guarded(debug: bool) -> Iterator[None]:
         raise
     except BaseException as error:
         if debug:
-            traceback.print_exc()
+            print(logged(traceback.format_exc()), file=sys.stderr, end="")
         raise typer.Exit(tell(error)) from None
 
 
@@ -432,11 +471,11 @@ def tell(error: BaseException) -> int:
 
 def tell_lines(message: str, hint: str, *, annotate: bool = True) -> None:
     """An error as one line, a hint, and on GitHub an annotation that stands on the page of the job."""
-    print(f"error: {plain(message, 2000)}", file=sys.stderr)
+    print(f"error: {shown(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {plain(hint, 2000)}", file=sys.stderr)
+        print(f"hint: {shown(hint)}", file=sys.stderr)
     if annotate and on_github():
-        print(f"::error title=cap::{plain(message, 2000).replace('%', '%25')}", file=sys.stderr)
+        print(f"::error title=cap::{shown(message).replace('%', '%25')}", file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -529,7 +568,7 @@ class _bars(contextlib.AbstractContextManager["_bars"]):
             self.name, self.phase = event.phase, self.progress.add_task(event.phase, total=event.total or None)
         assert self.phase is not None
         if event.note:
-            self.progress.console.print(plain(f"{event.phase}: {event.note}", 2000))
-        text = f"{event.phase} ({event.status})" if event.status else event.phase
-        self.progress.update(self.phase, description=plain(text), completed=event.done, total=event.total or None)
+            self.progress.console.print(shown(f"{event.phase}: {event.note}"))
+        text = logged(plain(f"{event.phase} ({event.status})" if event.status else event.phase))
+        self.progress.update(self.phase, description=text, completed=event.done, total=event.total or None)
         self.progress.update(self.run, completed=event.overall)

@@ -61,6 +61,7 @@ PROBES = ("linear", "head")
 EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
 ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MOST = 2**63 - 1  # the largest whole number of every library and of TOML
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +317,7 @@ class Gates:
     """What must hold for exit code 0."""
 
     min: str = option("", "fail below METRIC=V; several separated by commas", panel="Gates")
-    max: str = option("", "fail above METRIC=V, such as ece=0.1", panel="Gates")
+    max: str = option("", "fail above METRIC=V; several separated by commas", panel="Gates")
     max_drop: str = option(
         "", "fail when METRIC falls by more than V below --baseline; METRIC=V, or METRIC=P% of it", panel="Gates"
     )
@@ -365,8 +366,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, latency_batch=self.latency_batch, latency_length=self.latency_length)
+        _at_least(0, seed=self.seed)
         parse_label_map(self.label_map)
         self.gates.check_baseline(self.baseline)
+        _check_baselines([self.baseline])
         for name in self.perturbations:
             _check_name("perturbation", name, PERTURBATIONS)
 
@@ -492,6 +495,7 @@ class ProbeConfig:
         _at_least(0, max_train_samples=self.max_train_samples, max_eval_samples=self.max_eval_samples, seed=self.seed)
         _at_least(1, seeds=self.seeds)
         self.gates.check_baseline(self.baseline)
+        _check_baselines(self.baselines)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -500,12 +504,13 @@ class ProbeConfig:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The models to compare with, in the order given, each once."""
-        return split_list(self.baseline)
+        """The models to compare with, in the order given, each once; a path that is there may hold a comma."""
+        return (self.baseline,) if _exists(self.baseline) else split_list(self.baseline)
 
     def source(self, task: str) -> TaskConfig:
         """Where the examples of one of the tasks are. Raises `ConfigError`."""
         folder = Path(self.data, task) if self.data else None
+        self._check_data()
         if folder and not folder.exists():  # the data of the only task, or of others than this built-in one
             alone = len(self.task_names) == 1
             folder = Path(self.data) if alone else None if task in BUILTIN_TASKS else folder
@@ -519,9 +524,34 @@ class ProbeConfig:
             max_eval_samples=self.max_eval_samples,
         )
 
+    def _check_data(self) -> None:
+        """Raise `ConfigError` for data that none of several tasks would read."""
+        if not self.data or len(self.task_names) == 1:
+            return
+        wanted = ", ".join(str(Path(self.data, name)) for name in self.task_names)
+        if not Path(self.data).is_dir():
+            raise ConfigError(f"--data {self.data} is no folder, but there are several tasks", f"looked for {wanted}")
+        if not any(Path(self.data, name).is_dir() for name in self.task_names):
+            raise ConfigError(f"--data {self.data} has no folder of any of the tasks", f"looked for {wanted}")
+
 
 _SECTIONS: dict[str, type] = {"prune": PruneConfig, "eval": EvalConfig, "probe": ProbeConfig}
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _exists(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+
+
+def _check_baselines(names: Iterable[str]) -> None:
+    """Raise `ConfigError` for a name that can only be a file's or folder's, and nothing is there."""
+    for name in names:
+        is_file = difflib.get_close_matches(Path(name).suffix.lower(), [".json"], cutoff=0.7)
+        if (is_file or name.startswith(("/", "./", "../"))) and not _exists(name):
+            raise ConfigError(f"--baseline {name}: no such file", "name a model, or what --json printed")
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -585,14 +615,26 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     tables of the other commands are checked as well. Raises `ConfigError`.
     """
     try:
-        content = tomllib.loads(Path(file).read_text("utf-8"))
+        content = tomllib.loads(Path(file).read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
     top = {name: value for name, value in content.items() if name not in tables}
+    _check_tables(top, file)
     found = _read_table(top, file, ("prune",) if command == "prune" else ("eval", "probe"))
     checked = {name: _read_table(table, f"{file} [{name}]", (name,)) for name, table in tables.items()}
     return {**found, **checked.get(command, {})}
+
+
+def _check_tables(top: Mapping[str, Any], file: str) -> None:
+    """Raise `ConfigError` for a table that is not of a command."""
+    options = {item.name for cls in _SECTIONS.values() for item, _ in leaves(cls)}
+    for name, value in top.items():
+        if isinstance(value, dict) and name.replace("-", "_") not in options:
+            tables = ", ".join(f"[{section}]" for section in _SECTIONS)
+            raise ConfigError(
+                f"unknown table in {file} [{name}]", f"tables are {tables}; gates and all others are plain keys"
+            )
 
 
 def _read_table(table: Mapping[str, Any], place: str, commands: tuple[str, ...]) -> dict[str, Any]:
@@ -638,30 +680,48 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 
 def parse_limits(flag: str, text: str) -> dict[str, float]:
-    """`accuracy=0.9,f1=0.8` as a mapping. Raises `ConfigError` for anything else."""
-    limits = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, value = part.partition("=")
-        try:
-            limits[name.strip()] = float(value)
-        except ValueError:
-            limits[name.strip()] = math.nan
-        if not name.strip() or not math.isfinite(limits[name.strip()]):
-            raise ConfigError(f"{flag} needs METRIC=NUMBER, got {part!r}", f"for example {flag} accuracy=0.8")
+    """`accuracy=0.9,f1=0.8` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
+    limits: dict[str, float] = {}
+    for part in _pieces(text):
+        name, limit = _limit(flag, part)
+        if name in limits:
+            raise _twice(flag, name)
+        limits[name] = limit
     return limits
+
+
+def _pieces(text: str) -> list[str]:
+    return [piece.strip() for piece in text.split(",") if piece.strip()]
+
+
+def _limit(flag: str, text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = math.nan
+    if not name.strip() or not math.isfinite(limit):
+        raise ConfigError(f"{flag} needs METRIC=NUMBER, got {text!r}", f"for example {flag} accuracy=0.8")
+    return name.strip(), limit
+
+
+def _twice(flag: str, name: str) -> ConfigError:
+    return ConfigError(f"{flag} has two limits for {name!r}", "leave one of them")
 
 
 def parse_drops(text: str) -> list[tuple[str, float, bool]]:
     """`accuracy=0.01,f1=2%` as (name, largest drop, whether that is a share of the baseline's value).
 
-    Raises `ConfigError` for anything else.
+    A metric may have a limit of each kind. Raises `ConfigError` for anything else.
     """
-    found = []
-    for part in split_list(text):
+    found: dict[tuple[str, bool], float] = {}
+    for part in _pieces(text):
         relative = part.endswith("%")
-        limits = parse_limits("--max-drop", part.removesuffix("%"))
-        found += [(name, limit / 100 if relative else limit, relative) for name, limit in limits.items()]
-    return found
+        name, limit = _limit("--max-drop", part.removesuffix("%"))
+        if (name, relative) in found:
+            raise _twice("--max-drop", name)
+        found[name, relative] = limit / 100 if relative else limit
+    return [(name, limit, relative) for (name, relative), limit in found.items()]
 
 
 def parse_label_map(text: str) -> dict[str, str]:
@@ -692,5 +752,7 @@ def _flag(name: str) -> str:
 
 def _at_least(low: float, **values: float) -> None:
     for name, value in values.items():
+        if isinstance(value, int) and abs(value) > MOST:
+            raise ConfigError(f"{_flag(name)} must be below 2**63", "choose a smaller number")
         if not (math.isfinite(value) and value >= low):
             raise ConfigError(f"{_flag(name)} must be at least {low:g}, got {value:g}")

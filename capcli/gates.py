@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from capcli.config import Gates, nearest, parse_drops, parse_limits
 from capcli.noise import Estimate
 
 Row = dict[str, Any]
+DECIMALS = 12  # as `capcli.text` shows numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Evidence:
 
 
 def check(gates: Gates, found: Evidence) -> list[Row]:
-    """One row per gate. A missing or NaN value fails its gate.
+    """One row per gate. A missing or NaN value fails its gate. Values and limits are compared to 12 decimals.
 
     With a confidence level, a gate fails only when the whole interval of the value lies beyond the limit.
     """
@@ -61,6 +62,22 @@ def check(gates: Gates, found: Evidence) -> list[Row]:
     return rows
 
 
+def unknown(gates: Gates, metrics: Sequence[str], drops: Sequence[str]) -> list[str]:
+    """Sentences about gates that will fail because nothing of their name is going to be measured.
+
+    `metrics` are the names that will have a value, `drops` those that will have a difference to the baseline.
+    """
+    limits = [*parse_limits("--min", gates.min), *parse_limits("--max", gates.max)]
+    asked = [(f"no {name!r}", name, metrics) for name in limits]
+    asked += [(f"no drop of {name!r}", name, drops) for name, _, _ in parse_drops(gates.max_drop)]
+    found = [
+        f"{what} is measured, its gate will fail" + (f": {nearest(name, known)}" if known else "")
+        for what, name, known in asked
+        if name not in known
+    ]
+    return list(dict.fromkeys(found))
+
+
 def _mirrored(estimate: Estimate | None, start: float) -> Estimate | None:
     """`start` minus the estimate."""
     if estimate is None:
@@ -89,14 +106,14 @@ def _explain(row: Row, name: str, found: Evidence) -> None:
 def _row(name: str, metric: str, op: str, limit: float, estimate: Estimate | None, level: float) -> Row:
     value = estimate.value if estimate is not None and math.isfinite(estimate.value) else None
     interval = estimate.interval(level) if estimate is not None and value is not None and level else None
-    passed = value is not None and (value >= limit if op == ">=" else value <= limit)
+    passed = value is not None and _holds(value, op, limit)
     noise = ""
     if level and value is not None:
         noise = " (interval not known)"
     if interval:
         low, high = interval
         noise = f" ({100 * level:.6g} % interval {low:.6g} to {high:.6g})"
-        excused = not passed and (high >= limit if op == ">=" else low <= limit)
+        excused = not passed and _holds(high if op == ">=" else low, op, limit)
         noise += ", not beyond the noise" if excused else ""
         passed = passed or excused
     shown = _digits(value, limit) if value is not None else "not measured"
@@ -113,9 +130,19 @@ def _row(name: str, metric: str, op: str, limit: float, estimate: Estimate | Non
     }
 
 
+def _side(value: float, limit: float) -> int:
+    """-1 below, 0 at, 1 above the limit; what differs by less than the noise of binary digits is the same."""
+    a, b = round(value, DECIMALS), round(limit, DECIMALS)
+    return (a > b) - (a < b)
+
+
+def _holds(value: float, op: str, limit: float) -> bool:
+    return _side(value, limit) >= 0 if op == ">=" else _side(value, limit) <= 0
+
+
 def _digits(value: float, limit: float) -> str:
     """The value with as many digits as tell on which side of the limit it is; whole numbers with all."""
     if float(value).is_integer():
         return f"{value:.0f}"
     short = f"{value:.6g}"
-    return short if (float(short) < limit) == (value < limit) and float(short) != limit else f"{value:.17g}"
+    return short if _side(float(short), limit) == _side(value, limit) else f"{value:.17g}"

@@ -9,7 +9,7 @@ too narrow, when the examples are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from capcli import metrics
 from capcli.text import finite, sequence
 
 Interval = list[float]
+DATA = ("data", "max_length")  # the examples and how much of them was read; older results do not hold them
+MEASURED_ON = ("metric", "split", "n_train", "n_examples", "n_classes", *DATA)  # one task of a probe
+EVALUATED_ON = ("task", "split", "n_examples", *DATA)  # an evaluation
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,15 @@ def stored(value: Any, confidence_95: Any) -> Estimate:
         return [number + scale * (end - number) for end in ends]
 
     return Estimate(number, at)
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of the fields `names` in which two stored results differ; of `DATA`, if both hold it."""
+    for name in names:
+        pair = before.get(name), after.get(name)
+        if pair[0] != pair[1] and not (name in DATA and None in pair):
+            return name
+    return None
 
 
 def _normal(level: float) -> float:

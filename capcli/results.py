@@ -334,8 +334,7 @@ class Gate:
 
 def gate(data: Any) -> Gate:
     row = mapping(data)
-    op = {"min": ">=", "max": "<="}.get(str(row.get("op")), row.get("op"))
-    condition = f"{named(row.get('metric'), 80)} {named(op, 10)} {_exact(row.get('limit'))}"
+    condition = f"{named(row.get('metric'), 80)} {named(row.get('op'), 10)} {_exact(row.get('limit'))}"
     measured = _exact(row.get("value"))
     message = plain(row.get("message") or "", 400) or f"{condition}, measured {measured}"
     return Gate(named(row.get("name"), 120), row.get("passed") is True, condition, measured, message)

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,6 +182,37 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert not Path("/dev/null").is_file()
 
 
+def test_no_report_takes_the_place_of_another_or_of_what_is_read(folder: Path) -> None:
+    Path("same.csv").symlink_to("x")
+    result = invoke("eval", "no-such-model", "--csv", "x", "--html", "./same.csv", "--junit", "r.xml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--html ./same.csv: --csv is written there as well" in result.stderr
+    assert junit(folder / "r.xml") == (1, 0, 1)
+    for flag in REPORTS:
+        result = compared("eval", evaluated(), evaluated(), flag, "./old.json")
+        assert f"{flag} ./old.json: old.json is read as well" in result.stderr and result.exit_code == 2
+        for command, baseline in (("eval", "old.json"), ("probe", "mini,old.json")):
+            assert invoke(command, "mini", "--baseline", baseline, flag, "old.json").exit_code == 2
+        assert invoke("eval", "no-such", "--task", "mr", "--data", "old.json", flag, "old.json").exit_code == 2
+        Path("a.toml").write_text('baseline = "new.json"\ndata = "\\u0000"\n')
+        assert invoke("eval", "mini", "--config", "a.toml", flag, "a.toml").exit_code == 2
+        result = invoke("eval", "mini", "--config", "a.toml", flag, "new.json")
+        assert f"{flag} new.json: new.json is read as well" in result.stderr
+        assert json.loads(Path("old.json").read_text()) == json.loads(Path("new.json").read_text()) == evaluated()
+        assert Path("a.toml").read_text().startswith("baseline")
+
+
+def test_junit_holds_the_seconds_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from capcli.verbs import moves
+
+    plainly, slow = moves.compare, lambda *_: time.sleep(0.05) or plainly(*_)
+    monkeypatch.setattr(moves, "compare", slow)
+    assert compared("eval", evaluated(), evaluated(), "--junit", "a.xml", "--min", "ece=0").exit_code == 0
+    assert compared("eval", evaluated(), evaluated(task="subj"), "--junit", "b.xml").exit_code == 2
+    for name in ("a.xml", "b.xml"):
+        assert 0.05 <= float(str(ElementTree.parse(name).getroot().get("time"))) < 60
+
+
 def test_junit_never_takes_the_place_of_a_device(folder: Path) -> None:
     result = invoke("eval", "no-such-model", "--junit", "/dev/null")
     assert result.exit_code == 2
@@ -225,11 +257,38 @@ def test_an_error_is_one_annotation(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert commands(invoke("probe").stderr) == ["::error title=cap::no MODEL given"]
 
 
+OLDER = "##[error]x"  # a command wherever it stands in a line
+
+
+def test_no_name_is_an_older_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in errors, tables, annotations and summary nor in JSON, which stays what it is."""
+    data = evaluated(task=OLDER, n_examples=f"a {OLDER}")
+    gates = ("--min", f"{OLDER}=1,accuracy=1")
+    asked = [
+        ("eval", OLDER, "--task", "mr"),
+        ("eval", OLDER, "--task", OLDER, "--debug"),
+        ("prune", OLDER, "--task", "mr", "--plan"),
+        ("eval", "--compare", f"{OLDER}.json", "new.json", *gates),
+    ]
+    Path(f"{OLDER}.json").write_text(json.dumps(data))
+    assert any(OLDER in invoke(*arguments).stderr for arguments in asked), "as it is, elsewhere"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(folder / "summary.md"))
+    compared("eval", data, data)
+    for arguments in asked:
+        result = invoke(*arguments)
+        assert result.exit_code in (1, 2) and "##[" not in result.stdout + result.stderr, arguments
+    assert "##\\[error]x" in result.stdout and "##[" not in (folder / "summary.md").read_text()
+    result = compared("eval", data, data, *gates)
+    assert "##[" not in result.stdout + result.stderr and json.loads(result.stdout)["task"] == OLDER
+
+
 def test_what_the_parser_refuses_is_annotated_too(folder: Path) -> None:
     env = with_cap(folder, GITHUB_ACTIONS="true")
-    done = shell("cap eval --no-such", folder, env)
+    done = shell("cap eval '--no##[x]'", folder, env)
     assert done.returncode == 2
-    assert commands(done.stderr) == ["::error title=cap::no such option: --no-such"]
+    assert commands(done.stderr) == [r"::error title=cap::no such option: --no##\[x]"]
+    assert "##[" not in done.stderr
 
 
 def test_a_failed_gate_is_annotated_once_and_the_summary_is_the_markdown(
@@ -389,7 +448,22 @@ def test_probes_compare_on_the_tasks_that_both_have(folder: Path) -> None:
     assert list(rows(found)) == ["mr"]
     assert "subj, banking77" in json.loads(found.stdout)["notes"][0]
     new["tasks"]["mr"]["n_examples"] = 7
-    assert "no task in common" in compared("probe", probed(mr=0.7), new).stderr
+    said = compared("probe", probed(mr=0.7), new).stderr
+    assert "no task in common that was measured alike: the n_examples of mr is 100, now 7\nhint: " in said
+    said = compared("probe", probed(mr=0.7), probed(subj=0.7, sst2=0.8)).stderr
+    assert "no task in common that was measured alike: mr and subj, sst2\nhint: " in said
+
+
+@pytest.mark.parametrize("name", ["data", "max_length"])
+def test_other_examples_do_not_compare_unless_nobody_knows(folder: Path, name: str) -> None:
+    old, new = evaluated(**{name: 1}), evaluated(**{name: 2})
+    assert f"differ in {name}: 1 and 2" in compared("eval", old, new).stderr
+    assert list(rows(compared("eval", old, evaluated()))) == ["accuracy", "ece"]
+    probes = [probed(mr=0.5), probed(mr=0.5)]
+    for place, one in enumerate(probes):
+        one["tasks"]["mr"][name] = place
+    assert f"the {name} of mr is 0, now 1" in compared("probe", *probes).stderr
+    assert list(rows(compared("probe", probes[0], probed(mr=0.5)))) == ["mr", "mean"]
 
 
 @pytest.mark.parametrize(

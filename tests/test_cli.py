@@ -25,6 +25,7 @@ NASTY = [
     "\x1b[2J",
     "\r\n::error::x",
     "::add-mask::1",
+    "##[error]x",
     "<script>alert(1)</script>",
     "=HYPERLINK('http://x')",
     "\u202eevil",

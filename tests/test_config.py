@@ -85,6 +85,25 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: c.Gates(max_drop="f1=x"), "--max-drop needs METRIC=NUMBER, got 'f1=x'", ""),
     (lambda: c.Gates(min="=0.5"), "--min needs METRIC=NUMBER", ""),
     (lambda: c.Gates(min="f1=nan"), "--min needs METRIC=NUMBER", ""),
+    *[
+        (lambda n=name, v=value: c.Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "leave one")
+        for name, value in (("min", "f1=0.5,f1=0.9"), ("max", "f1=1, f1=1"), ("max_drop", "f1=1%,a=1,f1=2%"))
+    ],
+    *[
+        (lambda m=make: m(seed=10**22), "--seed must be below 2**63", "smaller")
+        for make in (prune, c.ProbeConfig, lambda **options: c.EvalConfig(source=SOURCE, **options))
+    ],
+    (lambda: prune(seed=10**400), "--seed must be below 2**63", ""),
+    (lambda: c.EvalConfig(source=SOURCE, seed=-1), "--seed must be at least 0", ""),
+    *[
+        (lambda m=make, n=name: m(n), f"--baseline {name.rpartition(',')[2]}: no such file", "--json")
+        for make in (
+            lambda name: c.EvalConfig(source=SOURCE, baseline=name),
+            lambda name: c.ProbeConfig(baseline=name),
+            lambda name: c.ProbeConfig(baseline=f"bert-base,{name}"),
+        )
+        for name in ("old.jsn", "old.json", "no/old.JSON", "./old", "../old", "/no/such", "./" + "x" * 10_000, "./\0")
+    ],
     (lambda: c.Gates(max_bytes=-1), "--max-bytes must be at least 0, got -1", ""),
     (
         lambda: c.EvalConfig(source=SOURCE, gates=c.Gates(max_drop="f1=1")),
@@ -119,6 +138,10 @@ def test_what_is_valid_is_accepted() -> None:
     prune(losses="kd", teacher="x", teacher_epochs=0)
     prune(dense_share=0.5, final_share=0.5)
     c.Hardware(device="cuda:3", precision="bf16")
+    prune(seed=2**63 - 1)
+    for name in ("gpt2", "owner/name-v1.5", "a.b/c.d@main"):
+        assert c.ProbeConfig(baseline=name).baselines == (name,)
+    c.Gates(max_drop="f1=1,f1=2%")
     c.EvalConfig(source=SOURCE, baseline="x", gates=c.Gates(max_drop="accuracy=0.01", min_retention=0.9))
 
 
@@ -152,6 +175,27 @@ def test_limits_and_folders(tmp_path: Path) -> None:
     assert c.ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
     assert c.ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")
     assert c.ProbeConfig(tasks="mr, subj,mr").task_names == ("mr", "subj")
+
+
+def test_a_path_may_hold_a_comma(tmp_path: Path) -> None:
+    path = tmp_path / "a,b.json"
+    path.write_text("{}")
+    assert c.ProbeConfig(baseline=str(path)).baselines == (str(path),)
+    assert c.ProbeConfig(baseline="a, b,a").baselines == ("a", "b")
+    assert c.ProbeConfig().baselines == ()
+
+
+def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("text,label\n")
+    for data, said in ((file, "is no folder"), (tmp_path / "typo", "is no folder"), (tmp_path, "has no folder of any")):
+        with pytest.raises(ConfigError, match=said) as caught:
+            c.ProbeConfig(tasks="mr,subj", data=str(data)).source("subj")
+        assert str(data / "mr") in caught.value.hint
+        assert c.ProbeConfig(tasks="mr", data=str(data)).source("mr").data == str(data)
+    (tmp_path / "mr").mkdir()
+    config = c.ProbeConfig(tasks="mr,subj", data=str(tmp_path))
+    assert [config.source(task).data for task in ("mr", "subj")] == [str(tmp_path / "mr"), ""]
 
 
 # Layers --------------------------------------------------------------------------------------------------------------
@@ -252,6 +296,12 @@ def test_a_table_wins_over_the_top_and_the_command_line_over_both(tmp_path: Path
     assert c.layered("eval", {"seed": 7, "min": None}) == {"seed": 7}
 
 
+def test_a_byte_order_mark_is_no_name(tmp_path: Path) -> None:
+    file = tmp_path / "cap.toml"
+    file.write_text("\ufeffseed = 3\n", "utf-8")
+    assert c.layered("eval", {}, str(file)) == {"seed": 3}
+
+
 def test_prune_takes_a_table_too(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('task = "mr"\nsparsity = 0.5\nlr = 1e-3\n[prune]\nsparsity = 0.6\n[eval]\nlatency-batch = 2\n')
@@ -266,7 +316,8 @@ def test_prune_takes_a_table_too(tmp_path: Path) -> None:
         ("[eval]\nlatency-btch = 1", "unknown option in FILE [eval] 'latency_btch'", "did you mean latency_batch?"),
         ("[probe]\nlatency-batch = 1", "unknown option in FILE [probe]", "valid: "),
         ("[prune]\nsparsety = 1", "unknown option in FILE [prune]", "did you mean sparsity?"),
-        ("[evall]\nseed = 1", "unknown option in FILE 'evall'", "valid: "),
+        ("[evall]\nseed = 1", "unknown table in FILE [evall]", "[prune], [eval], [probe]"),
+        ('[gates]\nmin = "a=1"', "unknown table in FILE [gates]", "gates and all others are plain keys"),
         ('task = "mr"', "task in FILE is an option of eval only", "put it below [eval]"),
         ('tasks = "mr"', "tasks in FILE is an option of probe only", "put it below [probe]"),
         ("sparsity = 0.5", "unknown option in FILE 'sparsity'", ""),

@@ -116,6 +116,32 @@ def test_a_misspelt_metric_is_told_the_nearest() -> None:
     assert "did you mean" not in checked(max_drop="ece=1")["message"]
 
 
+def test_a_mean_that_rounding_puts_a_bit_off_is_the_limit() -> None:
+    below, above = 0.79999999999999993, 0.80000000000000016
+    assert below < 0.8 < above
+    for value, flag in ((below, "min"), (above, "max")):
+        row = checked(evidence(metrics={"a": Estimate(value)}), **{flag: "a=0.8"})
+        assert row["passed"] and row["value"] == value
+        assert row["message"] == f"a is 0.8, must be {row['op']} 0.8"
+    ends = Estimate(0.7, lambda level: [0.6, below])
+    assert checked(evidence(metrics={"a": ends}), min="a=0.8", confidence=0.95)["passed"]
+    row = checked(evidence(metrics={"a": Estimate(0.8 - 1e-11)}), min="a=0.8")
+    assert not row["passed"] and "0.79999999999" in row["message"]
+
+
+def test_gates_that_will_fail_are_known_before() -> None:
+    limits = Gates(min="sub=0.5,mean=0", max="sub=1", max_drop="mr=1,mr=1%,mean=2%")
+    assert gates.unknown(limits, ["subj", "mr", "mean"], ["subj", "mean"]) == [
+        "no 'sub' is measured, its gate will fail: did you mean subj? valid: subj, mr, mean",
+        "no drop of 'mr' is measured, its gate will fail: valid: subj, mean",
+    ]
+    assert gates.unknown(limits, ["sub", "mean"], []) == [
+        "no drop of 'mr' is measured, its gate will fail",
+        "no drop of 'mean' is measured, its gate will fail",
+    ]
+    assert gates.unknown(Gates(), [], []) == []
+
+
 def test_nothing_measured_at_all() -> None:
     limits = Gates(
         min="a=0", max="a=1", max_drop="a=1,b=1%", min_retention=0.1, max_bytes=1, max_latency_ms=1, confidence=0.9

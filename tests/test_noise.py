@@ -140,3 +140,12 @@ def test_intervals_of_the_same_examples_are_too_wide_and_not_too_narrow() -> Non
         low, high = found.interval(0.95) or [1, 0]
         inside += low <= 0 <= high
     assert inside / 600 > 0.98
+
+
+def test_results_differ_in_what_both_hold() -> None:
+    row = dict.fromkeys(noise.MEASURED_ON, 1)
+    assert noise.differing(row, dict(row), noise.MEASURED_ON) is None
+    for name in noise.MEASURED_ON:
+        assert noise.differing(row, {**row, name: 2}, noise.MEASURED_ON) == name
+        older = {key: value for key, value in row.items() if key != name}
+        assert noise.differing(row, older, noise.MEASURED_ON) == (None if name in noise.DATA else name)

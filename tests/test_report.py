@@ -19,7 +19,8 @@ from capcli.text import byte_size, duration, interval, markdown, number, percent
 
 NASTY = [
     "[/red]", "[link=http://x]y[/link]", "\x1b]0;title\x07", "\x1b[2J", "\r\n::error::x", "::add-mask::1",
-    "::stop-commands::x", "%0A", "<script>alert(1)</script>", '"><img src=x onerror=1>', "javascript:alert(1)", "]]>",
+    "##[error]x", "::stop-commands::x", "%0A", "<script>alert(1)</script>", '"><img src=x onerror=1>',
+    "javascript:alert(1)", "]]>",
     "&lt;", '=HYPERLINK("http://x")', "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "../../x", "/etc/passwd", "C:\\x", "CON",
     "{{7*7}}", "---\nfoo: bar", "`a` ``b`` ```|c|", "_hidden", "$x_$", "a\u202eb\u2066c", "\udc80", "x" * 100_000, "",
     "\ufffe\uffff\x00\x7f\x85\u2028", "😀 \u4e2d\u6587 é", "yes", "null", "1e3", "No", "y", "~", "2026-11-21", "0x1f",

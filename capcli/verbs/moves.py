@@ -11,13 +11,12 @@ from capcli import files
 from capcli.config import Gates
 from capcli.errors import ConfigError, FileError
 from capcli.gates import Evidence, check
-from capcli.noise import Estimate, difference, ratio, stored
+from capcli.noise import EVALUATED_ON, MEASURED_ON, Estimate, difference, differing, ratio, stored
 from capcli.text import finite, mapping, named, part
 
 SCHEMA_VERSION = 1
 LEVEL = 0.95
 SETTINGS = ("probe", "layer", "pooling")  # of a probe: with others, the scores are about something else
-MEASURED_ON = ("metric", "split", "n_train", "n_examples", "n_classes")  # one task of a probe
 CONDITIONS = ("batch", "length", "threads", "device", "hardware", "precision")  # of a latency
 
 Table = dict[str, Any]
@@ -38,7 +37,7 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
     before, after = _read(command, old), _read(command, new)
     notes: list[str] = []
     if command == "eval":
-        _same(before, after, ("task", "split", "n_examples"), old, new)
+        _same(before, after, EVALUATED_ON, old, new)
         theirs, ours = _eval_estimates(before), _eval_estimates(after)
         shared = [name for name in ours if name in theirs]
         alone = sorted(set(ours) ^ set(theirs))
@@ -47,7 +46,10 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
         theirs, ours = _probe_estimates(before), _probe_estimates(after)
         shared, alone = _common_tasks(before, after)
         if not shared:
-            raise ConfigError(f"{old} and {new} have no task in common that was measured alike")
+            raise ConfigError(
+                f"{old} and {new} have no task in common that was measured alike: {_reason(before, after)}",
+                "probe the same tasks, with the same examples and options",
+            )
         shared += ["mean"] * (not alone and "mean" in ours and "mean" in theirs)
     if alone:
         notes.append("not compared, because not in both or measured otherwise: " + ", ".join(named(n) for n in alone))
@@ -95,12 +97,11 @@ def _read(command: str, path: str) -> Mapping[str, Any]:
 
 
 def _same(before: Mapping[str, Any], after: Mapping[str, Any], names: tuple[str, ...], old: str, new: str) -> None:
-    for name in names:
-        if before.get(name) != after.get(name):
-            raise ConfigError(
-                f"{old} and {new} differ in {name}: {named(before.get(name))} and {named(after.get(name))}",
-                "compare results that were measured alike",
-            )
+    if name := differing(before, after, names):
+        raise ConfigError(
+            f"{old} and {new} differ in {name}: {named(before.get(name))} and {named(after.get(name))}",
+            "compare results that were measured alike",
+        )
 
 
 def _eval_estimates(result: Mapping[str, Any]) -> Estimates:
@@ -131,10 +132,20 @@ def _common_tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[
 
     def alike(name: str) -> bool:
         a, b = mapping(theirs.get(name)), mapping(ours.get(name))
-        return bool(a and b) and all(a.get(key) == b.get(key) for key in MEASURED_ON)
+        return bool(a and b) and not differing(a, b, MEASURED_ON)
 
     names = list({**theirs, **ours})
     return [name for name in names if alike(name)], [name for name in names if not alike(name)]
+
+
+def _reason(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Why no task of two probes compares: how the first that both have differs, or which tasks there are."""
+    theirs, ours = part(before, "tasks"), part(after, "tasks")
+    for task in ours:
+        a, b = mapping(theirs.get(task)), mapping(ours[task])
+        if a and b and (name := differing(a, b, MEASURED_ON)):
+            return f"the {name} of {named(task, 60)} is {named(a.get(name))}, now {named(b.get(name))}"
+    return " and ".join(", ".join(named(task, 60) for task in list(tasks)[:20]) for tasks in (theirs, ours))
 
 
 def _known(old: Estimate, new: Estimate) -> tuple[Estimate, Estimate]:
