@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from capcli import decode, files, gates, hub, metrics, models, noise, perturb, sparse, tasks, tokens
-from capcli.config import EvalConfig, TaskConfig, build, nearest, parse_drops, parse_limits
+from capcli.config import EvalConfig, TaskConfig, build
 from capcli.errors import ConfigError, FileError
 from capcli.noise import Estimate
 from capcli.run import Event
-from capcli.text import finite, mapping, part
+from capcli.text import finite, mapping, named, part
 
 SCHEMA_VERSION = 1
 LATENCY_RUNS = 30
@@ -161,8 +161,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
         "split": primary,
         "primary": data.primary,
         "labels": list(model.labels),
-        "data": data.evals[primary].fingerprint,
-        "max_length": config.source.longest,
+        **_about(config, data),
         **ours[""].table,
         "splits": {name: measured[name].table for name in data.evals},
         "perturbed": {name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
@@ -214,6 +213,11 @@ def _data(config: EvalConfig) -> tuple[tasks.TaskData, list[str]]:
     return data, notes
 
 
+def _about(config: EvalConfig, data: tasks.TaskData) -> dict[str, Any]:
+    """What was read of the first split, and how far."""
+    return {"data": next(iter(data.evals.values())).fingerprint, "max_length": config.source.longest}
+
+
 def _same_place(a: str, b: str) -> bool:
     return a == b or (bool(a and b) and Path(a).resolve() == Path(b).resolve())
 
@@ -233,15 +237,12 @@ def _changed(config: EvalConfig, data: tasks.TaskData) -> dict[str, tasks.Split]
 
 def _doubts(config: EvalConfig, data: tasks.TaskData) -> list[str]:
     """Gates on what will not be measured, said before the work begins; they fail in the end."""
-    limits = config.gates
-    wanted = [*parse_limits("--min", limits.min), *parse_limits("--max", limits.max)]
     own = [*data.metrics, *[CALIBRATION] * (data.kind == "classification")]
-    plain = own + [AGREEMENT] * bool(config.baseline)
-    valid = [*plain, *(name + change for change in _changed(config, data) for name in (*own, AGREEMENT))]
-    wanted += [name for name, _, _ in parse_drops(limits.max_drop)]
-    return [
-        f"no {name!r} is measured, its gate will fail: {nearest(name, valid)}" for name in wanted if name not in valid
-    ]
+    changes = list(_changed(config, data))
+    valid = [*own, *[AGREEMENT] * bool(config.baseline)]
+    valid += [name + change for change in changes for name in (*own, AGREEMENT)]
+    drops = [name + change for change in ("", *changes) for name in data.metrics]
+    return gates.unknown(config.gates, valid, drops)
 
 
 def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model:
@@ -456,10 +457,12 @@ def _report_row(config: EvalConfig, stored: Mapping[str, Any], data: tasks.TaskD
         )
     if stored.get("task") not in (None, data.name):
         raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
-    if (theirs := table.get("n_examples", stored.get("n_examples"))) not in (None, n_examples):
+    theirs = {name: table.get(name, stored.get(name)) for name in ("n_examples", "split", *noise.DATA)}
+    ours = {"n_examples": n_examples, "split": next(iter(data.evals)), **_about(config, data)}
+    if what := noise.differing(theirs, ours, [name for name in ours if theirs[name] is not None]):
         raise ConfigError(
-            f"{path} was measured on {theirs} examples, {config.model} on {n_examples}",
-            "compare on the same examples: same --data and --max-eval-samples",
+            f"{path} and {config.model} differ in {what}: {named(theirs[what])} and {ours[what]}",
+            "compare on the same examples: same --data, --max-length and --max-eval-samples",
         )
     return {"model": path, **found}
 

@@ -23,7 +23,7 @@ from capcli.config import ProbeConfig
 from capcli.errors import ConfigError, FileError
 from capcli.losses import NO_LABEL
 from capcli.run import Event
-from capcli.text import mapping, part
+from capcli.text import mapping, named, part
 from capcli.verbs import evaluate
 
 SCHEMA_VERSION = 1
@@ -105,6 +105,8 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
     data = {name: _task_data(config, name) for name in config.task_names}
     sources = [config.model, *(source for source in config.baselines if source not in stored)]
     encoders = {source: _encoder(config, source) for source in sources}
+    for doubt in gates.unknown(config.gates, [*data, MEAN], [*data, MEAN]):
+        yield Event(phase="gates", note=doubt)
     found: dict[str, dict[str, Probed]] = {}
     notes = [f"{name}: {note}" for name, one in data.items() for note in (*one.notes, *_own_ways(config, one))]
     for place, (source, encoder) in enumerate(encoders.items()):
@@ -371,12 +373,11 @@ def _from_file(path: str, ours: Mapping[str, Probed], found: Mapping[str, Any]) 
     """A baseline of which only the intervals are known."""
     rows = {name: part(found, "tasks", name) for name in ours}
     for name, one in ours.items():
-        for what in ("metric", "split", "n_examples"):
-            if rows[name].get(what) != one.about[what]:
-                raise ConfigError(
-                    f"{path}: the {what} of {name} is {rows[name].get(what)}, here {one.about[what]}",
-                    "compare on the same examples: same --data and --max-eval-samples",
-                )
+        if what := noise.differing(rows[name], one.about, noise.MEASURED_ON):
+            raise ConfigError(
+                f"{path}: the {what} of {name} is {named(rows[name].get(what))}, here {one.about[what]}",
+                "compare what was measured alike: same data, length and numbers of examples",
+            )
     theirs = {name: noise.stored(row.get("mean"), row.get("confidence_95")) for name, row in rows.items()}
     if set(ours) == set(part(found, "tasks")):
         theirs[MEAN] = noise.stored(part(found, MEAN).get("value"), part(found, MEAN).get("confidence_95"))
