@@ -278,11 +278,11 @@ def documented(
     """Measure or compare, show the result and write the reports, of an error that in JUnit."""
     began, file = time.monotonic(), c.options_file(file)
     kind, name = ("compare", f"cap {command} --compare") if compare else (command, f"cap {command}")
-    read = [file, *(compare or ())]
+    read = [file, *(compare or ()), *read_files(chosen)]
     try:
         machine = wants_json(output, as_json)
         layers = c.layered(command, chosen, file)
-        read += [layers.get("data", ""), *baselines(layers.get("baseline", ""))]
+        read += read_files(layers)
         check_reports(reports, read)
         if file:
             hello(quiet, f"options from {file}")
@@ -293,9 +293,10 @@ def documented(
     finish(kind, name, found, machine, reports, time.monotonic() - began)
 
 
-def baselines(text: str) -> tuple[str, ...]:
-    """What `--baseline` may name: all of the text, and each name in it."""
-    return (text, *c.split_list(text))
+def read_files(chosen: Mapping[str, Any]) -> list[str]:
+    """What the options may name as files to read; of a list of baselines all of the text, and each name in it."""
+    baseline = chosen.get("baseline", "")
+    return [chosen.get("data", ""), baseline, *c.split_list(baseline)]
 
 
 def measured(

@@ -196,6 +196,7 @@ def test_no_report_takes_the_place_of_another_or_of_what_is_read(folder: Path) -
         assert invoke("eval", "no-such", "--task", "mr", "--data", "old.json", flag, "old.json").exit_code == 2
         Path("a.toml").write_text('baseline = "new.json"\ndata = "\\u0000"\n')
         assert invoke("eval", "mini", "--config", "a.toml", flag, "a.toml").exit_code == 2
+        assert invoke("eval", "mini", "--config", "no", "--baseline", "old.json", flag, "old.json").exit_code == 2
         result = invoke("eval", "mini", "--config", "a.toml", flag, "new.json")
         assert f"{flag} new.json: new.json is read as well" in result.stderr
         assert json.loads(Path("old.json").read_text()) == json.loads(Path("new.json").read_text()) == evaluated()

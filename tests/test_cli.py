@@ -434,7 +434,7 @@ def test_config_file(tiny: Tiny, tmp_path: Path) -> None:
         ("epochs = 'three'", "epochs in"),
         ("epochs = true", "epochs in"),
         ("epochs = ", "cannot read"),
-        ("[a]\nb = 1", "unknown option"),
+        ("[a]\nb = 1", "unknown table"),
     ):
         file.write_text(text)
         refused(invoke(*start, str(file)), said)
