@@ -475,7 +475,7 @@ class ProbeConfig:
     pooling: str = option("mean", "sentence vector: head (what enters the classifier), cls, mean", flag="--pool")
     max_length: int = option(0, "longest input in tokens; 0 for 128, for 384 in question answering")
     max_train_samples: int = option(2000, "use at most so many training examples, 0 for all")
-    max_eval_samples: int = option(0, "test each probe on at most so many examples, 0 for all")
+    max_eval_samples: int = option(1000, "test each probe on at most so many examples, 0 for all")
     seeds: int = option(3, "probes per task, each trained on four fifths of the training examples, drawn anew")
     seed: int = option(1, "seed of everything random")
     gates: Gates = field(default_factory=Gates)

@@ -8,6 +8,7 @@ examples is therefore one multinomial draw of how often each of the M different 
 from __future__ import annotations
 
 import re
+import statistics
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -414,13 +415,16 @@ def _wilson_of(counts: Counts, level: float) -> list[float]:
 
 def wilson(hits: float, n: int, level: float = 0.95) -> list[float]:
     """Wilson's interval of a share."""
-    from scipy.stats import norm
-
-    z = float(norm.ppf((1 + level) / 2))
+    z = normal_quantile((1 + level) / 2)
     share, spread = hits / n, z**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     return [float(max(0.0, min(share, centre - half))), float(min(1.0, max(share, centre + half)))]
+
+
+def normal_quantile(share: float) -> float:
+    """Below which this share of a standard normal distribution lies."""
+    return statistics.NormalDist().inv_cdf(share)
 
 
 def percentiles(values: Array, level: float = 0.95) -> list[float]:

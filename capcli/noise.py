@@ -75,7 +75,7 @@ def stored(value: Any, confidence_95: Any) -> Estimate:
         return Estimate(math.nan if number is None else number)
 
     def at(level: float, ends: Sequence[Any] = ends) -> Interval:
-        scale = _normal(level) / _normal(0.95)
+        scale = metrics.normal_quantile((1 + level) / 2) / metrics.normal_quantile(0.975)
         return [number + scale * (end - number) for end in ends]
 
     return Estimate(number, at)
@@ -88,12 +88,6 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any], names: Sequen
         if pair[0] != pair[1] and not (name in DATA and None in pair):
             return name
     return None
-
-
-def _normal(level: float) -> float:
-    from scipy.stats import norm
-
-    return float(norm.ppf((1 + level) / 2))
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:

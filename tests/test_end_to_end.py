@@ -484,7 +484,7 @@ def test_a_baseline_report_must_be_about_as_many_examples(tiny: Tiny, pruned: Pa
             result = evaluated(pruned, Path(tiny.data), "--max-eval-samples", str(limit), "--baseline", path)
             assert result.exit_code == (0 if n == limit else 2), result.stderr
             if n != limit:
-                assert f"{path} was measured on {n} examples, {pruned} on {limit}" in " ".join(result.stderr.split())
+                assert f"{path} and {pruned} differ in n_examples: {n} and {limit}" in " ".join(result.stderr.split())
             else:
                 assert json.loads(result.stdout)["retention"]["accuracy"] == pytest.approx(1)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from capcli import cache, classifiers, files, gates, metrics, noise, tasks, tokens, vectors
 from capcli.config import ProbeConfig
@@ -258,7 +259,8 @@ def _outputs(
     for index in range(config.seeds):
         for layer in range(n_layers):
             yield event(note="" if index or layer else "training the probes")
-            rows.append(_answered(config, known, asked, labels, data, layer, config.seed + index))
+            with threadpool_limits(1):  # matrices so small take longer with more
+                rows.append(_answered(config, known, asked, labels, data, layer, config.seed + index))
     outputs = np.stack(rows).astype(np.float32).reshape(config.seeds, n_layers, *rows[0].shape)
     cache.mapped(key, lambda: iter([cache.Piece(arrays={"outputs": outputs}, n_cut=0)]), "answers")
     return outputs
