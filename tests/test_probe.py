@@ -179,7 +179,7 @@ def test_every_kind_of_task(tiny: Tiny, task: str) -> None:
     assert row["deviation"] == pytest.approx(np.std(row["values"], ddof=1))
     low, high = row["confidence_95"]
     assert low <= row["mean"] <= high
-    assert found["mean"]["value"] == pytest.approx(row["mean"])
+    assert found["mean"] == {"value": row["mean"], "confidence_95": row["confidence_95"]}
 
 
 @pytest.mark.parametrize("kind", ["linear", "head"])

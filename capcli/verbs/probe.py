@@ -334,6 +334,8 @@ class Baseline:
 def _scores(found: Mapping[str, Probed]) -> dict[str, Score]:
     """Those of the tasks, whose examples are independent, and their mean."""
     scores = {name: one.score for name, one in found.items()}
+    if len(scores) == 1:
+        return {**scores, MEAN: next(iter(scores.values()))}
     values, draws = (np.mean([getattr(one, what) for one in scores.values()], axis=0) for what in ("values", "draws"))
     return {**scores, MEAN: Score(values=values, draws=draws)}
 
