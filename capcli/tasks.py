@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli import hub, labels, metrics, tables
+from capcli import hub, labels, metrics, perturb, tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
 from capcli.labels import Labels
@@ -159,7 +159,7 @@ class Split:
     def fingerprint(self) -> str:
         """sha256, as hex, of the texts, by the table, the columns and the rows that they are read from."""
         rows = b"all" if self.rows is None else self.rows.astype("<i8").tobytes()
-        changed = () if self.change is None else (self.change.name, self.change.seed)
+        changed = () if self.change is None else (perturb.VERSION, self.change.name, self.change.seed)
         return hashlib.sha256(repr((self.table.fingerprint, self.columns, changed)).encode() + rows).hexdigest()
 
     @property

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capcli import perturb
 from capcli.cache import Arrays, Piece, mapped
 from capcli.errors import DataError
 from capcli.labels import Answers
@@ -380,12 +379,9 @@ def _key(split: Split, tokenizer: Any, length: int, stride: int) -> str:
     """sha256, as hex, over everything that the tokens depend on."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend |= {"truncation": None, "padding": None}  # what the last call left there
-    rows = b"all" if split.rows is None else split.rows.astype("<i8").tobytes()
     parts = [
         CACHE_FORMAT,
-        split.table.fingerprint,
-        split.columns,
-        hashlib.sha256(rows).hexdigest(),
+        split.fingerprint,
         split.kind,
         split.name == "train",  # a strange answer is an error there
         _label_digest(split),
@@ -398,7 +394,6 @@ def _key(split: Split, tokenizer: Any, length: int, stride: int) -> str:
         backend,
         version("tokenizers"),
         version("transformers"),
-        *([perturb.VERSION, split.change.name, split.change.seed] if split.change else ()),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
