@@ -197,15 +197,7 @@ def prune(
 
 
 @options("eval", c.EvalConfig, *MEASURES)
-def eval_(
-    chosen: dict[str, Any],
-    file: str,
-    compare: tuple[str, str] | None,
-    output: str,
-    as_json: bool,
-    quiet: bool,
-    **reports: str,
-) -> None:
+def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure MODEL on a task: metrics with intervals, size, latency; check gates.
 
     For a model of `cap prune` the task and data of the run are the default. Options may stand in `cap.toml`.
@@ -216,7 +208,7 @@ def eval_(
 
         return verb.evaluate(verb.eval_config(layers))
 
-    documented("eval", start, chosen, file, compare, output, as_json, quiet, reports)
+    documented("eval", start, chosen, **switches)
 
 
 @options("export", c.ExportConfig, "plan")
@@ -241,15 +233,7 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
 
 
 @options("probe", c.ProbeConfig, *MEASURES)
-def probe(
-    chosen: dict[str, Any],
-    file: str,
-    compare: tuple[str, str] | None,
-    output: str,
-    as_json: bool,
-    quiet: bool,
-    **reports: str,
-) -> None:
+def probe(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure what the frozen encoder of MODEL knows about other tasks; check gates.
 
     Options may stand in `cap.toml`.
@@ -261,7 +245,7 @@ def probe(
 
         return verb.probe(settings)
 
-    documented("probe", start, chosen, file, compare, output, as_json, quiet, reports)
+    documented("probe", start, chosen, **switches)
 
 
 def documented(
@@ -273,7 +257,7 @@ def documented(
     output: str,
     as_json: bool,
     quiet: bool,
-    reports: Mapping[str, str],
+    **reports: str,
 ) -> None:
     """Measure or compare, show the result and write the reports, of an error that in JUnit."""
     began, file = time.monotonic(), c.options_file(file)
