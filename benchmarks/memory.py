@@ -27,8 +27,9 @@ import table
 import torch
 from peak import peak_bytes
 
-from capcli import banks, files, models, tables, tasks, tokens
+from capcli import files, models, tables, tasks, tokens
 from capcli.config import Hardware, TaskConfig
+from capcli.pruning import banks
 
 
 def main() -> None:

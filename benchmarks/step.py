@@ -70,7 +70,7 @@ def main() -> None:
     both = jobs(args)
     tools = [(train.make_optimizer(job), torch.amp.GradScaler(job.on.device.type, enabled=False)) for job in both]
     order = tokens.training_order(both[0].examples, args.batch, 0, 0)
-    total = both[1].pruner.total_steps if both[1].pruner else 1
+    total = both[1].pruner.subject.total_steps if both[1].pruner else 1
     seconds: list[list[float]] = [[], []]
     for index in range(-3, args.steps):
         for which, job in enumerate(both):

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from capcli import banks, config, families, models, run, tokens, train
-from capcli.pruner import make_pruner
+from capcli import config, families, models, run, tokens, train
+from capcli.pruning import banks
+from capcli.pruning.pruner import make_pruner
 
 LABELS = ("negative", "positive")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from capcli.losses import task_loss
 from capcli.metrics import measure
+from capcli.pruning.losses import task_loss
 
 Array = NDArray[np.floating]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -66,21 +66,28 @@ MOST = 2**63 - 1  # the largest whole number of every library and of TOML
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A pruning method: a criterion that says what a weight is worth, and the losses it is trained with."""
+    """A pruning method: a criterion that says what a weight is worth, and the losses it is trained with.
+
+    structured: whole units are removed (`STRUCTURES`), not single weights.
+    """
 
     criterion: str
     losses: tuple[str, ...]
+    structured: bool = False
 
 
 _CAP, _PLAIN = ("ce", "kd", "prc", "snc", "fic"), ("ce", "kd")
 METHODS = {
     "cap-soft": Method(criterion="soft-movement", losses=_CAP),
     "cap-m": Method(criterion="movement", losses=_CAP),
-    "cap-f": Method(criterion="first-order", losses=_CAP),
+    "cap-f": Method(criterion="first-order", losses=_CAP, structured=True),
     "soft-movement": Method(criterion="soft-movement", losses=_PLAIN),
     "movement": Method(criterion="movement", losses=_PLAIN),
-    "first-order": Method(criterion="first-order", losses=_PLAIN),
+    "first-order": Method(criterion="first-order", losses=_PLAIN, structured=True),
     "magnitude": Method(criterion="magnitude", losses=_PLAIN),
+    "cap-pins": Method(criterion="pins", losses=_CAP),
+    "pins": Method(criterion="pins", losses=_PLAIN),
+    "platon": Method(criterion="platon", losses=_PLAIN),
 }
 
 # Section 5 of the design's ALGORITHM: the reference's values on GLUE. Warm-up lengths are shares of the run, so that
@@ -212,6 +219,17 @@ class PruneConfig:
     init: str = option("teacher", "weights the student starts from: teacher or pretrained", panel="Training")
     dense_share: float = option(0.05, "share of the steps before pruning begins", panel="Pruning")
     final_share: float = option(0.4, "share of the steps at the final sparsity", panel="Pruning")
+    initial_sparsity: float = option(
+        0.0, "fraction removed at once when pruning begins; the rest follows step by step", panel="Pruning"
+    )
+    update_every: float = option(
+        0.0, "share of the steps between two rises of the sparsity, 0 for as often as the method can", panel="Pruning"
+    )
+    lr_schedule: str = option(
+        "run",
+        "learning rates rise and fall once in the run, or anew after each rise of the sparsity: run, cycle",
+        panel="Training",
+    )
     structure: str = option(
         "heads",
         "what cap-f and first-order remove beside neurons: heads, or dimensions inside them, all in one ranking",
@@ -246,12 +264,13 @@ class PruneConfig:
         _check_name("structure", self.structure, STRUCTURES)
         _check_name("score-init", self.score_init, ("zero", "magnitude"))
         _check_name("init", self.init, ("teacher", "pretrained"))
+        _check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
         for name in self.loss_names:
             _check_name("loss", name, LOSSES)
         parse_label_map(self.label_map)
         if not {"ce", "kd"} & set(self.loss_names):
             raise ConfigError("losses need ce or kd: the other terms alone do not teach the task")
-        if self.structure != "heads" and self.criterion != "first-order":
+        if self.structure != STRUCTURES[0] and not METHODS[self.method].structured:
             raise ConfigError(
                 f"--structure {self.structure} is for structured methods, {self.method} removes single weights",
                 "leave it out, or use --method cap-f",
@@ -277,9 +296,25 @@ class PruneConfig:
         _at_least(0, unsupervised_weight=self.unsupervised_weight, supervised_weight=self.supervised_weight)
         _at_least(0, ce_weight=self.ce_weight, kd_weight=self.kd_weight, hidden_weight=self.hidden_weight)
         shares = {"lr_warmup": self.lr_warmup, "dense_share": self.dense_share, "final_share": self.final_share}
+        shares |= {"initial_sparsity": self.initial_sparsity, "update_every": self.update_every}
         for name, value in {**shares, "holdout": self.holdout}.items():
             if not 0 <= value < 1:
                 raise ConfigError(f"{_flag(name)} is a share in [0, 1), got {value:g}")
+        if self.initial_sparsity > self.sparsity:
+            raise ConfigError(
+                f"--initial-sparsity {self.initial_sparsity:g} is more than --sparsity {self.sparsity:g}",
+                "it is what is removed at once when pruning begins; choose less",
+            )
+        if self.initial_sparsity and METHODS[self.method].structured and self.structure == STRUCTURES[0]:
+            raise ConfigError(
+                f"--initial-sparsity has no effect on {self.method}, which removes heads in equal steps",
+                "leave it out, or use --structure dimensions",
+            )
+        if self.lr_schedule == "cycle" and not METHODS[self.method].structured and not self.update_every:
+            raise ConfigError(
+                f"--lr-schedule cycle begins anew at each rise, and with {self.method} that is at every step",
+                "set --update-every as well, such as 0.05",
+            )
         if self.dense_share + self.final_share > 1:
             raise ConfigError("--dense-share and --final-share together exceed 1, no step is left to prune in")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from capcli.cache import Arrays, Piece, mapped
 from capcli.errors import DataError
 from capcli.labels import Answers
-from capcli.losses import NO_LABEL
+from capcli.pruning.losses import NO_LABEL
 from capcli.tasks import Split
 
 CACHE_EXAMPLES = 20_000  # from here on tokens are kept on disk; fewer are tokenised in seconds

@@ -8,6 +8,7 @@ that was killed goes on as if it had not been.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import banks, losses, models, run, tokens
+from capcli import models, run, tokens
 from capcli.config import PruneConfig
 from capcli.errors import CapError, RunFailed, Stopped
-from capcli.pruner import Pruner
+from capcli.pruning import banks, losses, schedules
+from capcli.pruning.criteria.seat import Step
+from capcli.pruning.pruner import Pruner
 from capcli.run import Event
 
 PHASES = ("teacher", "prune")
@@ -64,6 +67,11 @@ class Job:
     snapshot: Callable[[int], Steps]
     epoch_end: Callable[[int, int], Steps]
     event: Callable[..., Event]
+
+    @functools.cached_property
+    def rises(self) -> list[int]:
+        """The steps at which the sparsity rises."""
+        return self.pruner.rises_at() if self.pruner is not None else []
 
 
 @dataclass(kw_only=True)
@@ -163,10 +171,11 @@ def _parameters(job: Job) -> dict[str, nn.Parameter]:
     return {**dict(job.model.net.named_parameters()), **projections}
 
 
-def lr_factor(step: int, total: int, warmup: float) -> float:
-    """Share of the peak rate at `step`: linear rise over the `warmup` share, then linear fall to zero."""
-    rising = max(1, round(warmup * total))
-    return (step + 1) / rising if step < rising else (total - step) / max(1, total - rising)
+def lr_factor(job: Job, step: int, total: int) -> float:
+    """Share of the peak rates at `step` of `total`: over the whole run, or inside the current cycle of the sparsity."""
+    if job.pruner is not None and job.config.lr_schedule == "cycle":
+        step, total = schedules.cycle(step, total, job.rises)
+    return schedules.lr_factor(step, total, job.config.lr_warmup)
 
 
 def step_seed(seed: int, phase: str, step: int) -> int:
@@ -180,7 +189,7 @@ def _step(
 ) -> dict[str, Tensor]:
     """One optimiser step on the examples `rows`; returns the loss terms and their weighted sum, detached."""
     torch.manual_seed(step_seed(job.config.seed, job.phase, step))
-    factor = lr_factor(step, total, job.config.lr_warmup)
+    factor = lr_factor(job, step, total)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     if job.pruner is not None:
@@ -188,7 +197,7 @@ def _step(
     batch = tokens.collate(job.examples, rows, job.on.device)
     terms = loss_terms(job, batch, step)
     optimizer.zero_grad(set_to_none=True)
-    terms["total"] = _backward(job, scaler, terms)
+    terms["total"] = _backward(job, scaler, terms, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(_clipped(optimizer), 1.0)
     scaler.step(optimizer)
@@ -196,7 +205,7 @@ def _step(
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor]) -> Tensor:
+def _backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor], step: Step) -> Tensor:
     """Backward of the weighted sum of the terms, which is returned.
 
     While importance is observed, hid comes in a second pass, for it is not to decide what is removed (gradient
@@ -210,7 +219,7 @@ def _backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor
         return total
     later = weighted.pop("hid", None)
     scaler.scale(torch.stack(list(weighted.values())).sum()).backward(retain_graph=later is not None)  # type: ignore[no-untyped-call]
-    job.pruner.observe(scaler.get_scale())
+    job.pruner.observe(step)
     if later is not None:
         scaler.scale(later).backward()  # type: ignore[no-untyped-call]
     return total
@@ -241,7 +250,7 @@ def loss_terms(job: Job, batch: tokens.Batch, step: int) -> dict[str, Tensor]:
     terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
     if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:
         ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)
-        terms["reg"] = ramp * losses.score_regulariser(job.pruner.masks.score_views())
+        terms["reg"] = ramp * losses.score_regulariser(job.pruner.matrices.score_views())
     return terms
 
 

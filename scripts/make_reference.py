@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow.parquet  # type: ignore[import-untyped]
 import typer
 
-from capcli import cli, config, criteria, families, metrics, tables, tasks
+from capcli import cli, config, families, metrics, tables, tasks
+from capcli.pruning import criteria
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import registry
@@ -184,7 +185,7 @@ def methods() -> str:
                 code(method.criterion),
                 codes(method.losses),
                 "heads, or dimensions in them, and FFN neurons" if criterion.structured else "single weights",
-                "yes" if criterion.learned else "no",
+                "yes" if "scores" in criterion.trains else "no",
                 "–" if criterion.structured else code(criterion.scope),
             )
         )

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcli import banks, files
+from capcli import files
 from capcli.errors import FileError
+from capcli.pruning import banks
 
 CPU = torch.device("cpu")
 

@@ -385,7 +385,8 @@ def test_nearest_names_all_when_nothing_is_near() -> None:
 
 
 def test_tables_agree_with_their_modules() -> None:
-    from capcli import criteria, hub, tasks
+    from capcli import hub, tasks
+    from capcli.pruning import criteria
     from capcli.verbs import export
 
     assert {method.criterion for method in c.METHODS.values()} == set(criteria.CRITERIA)

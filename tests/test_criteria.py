@@ -12,14 +12,24 @@ import registry
 import torch
 import torch.nn.functional as F
 
-from capcli import criteria, families, losses, masks, models, pruner, ranking
+from capcli import families, models
 from capcli.config import METHODS, PruneConfig, TaskConfig
 from capcli.errors import ConfigError
+from capcli.pruning import losses, masked, pruner, structures, topk
+from capcli.pruning.criteria import CRITERIA, first_order, movement
+from capcli.pruning.criteria.seat import Step
 
 Make = Callable[..., Path]
 PRUNABLE = 2 * (4 * 16 * 16 + 2 * 16 * 24)
 HEAD, NEURON = 4 * 4 * 16, 2 * 16
-BY_CRITERION = {"magnitude": "magnitude", "movement": "cap-m", "soft-movement": "cap-soft", "first-order": "cap-f"}
+BY_CRITERION = {
+    "magnitude": "magnitude",
+    "movement": "cap-m",
+    "soft-movement": "cap-soft",
+    "first-order": "cap-f",
+    "platon": "platon",
+    "pins": "cap-pins",
+}
 
 
 def tiny(checkpoint: Make, family: str = "bert") -> models.Model:
@@ -53,13 +63,18 @@ def steps(model: models.Model, found: pruner.Pruner, n: int, lr: float = 1e-2) -
         found.update(step)
         loss = loss_of(model, step)
         if found.criterion.regularised:
-            loss = loss + losses.score_regulariser(found.masks.score_views())
+            loss = loss + losses.score_regulariser(found.matrices.score_views())
         optimizer.zero_grad()
         loss.backward()
-        found.observe()
+        found.observe(Step(number=step, lr=lr))
         optimizer.step()
-        seen.append((found.sparsity, found.masks.mask.bool().clone()))
+        seen.append((found.sparsity, found.matrices.mask.bool().clone()))
     return seen
+
+
+def alive(found: pruner.Pruner) -> tuple[torch.Tensor, torch.Tensor]:
+    """The living heads [2, 4] and neurons [2, 24]."""
+    return found.alive[:8].view(2, 4), found.alive[8:].view(2, 24)
 
 
 # Importance ----------------------------------------------------------------------------------------------------------
@@ -76,7 +91,7 @@ def test_group_importance_is_the_gradient_of_real_gates(checkpoint: Make, family
     loss_of(model, 0).backward()
     for (name, size), wanted in zip(places, expected, strict=True):
         weight = model.net.get_submodule(name).weight
-        found = criteria.group_importance(weight, weight.grad, size)
+        found = first_order.group_importance(weight, weight.grad, size)
         assert found.shape == (16 // size if size > 1 else 24,)
         assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
         assert wanted.max() > 1e-6
@@ -86,8 +101,8 @@ def test_group_importance_by_hand() -> None:
     """Two groups of two columns: |1·1 + 2·(-1) + 3·2 + 0·5| = 5 and |(-1) + 0 + 2·(-3) + 1·1| = 6."""
     weight = torch.tensor([[1.0, 2, -1, 4], [3, 0, 2, 1]])
     gradient = torch.tensor([[1.0, -1, 1, 0], [2, 5, -3, 1]])
-    assert criteria.group_importance(weight, gradient, 2).tolist() == [5, 6]
-    assert criteria.group_importance(weight, gradient, 1).tolist() == [7, 2, 7, 1]
+    assert first_order.group_importance(weight, gradient, 2).tolist() == [5, 6]
+    assert first_order.group_importance(weight, gradient, 1).tolist() == [7, 2, 7, 1]
 
 
 @pytest.mark.parametrize("family", [name for name, row in registry.ROWS.items() if row.structured and row.dimensions])
@@ -101,7 +116,7 @@ def test_query_key_importance_is_the_gradient_of_gates_on_the_query(checkpoint: 
     loss_of(model, 0).backward()
     for name, wanted in zip(places, expected, strict=True):
         query = model.net.get_submodule(name)
-        found = criteria.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad)
+        found = first_order.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad)
         assert found.shape == (16,)
         assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
         assert wanted.max() > 1e-6
@@ -111,7 +126,7 @@ def test_row_importance_by_hand() -> None:
     """|1·2 + 3·(-1) + 5·2| = 9 and |0 + 2·(-4) + 1·1| = 7."""
     weight, bias = torch.tensor([[1.0, 3], [0, 2]]), torch.tensor([5.0, 1])
     gradient, bias_gradient = torch.tensor([[2.0, -1], [7, -4]]), torch.tensor([2.0, 1])
-    assert criteria.row_importance(weight, gradient, bias, bias_gradient).tolist() == [9, 7]
+    assert first_order.row_importance(weight, gradient, bias, bias_gradient).tolist() == [9, 7]
 
 
 def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
@@ -124,17 +139,17 @@ def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
         model.net.zero_grad()
         plain.net.zero_grad()
         loss_of(model, seed).backward()
-        found.observe()
+        found.observe(Step(number=0, lr=0.1))
         loss_of(plain, seed).backward()
         for i, layer in enumerate(plain.layers()):
             output = layer.heads.reader.weight
-            expected[i] += criteria.group_importance(output, output.grad, 4)
-    assert torch.allclose(found.heads[0], expected, rtol=1e-4)
-    assert found.neurons[0].shape == (2, 24)
-    assert (found.neurons[0] > 0).all()
+            expected[i] += first_order.group_importance(output, output.grad, 4)
+    importance = found.state["importance"]
+    assert importance.shape == (2 * 4 + 2 * 24,)
+    assert torch.allclose(importance[:8].view(2, 4), expected, rtol=1e-4)
+    assert (importance > 0).all()
     found.update(9)
-    assert not found.heads[0].any()  # what was learned before a stair does not decide the next one
-    assert not found.neurons[0].any()
+    assert not importance.any()  # what was learned before a rise does not decide the next one
 
 
 def test_a_ranking_averages_importance_over_a_window_of_steps(checkpoint: Make) -> None:
@@ -142,37 +157,36 @@ def test_a_ranking_averages_importance_over_a_window_of_steps(checkpoint: Make) 
     model = tiny(checkpoint)
     plain = copy.deepcopy(model)
     found = pruner.make_pruner(model, config(method="first-order", sparsity=0.5, structure="dimensions"), 40)
-    assert found.ranking is not None
-    assert found.ranking.decay == 0.5
+    assert first_order.decay_of(40) == 0.5
     expected = torch.zeros(2 * (16 + 16 + 24))
     for seed in range(3):
         for one in (model, plain):
             one.net.zero_grad()
             (4 * loss_of(one, seed)).backward()
-        found.observe(scale=4.0)
+        found.observe(Step(number=seed, lr=0.1, scale=4.0))
         batch_of = []
         for layer in plain.layers():
             assert layer.query_key is not None
             query, output, down = layer.query_key.slots[0].linear, layer.heads.reader, layer.neurons.reader
             batch_of += [
-                criteria.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad),
-                *(criteria.group_importance(one.weight, one.weight.grad, 1) for one in (output, down)),
+                first_order.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad),
+                *(first_order.group_importance(one.weight, one.weight.grad, 1) for one in (output, down)),
             ]
         expected = (expected + torch.cat(batch_of) / 4) / 2
-    assert torch.allclose(found.ranking.importance, expected, rtol=1e-4)
+    assert torch.allclose(found.state["importance"], expected, rtol=1e-4)
     found.update(39)
-    found.observe()  # at the final sparsity nothing is chosen any more
-    assert torch.allclose(found.ranking.importance, expected, rtol=1e-4)
+    found.observe(Step(number=0, lr=0.1))  # at the final sparsity nothing is chosen any more
+    assert torch.allclose(found.state["importance"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("total", "window"), [(5, 1), (400, 20), (10_000, 500), (1_000_000, 500)])
 def test_the_window_is_a_share_of_the_run_and_at_most_that_of_the_source(total: int, window: int) -> None:
-    assert ranking.decay_of(total) == pytest.approx(1 - 1 / window)
+    assert first_order.decay_of(total) == pytest.approx(1 - 1 / window)
 
 
 def test_units_of_a_bert(checkpoint: Make) -> None:
     """Per layer 16 query-key and 16 value-output dimensions of 32 weights, four to a head, and 24 neurons of 32."""
-    table = ranking.unit_table(tiny(checkpoint).layers())
+    table = structures.unit_table(tiny(checkpoint).layers())
     assert table.weights.tolist() == [32] * 112
     heads = [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
     assert table.head.tolist() == [*heads, *heads, *[-1] * 24, *[h + 4 for h in [*heads, *heads]], *[-1] * 24]
@@ -181,7 +195,7 @@ def test_units_of_a_bert(checkpoint: Make) -> None:
 
 def test_a_family_without_dimensions_ranks_whole_heads(checkpoint: Make) -> None:
     """Two key-value heads with their four queries, 2·(4 + 2)·4·16 / 2 weights each, and gated neurons."""
-    table = ranking.unit_table(tiny(checkpoint, "llama").layers())
+    table = structures.unit_table(tiny(checkpoint, "llama").layers())
     assert table.weights.tolist() == 2 * ([(2 * 4 * 4 + 2 * 2 * 4) * 16 // 2] * 2 + [3 * 16] * 24)
     assert set(table.head.tolist()) == {-1}
     assert not table.value.any()
@@ -190,27 +204,27 @@ def test_a_family_without_dimensions_ranks_whole_heads(checkpoint: Make) -> None
 def test_initial_scores_rank_by_magnitude_within_a_matrix(checkpoint: Make) -> None:
     model = tiny(checkpoint)
     found = pruner.make_pruner(model, config(method="cap-soft", score_init="magnitude"), 10)
-    assert found.masks.scores is not None
-    for i, part in enumerate(found.masks.scores.split(found.masks.sizes)):
-        weight = found.masks.original(i).detach().abs()
+    assert found.matrices.scores is not None
+    for i, part in enumerate(found.matrices.scores.split(found.matrices.sizes)):
+        weight = found.matrices.original(i).detach().abs()
         assert float(part.mean()) == pytest.approx(1, rel=1e-5)
         assert torch.allclose(part.view_as(weight), weight / weight.mean())
     zero = pruner.make_pruner(tiny(checkpoint), config(method="cap-soft", score_init="zero"), 10)
-    assert zero.masks.scores is not None
-    assert not zero.masks.scores.any()
+    assert zero.matrices.scores is not None
+    assert not zero.matrices.scores.any()
 
 
 def test_initial_scores_of_a_zero_matrix_are_finite() -> None:
     linear = torch.nn.Linear(3, 2)
     torch.nn.init.zeros_(linear.weight)
-    found = criteria.initial_scores(masks.attach({"w": linear}, learned=True))
+    found = movement.initial_scores(masked.attach({"w": linear}, learned=True))
     assert found.tolist() == [0] * 6
 
 
 # The pruner ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_every_criterion_ends_at_exactly_the_sparsity(checkpoint: Make, criterion: str, family: str) -> None:
     model = tiny(checkpoint, family)
@@ -224,12 +238,12 @@ def test_every_criterion_ends_at_exactly_the_sparsity(checkpoint: Make, criterio
     assert seen[-1][0] == 0.6
     structured = found.criterion.structured
     for sparsity, mask in seen:
-        wanted = masks.kept_count(sparsity, PRUNABLE)
+        wanted = topk.kept_count(sparsity, PRUNABLE)
         assert abs(int(mask.sum()) - wanted) <= (NEURON / 2 if structured else 0), sparsity
-    kept = found.masks.kept()
+    kept = found.matrices.kept()
     model.net.eval()
     before = models.forward(model, batch(99)[0])[0]
-    masks.bake(found.masks)
+    masked.bake(found.matrices)
     nonzero = sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values())
     assert nonzero == kept
     assert torch.allclose(models.forward(model, batch(99)[0])[0], before, atol=1e-6)
@@ -251,15 +265,15 @@ def test_scopes(checkpoint: Make, method: str, scope: str, per_matrix: bool) -> 
         for i, linear in enumerate(model.prunable().values()):
             linear.weight.mul_(1 + i)
     found = pruner.make_pruner(model, config(method=method, scope=scope, sparsity=0.7, score_init="zero"), 10)
-    if found.masks.scores is not None:
-        found.masks.scores.copy_(found.masks.flat_magnitude())
+    if found.matrices.scores is not None:
+        found.matrices.scores.copy_(found.matrices.flat_magnitude())
     found.update(9)
-    shares = [float(mask.mean()) for mask in found.masks.matrix_masks()]
-    assert found.masks.kept() == masks.kept_count(0.7, PRUNABLE)
+    shares = [float(mask.mean()) for mask in found.matrices.matrix_masks()]
+    assert found.matrices.kept() == topk.kept_count(0.7, PRUNABLE)
     assert (max(shares) - min(shares) < 0.01) is per_matrix
-    scores = found.masks.flat_magnitude()
+    scores = found.matrices.flat_magnitude()
     if not per_matrix:
-        assert found.masks.mask.bool().tolist() == reference.topk(scores.tolist(), found.masks.kept())
+        assert found.matrices.mask.bool().tolist() == reference.topk(scores.tolist(), found.matrices.kept())
 
 
 def test_learned_masks_move_and_fixed_masks_stay_while_the_sparsity_holds(checkpoint: Make) -> None:
@@ -275,8 +289,8 @@ def test_magnitude_keeps_the_largest_weights_at_the_step_it_prunes(checkpoint: M
     model = tiny(checkpoint)
     found = pruner.make_pruner(model, config(method="magnitude", sparsity=0.9), 10)
     found.update(9)
-    for i, mask in enumerate(found.masks.matrix_masks()):
-        weight = found.masks.original(i).detach().abs().flatten()
+    for i, mask in enumerate(found.matrices.matrix_masks()):
+        weight = found.matrices.original(i).detach().abs().flatten()
         assert mask.flatten().bool().tolist() == reference.topk(weight.tolist(), int(mask.sum()))
 
 
@@ -286,11 +300,9 @@ def test_structured_masks_agree_between_the_matrices_of_a_layer(checkpoint: Make
     seen = steps(model, found, 12)
     for (_, before), (_, after) in itertools.pairwise(seen):
         assert not (after & ~before).any()  # groups only die
-    per_layer = [found.masks.matrix_masks()[i : i + 6] for i in (0, 6)]
+    per_layer = [found.matrices.matrix_masks()[i : i + 6] for i in (0, 6)]
     n_heads = n_neurons = 0
-    for (query, key, value, output, ffn_in, ffn_out), heads, neurons in zip(
-        per_layer, found.heads[1], found.neurons[1], strict=True
-    ):
+    for (query, key, value, output, ffn_in, ffn_out), heads, neurons in zip(per_layer, *alive(found), strict=True):
         rows = heads.repeat_interleave(4).float()
         for mask in (query, key, value):
             assert torch.equal(mask, rows[:, None].expand(16, 16))
@@ -300,7 +312,7 @@ def test_structured_masks_agree_between_the_matrices_of_a_layer(checkpoint: Make
         assert heads.any()
         assert neurons.any()
         n_heads, n_neurons = n_heads + int(heads.sum()), n_neurons + int(neurons.sum())
-    assert (n_heads, HEAD * n_heads + NEURON * n_neurons) == (3, found.masks.kept())
+    assert (n_heads, HEAD * n_heads + NEURON * n_neurons) == (3, found.matrices.kept())
 
 
 def test_removed_heads_and_neurons_can_be_cut_out(checkpoint: Make) -> None:
@@ -308,11 +320,11 @@ def test_removed_heads_and_neurons_can_be_cut_out(checkpoint: Make) -> None:
     model = tiny(checkpoint)
     found = pruner.make_pruner(model, config(method="cap-f", sparsity=0.6), 12)
     steps(model, found, 12)
-    masks.bake(found.masks)
+    masked.bake(found.matrices)
     model.net.eval()
     before = models.forward(model, batch(5)[0])[0]
     with torch.no_grad():
-        for layer, heads, neurons in zip(model.layers(), found.heads[1], found.neurons[1], strict=True):
+        for layer, heads, neurons in zip(model.layers(), *alive(found), strict=True):
             dead = ~heads.repeat_interleave(4)
             for slot in layer.heads.slots[:3]:
                 slot.linear.bias[dead] += 3
@@ -329,20 +341,19 @@ def test_dimensions_end_at_the_count_and_only_die(checkpoint: Make, family: str,
     """The masks hold whole units, nearest to the count at every step; 95 and 99 % can be reached."""
     model = tiny(checkpoint, family)
     found = pruner.make_pruner(model, config(**DIMENSIONS, sparsity=sparsity), 30)
-    n = found.masks.mask.numel()
-    assert found.ranking is not None
+    n = found.matrices.mask.numel()
     seen = steps(model, found, 30)
     for (_, before), (_, after) in itertools.pairwise(seen):
         assert not (after & ~before).any()
-    table = found.ranking.table
+    table = found.structure.table
     for held, mask in seen:
-        assert abs(int(mask.sum()) - masks.kept_count(held, n)) <= int(table.weights.max()) / 2
-    kept = int(table.weights[found.ranking.alive].sum())
+        assert abs(int(mask.sum()) - topk.kept_count(held, n)) <= int(table.weights.max()) / 2
+    kept = int(table.weights[found.alive].sum())
     assert seen[-1][0] == sparsity
-    assert found.masks.kept() == kept
+    assert found.matrices.kept() == kept
     if len(set(table.weights.tolist())) == 1:
-        assert kept == pruner.plan_structure(model.layers(), config(**DIMENSIONS, sparsity=sparsity))
-    alive, values = found.ranking.alive, table.values_per_head(found.ranking.alive)
+        assert kept == found.structure.weights(sparsity)
+    alive, values = found.alive, table.values_per_head(found.alive)
     assert not (alive & (table.head >= 0) & (values == 0)).any(), "a head without values keeps no queries"
 
 
@@ -351,14 +362,13 @@ def test_removed_dimensions_can_be_cut_out(checkpoint: Make) -> None:
     model = tiny(checkpoint)
     found = pruner.make_pruner(model, config(**DIMENSIONS, sparsity=0.8), 20)
     steps(model, found, 20)
-    assert found.ranking is not None
-    masks.bake(found.masks)
+    masked.bake(found.matrices)
     model.net.eval()
     before = models.forward(model, batch(5)[0])[0]
-    alive = found.ranking.alive.split([units.count for units in found.ranking.parts])
+    alive = found.alive.split([units.count for units in found.structure.units])
     dead = 0
     with torch.no_grad():
-        for units, living in zip(found.ranking.parts, alive, strict=True):
+        for units, living in zip(found.structure.units, alive, strict=True):
             dead += int((~living).sum())
             for slot in units.slots:
                 if slot.axis == 0:
@@ -378,8 +388,9 @@ def test_plan_of_bert_base_by_dimensions() -> None:
         heads=families.Units(count=12, slots=tuple(slots)), neurons=families.Units(count=3072, slots=neurons)
     )
     layers = [families._with_dimensions(layer)] * 12
+    found = structures.Dimensions(layers=layers, linears={}, table=structures.unit_table(layers))
     for sparsity, n_units in ((0.95, 2765), (0.97, 1659), (0.0, 55296)):
-        assert pruner.plan_structure(layers, config(**DIMENSIONS, sparsity=sparsity)) == n_units * 1536
+        assert found.weights(sparsity) == n_units * 1536
 
 
 def test_a_structured_sparsity_out_of_reach_is_refused_before_masks_are_put_on(checkpoint: Make) -> None:
@@ -409,7 +420,7 @@ def test_restore_puts_back_what_tensors_gave(checkpoint: Make, chosen: dict[str,
     for step in range(8, 12):
         for one in (found, other):
             one.update(step)
-        assert torch.equal(found.masks.mask, other.masks.mask)
+        assert torch.equal(found.matrices.mask, other.matrices.mask)
 
 
 def test_zero_sparsity_changes_nothing(checkpoint: Make) -> None:
@@ -417,11 +428,11 @@ def test_zero_sparsity_changes_nothing(checkpoint: Make) -> None:
         model = tiny(checkpoint)
         found = pruner.make_pruner(model, config(method=method, sparsity=0.0), 6)
         steps(model, found, 6)
-        assert found.masks.kept() == PRUNABLE
+        assert found.matrices.kept() == PRUNABLE
 
 
 def test_table_matches_the_methods() -> None:
-    assert {method.criterion for method in METHODS.values()} == set(criteria.CRITERIA) == set(BY_CRITERION)
-    for row in criteria.CRITERIA.values():
-        assert (row.scores is None) is row.structured
-    assert [name for name, row in criteria.CRITERIA.items() if row.regularised] == ["soft-movement"]
+    assert {method.criterion for method in METHODS.values()} == set(CRITERIA) == set(BY_CRITERION)
+    for method in METHODS.values():
+        assert method.structured is CRITERIA[method.criterion].structured
+    assert [name for name, row in CRITERIA.items() if row.regularised] == ["soft-movement"]

@@ -19,9 +19,10 @@ from registry import ROWS
 from tiny import Tiny, write_byte_tokenizer, write_csv, write_jsonl, write_tokenizer
 
 import capcli
-from capcli import families, masks, models, pruner, ranking, tasks, tokens
+from capcli import families, models, tasks, tokens
 from capcli.config import EvalConfig, ExportConfig, TaskConfig
 from capcli.errors import ConfigError, ModelError
+from capcli.pruning import structures, topk
 
 TOKENIZERS = {
     "words": write_tokenizer,
@@ -68,7 +69,7 @@ def test_the_registry_has_every_family() -> None:
 def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name: str, kind: str) -> None:
     report = prune(tiny, family(name), tmp_path / "out", kind)
     found = report["sparsity"]
-    assert found["kept_weights"] == masks.kept_count(0.7, found["prunable_weights"])
+    assert found["kept_weights"] == topk.kept_count(0.7, found["prunable_weights"])
     model = models.load_artifact(tmp_path / "out")
     assert sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values()) == found["kept_weights"]
     assert sum(linear.weight.numel() for linear in model.prunable().values()) == found["prunable_weights"]
@@ -133,7 +134,7 @@ def test_a_decoder_is_pruned_on_data_with_empty_texts(tiny: Tiny, family: Folder
 def test_structured_pruning(tiny: Tiny, family: Folder, tmp_path: Path, name: str) -> None:
     report = prune(tiny, family(name), tmp_path / "out", "classification", method="cap-f", sparsity=0.5, epochs=2)
     found, model = report["sparsity"], models.load_artifact(tmp_path / "out")
-    plan = pruner.group_plan(model.layers(), 0.5)
+    plan = structures.Heads(layers=model.layers(), linears={}, final=0.5).plan(0.5)
     assert found["kept_weights"] == plan.kept_weights
     alive = 0
     for layer in model.layers():
@@ -154,13 +155,14 @@ def test_structured_pruning_by_dimensions(tiny: Tiny, family: Folder, tmp_path: 
     found = [
         (units, [any(slice_of(slot, unit).any() for slot in units.slots) for unit in range(units.count)])
         for layer in layers
-        for units in ranking.kinds(layer)
+        for units in structures.kinds(layer)
     ]
     assert sum(units.weights * sum(alive) for units, alive in found) == kept
     largest = max(units.weights for units, _ in found)
-    assert abs(kept - masks.kept_count(0.95, report["sparsity"]["prunable_weights"])) <= largest / 2
+    assert abs(kept - topk.kept_count(0.95, report["sparsity"]["prunable_weights"])) <= largest / 2
     if len({units.weights for units, _ in found}) == 1:
-        assert kept == ranking.planned_weights(layers, 0.95)
+        table = structures.unit_table(layers)
+        assert kept == structures.Dimensions(layers=layers, linears={}, table=table).weights(0.95)
     assert sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values()) == kept
 
 
@@ -218,7 +220,7 @@ def test_dimensions_are_those_of_the_heads(family: Folder, name: str) -> None:
     for layer in models.load_dense(str(family(name)), ("x", "y"), "classification", 1).layers():
         if not ROWS[name].dimensions:
             assert layer.query_key is layer.value_output is None
-            assert ranking.kinds(layer) == [layer.heads, layer.neurons]
+            assert structures.kinds(layer) == [layer.heads, layer.neurons]
             continue
         assert layer.query_key is not None
         assert layer.value_output is not None
@@ -233,7 +235,7 @@ def test_dimensions_are_those_of_the_heads(family: Folder, name: str) -> None:
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_units_share_out_every_prunable_weight(family: Folder, name: str) -> None:
     model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
-    for kinds in (lambda layer: [layer.heads, layer.neurons], ranking.kinds):
+    for kinds in (lambda layer: [layer.heads, layer.neurons], structures.kinds):
         counted = {id(linear): torch.zeros_like(linear.weight) for linear in model.prunable().values()}
         for layer in model.layers():
             for units in kinds(layer):

@@ -14,7 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from capcli import families, models
 from capcli.config import METHODS, PruneConfig, TaskConfig
-from capcli.pruner import make_pruner
+from capcli.pruning.criteria.seat import Step
+from capcli.pruning.pruner import make_pruner
 
 STEPS = 40
 SHOWN = (10, 20, 39)  # in the ramp, later in it, and at the final sparsity
@@ -34,6 +35,9 @@ GOLDEN: dict[str, list[tuple[int, str]]] = {
     "movement": [(9635, "16db988fb6d945bd"), (4309, "89d3162e2e6cf0b8"), (3277, "fae051a13c99e049")],
     "first-order": [(13120, "be41a7be6e2fa63a"), (8192, "ce73b0fb0dd87e99"), (3264, "b71fcaa05caae593")],
     "magnitude": [(9635, "90b354dee9d49b37"), (4309, "c7fe411788963cf6"), (3277, "602f7e4a5a11baeb")],
+    "cap-pins": [(9635, "b538eed7b1aad5be"), (4309, "ed4568165743c68a"), (3277, "919ceb004c342fb5")],
+    "pins": [(9635, "b538eed7b1aad5be"), (4309, "ed4568165743c68a"), (3277, "919ceb004c342fb5")],
+    "platon": [(9635, "7dc62e4ffa9f9893"), (4309, "26a5f2129d595b34"), (3277, "af2935f358b20573")],
     "cap-f dimensions": [(9664, "dbf76595f449fdce"), (4416, "810c98680e319e83"), (3264, "dd490407d9011a61")],
     "first-order dimensions": [(9664, "dbf76595f449fdce"), (4416, "810c98680e319e83"), (3264, "dd490407d9011a61")],
     "movement global": [(9635, "1e4d61f40bd76eed"), (4309, "15c4c8c66e778180"), (3277, "3ca16e5c817ada42")],
@@ -79,11 +83,11 @@ def masks_of(method: str, options: dict[str, Any]) -> list[tuple[int, str]]:
     for step in range(STEPS):
         pruner.update(step)
         if step in SHOWN:
-            bits = np.packbits(pruner.masks.mask.numpy() != 0).tobytes()
-            found.append((pruner.masks.kept(), hashlib.sha256(bits).hexdigest()[:16]))
+            bits = np.packbits(pruner.matrices.mask.numpy() != 0).tobytes()
+            found.append((pruner.matrices.kept(), hashlib.sha256(bits).hexdigest()[:16]))
         for parameter in model.net.parameters():
             parameter.grad = torch.from_numpy(rng.standard_normal(parameter.shape)).to(parameter.dtype)
-        pruner.observe()
+        pruner.observe(Step(number=step, lr=0.05))
         with torch.no_grad():
             for parameter in model.net.parameters():
                 parameter -= 0.05 * parameter.grad

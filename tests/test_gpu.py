@@ -12,10 +12,11 @@ import torch
 from tiny import PRUNABLE, Tiny
 
 import capcli
-from capcli import banks, losses, masks, models, run, tokens, train
+from capcli import models, run, tokens, train
 from capcli.config import METHODS, ExportConfig, Hardware
-from capcli.criteria import CRITERIA
-from capcli.pruner import make_pruner
+from capcli.pruning import banks, losses, topk
+from capcli.pruning.criteria import CRITERIA
+from capcli.pruning.pruner import make_pruner
 
 pytest_plugins = ["tiny"]
 pytestmark = [
@@ -97,7 +98,7 @@ def test_topk_on_the_device_equals_the_cpu(n: int, seed: int) -> None:
     tied = (scores * 2).round() / 2  # many ties, zeros of both signs
     for values in (scores, tied, -scores.abs(), torch.zeros(n)):
         for keep in sorted({0, 1, n // 33, n // 2, n - 1, n}):
-            assert torch.equal(masks.topk(values.to(CUDA), keep).cpu(), masks.topk(values, keep)), (n, keep)
+            assert torch.equal(topk.topk(values.to(CUDA), keep).cpu(), topk.topk(values, keep)), (n, keep)
 
 
 @pytest.mark.parametrize("scope", ["matrix", "global"])
@@ -105,15 +106,15 @@ def test_selection_over_matrices_equals_the_cpu(scope: str) -> None:
     sizes = [256, 1024, 256, 77]
     scores = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0))
     for sparsity in (0.0, 0.5, 0.97):
-        chosen = masks.select(scores.to(CUDA), sizes, sparsity, scope)
-        assert torch.equal(chosen.cpu(), masks.select(scores, sizes, sparsity, scope))
+        chosen = topk.select(scores.to(CUDA), sizes, sparsity, scope)
+        assert torch.equal(chosen.cpu(), topk.select(scores, sizes, sparsity, scope))
 
 
 @pytest.mark.parametrize("method", ["cap-soft", "cap-m", "magnitude"])
 def test_run_is_exact_and_loads_on_the_cpu(tiny: Tiny, tmp_path: Path, method: str) -> None:
     report = tiny.prune(tmp_path / "out", method=method, device="cuda")
     assert "cuda" in str(report["device"])
-    assert abs(report["sparsity"]["kept_weights"] - masks.kept_count(0.7, PRUNABLE)) <= 1
+    assert abs(report["sparsity"]["kept_weights"] - topk.kept_count(0.7, PRUNABLE)) <= 1
     assert report["memory"]["peak_device_bytes"] > 0
     net = capcli.load(tmp_path / "out")
     assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}

@@ -22,8 +22,9 @@ import hub_server
 import pytest
 from tiny import FILLERS, PRUNABLE, WORDS, Tiny, cap, environment, write_model
 
-from capcli import config, hub, masks
+from capcli import config, hub
 from capcli.errors import CapError, ModelError
+from capcli.pruning import topk
 
 PACKAGE = Path(hub.__file__).parent.parent
 MEND = ["mend"]
@@ -525,7 +526,7 @@ def test_the_literal_command(data_world: World, tmp_path: Path) -> None:
     assert (report["model"], report["task"], report["method"]) == ("bert-base", "mnli", "cap-soft")
     kept = report["sparsity"]["kept_weights"]
     assert report["sparsity"]["prunable_weights"] == PRUNABLE
-    assert kept == masks.kept_count(0.97, PRUNABLE) == sum(row["kept"] for row in report["sparsity"]["per_matrix"])
+    assert kept == topk.kept_count(0.97, PRUNABLE) == sum(row["kept"] for row in report["sparsity"]["per_matrix"])
     assert report["sparsity"]["achieved"] == pytest.approx(1 - kept / PRUNABLE, abs=1e-12)
     splits = report["metrics"]["splits"]
     assert {name: split["n_examples"] for name, split in splits.items()} == {n: MNLI[n] for n in MNLI if "valid" in n}

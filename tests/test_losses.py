@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from capcli import losses
+from capcli.pruning import losses
 
 NORMALIZATIONS = ("mean", "reference")
 

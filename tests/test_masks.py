@@ -3,6 +3,8 @@
 import itertools
 import math
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import reference
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import masks
 from capcli.errors import ConfigError
+from capcli.pruning import masked, schedules, structures, topk
 
 FLOAT = st.floats(width=32, allow_nan=False)
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, math.inf, -math.inf, 1e-42, -1e-42, 1e-45, 3e38])
@@ -22,7 +24,7 @@ SCORES = st.one_of(st.lists(FLOAT, min_size=1, max_size=40), st.lists(FEW, min_s
 
 def device_topk(scores: Tensor, keep: int) -> Tensor:
     """What `topk` does away from the CPU, run on CPU tensors."""
-    return masks._bisected(scores.float()[None], [keep])[0]
+    return topk._bisected(scores.float()[None], [keep])[0]
 
 
 # Selection -----------------------------------------------------------------------------------------------------------
@@ -36,7 +38,7 @@ def test_topk_keeps_exactly_the_largest_and_ties_go_to_the_lower_index(scores: l
     keep = round(share * len(scores))
     expected = reference.topk(scores, keep)
     tensor = torch.tensor(scores, dtype=torch.float32)
-    assert masks.topk(tensor, keep).tolist() == expected
+    assert topk.topk(tensor, keep).tolist() == expected
     assert device_topk(tensor, keep).tolist() == expected
 
 
@@ -51,7 +53,7 @@ def test_cpu_path_equals_device_path_on_many_values(kind: str) -> None:
     elif kind == "denormal":
         scores = scores * 1e-41
     for keep in (1, 2, 599, 600, 10_000, 19_999):
-        found = masks.topk(scores, keep)
+        found = topk.topk(scores, keep)
         assert int(found.sum()) == keep
         assert torch.equal(found, device_topk(scores, keep))
         assert scores[found].min() >= scores[~found].max()
@@ -60,7 +62,7 @@ def test_cpu_path_equals_device_path_on_many_values(kind: str) -> None:
 @given(values=st.lists(FLOAT, min_size=2, max_size=30))
 def test_ordered_keys_have_the_order_of_the_floats(values: list[float]) -> None:
     tensor = torch.tensor(values, dtype=torch.float32)
-    keys = masks._ordered(tensor)
+    keys = topk._ordered(tensor)
     for i in range(len(values) - 1):
         assert bool(keys[i] < keys[i + 1]) == bool(tensor[i] < tensor[i + 1])
         assert bool(keys[i] == keys[i + 1]) == bool(tensor[i] == tensor[i + 1])
@@ -74,35 +76,35 @@ def test_rows_are_ranked_each_by_itself(rows: list[list[float]], data: st.DataOb
     keep = data.draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
     scores = torch.tensor(rows, dtype=torch.float32)
     expected = [reference.topk(row, count) for row, count in zip(rows, keep, strict=True)]
-    assert masks.topk_rows(scores, keep).tolist() == expected
-    assert masks._bisected(scores, keep).tolist() == expected
+    assert topk.topk_rows(scores, keep).tolist() == expected
+    assert topk._bisected(scores, keep).tolist() == expected
 
 
 def test_topk_accepts_other_types_and_refuses_impossible_counts() -> None:
-    assert masks.topk(torch.tensor([1, 3, 2], dtype=torch.bfloat16), 2).tolist() == [False, True, True]
+    assert topk.topk(torch.tensor([1, 3, 2], dtype=torch.bfloat16), 2).tolist() == [False, True, True]
     for keep in (-1, 4):
         with pytest.raises(AssertionError):
-            masks.topk(torch.ones(3), keep)
+            topk.topk(torch.ones(3), keep)
     with pytest.raises(AssertionError):
-        masks.topk(torch.ones(2, 2), 1)
+        topk.topk(torch.ones(2, 2), 1)
 
 
 def test_topk_leaves_the_scores_alone() -> None:
     scores = torch.tensor([3.0, -0.0, 1.0])
-    masks.topk(scores, 1)
+    topk.topk(scores, 1)
     assert struct.pack("<3f", *scores.tolist()) == struct.pack("<3f", 3.0, -0.0, 1.0)
 
 
 @given(sparsity=st.floats(0, 1, exclude_max=True), n=st.integers(1, 10**6))
 def test_kept_count_is_within_one_of_the_exact_share(sparsity: float, n: int) -> None:
-    kept = masks.kept_count(sparsity, n)
+    kept = topk.kept_count(sparsity, n)
     assert 0 <= kept <= n
     assert abs(kept - reference.kept_count(sparsity, n)) <= 1
     assert abs(kept - (1 - sparsity) * n) <= 0.5 + 1e-6
 
 
 def test_kept_count_by_hand() -> None:
-    assert [masks.kept_count(s, n) for s, n in ((0.97, 100), (0.5, 5), (0.0, 7), (0.9, 4), (0.999, 10))] == [
+    assert [topk.kept_count(s, n) for s, n in ((0.97, 100), (0.5, 5), (0.0, 7), (0.9, 4), (0.999, 10))] == [
         3,
         3,
         7,
@@ -114,7 +116,7 @@ def test_kept_count_by_hand() -> None:
 @given(sizes=st.lists(st.integers(1, 500), min_size=1, max_size=8), share=st.floats(0, 1))
 def test_apportion_is_exact_and_fair(sizes: list[int], share: float) -> None:
     keep = round(share * sum(sizes))
-    counts = masks.apportion(keep, sizes)
+    counts = topk.apportion(keep, sizes)
     assert sum(counts) == keep
     for count, size in zip(counts, sizes, strict=True):
         assert 0 <= count <= size
@@ -122,8 +124,8 @@ def test_apportion_is_exact_and_fair(sizes: list[int], share: float) -> None:
 
 
 def test_apportion_gives_the_rest_to_the_largest_remainder_then_the_lower_index() -> None:
-    assert masks.apportion(2, [1, 1, 1]) == [1, 1, 0]
-    assert masks.apportion(3, [4, 2, 2]) == [1, 1, 1]  # shares 1.5, .75, .75: the remainders .75 come first
+    assert topk.apportion(2, [1, 1, 1]) == [1, 1, 0]
+    assert topk.apportion(3, [4, 2, 2]) == [1, 1, 1]  # shares 1.5, .75, .75: the remainders .75 come first
 
 
 @given(
@@ -133,10 +135,10 @@ def test_apportion_gives_the_rest_to_the_largest_remainder_then_the_lower_index(
 )
 def test_select_keeps_the_exact_number_in_each_scope(sizes: list[int], sparsity: float, seed: int) -> None:
     scores = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed)).round(decimals=1)
-    keep = masks.kept_count(sparsity, sum(sizes))
-    whole = masks.select(scores, sizes, sparsity, "global")
+    keep = topk.kept_count(sparsity, sum(sizes))
+    whole = topk.select(scores, sizes, sparsity, "global")
     assert whole.tolist() == reference.topk(scores.tolist(), keep)
-    parts = masks.select(scores, sizes, sparsity, "matrix").split(sizes)
+    parts = topk.select(scores, sizes, sparsity, "matrix").split(sizes)
     assert sum(int(part.sum()) for part in parts) == keep
     for part, own, size in zip(parts, scores.split(sizes), sizes, strict=True):
         assert part.tolist() == reference.topk(own.tolist(), int(part.sum()))
@@ -145,8 +147,8 @@ def test_select_keeps_the_exact_number_in_each_scope(sizes: list[int], sparsity:
 
 def test_scopes_differ_where_matrices_differ_in_scale() -> None:
     scores = torch.tensor([1.0, 2.0, 30.0, 40.0])
-    assert masks.select(scores, [2, 2], 0.5, "global").tolist() == [False, False, True, True]
-    assert masks.select(scores, [2, 2], 0.5, "matrix").tolist() == [False, True, False, True]
+    assert topk.select(scores, [2, 2], 0.5, "global").tolist() == [False, False, True, True]
+    assert topk.select(scores, [2, 2], 0.5, "matrix").tolist() == [False, True, False, True]
 
 
 # Schedules -----------------------------------------------------------------------------------------------------------
@@ -154,21 +156,28 @@ def test_scopes_differ_where_matrices_differ_in_scale() -> None:
 SHARE = st.floats(0, 0.6)
 
 
+SHAPES = [schedules.cubic, schedules.equal_steps, schedules.cubic_in_steps]
+
+
+def scheduled(shape: Callable[..., float], total: int, **options: Any) -> schedules.Schedule:
+    """A schedule of this shape; equal steps are those of heads, whose importance is known after a step only."""
+    return schedules.Schedule(total=total, shape=shape, earliest=int(shape is schedules.equal_steps), **options)
+
+
 @given(
     total=st.integers(1, 200),
     final=st.floats(0, 0.999),
     dense_share=SHARE,
     final_share=SHARE,
-    shape=st.sampled_from([masks.cubic, masks.stairs, masks.ledges]),
+    shape=st.sampled_from(SHAPES),
 )
 def test_schedules_rise_from_dense_to_exactly_final(
     total: int, final: float, dense_share: float, final_share: float, shape: object
 ) -> None:
     assume(dense_share + final_share <= 1)
     assert callable(shape)
-    values = [
-        shape(step, total, final=final, dense_share=dense_share, final_share=final_share) for step in range(total)
-    ]
+    schedule = scheduled(shape, total, final=final, dense_share=dense_share, final_share=final_share)
+    values = [schedule(step) for step in range(total)]
     assert all(a <= b for a, b in itertools.pairwise(values))
     assert values[-1] == final, "the last step that is trained"
     begin, end = math.floor(dense_share * total), math.ceil((1 - final_share) * total)
@@ -181,21 +190,23 @@ def test_schedules_rise_from_dense_to_exactly_final(
 def test_cubic_is_the_formula(total: int, final: float, dense_share: float, final_share: float) -> None:
     assume(dense_share + final_share <= 1)
     for step in range(total + 1):
-        found = masks.cubic(step, total, final=final, dense_share=dense_share, final_share=final_share)
+        found = scheduled(schedules.cubic, total, final=final, dense_share=dense_share, final_share=final_share)(step)
         assert found == pytest.approx(reference.scheduled(step, total, final, dense_share, final_share), abs=1e-12)
 
 
 def test_cubic_by_hand() -> None:
     """100 steps, dense for 20, final for the last 40: at step 40 half of the way, 0.8·(1 - 1/8) = 0.7."""
-    at = {s: masks.cubic(s, 100, final=0.8, dense_share=0.2, final_share=0.4) for s in (0, 19, 20, 40, 59, 60, 100)}
+    schedule = scheduled(schedules.cubic, 100, final=0.8, dense_share=0.2, final_share=0.4)
+    at = {s: schedule(s) for s in (0, 19, 20, 40, 59, 60, 100)}
     assert (at[0], at[19], at[20], at[60], at[100]) == (0, 0, 0, 0.8, 0.8)
     assert at[40] == pytest.approx(0.7)
     assert 0.79 < at[59] < 0.8
 
 
 @given(total=st.integers(40, 300), final=st.floats(0.05, 0.97))
-def test_stairs_are_equal_and_at_most_a_tenth(total: int, final: float) -> None:
-    values = [masks.stairs(s, total, final=final, dense_share=0.1, final_share=0.3) for s in range(total + 1)]
+def test_equal_steps_are_equal_and_at_most_a_tenth(total: int, final: float) -> None:
+    schedule = scheduled(schedules.equal_steps, total, final=final, dense_share=0.1, final_share=0.3)
+    values = [schedule(s) for s in range(total + 1)]
     levels = sorted(set(values))
     rises = [b - a for a, b in itertools.pairwise(levels)]
     assert rises
@@ -203,25 +214,48 @@ def test_stairs_are_equal_and_at_most_a_tenth(total: int, final: float) -> None:
     assert max(rises) == pytest.approx(min(rises))
 
 
-def test_stairs_by_hand() -> None:
+def test_equal_steps_by_hand() -> None:
     """Final 0.3 by tenths over steps 15 to 44 of 60: 0.1 from 15, 0.2 from 25, 0.3 from 35."""
     shape = {"final": 0.3, "dense_share": 0.25, "final_share": 0.25}
-    found = [round(masks.stairs(s, 60, **shape), 6) for s in (14, 15, 24, 25, 34, 35, 45, 60)]
+    schedule = scheduled(schedules.equal_steps, 60, **shape)
+    found = [round(schedule(s), 6) for s in (14, 15, 24, 25, 34, 35, 45, 60)]
     assert found == [0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.3]
 
 
 @given(total=st.integers(1, 300), final=st.floats(0, 0.99), dense_share=SHARE, final_share=SHARE)
-def test_ledges_are_the_cubic_rounded_down_to_a_hundredth(
+def test_cubic_in_steps_is_the_cubic_rounded_down_to_a_hundredth(
     total: int, final: float, dense_share: float, final_share: float
 ) -> None:
     assume(dense_share + final_share <= 1)
     shape = {"final": final, "dense_share": dense_share, "final_share": final_share}
-    found = [masks.ledges(step, total, **shape) for step in range(total)]
+    found = [scheduled(schedules.cubic_in_steps, total, **shape)(step) for step in range(total)]
     assert len(set(found)) <= 101
-    for ledge, smooth in zip(found, (masks.cubic(step, total, **shape) for step in range(total)), strict=True):
-        assert ledge <= smooth + 1e-9
-        assert smooth - ledge < 0.01 + 1e-9
-        assert ledge == final or round(100 * ledge, 6) % 1 == 0
+    for held, smooth in zip(
+        found, (scheduled(schedules.cubic, total, **shape)(step) for step in range(total)), strict=True
+    ):
+        assert held <= smooth + 1e-9
+        assert smooth - held < 0.01 + 1e-9
+        assert held == final or round(100 * held, 6) % 1 == 0
+
+
+def test_a_first_jump_is_made_at_once_and_the_rest_is_cubic() -> None:
+    """Final 0.9 from 0.5: at half of the way 0.9 - 0.4/8 = 0.85."""
+    schedule = scheduled(schedules.cubic, 100, final=0.9, dense_share=0.2, final_share=0.4, initial=0.5)
+    assert (schedule(19), schedule(20), schedule(60)) == (0, 0.5, 0.9)
+    assert schedule(40) == pytest.approx(0.85)
+
+
+def test_a_sparsity_is_held_for_as_many_steps_as_asked() -> None:
+    schedule = scheduled(schedules.cubic, 100, final=0.9, dense_share=0.1, final_share=0.4, every=10)
+    rises = [step for step in range(1, 100) if schedule(step) > schedule(step - 1)]
+    assert rises == [20, 30, 40, 50, 60]  # at 10 the cubic is still at zero
+    smooth = scheduled(schedules.cubic, 100, final=0.9, dense_share=0.1, final_share=0.4)
+    assert [schedule(step) for step in rises] == [smooth(step) for step in rises]
+
+
+def test_cycles_begin_at_the_start_and_at_each_rise() -> None:
+    found = [schedules.cycle(step, 50, [20, 30]) for step in (0, 19, 20, 29, 30, 49)]
+    assert found == [(0, 20), (19, 20), (0, 10), (9, 10), (0, 20), (19, 20)]
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
@@ -242,10 +276,10 @@ def test_plan_is_as_near_as_whole_groups_allow(
     total = heads * head_weights + neurons * neuron_weights
     sizes = {"layers": layers, "heads": heads, "head_weights": head_weights}
     try:
-        plan = masks.plan_groups(sparsity, **sizes, neurons=neurons, neuron_weights=neuron_weights)
+        plan = structures.plan_groups(sparsity, **sizes, neurons=neurons, neuron_weights=neuron_weights)
     except ConfigError as error:
         least = layers * (head_weights + neuron_weights)
-        assert masks.kept_count(sparsity, total) < least
+        assert topk.kept_count(sparsity, total) < least
         assert "one head and one neuron per layer must stay" in error.message
         named = float(error.message.rsplit(" ", 1)[1])
         assert named <= 1 - least / total < named + 1e-4 + 1e-12
@@ -254,22 +288,22 @@ def test_plan_is_as_near_as_whole_groups_allow(
     assert layers <= plan.neurons <= neurons
     assert plan.kept_weights == plan.heads * head_weights + plan.neurons * neuron_weights
     if layers < plan.neurons < neurons:  # the neurons take up what rounding heads left
-        assert abs(plan.kept_weights - masks.kept_count(sparsity, total)) <= neuron_weights / 2
+        assert abs(plan.kept_weights - topk.kept_count(sparsity, total)) <= neuron_weights / 2
     assert plan.heads == pytest.approx(max(layers, (1 - sparsity) * heads), abs=0.5 + 1e-6)
 
 
 def test_plan_of_bert_base_and_its_limit() -> None:
     sizes = {"layers": 12, "heads": 144, "head_weights": 4 * 64 * 768, "neurons": 36864, "neuron_weights": 1536}
-    plan = masks.plan_groups(0.5, **sizes)
+    plan = structures.plan_groups(0.5, **sizes)
     assert (plan.heads, plan.neurons, plan.kept_weights) == (72, 18432, 42467328)
     with pytest.raises(ConfigError) as caught:
-        masks.plan_groups(0.98, **sizes)
+        structures.plan_groups(0.98, **sizes)
     assert caught.value.message == (
         "structured pruning cannot reach sparsity 0.98: one head and one neuron per layer must stay, "
         "which leaves at most 0.972"
     )
     assert "cap-soft" in caught.value.hint
-    reached = masks.plan_groups(0.972, **sizes)
+    reached = structures.plan_groups(0.972, **sizes)
     assert reached.heads == 12
     assert 1 - reached.kept_weights / 84934656 == pytest.approx(0.972, abs=1e-5)
 
@@ -284,7 +318,7 @@ def test_groups_stay_in_every_layer_in_exact_number_and_only_die(
     for _ in range(3):
         keep = data.draw(st.integers(layers, keep))
         importance = torch.rand(layers, width, generator=rng).round(decimals=1)
-        found = masks.select_groups(importance, keep, alive)
+        found = structures.select_groups(importance, keep, alive)
         assert int(found.sum()) == keep
         assert found.any(dim=1).all()
         assert not (found & ~alive).any()
@@ -294,30 +328,32 @@ def test_groups_stay_in_every_layer_in_exact_number_and_only_die(
 def test_groups_are_ranked_over_layers_after_normalisation() -> None:
     """Layer 1 is a thousand times larger, but of the same direction: both keep their best two."""
     importance = torch.tensor([[3.0, 4.0, 0.0, 1.0], [1000.0, 4000.0, 3000.0, 0.0]])
-    found = masks.select_groups(importance, 4, torch.ones(2, 4, dtype=torch.bool))
+    found = structures.select_groups(importance, 4, torch.ones(2, 4, dtype=torch.bool))
     assert found.tolist() == [[True, True, False, False], [False, True, True, False]]
 
 
 def test_a_layer_without_any_importance_keeps_its_first_living_group() -> None:
     alive = torch.tensor([[False, True, True], [True, True, True]])
-    found = masks.select_groups(torch.tensor([[9.0, 0.0, 0.0], [1.0, 2.0, 3.0]]), 2, alive)
+    found = structures.select_groups(torch.tensor([[9.0, 0.0, 0.0], [1.0, 2.0, 3.0]]), 2, alive)
     assert found.tolist() == [[False, True, False], [False, False, True]]
 
 
 # Units of one ranking -------------------------------------------------------------------------------------------------
 
 
-def units_of(weights: list[int], head: list[int], value: list[int]) -> masks.UnitTable:
-    return masks.UnitTable(weights=torch.tensor(weights), head=torch.tensor(head), value=torch.tensor(value).bool())
+def units_of(weights: list[int], head: list[int], value: list[int]) -> structures.UnitTable:
+    return structures.UnitTable(
+        weights=torch.tensor(weights), head=torch.tensor(head), value=torch.tensor(value).bool()
+    )
 
 
 # Two heads with two query-key and two value-output units each, and three neurons; all of weight 2.
 SMALL = units_of([2] * 11, [0, 0, 1, 1, 0, 0, 1, 1, -1, -1, -1], [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0])
 
 
-def chosen(importance: list[float], alive: list[int], keep: int, units: masks.UnitTable = SMALL) -> list[int]:
+def chosen(importance: list[float], alive: list[int], keep: int, units: structures.UnitTable = SMALL) -> list[int]:
     """The numbers of the units that stay."""
-    found = masks.select_units(torch.tensor(importance), torch.tensor(alive).bool(), units, keep)
+    found = structures.select_units(torch.tensor(importance), torch.tensor(alive).bool(), units, keep)
     return torch.nonzero(found)[:, 0].tolist()
 
 
@@ -345,7 +381,7 @@ def test_importance_counts_per_weight() -> None:
 def test_nearly_empty_heads_lose_importance() -> None:
     """Half the value-output units of head 0 live: tanh(0.5 / 0.3) = 0.931; head 1 is whole: tanh(1 / 0.3) = 0.9975."""
     alive = torch.tensor([1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1]).bool()
-    found = masks.emptying(torch.ones(11), alive, SMALL)
+    found = structures.head_regularised(torch.ones(11), alive, SMALL)
     half, whole = math.tanh(0.5 / 0.3), math.tanh(1 / 0.3)
     assert found.tolist() == pytest.approx([1] * 4 + [half, half, whole, whole] + [1] * 3)
     assert (round(half, 3), round(whole, 4)) == (0.931, 0.9975)
@@ -392,7 +428,7 @@ def test_selected_units_are_those_of_the_slow_loop_near_the_count_and_only_die(
     for share in sorted(shares, reverse=True):
         keep = math.floor(share * sum(weights))
         worth = torch.tensor(importance, dtype=torch.float64)
-        found = masks.select_units(worth, alive, units, keep)
+        found = structures.select_units(worth, alive, units, keep)
         wanted = reference.select_units(
             worth.tolist(), alive.tolist(), weights, head, [bool(one) for one in value], keep
         )
@@ -416,9 +452,9 @@ def two_layers(dtype: torch.dtype = torch.float64) -> tuple[nn.Linear, nn.Linear
     return nn.Linear(4, 3, dtype=dtype), nn.Linear(3, 2, dtype=dtype)
 
 
-def attached(*, learned: bool, dtype: torch.dtype = torch.float64) -> tuple[masks.MaskSet, nn.Linear, nn.Linear]:
+def attached(*, learned: bool, dtype: torch.dtype = torch.float64) -> tuple[masked.Matrices, nn.Linear, nn.Linear]:
     a, b = two_layers(dtype)
-    return masks.attach({"a.weight": a, "b.weight": b}, learned=learned), a, b
+    return masked.attach({"a.weight": a, "b.weight": b}, learned=learned), a, b
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -497,7 +533,7 @@ def test_bake_leaves_plain_layers_with_plus_zero(learned: bool) -> None:
     with torch.no_grad():
         found.original(0)[0, 1] = -3.0  # removed: -3 * 0 would be -0
         found.original(1)[0, 1] = math.inf  # removed: inf * 0 would be NaN
-    masks.bake(found)
+    masked.bake(found)
     for linear, wanted in zip((a, b), expected, strict=True):
         assert not parametrize.is_parametrized(linear)
         assert type(linear.weight) is nn.Parameter

@@ -10,8 +10,10 @@ from tiny import Tiny, write_model
 
 from capcli import models, run, tokens, train
 from capcli.config import METHODS
-from capcli.pruner import make_pruner
-from capcli.train import PHASES, compared, lr_factor, step_seed
+from capcli.pruning import schedules
+from capcli.pruning.criteria.seat import Step
+from capcli.pruning.pruner import make_pruner
+from capcli.train import PHASES, compared, step_seed
 from capcli.verbs.evaluate import retention
 
 
@@ -25,7 +27,7 @@ def test_every_seed_phase_and_step_has_noise_of_its_own() -> None:
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
 def test_learning_rate_rises_then_falls(warmup: float) -> None:
-    factors = [lr_factor(step, 50, warmup) for step in range(50)]
+    factors = [schedules.lr_factor(step, 50, warmup) for step in range(50)]
     top = factors.index(max(factors))
     assert max(factors) == 1
     assert factors[: top + 1] == sorted(factors[: top + 1])
@@ -94,7 +96,7 @@ def gradients(job: train.Job, terms: dict[str, Any], *, plainly: bool) -> dict[s
         weights = train.term_weights(job.config, job.objective.losses)
         torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
     else:
-        train._backward(job, torch.amp.GradScaler(enabled=False), terms)
+        train._backward(job, torch.amp.GradScaler(enabled=False), terms, Step(number=0, lr=1e-3))
     return {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 
@@ -118,7 +120,7 @@ def test_hidden_states_teach_but_do_not_decide_what_is_removed(
         seen.append((job.pruner.tensors(), found))
     (alone, plain), (both, taught) = seen
     assert all(torch.equal(alone[name], both[name]) for name in alone)
-    observed = alone["importance" if structure == "dimensions" else "head_importance"]
+    observed = alone["importance"]
     assert bool(observed.any()) is (step == 20)
     assert not all(torch.allclose(plain[name], taught[name], rtol=1e-2, atol=1e-6) for name in plain)
 

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from capcli import cache, classifiers, files, gates, metrics, noise, tasks, tokens, vectors
 from capcli.config import ProbeConfig
 from capcli.errors import ConfigError, FileError
-from capcli.losses import NO_LABEL
+from capcli.pruning.losses import NO_LABEL
 from capcli.run import Event
 from capcli.text import mapping, named, part
 from capcli.verbs import evaluate

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import banks, files, masks, models, report, run, sparse, tasks, tokens, train
+from capcli import files, models, report, run, sparse, tasks, tokens, train
 from capcli.config import PruneConfig, flatten, parse_label_map
-from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
-from capcli.pruner import Pruner, make_pruner, plan_structure
+from capcli.pruning import banks, masked
+from capcli.pruning.criteria import CRITERIA
+from capcli.pruning.pruner import Pruner, make_pruner, planned
 from capcli.text import byte_size, duration, number, percent
 from capcli.verbs import evaluate
 
@@ -130,8 +131,7 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
     data = tasks.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
     assert data.train is not None, "a training split was asked for"
     student = models.load_dense(config.model, data.labels, data.kind, config.seed)
-    if config.criterion == "first-order":
-        plan_structure(student.layers(), config)
+    planned(student, config)
     check = folder.flag.check
     examples = evaluate.encoded(student, data.train, config.source, check)
     evals = {name: evaluate.encoded(student, split, config.source, check) for name, split in data.evals.items()}
@@ -202,11 +202,10 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
     yield from _notes(setup, student)
     n = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
-    kept = masks.kept_count(config.sparsity, n)
-    if config.criterion == "first-order":
-        kept = plan_structure(student.layers(), config)
+    kept = planned(student, config).weights(config.sparsity)
+    criterion = CRITERIA[config.criterion]
     seconds = _seconds_per_example(setup, student)
-    state = 4 * (3 * total + 3 * n * CRITERIA[config.criterion].learned)
+    state = 4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight))
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     return {
@@ -457,9 +456,7 @@ def _snapshots(
     if bank is None:
         return None
     per_epoch = train.steps_per_epoch(setup.train, setup.config.batch_size)
-    due = [step for step in range(1, n_steps) if pruner.scheduled(step) > pruner.scheduled(step - 1)]
-    if pruner.ranking is not None or not pruner.criterion.structured:
-        due = list(range(per_epoch, n_steps, per_epoch))
+    due = pruner.rises_at() if pruner.structure.few_rises else list(range(per_epoch, n_steps, per_epoch))
     for index, step in enumerate(due):
         if not files.is_complete(setup.run.work / f"bank-snapshot-{index:03d}"):
             run.drop_checkpoints(setup.run, "prune-steps", after=step)
@@ -488,9 +485,9 @@ def _finish(
     """Write the artefact, measure it as re-opened from disk, and write the report last."""
     config, out = setup.config, setup.run.out
     yield setup.meter.of("evaluate pruned")(note=f"writing {out}")
-    kept = pruner.masks.kept()
+    kept = pruner.matrices.kept()
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
-    masks.bake(pruner.masks)
+    masked.bake(pruner.matrices)
     names = list(student.prunable())
     settings = {"source": dataclasses.asdict(config.source), "holdout": config.holdout, "seed": config.seed}
     settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}

@@ -1,0 +1,16 @@
+"""What a weight is worth: one row per criterion (section 4 of the design's ALGORITHM, sections 3 and on of METHODS)."""
+
+from capcli.pruning.criteria.first_order import FIRST_ORDER
+from capcli.pruning.criteria.magnitude import MAGNITUDE
+from capcli.pruning.criteria.movement import MOVEMENT, SOFT_MOVEMENT
+from capcli.pruning.criteria.seat import Criterion
+from capcli.pruning.criteria.sensitivity import PINS, PLATON
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": MAGNITUDE,
+    "movement": MOVEMENT,
+    "soft-movement": SOFT_MOVEMENT,
+    "first-order": FIRST_ORDER,
+    "platon": PLATON,
+    "pins": PINS,
+}

@@ -1,0 +1,80 @@
+"""The seat of a criterion: what it may remember, see and change, and when it is asked.
+
+Letters: n prunable weights, U units that a structure chooses among; for single weights U is n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from capcli.pruning.masked import Matrices
+from capcli.pruning.structures import Structure
+
+State = dict[str, Tensor]  # all that a criterion remembers; goes into checkpoints as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a criterion judges: the masked matrices, what is removed together, and the length of the run in steps."""
+
+    matrices: Matrices
+    structure: Structure
+    total_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step that is observed: its number, the learning rate of the weights, and what the loss was multiplied by."""
+
+    number: int
+    lr: float
+    scale: float = 1.0
+
+
+WINDOW = 10  # steps
+
+
+def window_of(total_steps: int) -> int:
+    """Steps of a window; fewer than `WINDOW` in a short run, so that twenty of them fit."""
+    return min(WINDOW, max(1, total_steps // 20))
+
+
+def stateless(subject: Subject) -> State:
+    """The state of a criterion that remembers nothing."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """What weights or units are worth.
+
+    scores: -> [U], higher stays.
+    init: the state at the start of a run.
+    observe: called after each backward, before clipping; reads gradients, changes the state.
+    revise: called after a selection; changes the state.
+    state_per_weight: floats of the state for each weight.
+    trains: what the optimiser gets, of `weights` (all but the scores) and `scores`. With `scores`, each weight has one,
+    trained straight through.
+    gradient: what `observe` finds at a weight that is masked: nothing (`masked`), or dL/dW' (`dense`), with which it is
+    trained as well.
+    due: masks are chosen anew at every `step`, when the sparsity `rise`s, or after every `window` of steps, see
+    `window_of`.
+    scope: single weights are ranked within each `matrix` or all together (`global`), unless the user chooses.
+    structured: chooses whole units, not single weights. regularised: REG is added to the loss.
+    """
+
+    scores: Callable[[State, Subject], Tensor]
+    init: Callable[[Subject], State] = stateless
+    observe: Callable[[State, Subject, Step], None] | None = None
+    revise: Callable[[State, Subject], None] | None = None
+    trains: frozenset[str] = frozenset({"weights"})
+    gradient: Literal["masked", "dense"] = "masked"
+    due: Literal["step", "rise", "window"] = "rise"
+    scope: Literal["matrix", "global"] = "matrix"
+    structured: bool = False
+    state_per_weight: int = 0
+    regularised: bool = False

@@ -1,0 +1,127 @@
+"""Masks on linear layers: what a layer computes with, and what of its gradient reaches weights and scores.
+
+Letters: n prunable weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class _Straight(torch.autograd.Function):
+    """W' = W∘M with, straight through, dL/dS = dL/dW'∘W (section 4, movement).
+
+    dL/dW = dL/dW'∘M, or all of dL/dW' when `dense`: then removed weights are still trained, and may come back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, scores: Tensor | None, dense: bool) -> Tensor:
+        ctx.save_for_backward(weight, mask)
+        ctx.scored, ctx.dense = scores is not None, dense
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
+        weight, mask = ctx.saved_tensors
+        gradient = gradients[0]
+        return gradient if ctx.dense else gradient * mask, None, gradient * weight if ctx.scored else None, None
+
+
+class Masked(nn.Module):
+    """Parametrization of one weight matrix [out, in]: multiplies by a 0/1 mask; may train scores straight through."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, scores: Tensor | None, dense: bool) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+        self.scores = None if scores is None else nn.Parameter(scores)
+        self.dense = dense
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the layer computes with, [out, in]."""
+        if self.scores is None and not self.dense:
+            return weight * self.mask
+        masked: Tensor = _Straight.apply(weight, self.mask, self.scores, self.dense)  # type: ignore[no-untyped-call]
+        return masked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrices:
+    """The prunable matrices of a model under one flat mask, so that a selection over all of them copies nothing.
+
+    `mask` [n] and `scores` [n] (None unless learned) are the storage of which each layer's parametrization holds a
+    view; `names`, `linears` and `sizes` list the matrices in the same order.
+    """
+
+    names: list[str]
+    linears: list[nn.Linear]
+    sizes: list[int]
+    mask: Tensor
+    scores: Tensor | None
+
+    def original(self, index: int) -> Tensor:
+        """The unmasked weight parameter [out, in] of matrix `index`."""
+        weight: Tensor = self.linears[index].parametrizations.weight.original  # type: ignore[union-attr, assignment]
+        return weight
+
+    def score_views(self) -> list[Tensor]:
+        """The score parameters [out, in], one per matrix."""
+        return [linear.parametrizations.weight[0].scores for linear in self.linears]  # type: ignore[union-attr, index]
+
+    def flat_gradient(self) -> Tensor:
+        """What the last backward left at the unmasked weights, [n]; see `attach` for what that is."""
+        gradients = [self.original(i).grad for i in range(len(self.names))]
+        assert all(gradient is not None for gradient in gradients), "observe comes after backward"
+        return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+    def flat_weights(self) -> Tensor:
+        """W of every matrix, [n]."""
+        with torch.no_grad():
+            return torch.cat([self.original(i).flatten() for i in range(len(self.names))])
+
+    def flat_magnitude(self) -> Tensor:
+        """abs(W) of every matrix, [n]."""
+        return self.flat_weights().abs_()
+
+    def matrix_masks(self) -> list[Tensor]:
+        """The mask of each matrix, [out, in], as views."""
+        parts = self.mask.split(self.sizes)  # type: ignore[no-untyped-call]
+        return [part.view(self.original(i).shape) for i, part in enumerate(parts)]
+
+    def kept(self) -> int:
+        """How many weights the masks keep; waits for the device."""
+        return int(self.mask.count_nonzero())
+
+
+def attach(linears: Mapping[str, nn.Linear], *, learned: bool, dense: bool = False) -> Matrices:
+    """Put a mask on each linear layer, all ones; with trainable scores, all zero, when `learned`.
+
+    The gradient of a weight is dL/dW'∘M; with `dense` it is dL/dW', also where the mask is zero.
+    """
+    sizes = [linear.weight.numel() for linear in linears.values()]
+    first = next(iter(linears.values())).weight
+    mask = torch.ones(sum(sizes), dtype=first.dtype, device=first.device)
+    scores = torch.zeros(sum(sizes), dtype=torch.float32, device=first.device) if learned else None
+    offset = 0
+    for linear, size in zip(linears.values(), sizes, strict=True):
+        window, shape = slice(offset, offset + size), linear.weight.shape
+        view = None if scores is None else scores[window].view(shape)
+        parametrize.register_parametrization(linear, "weight", Masked(mask[window].view(shape), view, dense))
+        offset += size
+    return Matrices(names=list(linears), linears=list(linears.values()), sizes=sizes, mask=mask, scores=scores)
+
+
+def bake(matrices: Matrices) -> None:
+    """Make the masked weights plain weights again; removed positions become +0."""
+    with torch.no_grad():
+        for index, mask in enumerate(matrices.matrix_masks()):
+            matrices.original(index).masked_fill_(mask == 0, 0.0)
+    for linear in matrices.linears:
+        parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)

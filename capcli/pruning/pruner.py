@@ -1,0 +1,140 @@
+"""A pruner: masks on a model, kept at the scheduled sparsity.
+
+Sparsity by the schedule, scores by the criterion, units by the structure, the mask of their weights: the same four
+lines for every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capcli.config import PruneConfig
+from capcli.models import Model
+from capcli.pruning.criteria import CRITERIA
+from capcli.pruning.criteria.movement import initial_scores
+from capcli.pruning.criteria.seat import Criterion, State, Step, Subject, window_of
+from capcli.pruning.masked import Matrices, attach
+from capcli.pruning.schedules import Schedule
+from capcli.pruning.structures import Structure, structure_of
+
+
+@dataclass(kw_only=True)
+class Pruner:
+    """Masks, what they are chosen by, and when.
+
+    alive: the units that stay, [U]. state: what the criterion remembers.
+    """
+
+    criterion: Criterion
+    subject: Subject
+    schedule: Schedule
+    state: State
+    alive: Tensor
+    sparsity: float = 0.0
+
+    @property
+    def matrices(self) -> Matrices:
+        """The masked matrices."""
+        return self.subject.matrices
+
+    @property
+    def structure(self) -> Structure:
+        """What is removed together."""
+        return self.subject.structure
+
+    @property
+    def final(self) -> float:
+        """The sparsity at the end."""
+        return self.schedule.final
+
+    def scheduled(self, step: int) -> float:
+        """The sparsity that holds during `step`: that of the schedule, held while masks are not due."""
+        sparsity = self.schedule(step)
+        if self.criterion.due != "window" or sparsity == self.final:
+            return sparsity
+        window = window_of(self.subject.total_steps)
+        return self.schedule(step // window * window)
+
+    def rises(self, step: int) -> bool:
+        """Whether the sparsity rises at `step`."""
+        return self.scheduled(step) > self.sparsity
+
+    def rises_at(self) -> list[int]:
+        """The steps at which the sparsity rises, after the first."""
+        steps = range(1, self.subject.total_steps)
+        return [step for step in steps if self.scheduled(step) > self.scheduled(step - 1)]
+
+    def due(self, step: int) -> bool:
+        """Whether masks are chosen anew at `step`, if anything is removed by then."""
+        window = window_of(self.subject.total_steps)
+        return {"rise": False, "step": True, "window": step % window == 0}[self.criterion.due] or self.rises(step)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Choose the masks for `step`."""
+        due, self.sparsity = self.due(step), self.scheduled(step)
+        if self.sparsity == 0 or not due:
+            return
+        scores = self.criterion.scores(self.state, self.subject)
+        self.alive = self.structure.select(scores, self.sparsity, self.alive)
+        self.matrices.mask.copy_(self.structure.expand(self.alive))
+        if self.criterion.revise is not None:
+            self.criterion.revise(self.state, self.subject)
+
+    @property
+    def observes(self) -> bool:
+        """Whether the gradients of this step count: not once the last mask has been chosen."""
+        return self.criterion.observe is not None and (self.criterion.due != "rise" or self.sparsity < self.final)
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Show the criterion the gradients of this step; call after backward."""
+        if self.observes and self.criterion.observe is not None:
+            self.criterion.observe(self.state, self.subject, step)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside the network. Trained scores are in the network."""
+        return {"alive": self.alive, **self.state}
+
+    def restore(self, tensors: Mapping[str, Tensor], sparsity: float) -> None:
+        """Put back what `tensors` gave."""
+        self.sparsity = sparsity
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.matrices.mask.copy_(self.structure.expand(self.alive))
+
+
+def planned(model: Model, config: PruneConfig) -> Structure:
+    """What the run will remove. Raises `ConfigError` when the sparsity cannot be reached with this structure."""
+    criterion = CRITERIA[config.criterion]
+    return structure_of(model, config, structured=criterion.structured, scope=criterion.scope)
+
+
+def make_pruner(model: Model, config: PruneConfig, total_steps: int) -> Pruner:
+    """Put masks on the model. Raises `ConfigError` when the sparsity cannot be reached with this structure."""
+    criterion, structure = CRITERIA[config.criterion], planned(model, config)
+    matrices = attach(model.prunable(), learned="scores" in criterion.trains, dense=criterion.gradient == "dense")
+    if matrices.scores is not None and config.score_init == "magnitude":
+        matrices.scores.copy_(initial_scores(matrices))
+    subject = Subject(matrices=matrices, structure=structure, total_steps=total_steps)
+    schedule = Schedule(
+        total=total_steps,
+        final=config.sparsity,
+        dense_share=config.dense_share,
+        final_share=config.final_share,
+        shape=structure.shape,
+        initial=config.initial_sparsity,
+        every=max(1, round(config.update_every * total_steps)),
+        earliest=window_of(total_steps) if criterion.due == "window" else int(structure.few_rises),
+    )
+    return Pruner(
+        criterion=criterion,
+        subject=subject,
+        schedule=schedule,
+        state=criterion.init(subject),
+        alive=torch.ones(structure.count(), dtype=torch.bool, device=matrices.mask.device),
+    )

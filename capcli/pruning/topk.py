@@ -1,0 +1,99 @@
+"""How many weights stay, and which: exact selection of the largest scores.
+
+Letters: n entries in scope, m rows. Every selection keeps an exact number of entries; among equal scores the lower
+index wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def kept_count(sparsity: float, n: int) -> int:
+    """How many of `n` weights stay at `sparsity` (section 3): round((1 - s)·n), halves up."""
+    return min(n, math.floor((1 - sparsity) * n + 0.5))
+
+
+def topk(scores: Tensor, keep: int) -> Tensor:
+    """Boolean mask of the `keep` largest of `scores` [n], exact; the lower index wins ties. Scores hold no NaN."""
+    assert scores.dim() == 1, scores.shape
+    return topk_rows(scores[None], [keep])[0]
+
+
+def topk_rows(scores: Tensor, keep: Sequence[int]) -> Tensor:
+    """Boolean masks [m, n]: of each row of `scores` [m, n] the `keep[i]` largest, as `topk` has it.
+
+    On the CPU a partial partition finds the k-th value; elsewhere a bisection over the ordered bit patterns of all rows
+    at once, which needs no sort and never waits for the device.
+    """
+    n = scores.shape[1]
+    assert len(keep) == len(scores), (len(keep), scores.shape)
+    assert all(0 <= k <= n for k in keep), (keep, n)
+    scores = scores.float()
+    if scores.device.type == "cpu":
+        return torch.stack([_partitioned(row, k) for row, k in zip(scores, keep, strict=True)])
+    return _bisected(scores, keep)
+
+
+def _partitioned(scores: Tensor, keep: int) -> Tensor:
+    """`topk` of one row on the CPU."""
+    n = len(scores)
+    if keep in (0, n):
+        return torch.full_like(scores, bool(keep), dtype=torch.bool)
+    value = float(np.partition(scores.numpy(), n - keep)[n - keep])
+    above = scores > value
+    missing = keep - int(torch.count_nonzero(above))
+    above[torch.nonzero(scores == value)[:missing, 0]] = True
+    return above
+
+
+def _bisected(scores: Tensor, keep: Sequence[int]) -> Tensor:
+    """`topk_rows` for a device: per row the largest v with count(key >= v) >= keep, then ties by index."""
+    keys = _ordered(scores)
+    wanted = torch.tensor(keep, dtype=torch.int64).to(scores.device, non_blocking=True)
+    low = torch.full_like(wanted, -(2**31))
+    high = torch.full_like(wanted, 2**31 - 1)
+    for _ in range(32):
+        middle = (low + high + 1) >> 1
+        enough = (keys >= middle[:, None]).sum(dim=1) >= wanted
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
+    above, equal = keys > low[:, None], keys == low[:, None]
+    rank = equal.cumsum(dim=1, dtype=torch.int32)
+    return above | (equal & (rank <= (wanted - above.sum(dim=1))[:, None]))
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """int32 keys in the order of the floats; +0 and -0 are equal."""
+    bits = (scores + 0.0).view(torch.int32)
+    return torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+
+
+def apportion(keep: int, sizes: Sequence[int]) -> list[int]:
+    """Split `keep` over parts in proportion to `sizes`; the sum is exact (largest remainder, lower index first)."""
+    total = sum(sizes)
+    shares = [keep * size / total for size in sizes]
+    counts = [math.floor(share) for share in shares]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (counts[i] - shares[i], i))
+    for i in by_remainder[: keep - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def select(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: str) -> Tensor:
+    """Boolean mask [n] for flat `scores` [n] of matrices with `sizes`, ranked per `matrix` or `global`ly."""
+    keep = kept_count(sparsity, scores.numel())
+    if scope == "global":
+        return topk(scores, keep)
+    parts, counts = scores.split(list(sizes)), apportion(keep, sizes)  # type: ignore[no-untyped-call]
+    masks: list[Tensor] = [scores] * len(sizes)
+    for size in dict.fromkeys(sizes):  # matrices of one size together
+        rows = [i for i, other in enumerate(sizes) if other == size]
+        chosen = topk_rows(torch.stack([parts[i] for i in rows]), [counts[i] for i in rows])
+        for i, mask in zip(rows, chosen, strict=True):
+            masks[i] = mask
+    return torch.cat(masks)
