@@ -449,7 +449,7 @@ def _train(
 def _snapshots(
     setup: Setup, student: models.Model, pruner: Pruner, bank: banks.Bank | None, n_steps: int
 ) -> Callable[[int], train.Steps] | None:
-    """Adds the student as it is to the snapshot bank: at each epoch boundary, or before each stair of the sparsity.
+    """Adds the student as it is to the snapshot bank: at each epoch boundary, or before each rise of the sparsity.
 
     On resume the published snapshots of earlier steps are read back; checkpoints beyond a damaged one are dropped.
     """
