@@ -159,6 +159,8 @@ def read_rows(path: Path) -> list[Row]:
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise SystemExit(f"{path}: {error}") from None
     labels = [row.label for row in rows]
+    if any(row.trial is not None for row in rows):
+        raise SystemExit(f"{path}: trials are drawn by --trials, a row cannot name one")
     if not rows or len({slug(label) for label in labels}) < len(labels):
         raise SystemExit(f"{path} needs [[row]] tables, each with a label of its own")
     for row in rows:
@@ -477,7 +479,9 @@ def compared(pair: dict[str, Any] | None) -> tuple[str, str, str]:
         return "—", "—", "—"
     bounds = points(pair["confidence_95"])
     shown = f"{100 * pair['difference']:+.2f}{bounds and ' ' + bounds} to {pair['baseline']}"
-    return shown, "—" if pair["p_holm"] is None else f"{pair['p_holm']:.3f}", points(pair["two_way_95"]) or "—"
+    p = pair["p_holm"]
+    written = "—" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return shown, written, points(pair["two_way_95"]) or "—"
 
 
 def points(interval: list[float] | None) -> str:

@@ -319,6 +319,7 @@ def test_the_best_method_is_that_of_the_holdout(runs: Runs, monkeypatch: pytest.
         (ROWS.replace('baseline = "no terms"', 'baseline = "none"'), [], "compared with none"),
         (ROWS.replace('"with terms"', '"no, terms"'), [], "a label of its own"),
         (ROWS.replace("method", "criterion"), [], "criterion"),
+        (ROWS.replace("seeds = 1", "trial = 1"), [], "a row cannot name one"),
         ('[[row]]\nlabel = "one"\nmethod = "cap-m"\noptions = {batch-size = 8}', [], "leaves the teacher"),
     ],
 )
@@ -330,6 +331,20 @@ def test_a_study_that_cannot_be_run_ends_at_once(
         runs.study("--rows", str(runs.rows), *words)
     assert message in f"{ended.value}{capsys.readouterr().err}"
     assert not runs.started
+
+
+def test_a_file_of_results_goes_to_the_section_of_its_name(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, quality: Any, tmp_path: Path
+) -> None:
+    runs.study("--rows", str(runs.rows), "--seeds", "1,2")
+    page, named = tmp_path / "page.md", tmp_path / "contrastive.json"
+    for path, section in ((runs.out / "quality.json", "quality"), (named, "contrastive")):
+        named.write_bytes((runs.out / "quality.json").read_bytes())
+        page.unlink(missing_ok=True)
+        monkeypatch.setattr(sys, "argv", ["quality.py", "--table", str(path), "--write", str(page)])
+        quality.main()
+        text = page.read_text().split(f"<!-- {section}:begin -->")[1].split("<!--")[0]
+        assert "| with terms | 0.97 | 2 | — | 73.50 ± 0.71 | +2.00 [+2.00, +2.00] to no terms | < 0.001 |" in text
 
 
 def test_the_rows_of_the_contrastive_study_are_good(quality: Any) -> None:
