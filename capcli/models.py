@@ -704,9 +704,9 @@ def read_tokenizer(folder: Path) -> Any:
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer files in Hugging Face names, each atomically."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with files.scratch(folder / "tokenizer") as scratch:
         tokenizer.save_pretrained(scratch)
-        for path in sorted(Path(scratch).iterdir()):
+        for path in sorted(scratch.iterdir()):
             files.write_bytes(folder / path.name, path.read_bytes())
 
 
