@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from capcli.errors import ConfigError
+from capcli import files
+from capcli.errors import ConfigError, FileError
 
 ALIASES = {
     "bert-base": "google-bert/bert-base-uncased",
@@ -39,6 +40,7 @@ ALIASES = {
 }
 BUILTIN_MODEL = "mini"
 CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
+MAX_TOML_BYTES = 64_000
 BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
 PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
@@ -615,8 +617,10 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     tables of the other commands are checked as well. Raises `ConfigError`.
     """
     try:
-        content = tomllib.loads(Path(file).read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = tomllib.loads(files.read_bytes(Path(file), MAX_TOML_BYTES, "options").decode("utf-8-sig"))
+    except FileError as error:
+        raise ConfigError(error.message, "options stand in TOML, such as seed = 1") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
     top = {name: value for name, value in content.items() if name not in tables}

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 32_000_000
 MAX_BRACKETS = 1_000_000  # in a JSON file: two bytes of it can take two hundred of memory
+MAX_HEADER_BYTES = 16 << 20  # of a safetensors file: enough for 100,000 tensors
 MAX_STAGED_CHARS = 50  # of a name, inside its staging name: file systems take 255 bytes
 
 
@@ -305,6 +306,23 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
         return tensors
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"cannot read {path}: {error}") from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by its header alone. Raises `FileError` naming the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not path.is_file():
+            raise FileError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise FileError(f"{path}: the header takes {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read")
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise FileError(f"cannot read {path}: {error}") from error
 

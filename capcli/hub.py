@@ -122,10 +122,12 @@ def folder(source: str, *, legacy: bool = False) -> str:
     name, revision = resolve(source)
     if is_local(source):
         found = Path(name)
+        refusals.check_files(found, source)
         refusals.check_names({path.name for path in found.iterdir()}, source, local=True)
     else:
         repo = Repo(kind="model", name=name, revision=revision, source=source)
         found = _fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
+        refusals.check_files(found, source)
     refusals.check_config(found, source, legacy=legacy)
     return str(found)
 
