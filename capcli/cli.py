@@ -373,7 +373,7 @@ def check_reports(reports: Mapping[str, str], read: Iterable[str]) -> None:
 def report_path(name: str, file: str) -> Path:
     """Where a report goes; a link stays and its target is written, if that lies in the same folder or below.
 
-    Raises `FileError` for a folder, a device, and a link that leads elsewhere: it may be of a checkout, not of the user.
+    Raises `FileError` for a folder, a device, and a link that leads elsewhere, which may be that of a checkout.
     """
     path, named = Path(file).resolve(), Path(file)
     if named.is_symlink() and not path.is_relative_to(named.parent.resolve()):

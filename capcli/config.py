@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -617,10 +618,9 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     tables of the other commands are checked as well. Raises `ConfigError`.
     """
     try:
-        content = tomllib.loads(files.read_bytes(Path(file), MAX_TOML_BYTES, "options").decode("utf-8-sig"))
-    except FileError as error:
-        raise ConfigError(error.message, "options stand in TOML, such as seed = 1") from error
-    except (ValueError, RecursionError) as error:
+        data = b"" if file == os.devnull else files.read_bytes(Path(file), MAX_TOML_BYTES, "a file of options")
+        content = tomllib.loads(data.decode("utf-8-sig"))
+    except (FileError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
     top = {name: value for name, value in content.items() if name not in tables}

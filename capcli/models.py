@@ -356,8 +356,7 @@ def _outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], sourc
         weights_left -= part.numel() if isinstance(part, Tensor) else 0
         if min(parts_left, weights_left) < 0:
             raise ModelError(
-                f"the configuration of {source} describes a model that is much larger than its {len(found):,} tensors "
-                f"with {weights:,} weights",
+                f"the configuration of {source} describes a model of far more than the {weights:,} weights that it has",
                 "copy or download it again",
             )
 
