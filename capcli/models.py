@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -221,7 +222,7 @@ def stored_settings(source: str) -> dict[str, Any]:
 def stored_source(source: str) -> dict[str, Any]:
     """The task options that a pruned model was made with; empty for one that was converted, and for any other model.
 
-    Raises `FileError`.
+    The place of the data, stored as seen from the folder, is returned as it is from here. Raises `FileError`.
     """
     if not is_artifact(source):
         return {}
@@ -230,6 +231,8 @@ def stored_source(source: str) -> dict[str, Any]:
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = Path(source) / CONFIG_FILE
         raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
+    if place := stored.get("data"):
+        return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
     return stored
 
 
@@ -921,7 +924,7 @@ def longest_input(model: Model, wanted: int) -> int:
 def save_config(model: Model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the configuration under transformers' name, for weights of type `dtype`."""
     config = deepcopy(model.net.config)
-    config.dtype = dtype
+    config.dtype, config.name_or_path = dtype, ""
     files.write_text(folder / "config.json", config.to_json_string(use_diff=False))
 
 
@@ -965,7 +968,7 @@ def save_artifact(
     found = {name: tensor.cpu() if isinstance(tensor, Tensor) else tensor for name, tensor in own.items()}
     sizes = sparse.save(out / WEIGHTS_FILE, found, pruned, quantised=quantised)
     save_tokenizer(model.tokenizer, out)
-    described = json.loads(model.net.config.to_json_string(use_diff=False))
+    described = json.loads(model.net.config.to_json_string(use_diff=False)) | {"_name_or_path": ""}
     files.write_json(
         out / CONFIG_FILE,
         {
@@ -974,10 +977,18 @@ def save_artifact(
             "labels": list(model.labels),
             "model_config": described,
             **settings,
+            **_source_record(settings, out),
             **_cut_record(model.cut),
         },
     )
     return sizes
+
+
+def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The task options for `cap_config.json`: where the data are, as seen from OUT and not from the root."""
+    source = settings.get("source", {})
+    place = source.get("data")
+    return {"source": {**source, "data": os.path.relpath(Path(place).resolve(), out.resolve())}} if place else {}
 
 
 def _cut_record(cut: Cut | None) -> dict[str, Any]:
