@@ -43,7 +43,7 @@ ALIASES = {
 }
 BUILTIN_MODEL = "mini"
 CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
-MAX_TOML_BYTES = 64_000
+MAX_TOML_BYTES, MAX_TOML_DOTS = 64_000, 2000  # the time for a key such as a.a.a grows with its square
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{30,}")
 BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
 PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
@@ -633,6 +633,8 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     """
     try:
         data = b"" if file == os.devnull else files.read_bytes(Path(file), MAX_TOML_BYTES, "a file of options")
+        if data.count(b".") > MAX_TOML_DOTS:
+            raise FileError(f"more than {MAX_TOML_DOTS:,} dots, too many for a file of options")
         content = tomllib.loads(data.decode("utf-8-sig"))
     except (FileError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
