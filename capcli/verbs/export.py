@@ -505,7 +505,7 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         rows.append(_planned(job, name, smaller if name in CUT_FORMATS else job.model))
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": config.model,
+        "model": shortened(config.model),
         "dense_bytes": 4 * job.original.before_slicing.total,
         "formats": rows,
         "notes": [job.known.missing] if job.known.missing else [],

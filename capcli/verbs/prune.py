@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from capcli import banks, files, masks, models, report, run, sparse, tasks, tokens, train
-from capcli.config import PruneConfig, command_line, flatten, parse_label_map, portable
+from capcli.config import PruneConfig, command_line, flatten, parse_label_map, portable, shortened
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, make_pruner, plan_structure
@@ -210,7 +210,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     return {
         "schema_version": report.SCHEMA_VERSION,
-        "model": config.model,
+        "model": shortened(config.model),
         "task": config.source.task,
         "method": config.method,
         "prunable_weights": n,
