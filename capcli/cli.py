@@ -371,8 +371,13 @@ def check_reports(reports: Mapping[str, str], read: Iterable[str]) -> None:
 
 
 def report_path(name: str, file: str) -> Path:
-    """Where a report goes; a link stays and its target is written. Raises `FileError` for a folder or a device."""
-    path = Path(file).resolve()
+    """Where a report goes; a link stays and its target is written, if that lies in the same folder or below.
+
+    Raises `FileError` for a folder, a device, and a link that leads elsewhere, which may be that of a checkout.
+    """
+    path, named = Path(file).resolve(), Path(file)
+    if named.is_symlink() and not path.is_relative_to(named.parent.resolve()):
+        raise FileError(f"--{name} {file}: a link that leads out of its folder", "name the file that it points to")
     if path.exists() and not path.is_file():
         raise FileError(f"--{name} {file}: not a file", "choose another file")
     return path

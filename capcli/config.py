@@ -11,6 +11,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+import re
+import shlex
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,7 +21,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from capcli.errors import ConfigError
+from capcli import files
+from capcli.errors import ConfigError, FileError
 
 ALIASES = {
     "bert-base": "google-bert/bert-base-uncased",
@@ -39,6 +43,8 @@ ALIASES = {
 }
 BUILTIN_MODEL = "mini"
 CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
+MAX_TOML_BYTES, MAX_TOML_DOTS = 64_000, 2000  # the time for a key such as a.a.a grows with its square
+TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{30,}")
 BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
 PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
@@ -562,12 +568,23 @@ def split_list(text: str) -> tuple[str, ...]:
 def build(cls: type, flat: Mapping[str, Any]) -> Any:
     """Make a configuration from a flat mapping of field names; nested groups are filled from the same mapping."""
     values: dict[str, Any] = {}
+    for name, value in flat.items():
+        check_no_token(name, value)
     for item, kind in typed_fields(cls):
         if dataclasses.is_dataclass(kind):
             values[item.name] = build(typing.cast(type, kind), flat)
         elif flat.get(item.name) is not None:
             values[item.name] = flat[item.name]
     return cls(**values)
+
+
+def check_no_token(name: str, value: object) -> None:
+    """Raise `ConfigError` for a token of the hub among the options: it would stand in messages, reports and names."""
+    if isinstance(value, str) and TOKEN.search(value):
+        raise ConfigError(
+            f"{name} holds what looks like a token of the hub, which is not shown here",
+            "give a token as HF_TOKEN or by: hf auth login; and revoke this one if others can see the command",
+        )
 
 
 def typed_fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -615,8 +632,11 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     tables of the other commands are checked as well. Raises `ConfigError`.
     """
     try:
-        content = tomllib.loads(Path(file).read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = b"" if file == os.devnull else files.read_bytes(Path(file), MAX_TOML_BYTES, "a file of options")
+        if data.count(b".") > MAX_TOML_DOTS:
+            raise FileError(f"more than {MAX_TOML_DOTS:,} dots, too many for a file of options")
+        content = tomllib.loads(data.decode("utf-8-sig"))
+    except (FileError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
     top = {name: value for name, value in content.items() if name not in tables}
@@ -675,8 +695,45 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     resumable = {item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable")}
     names = [name for name in {**ours, **theirs} if name not in resumable]
     return [
-        f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names if theirs.get(name) != ours.get(name)
+        f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}"
+        for name in names
+        if theirs.get(name) not in (ours.get(name), shortened(ours.get(name)))  # reports have it short
     ]
+
+
+# Places --------------------------------------------------------------------------------------------------------------
+
+
+def shortened(value: Any) -> Any:
+    """An absolute path as reports show it, by its last part; anything else as it is."""
+    return f"…/{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def portable(found: Any, config: Any) -> Any:
+    """A report without the absolute paths among the options of its command; they say nothing elsewhere, but much of
+    the machine and its user."""
+    texts = (value for value in flatten(config).values() if isinstance(value, str))
+    places = {place for text in texts for place in _pieces(text) if Path(place).is_absolute() and Path(place).name}
+    known = {form: str(shortened(place)) for place in places for form in (place, str(Path(place)))}
+    if not known:
+        return found
+    longest_first = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<![\w./…-])(?:{longest_first})(?![\w-])")
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: shown(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [shown(one) for one in value]
+        return pattern.sub(lambda match: known[match[0]], value) if isinstance(value, str) else value
+
+    return shown(found)
+
+
+def command_line(arguments: Iterable[str]) -> str:
+    """A command as reports have it, absolute paths by their last part."""
+    shown = (re.sub("(^|[=,])(/[^,]*)", lambda match: match[1] + shortened(match[2]), text) for text in arguments)
+    return shlex.join(["cap", *shown])
 
 
 def parse_limits(flag: str, text: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capcli import refusals
-from capcli.config import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, nearest
+from capcli.config import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, check_no_token, nearest
 from capcli.errors import CapError, DataError, ModelError, RunFailed
 from capcli.refusals import CONFIG, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
 
@@ -84,6 +84,7 @@ def resolve(source: str) -> tuple[str, str | None]:
         return str(BUILTIN_FOLDER), None
     if is_local(source):
         return source, None
+    check_no_token("model", source)
     name, at, revision = source.partition("@")
     name = ALIASES.get(name, name)
     if not _is_hub_name(name):
@@ -122,10 +123,12 @@ def folder(source: str, *, legacy: bool = False) -> str:
     name, revision = resolve(source)
     if is_local(source):
         found = Path(name)
+        refusals.check_files(found, source)
         refusals.check_names({path.name for path in found.iterdir()}, source, local=True)
     else:
         repo = Repo(kind="model", name=name, revision=revision, source=source)
         found = _fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
+        refusals.check_files(found, source)
     refusals.check_config(found, source, legacy=legacy)
     return str(found)
 

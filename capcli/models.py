@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import math
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import families, files, hub, slicing, sparse
+from capcli import families, files, hub, refusals, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.labels import label_key
@@ -31,8 +33,8 @@ from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
 CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
-MAX_LABELS = 100_000
-LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
+# How much larger than what a weight file holds a network may grow: a new head, tied weights, buffers.
+SPARE_PARTS, SPARE_WEIGHTS = 1000, 1 << 24
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # The kinds of tasks that answer for each token, and the class of transformers that does it.
 HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
@@ -220,7 +222,7 @@ def stored_settings(source: str) -> dict[str, Any]:
 def stored_source(source: str) -> dict[str, Any]:
     """The task options that a pruned model was made with; empty for one that was converted, and for any other model.
 
-    Raises `FileError`.
+    The place of the data, stored as seen from the folder, is returned as it is from here. Raises `FileError`.
     """
     if not is_artifact(source):
         return {}
@@ -229,6 +231,8 @@ def stored_source(source: str) -> dict[str, Any]:
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = Path(source) / CONFIG_FILE
         raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
+    if place := stored.get("data"):
+        return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
     return stored
 
 
@@ -306,9 +310,11 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     model_type = table.get("model_type")
     dropped = (*NEVER_READ, "model_type")
     table = {name: value for name, value in table.items() if name not in dropped and not name.startswith("_")}
+    found = {entry.name: entry.shape for entry in sparse.inspect(folder / WEIGHTS_FILE)}
+    refusals.check_sizes(table, path, len(found))
     try:
         config = AutoConfig.for_model(model_type, **table)
-        cut = _check_size(config, settings, folder)
+        cut = _check_size(config, settings, folder, found)
         return _empty(config, settings["kind"], cut), cut
     except CapError:
         raise
@@ -323,18 +329,51 @@ def _auto(kind: str) -> Any:
     return getattr(transformers, HEADS.get(kind, "AutoModelForSequenceClassification"))
 
 
-def _check_size(config: Any, settings: Mapping[str, Any], folder: Path) -> Cut | None:
-    """Refuse a configuration whose network is out of all proportion to the weight file, before it is built.
+def _check_size(
+    config: Any, settings: Mapping[str, Any], folder: Path, found: Mapping[str, tuple[int, ...]]
+) -> Cut | None:
+    """Refuse a configuration whose network is not that of the weight file, before it is built; `found` are its shapes.
 
     Returns how its layers are cut, if they are.
     """
-    with torch.device("meta"):
-        net = _auto(settings["kind"]).from_config(config)
+    net = _outline(config, settings["kind"], found, folder)
     cut = _read_cut(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {entry.name: tuple(entry.shape) for entry in sparse.inspect(folder / WEIGHTS_FILE)}
     _check_names(expected, found, folder / WEIGHTS_FILE)
     return cut
+
+
+def _outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source: object) -> Any:
+    """The network of a configuration on `meta`, where weights take no memory.
+
+    Raises `ModelError` as soon as it is out of all proportion to `found`, the shapes of the tensors in the files.
+    """
+    from torch.nn.modules import module as hooks
+
+    weights = sum(map(math.prod, found.values()))
+    parts_left, weights_left = 8 * len(found) + SPARE_PARTS, 4 * weights + SPARE_WEIGHTS
+
+    def grown(_module: nn.Module, _name: str, part: Any) -> None:
+        nonlocal parts_left, weights_left
+        parts_left -= 1
+        weights_left -= part.numel() if isinstance(part, Tensor) else 0
+        if min(parts_left, weights_left) < 0:
+            raise ModelError(
+                f"the configuration of {source} describes a model of far more than the {weights:,} weights that it has",
+                "copy or download it again",
+            )
+
+    watched = (
+        hooks.register_module_module_registration_hook(grown),
+        hooks.register_module_parameter_registration_hook(grown),
+        hooks.register_module_buffer_registration_hook(grown),
+    )
+    try:
+        with _quiet(), torch.device("meta"):
+            return _auto(kind).from_config(deepcopy(config))
+    finally:
+        for hook in watched:
+            hook.remove()
 
 
 def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
@@ -424,6 +463,7 @@ def load_dense(
         config.use_cache = False  # it serves generation, and costs memory here
     torch.manual_seed(seed)
     hub.weights(path, source)
+    _check_proportion(config, kind, path, source)
     net, info = _read(
         _auto(kind).from_pretrained,
         path,
@@ -440,6 +480,21 @@ def load_dense(
         _renew(output, getattr(config, "initializer_range", 0.02), seed)
     _reorder(output, order)
     return _made(net, tokenizer, names, kind, source, note + notes)
+
+
+def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:
+    """Refuse a configuration whose network is much larger than its weight files. Raises `ModelError`."""
+    try:
+        found = [files.tensor_shapes(Path(path) / name) for name in hub.weight_files(Path(path))]
+        _outline(config, kind, {name: shape for shapes in found for name, shape in shapes.items()}, source)
+    except FileError as error:
+        raise ModelError(
+            f"the weights of {source} are corrupt: {error.message}", "download or copy it again"
+        ) from error
+    except CapError:
+        raise
+    except Exception as error:
+        raise _unread(error, path, source) from error
 
 
 def from_tensors(tensors: Mapping[str, Tensor], table: Mapping[str, Any], folder: Path, kind: str) -> Model:
@@ -484,18 +539,15 @@ def _described(table: Mapping[str, Any], folder: Path, tensors: Mapping[str, Ten
     """The configuration that a table describes; refused when its network is larger than the tensors together."""
     from transformers import AutoConfig
 
-    path = folder / "config.json"
+    path, shapes = folder / "config.json", {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     rest = {name: value for name, value in table.items() if name != "model_type"}
-    limits = {**dict.fromkeys(LAYER_COUNTS, len(tensors)), "num_labels": MAX_LABELS}
-    for name in limits.keys() & rest.keys():
-        if type(rest[name]) is not int or not 0 <= rest[name] <= limits[name]:
-            raise ModelError(
-                f"{path}: {name}: expected an integer up to {limits[name]:,}, got {str(rest[name])[:40]!r}"
-            )
+    refusals.check_sizes(rest, path, len(tensors))
     try:
-        with _quiet(), torch.device("meta"):
+        with _quiet():
             config = AutoConfig.for_model(str(table.get("model_type")), **rest)
-            expected = sum(p.numel() for p in _class(config, kind)(config).parameters())
+        expected = sum(p.numel() for p in _outline(config, kind, shapes, folder).parameters())
+    except CapError:
+        raise
     except Exception as error:
         raise ModelError(f"{path} describes no model for this kind of task: {hub.first_line(error)}") from error
     found = sum(tensor.numel() for tensor in tensors.values())
@@ -594,8 +646,11 @@ def load_model(
 
 def _tokenizer(path: str, source: str, config: Any = None) -> Any:
     """The tokenizer of a folder; `config` in place of its config.json, which transformers may not know."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
+    refusals.check_files(Path(path), source)
+    if config is None and is_artifact(path):
+        config = PreTrainedConfig()  # an artefact has no config.json, and one that was put there is not read
     tokenizer = _read(AutoTokenizer.from_pretrained, path, source, config=config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
         raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
@@ -610,9 +665,14 @@ def _read(reader: Callable[..., Any], path: str, source: str, **options: Any) ->
         with _quiet():
             return reader(path, trust_remote_code=False, **options)
     except Exception as error:
-        if "Unrecognized configuration class" in str(error):
-            raise ModelError(f"transformers has no head of this kind for {source}: {hub.first_line(error)}") from error
-        raise hub.explained(error, path, source) from error
+        raise _unread(error, path, source) from error
+
+
+def _unread(error: Exception, path: str, source: str) -> ModelError:
+    """What it means that transformers does not read the model `source` in the folder `path`."""
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(f"transformers has no head of this kind for {source}: {hub.first_line(error)}")
+    return hub.explained(error, path, source)
 
 
 @contextlib.contextmanager
@@ -704,9 +764,9 @@ def read_tokenizer(folder: Path) -> Any:
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer files in Hugging Face names, each atomically."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with files.scratch(folder / "tokenizer") as scratch:
         tokenizer.save_pretrained(scratch)
-        for path in sorted(Path(scratch).iterdir()):
+        for path in sorted(scratch.iterdir()):
             files.write_bytes(folder / path.name, path.read_bytes())
 
 
@@ -864,7 +924,7 @@ def longest_input(model: Model, wanted: int) -> int:
 def save_config(model: Model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the configuration under transformers' name, for weights of type `dtype`."""
     config = deepcopy(model.net.config)
-    config.dtype = dtype
+    config.dtype, config.name_or_path = dtype, ""
     files.write_text(folder / "config.json", config.to_json_string(use_diff=False))
 
 
@@ -908,7 +968,7 @@ def save_artifact(
     found = {name: tensor.cpu() if isinstance(tensor, Tensor) else tensor for name, tensor in own.items()}
     sizes = sparse.save(out / WEIGHTS_FILE, found, pruned, quantised=quantised)
     save_tokenizer(model.tokenizer, out)
-    described = json.loads(model.net.config.to_json_string(use_diff=False))
+    described = json.loads(model.net.config.to_json_string(use_diff=False)) | {"_name_or_path": ""}
     files.write_json(
         out / CONFIG_FILE,
         {
@@ -917,10 +977,18 @@ def save_artifact(
             "labels": list(model.labels),
             "model_config": described,
             **settings,
+            **_source_record(settings, out),
             **_cut_record(model.cut),
         },
     )
     return sizes
+
+
+def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The task options for `cap_config.json`: where the data are, as seen from OUT and not from the root."""
+    source = settings.get("source", {})
+    place = source.get("data")
+    return {"source": {**source, "data": os.path.relpath(Path(place).resolve(), out.resolve())}} if place else {}
 
 
 def _cut_record(cut: Cut | None) -> dict[str, Any]:
@@ -930,4 +998,4 @@ def _cut_record(cut: Cut | None) -> dict[str, Any]:
 def artifact_files(out: Path) -> list[Path]:
     """The files that a pruned model consists of, without its reports."""
     names = {WEIGHTS_FILE, CONFIG_FILE, *TOKENIZER_FILES}
-    return sorted(path for path in out.iterdir() if path.name in names)
+    return sorted(path for path in out.iterdir() if path.name in names and path.is_file())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from capcli.errors import ModelError
+from capcli import files
+from capcli.errors import FileError, ModelError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 WORDS = (
@@ -33,6 +35,13 @@ NEVER_READ = (
     *("architectures", "auto_map", "quantization_config", "compression_config", "sparsity_config", "dtype"),
     *("torch_dtype", "attn_implementation", "experts_implementation", "transformers_version"),
 )
+MAX_TOKENIZER_BYTES = 100_000_000
+MAX_LABELS = 100_000
+MAX_COUNT = 4096  # of layers, experts and other parts: no model has as many
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
+FEW_LAYERS = 64  # that may share their weights, as ALBERT's do
+_PARTS = re.compile(r"(?:.*_)?(?:layers?|blocks?|depths?|experts?|groups?|group_num|heads?|stages?|replace)")
+_LABELS = re.compile(r"(?:.*_)?(?:labels?|class(?:es)?)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX"}
 BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `capcli.legacy` reads
@@ -103,12 +112,57 @@ def _check_formats(names: Collection[str], source: str, local: bool) -> None:
         )
 
 
+def check_files(here: Path, source: str) -> None:
+    """Refuse a folder with anything but files and folders in it, and tokenizer files that are too large to be any.
+
+    A library that opens a FIFO waits forever, and one that opens a device can do anything.
+    """
+    for path in here.iterdir():
+        if not path.exists():
+            continue
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise ModelError(f"{path} is not a regular file", "remove it, or copy the files of the model elsewhere")
+        if path.name in TOKENIZER_FILES and found.st_size > MAX_TOKENIZER_BYTES:
+            raise ModelError(
+                f"{path} is larger than {MAX_TOKENIZER_BYTES:,} bytes, too large for a tokenizer of {source}",
+                "copy or download it again",
+            )
+
+
+def check_sizes(config: Mapping[str, Any], where: object, n_tensors: int = MAX_COUNT) -> None:
+    """Refuse a configuration with more layers, labels and such than models have, or than `n_tensors` can be of.
+
+    transformers makes lists of them before it looks at any weight.
+    """
+    rest: list[tuple[Any, Any]] = [("", config)]
+    while rest:
+        name, value = rest.pop()
+        if isinstance(value, dict):
+            _check_count(name, len(value), MAX_LABELS, where)
+            rest += value.items()
+        elif isinstance(value, list):
+            rest += ((name, item) for item in value)
+        elif name in LAYER_COUNTS and value is not None:
+            _check_count(name, value, min(MAX_COUNT, max(n_tensors, FEW_LAYERS)), where)
+        elif type(value) is int and value > 0 and _PARTS.fullmatch(name):
+            _check_count(name, value, MAX_COUNT, where)
+        elif type(value) is int and value > 0 and _LABELS.fullmatch(name):
+            _check_count(name, value, MAX_LABELS, where)
+
+
+def _check_count(name: str, value: object, most: int, where: object) -> None:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ModelError(f"{where}: {name[:40]}: expected an integer up to {most:,}, got {str(value)[:40]!r}")
+
+
 def check_config(here: Path, source: str, *, legacy: bool = False) -> None:
     """Refuse a model whose JSON files ask for code of its own, or whose weights are quantised.
 
     Sparse checkpoints of other tools are refused too, unless `legacy`: transformers would take random weights for them.
     """
     config = read_json(here / CONFIG)
+    check_sizes(config, here / CONFIG)
     tokenizer = read_json(here / "tokenizer_config.json") if (here / "tokenizer_config.json").is_file() else {}
     if config.get("auto_map") or tokenizer.get("auto_map"):
         where = CONFIG if config.get("auto_map") else "tokenizer_config.json"
@@ -171,9 +225,9 @@ def check_no_pointer(path: Path, source: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a model, which must be an object. Raises `ModelError`."""
     try:
-        table = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {str(error).splitlines()[0]}", "copy or download it again") from error
+        table = files.read_json(path)
+    except FileError as error:
+        raise ModelError(f"cannot read {path}: {error.message}", "copy or download it again") from error
     if not isinstance(table, dict):
         raise ModelError(f"{path} is not a JSON object", "copy or download it again")
     return table

@@ -148,6 +148,7 @@ def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) ->
     """
     run = Run(out=config.out_folder, flag=flag)
     _refuse_foreign(run.out)
+    files.check_no_links(run.work)
     files.check_writable(run.work)
     lock = FileLock(run.work / LOCK)
     try:

@@ -16,6 +16,8 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from numbers import Real
 from typing import Any
 
+from capcli.config import TOKEN
+
 NOT_MEASURED = "not measured"
 
 # ------------------------------------------------------------------------------------------- reading what may be absent
@@ -54,9 +56,12 @@ def plain(text: object, limit: int = 200) -> str:
     r"""One line of at most `limit` characters without anything a terminal, editor or parser would act on.
 
     Controls, line breaks, invisible formatting and direction overrides, lone surrogates and non-characters become their
-    Python escape (ESC is shown as `\x1b`). The joiners that scripts and emoji need stay.
+    Python escape (ESC is shown as `\x1b`). The joiners that scripts and emoji need stay. Tokens of the hub are cut.
     """
-    shown = str(text)[: limit + 1]
+    shown = str(text)[: limit + 100]
+    if "_" in shown:
+        shown = TOKEN.sub("hf_…", shown)
+    shown = shown[: limit + 1]
     if not (shown.isascii() and shown.isprintable()):
         shown = "".join(_escaped(char) if _is_active(char) else char for char in shown)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

@@ -131,7 +131,7 @@ def full(folder: Path) -> Iterator[Callable[[str], None]]:
             raise OSError(28, "No space left on device")
 
     files.fault_hook = hook
-    yield lambda name: refused.append(f".{name}.part")
+    yield lambda name: refused.append(name)
     files.fault_hook = None
 
 
@@ -569,8 +569,10 @@ def test_the_action_is_well_formed_and_reads_no_input_as_code() -> None:
             assert used or text == "${{ github.action_path }}"
 
 
-def run_action(folder: Path, command: str, args: str, stub: str = "", **changes: str) -> tuple[Any, dict[str, str]]:
-    """The step that runs `cap`, or a stub of it: how it ended, and its outputs."""
+def run_action(
+    folder: Path, command: str, args: str, stub: str = "", where: Path | None = None, **changes: str
+) -> tuple[Any, dict[str, str]]:
+    """The step that runs `cap`, or a stub of it, in `folder` or `where`: how it ended, and its outputs."""
     output = folder / "output"
     output.write_text("")
     env = with_cap(folder, CAP_COMMAND=command, CAP_ARGS=args, RUNNER_TEMP=str(folder), GITHUB_OUTPUT=str(output))
@@ -579,7 +581,7 @@ def run_action(folder: Path, command: str, args: str, stub: str = "", **changes:
     python.symlink_to(sys.executable)
     if stub:
         (folder / "bin" / "cap").write_text(stub)
-    done = shell(STEPS["cap"]["run"], folder, {**env, **changes})
+    done = shell(STEPS["cap"]["run"], where or folder, {**env, **changes})
     return done, dict(line.split("=", 1) for line in output.read_text().splitlines())
 
 
@@ -604,10 +606,10 @@ def test_the_action_expands_and_runs_nothing_in_its_inputs(folder: Path) -> None
     assert done.returncode == 0, done.stderr
     assert (folder / "seen").read_text().split("\n")[3:-2] == shlex.split(nasty)
     assert not (folder / "pwned").exists()
-    for command, args in (("prune", ""), ("eval; touch pwned", ""), ("eval", "an 'open quote")):
+    for command, args in (("prune", ""), ("eval; touch pwned", ""), ("eval", "an 'open quote"), ("eval", "a\\")):
         done, outputs = run_action(folder, command, args)
         assert (done.returncode, outputs) == (2, {})
-        assert len(commands(done.stdout)) == 1
+        assert len((done.stdout + done.stderr).splitlines()) == len(commands(done.stdout + done.stderr)) == 1
     assert not (folder / "pwned").exists()
 
 
@@ -622,10 +624,33 @@ def test_the_action_expands_and_runs_nothing_in_its_inputs(folder: Path) -> None
 def test_what_the_action_installs(folder: Path, install: str, index: str, expected: list[list[str]]) -> None:
     env = with_cap(folder, CAP_INSTALL=install, CAP_TORCH_INDEX=index, CAP_ACTION="A", SEEN=str(folder / "seen"))
     fake = folder / "bin" / "python"
-    fake.write_text('#!/bin/sh\nshift 5\nfor a in "$@"; do printf "%s\\n" "$a"; done >> "$SEEN"; echo >> "$SEEN"\n')
+    fake.write_text('#!/bin/sh\nshift 6\nfor a in "$@"; do printf "%s\\n" "$a"; done >> "$SEEN"; echo >> "$SEEN"\n')
     fake.chmod(0o755)
     done = shell(STEPS["Install capcli"]["run"], folder, env)
     assert done.returncode == 0, done.stderr
     calls = [call.splitlines() for call in (folder / "seen").read_text().split("\n\n") if call]
     assert calls == expected
     assert not (folder / "pwned").exists()
+
+
+def test_the_action_imports_nothing_of_the_checkout(folder: Path) -> None:
+    checkout = folder / "checkout"
+    for name in ("shlex", "os", "json", "sitecustomize", "usercustomize", "typer", "pip", "pip/__main__", "capcli/cli"):
+        path = checkout / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("open('pwned', 'w')\nraise SystemExit('pwned')")
+    (checkout / "pip" / "__init__.py").touch()
+    (checkout / "capcli" / "__init__.py").touch()
+    for name in ("old", "new"):
+        (checkout / f"{name}.json").write_text(json.dumps(evaluated(accuracy=0.8)))
+    script = f"#!{sys.executable}\nimport sys\nfrom capcli.__main__ import main\nsys.exit(main())\n"  # as pip writes it
+    paths = os.pathsep.join(["", ".", str(checkout), str(checkout / "pip"), str(ROOT)])
+    env = {"PYTHONPATH": paths, "GITHUB_WORKSPACE": str(checkout)}
+    done, outputs = run_action(folder, "eval", "--compare old.json new.json", script, where=checkout, **env)
+    assert (done.returncode, outputs.get("passed")) == (0, "true"), done.stderr
+    pytest.importorskip("pip")
+    env |= {"CAP_INSTALL": "none/at/all", "CAP_TORCH_INDEX": "", "CAP_ACTION": "A"}
+    done = shell(STEPS["Install capcli"]["run"], checkout, with_cap(folder, **env))
+    assert done.returncode == 1 and "none/at/all" in done.stderr, "the real pip says that there is no such folder"
+    assert "pwned" not in done.stderr
+    assert not list(folder.rglob("pwned"))

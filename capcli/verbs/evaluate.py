@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from capcli import decode, files, gates, hub, metrics, models, noise, perturb, sparse, tasks, tokens
-from capcli.config import EvalConfig, TaskConfig, build
+from capcli.config import EvalConfig, TaskConfig, build, portable, shortened
 from capcli.errors import ConfigError, FileError
 from capcli.noise import Estimate
 from capcli.run import Event
@@ -181,7 +181,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     result["notes"] += found.notes
     result["gates"] = gates.check(config.gates, _evidence(data, ours, found, result))
     result["passed"] = all(gate["passed"] for gate in result["gates"])
-    return result
+    return dict(portable(result, config))
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def _same_place(a: str, b: str) -> bool:
 
 
 def _origin(task: str, data: str) -> str:
-    return f"{task} in {data}" if data else task
+    return f"{task} in {shortened(data)}" if data else task
 
 
 def _changed(config: EvalConfig, data: tasks.TaskData) -> dict[str, tasks.Split]:

@@ -7,7 +7,6 @@ write into a staging folder; open what was written and compare; publish in one r
 from __future__ import annotations
 
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -34,7 +33,7 @@ from capcli import (
     tasks,
     vocabulary,
 )
-from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build
+from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build, command_line, portable, shortened
 from capcli.errors import CapError, CheckFailed, ConfigError, FileError, ModelError
 from capcli.run import Event
 from capcli.text import mapping, part
@@ -139,7 +138,7 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     record = _record(job)
     with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=record) as staging:
         opened = yield from FORMATS[config.to](job, staging)
-        record |= yield from _checked(job, opened)
+        record |= portable((yield from _checked(job, opened)), config)
         _describe(job, record, staging)
     yield Event(phase="export", done=1, total=1, overall=1.0, note=f"complete: {config.out_folder}")
     return record
@@ -238,7 +237,8 @@ def _texts(config: ExportConfig, model: models.Model) -> Texts:
         if config.data or config.vocab or (place and Path(place).exists()):
             raise
         other = TaskConfig(task=FALLBACK.get(model.kind, "mr"))
-        missing = f"the task's own data are not here ({error.message}): logits are compared on texts of {other.task}"
+        reason = error.message.replace(place, shortened(place)) if place else error.message
+        missing = f"the task's own data are not here ({reason}): logits are compared on texts of {other.task}"
         return Texts(source=other, data=tasks.load(other, train=False), missing=missing)
 
 
@@ -313,7 +313,8 @@ def artefact(job: Job, staging: Path) -> Generator[Event, None, Opened]:
 def _settings(job: Job) -> dict[str, Any]:
     """What the artefact says of its run, its data where they are now, and how it was exported."""
     config, stored = job.config, models.stored_settings(job.config.model)
-    kept: dict[str, Any] = {"source": {}, **{name: stored[name] for name in KEPT_SETTINGS if name in stored}}
+    kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
+    kept["source"] = models.stored_source(config.model)
     if job.known.ours:
         kept["source"] = {**kept["source"], "data": job.known.source.data}
     treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
@@ -504,7 +505,7 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         rows.append(_planned(job, name, smaller if name in CUT_FORMATS else job.model))
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": config.model,
+        "model": shortened(config.model),
         "dense_bytes": 4 * job.original.before_slicing.total,
         "formats": rows,
         "notes": [job.known.missing] if job.known.missing else [],
@@ -537,18 +538,19 @@ def _planned(job: Job, name: str, model: models.Model) -> dict[str, Any]:
 
 def _record(job: Job) -> dict[str, Any]:
     config, cut = job.config, job.model.cut
-    return {
+    found = {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
         "format": config.to,
-        "out": str(config.out_folder),
-        "command": shlex.join(["cap", *sys.argv[1:]]),
+        "out": shortened(str(config.out_folder)),
+        "command": command_line(sys.argv[1:]),
         "versions": run.versions(),
         **{name: getattr(config, name) for name in ("dtype", "embeddings", "int8", "vocab", "threshold")},
         "vocabulary": job.words,
         "layers": {name: vars(size) for name, size in cut.sizes.items()} if cut else None,
         "run": job.history,
     }
+    return dict(portable(found, config))
 
 
 def _gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
@@ -606,7 +608,7 @@ def _report(job: Job, record: dict[str, Any]) -> dict[str, Any]:
         found["metrics"] = {}
     notes = found.get("notes")
     found["notes"] = [*(notes if isinstance(notes, list) else []), _treatment(job), *record["notes"]]
-    return found
+    return dict(portable(found, job.config))
 
 
 def _treatment(job: Job) -> str:

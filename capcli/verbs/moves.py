@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capcli import files
-from capcli.config import Gates
+from capcli.config import Gates, shortened
 from capcli.errors import ConfigError, FileError
 from capcli.gates import Evidence, check
 from capcli.noise import EVALUATED_ON, MEASURED_ON, Estimate, difference, differing, ratio, stored
@@ -58,8 +58,8 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
     result: Table = {
         "schema_version": SCHEMA_VERSION,
         "kind": command,
-        "old": old,
-        "new": new,
+        "old": shortened(old),
+        "new": shortened(new),
         **({name: after.get(name) for name in ("task", "split", "n_examples")} if command == "eval" else {}),
         "rows": [_moved(name, *pair) for name, pair in pairs.items()],
         "sizes": _exact(_sizes(before), _sizes(after)),

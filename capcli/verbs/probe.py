@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from capcli import cache, classifiers, files, gates, metrics, noise, tasks, tokens, vectors
-from capcli.config import ProbeConfig
+from capcli.config import ProbeConfig, portable
 from capcli.errors import ConfigError, FileError
 from capcli.losses import NO_LABEL
 from capcli.run import Event
@@ -138,7 +138,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
     first = baselines[0] if baselines else None
     result["gates"] = gates.check(config.gates, _evidence(ours, first, encoder, result["latency"]))
     result["passed"] = all(gate["passed"] for gate in result["gates"])
-    return result
+    return dict(portable(result, config))
 
 
 def _encoder(config: ProbeConfig, source: str) -> vectors.Encoder:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from capcli import banks, files, masks, models, report, run, sparse, tasks, tokens, train
-from capcli.config import PruneConfig, flatten, parse_label_map
+from capcli.config import PruneConfig, command_line, flatten, parse_label_map, portable, shortened
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, make_pruner, plan_structure
@@ -211,7 +210,7 @@ def plan(config: PruneConfig) -> Generator[run.Event, None, dict[str, Any]]:
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     return {
         "schema_version": report.SCHEMA_VERSION,
-        "model": config.model,
+        "model": shortened(config.model),
         "task": config.source.task,
         "method": config.method,
         "prunable_weights": n,
@@ -508,6 +507,7 @@ def _finish(
     record["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in models.artifact_files(out)
     }
+    record = dict(portable(record, config))
     card = report.render_card(record, base_model=record["base_model"], pipeline_tag=models.PIPELINE_TAGS[student.kind])
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", report.render_html(record))
@@ -563,7 +563,7 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
         "method": config.method,
         "losses": list(config.loss_names),
         "seed": config.seed,
-        "command": shlex.join(["cap", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
         "config": flatten(config),
         "versions": run.versions(),
         "device": f"{setup.on.name}, {setup.on.device.type}, {setup.on.precision}, {torch.get_num_threads()} threads",
