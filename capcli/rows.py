@@ -20,12 +20,13 @@ from typing import IO, Any, NoReturn, cast
 
 from capcli.errors import DataError
 
-ROW_BYTES = 1 << 26  # of one line, and of one row of a csv
+ROW_BYTES = 1 << 25  # of one line, and of one row of a csv
 JSON_BYTES = 1 << 30  # of a file that is read whole
 PACKED_JSON_BYTES = 1 << 27
 FREE_BYTES = 1 << 28  # what a compressed file may hold whatever its own size
 MOST_RATIO = 100  # beyond that: text is rarely packed better than 20 to 1
 COMMAS = "a cell that holds commas must be in quotes"
+LINE_ENDS = "save the file with line ends LF or CRLF"
 NAME_ALL = "the first line must name each column that is not empty"
 NO_QUOTES = "quotes mean nothing in a tsv; save it as csv, with commas between the cells"
 DOUBLED = 'a quote inside a quoted cell is written twice: "" (a backslash does not escape it)'
@@ -129,6 +130,8 @@ def sheet(path: Path, header: Sequence[str], *, tab: bool, lenient: bool) -> She
         )
     if first and not any(map(str.strip, first)):
         raise DataError(f"the first line of {path} names no columns", "the first line must name the columns")
+    if "\r" in "".join(first):
+        raise DataError(f"cannot read {path}: line 1 holds a CR alone", LINE_ENDS)
     headless = len(first) == len(header) and not set(first) & set(header)
     named = [(name, place) for place, name in enumerate(header if headless else first) if name.strip()]
     return Sheet(
@@ -188,20 +191,18 @@ def quoted_rows(path: Path, separator: str) -> Iterator[Row]:
 
 def _refuse_row(path: Path, separator: str, begin: int, text: str, error: csv.Error) -> NoReturn:
     """The error for a row that begins in line `begin`; most often a quote is wrong, and it says where that begins."""
-    for match in re.finditer(rf'(?<![^{separator}\r\n])"[^"]*(?:""[^"]*)*(?P<end>"|\Z)', text):
-        first, last = (begin + text.count("\n", 0, place) for place in match.span())
-        if not match["end"]:
-            raise DataError(f"cannot read {path}: line {first}: the quote that begins there is not closed", DOUBLED)
-        if text[match.end() : match.end() + 1] not in ("", separator, "\r", "\n"):
-            where = "" if first == last else f" in line {last}"
-            after = text[match.end() :].split("\n")[0].strip()[:20]
-            raise DataError(
-                f"cannot read {path}: line {first}: the quote that begins there ends{where} before {after!r}, "
-                "in the middle of a cell",
-                DOUBLED,
-            )
+    ends = ("", separator, "\r", "\n")
+    cells = re.finditer(rf'(?<![^{separator}\r\n])"[^"]*(?:""[^"]*)*(?P<end>"|\Z)', text)
+    wrong = next((cell for cell in cells if not cell["end"] or text[cell.end() : cell.end() + 1] not in ends), None)
+    if wrong is not None:
+        first, last = (begin + text.count("\n", 0, place) for place in wrong.span())
+        what = "is not closed"
+        if wrong["end"]:
+            after = text[wrong.end() : wrong.end() + 20].splitlines()[0]
+            what = f"ends{f' in line {last}' if last > first else ''} before {after!r}, in the middle of a cell"
+        raise DataError(f"cannot read {path}: line {first}: the quote that begins there {what}", DOUBLED)
     if "new-line" in str(error):
-        raise DataError(f"cannot read {path}: line {begin} holds a CR alone", "save the file with line ends LF or CRLF")
+        raise DataError(f"cannot read {path}: line {begin} holds a CR alone", LINE_ENDS)
     raise DataError(f"cannot read {path}: line {begin}: {error}")
 
 

@@ -24,7 +24,7 @@ NAMES = {
 }
 DEPTH = 3  # folders below the one that is given
 MOST_FILES = 100_000
-TOGETHER = "keep one of them; files that belong together are read from a folder named {}"
+TOGETHER = "files that belong together are read from a folder named {}"
 _NAME = re.compile(
     rf"(?P<split>{'|'.join(NAMES)})(?P<half>[-_](?:mis)?matched)?"
     r"(?P<version>[-_]v\d[\d.]*)?"  # train-v1.1, as SQuAD names them
@@ -98,8 +98,12 @@ def _in_folder(root: Path) -> Found:
         files=read,
         unread={name: members[0].path for name, members in splits.items() if name not in read},
         notes=(
-            *([f"the splits are read from {home}"] if home != root else ()),
-            *(f"{name} is read from {_names(members)}" for name, members in read.items() if _is_numbered(members)),
+            *([f"the splits are read from the folder {home.relative_to(root)}"] if home != root else ()),
+            *(
+                f"{name} is read from {_shown([path.name for path in members])}"
+                for name, members in read.items()
+                if _is_numbered(members)
+            ),
             *_left_out(root, home, [one for one in seen if one.path not in used]),
         ),
     )
@@ -107,16 +111,12 @@ def _in_folder(root: Path) -> Found:
 
 def _left_out(root: Path, home: Path, rest: Sequence[_File]) -> Iterator[str]:
     """The note that names what is not read; of folders that are no split, the folder."""
-    names = {
-        one.path.name
-        if one.path.parent == home == root
-        else one.path.relative_to(root).as_posix()
-        if one.home == home
-        else f"{one.path.relative_to(root).parts[0]}/"
-        for one in rest
-    }
+    names = set()
+    for one in rest:
+        parts = one.path.relative_to(root).parts
+        names.add(f"{parts[0]}/" if len(parts) > 1 and one.home != home else "/".join(parts))
     if names:
-        yield f"not read in {root}: {_shown(sorted(names))}"
+        yield f"in the folder of the data, but not read: {_shown(sorted(names))}"
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -238,31 +238,29 @@ def _parts(split: str, paths: Sequence[Path]) -> list[Path]:
     numbers = {path: int(match["index"]) for path, match in matches.items() if match["index"] is not None}
     plain = [path for path in paths if path not in numbers]
     alike = len({(match["version"], match["total"]) for match in matches.values()}) == 1
-    if not alike or len(plain) > 1 or len(set(numbers.values())) < len(numbers):
+    total = matches[paths[0]]["total"]
+    if not alike or len(plain) > bool(not total) or len(set(numbers.values())) < len(numbers):
         raise _several(split, paths)
-    if not numbers:
-        return plain
-    if total := next(iter(matches.values()))["total"]:
-        if plain:
-            raise _several(split, paths)
-        _check_all(split, paths[0].parent, list(numbers.values()), int(total))
-    elif (first := min(numbers.values())) not in ((1, 2) if plain else (0, 1)):
-        raise DataError(
-            f"{next(path for path in numbers if numbers[path] == first)} looks like a part of {split}, "
-            "and the one before is missing",
-            f"name it {split}{tables.ending(paths[0])} if it is all of it",
-        )
-    else:
-        _check_all(split, paths[0].parent, list(numbers.values()), max(numbers.values()) + 1 - first)
+    if numbers:
+        _check_all(split, paths[0].parent, list(numbers.values()), int(total) if total else None, begun=bool(plain))
     return [*plain, *sorted(numbers, key=numbers.__getitem__)]
 
 
-def _check_all(split: str, folder: Path, numbers: Collection[int], total: int) -> None:
-    """Raise `DataError` unless the parts are as many as they say, numbered from 0 or 1 (or where the first begins)."""
-    begin = min(numbers) if max(numbers) - min(numbers) + 1 == total else 0
+def _check_all(split: str, folder: Path, numbers: Collection[int], total: int | None, *, begun: bool = False) -> None:
+    """Raise `DataError` unless all parts are there, by their `total` or up to the last.
+
+    They are numbered from 0 or 1; after a first one without a number (`begun`) from 1 or 2.
+    """
+    low, high = min(numbers), max(numbers)
+    begin = low if low in ((1, 2) if begun else (0, 1)) and total in (None, high - low + 1) else int(begun)
     missing = next(number for number in count(begin) if number not in numbers)
-    if missing < begin + total:
+    if total is not None and missing < begin + total:
         raise DataError(f"{folder} has {len(numbers)} of {total} parts of {split}; part {missing} is missing")
+    if total is None and missing <= high:
+        raise DataError(
+            f"{folder} has parts of {split} with numbers up to {high}; part {missing} is missing",
+            f"name a file {split} if it is the whole split; {TOGETHER.format(split)}",
+        )
 
 
 def _is_numbered(paths: Sequence[Path]) -> bool:
@@ -271,11 +269,10 @@ def _is_numbered(paths: Sequence[Path]) -> bool:
 
 
 def _several(split: str, paths: Sequence[Path]) -> DataError:
-    return DataError(f"several files for the {split} split: {_names(paths)}", TOGETHER.format(split))
-
-
-def _names(paths: Sequence[Path]) -> str:
-    return _shown([path.name for path in paths])
+    names = [path.name if _split_of(path) == split else f"{path.parent.name}/{path.name}" for path in paths]
+    return DataError(
+        f"several files for the {split} split: {_shown(names)}", f"keep one of them; {TOGETHER.format(split)}"
+    )
 
 
 def _shown(names: Sequence[str], most: int = 6) -> str:

@@ -31,7 +31,9 @@ _WAYS_OUT = {
     **dict.fromkeys((".bz2", ".xz", ".zst", ".lz4", ".lzma"), "unpack it; of compressed files those of gzip are read"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".joblib"), "pickles can run code and are never read; save as parquet"),
     **dict.fromkeys((".ndjson", ".jsonlines", ".jl"), "if it has one object per line, name it .jsonl"),
-    **dict.fromkeys((".txt", ".tab", ".dat"), "name it .csv or .tsv, if its first line names columns and that fits"),
+    **dict.fromkeys(
+        (".txt", ".tab", ".dat"), "write texts and labels as the columns of a csv; if they are, name it .csv or .tsv"
+    ),
 }
 # How files begin that have the ending of a text file and are none.
 _NO_TEXT = {
@@ -149,7 +151,7 @@ def _opened(path: Path, header: Sequence[str], *, lenient: bool) -> Table:
         if not kind or not path.is_file():
             raise refusal(path)
         if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty")
+            raise DataError(f"{path} is empty", "write or copy it again, or remove it")
         _check_beginning(path)
         fingerprint = files.sha256(path)
         if kind in (".csv", ".tsv"):
@@ -165,6 +167,8 @@ def _check_beginning(path: Path) -> None:
         begin = file.read(40)
     if begin.startswith(b"version https://git-lfs"):
         raise DataError(f"{path} is a pointer of git-lfs, not the data", "run: git lfs pull")
+    if ending(path) in PACKED and not begin.startswith(b"\x1f\x8b"):
+        raise DataError(f"{path} is not compressed with gzip", f"if it is text, name it {ending(path)[:-3]}")
     if ending(path) in SUFFIXES[2:]:
         for mark, (what, hint) in _NO_TEXT.items():
             if begin.startswith(mark):
@@ -310,7 +314,7 @@ def _separated(path: Path, header: Sequence[str], *, lenient: bool) -> Table:
         class_names={},
         fingerprint="",
         n_rows=n_rows,
-        notes=tuple(f"{path}: {what}" for what in (*sheet.notes, *(f"{what}: {n:,}" for what, n in left.items()))),
+        notes=tuple(f"{path.name}: {what}" for what in (*sheet.notes, *(f"{what}: {n:,}" for what, n in left.items()))),
         read=read,
     )
 

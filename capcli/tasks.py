@@ -369,7 +369,7 @@ def load(
     if "test" in evals:
         notes.append("no validation split: evaluated on test")
     elif config.data and (spared := sorted(name for name in files.files if name.startswith("test"))):
-        notes.append(f"evaluated on {', '.join(evals)}; {' and '.join(spared)} not used")
+        notes.append(f"evaluated on {', '.join(evals)}; not used: {', '.join(spared)}")
     return TaskData(
         name=config.task,
         kind=task.kind,
@@ -450,7 +450,7 @@ def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: s
     meant = next((c for c in table.columns if close and c.casefold().strip() == close[0]), None)
     hint = f"did you mean --{what}-column {meant!r}?" if meant else f"name it with --{what}-column"
     if not meant and tables.ending(Path(table.name)).startswith((".csv", ".tsv")):
-        hint += "; the first line of the file must name the columns"
+        hint += "; the file must begin with a header, a line such as text,label"
     raise DataError(
         f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(map(repr, table.columns))}", hint
     )
