@@ -40,11 +40,12 @@ def is_gzip(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def lines(path: Path, longest: int = ROW_BYTES) -> Iterator[tuple[int, str]]:
-    """(number, line with its end) of a UTF-8 file; a byte order mark is dropped.
+def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
+    """(number, line with its end) of a UTF-8 file; a byte order mark is dropped. longest: bytes of a line, or a default.
 
     Raises `DataError` with the place for what is not text, and for a line or a whole that is too long.
     """
+    longest = longest or ROW_BYTES
     place, most = 0, max(FREE_BYTES, MOST_RATIO * path.stat().st_size)
     with cast("IO[bytes]", gzip.open(path)) if is_gzip(path) else path.open("rb") as file:
         number = 0
