@@ -272,9 +272,20 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
+def is_unicode(path: Path) -> bool:
+    """Whether the name of a file is UTF-8, as the library of safetensors demands."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_writable(folder: Path) -> None:
     """Create `folder` and prove that a file can be written there. Raises `FileError` before any work is done."""
     probe = folder / ".cap_write_test"
+    if not is_unicode(folder):
+        raise FileError(f"cannot write to {folder}: its name is not UTF-8", "choose another folder with -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"cap")

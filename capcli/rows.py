@@ -41,7 +41,7 @@ def is_gzip(path: Path) -> bool:
 
 
 def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
-    """(number, line with its end) of a UTF-8 file; a byte order mark is dropped. longest: bytes of a line, or a default.
+    """(number, line with its end) of a UTF-8 file; a byte order mark is dropped. longest: most bytes of a line.
 
     Raises `DataError` with the place for what is not text, and for a line or a whole that is too long.
     """
