@@ -272,20 +272,18 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
-def is_unicode(path: Path) -> bool:
-    """Whether the name of a file is UTF-8, as the library of safetensors demands."""
+def check_name(path: Path) -> None:
+    """Raise `FileError` for a name that is not UTF-8; the library of safetensors writes to no other."""
     try:
         str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise FileError(f"cannot write to {path}: its name is not UTF-8", "choose another folder with -o") from error
 
 
 def check_writable(folder: Path) -> None:
     """Create `folder` and prove that a file can be written there. Raises `FileError` before any work is done."""
     probe = folder / ".cap_write_test"
-    if not is_unicode(folder):
-        raise FileError(f"cannot write to {folder}: its name is not UTF-8", "choose another folder with -o")
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"cap")

@@ -413,7 +413,10 @@ def _wanted(found: Found, train: bool, holdout: float, config: TaskConfig) -> li
             raise tables.refusal(found.unread[name])
     evals = evals or [name for name in ("test",) if name in found.files]
     if train and "train" not in found.files:
-        raise DataError(f"{where} has no train split, only {', '.join(found.files)}{rest}")
+        raise DataError(
+            f"{where} has no train split, only {', '.join(found.files)}{rest}",
+            "name the training file train, as train.csv",
+        )
     if not evals and not train:
         return ["train"]
     if not evals and not holdout:

@@ -123,8 +123,7 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     make(tmp_path, ".hidden.csv, ._train.csv, .~lock.train.csv#, ~$a.xlsx, train.csv~")
     (note,) = splits.find(tmp_path).notes
     assert note == (
-        "in the folder of the data, but not read: "
-        "extra.csv, old/, raw/, train (1).csv, train.zip, train_clean.csv and 1 more"
+        "in the data folder, but not read: extra.csv, old/, raw/, train (1).csv, train.zip, train_clean.csv and 1 more"
     )
 
 
@@ -132,6 +131,13 @@ def test_a_split_that_cannot_be_read_is_known(tmp_path: Path) -> None:
     one = splits.find(make(tmp_path, "train.csv, val.csv.zst, test.csv"))
     assert set(one.files) == {"train", "test"}
     assert one.unread == {"validation": tmp_path / "val.csv.zst"}
+
+
+def test_files_of_a_test_split_that_is_not_used_may_be_anything(tmp_path: Path) -> None:
+    names = "train.csv, dev.csv, test_2016.csv, test_2017.jsonl"
+    assert found(tmp_path / "a", names)["test"] == ["test_2016.csv", "test_2017.jsonl"]
+    with pytest.raises(DataError, match="several files for the test split"):
+        found(tmp_path / "b", names.replace("dev.csv, ", ""))
 
 
 def test_one_file_is_the_training_split(tmp_path: Path) -> None:
@@ -174,4 +180,4 @@ def test_what_is_no_folder_of_files(tmp_path: Path) -> None:
 
 def test_folders_that_hold_one_another_end(tmp_path: Path) -> None:
     (make(tmp_path, "train.csv") / "again").symlink_to(tmp_path)
-    assert splits.find(tmp_path).notes == ("in the folder of the data, but not read: again/",)
+    assert splits.find(tmp_path).notes == ("in the data folder, but not read: again/",)

@@ -361,7 +361,7 @@ def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Pa
     data = tasks.load(config(str(tmp_path)))
     assert list(data.evals) == ["test"]
     assert data.notes == (
-        "in the folder of the data, but not read: other.csv",
+        "in the data folder, but not read: other.csv",
         "no validation split: evaluated on test",
     )
     (tmp_path / "test.csv").unlink()
