@@ -35,9 +35,26 @@ _NAME = re.compile(
 _TOTAL = re.compile(r"(?P<set>.*?)(?P<index>\d+)[-_. ]*of[-_. ]*(?P<total>\d+)")
 _HIDDEN = re.compile(r"[._~#].*|.*[~#]|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # also locks of editors, _SUCCESS
 _ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+_MODEL = ("config.json", "cap_config.json", "report.json", "export.json")  # in the folder of a model or a run
 _NO_DATA = (
     *(".md", ".rst", ".html", ".pdf", ".tex", ".bib", ".log", ".lock", ".toml", ".yaml", ".yml", ".cfg", ".ini"),
-    *(".py", ".ipynb", ".sh", ".r", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".crc", ".md5", ".sha256", ".license"),
+    *(
+        ".py",
+        ".ipynb",
+        ".sh",
+        ".r",
+        ".safetensors",
+        ".onnx",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".svg",
+        ".gif",
+        ".crc",
+        ".md5",
+        ".sha256",
+        ".license",
+    ),
 )
 
 
@@ -130,7 +147,8 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             continue
         if depth and path.is_dir():
             try:
-                yield from _walk(path, depth - 1)
+                if not any((path / name).is_file() for name in _MODEL):
+                    yield from _walk(path, depth - 1)
             except PermissionError:
                 yield path
         elif path.suffix or path.is_dir() or _split_of(path):

@@ -120,6 +120,7 @@ def test_the_only_folder_with_splits_is_read_and_said(tmp_path: Path, names: str
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     make(tmp_path, "train.csv, val.csv, extra.csv, train (1).csv, train_clean.csv, train.zip, val.txt, old/train.csv")
     make(tmp_path, "raw/a/b.csv, README.md, train.py, LICENSE, dataset_infos.json")
+    make(tmp_path, "out/report.json, out/x.csv, stopped/work/config.json, stopped/work/x/history.json")
     make(tmp_path, ".hidden.csv, ._train.csv, .~lock.train.csv#, ~$a.xlsx, train.csv~")
     (note,) = splits.find(tmp_path).notes
     assert note == (
