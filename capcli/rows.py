@@ -103,7 +103,7 @@ class Sheet:
             if len(row) > 1 and not any(map(str.strip, row)):
                 left["empty rows, left out"] += 1
             elif len(row) == self.width:
-                if value := "".join(row[end:]).strip():
+                if end < self.width and (value := "".join(row[end:]).strip()):
                     raise self._refused(number, f"has {value[:40]!r} in a column without a name", NAME_ALL)
                 if self.literal and any(map(_quoted, row)):
                     left[f"rows with cells in quotes, which are kept ({NO_QUOTES})"] += 1
