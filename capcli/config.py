@@ -144,7 +144,9 @@ class TaskConfig:
     """Which examples, and how they are read."""
 
     task: str = option("", "task name; see the task table in the docs", panel="Task")
-    data: str = option("", "folder of splits, or one file: parquet, csv, tsv, jsonl, json", panel="Task")
+    data: str = option(
+        "", "folder of splits, or one file: parquet, arrow, csv, tsv, jsonl, json; text also as .gz", panel="Task"
+    )
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
     label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")

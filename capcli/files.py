@@ -412,8 +412,17 @@ def check_no_links(folder: Path) -> None:
             )
 
 
+def check_name(path: Path) -> None:
+    """Raise `FileError` for a name that is not UTF-8; the library of safetensors writes to no other."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FileError(f"cannot write to {path}: its name is not UTF-8", "choose another folder with -o") from error
+
+
 def check_writable(folder: Path) -> None:
     """Create `folder` and prove that a file can be written there. Raises `FileError` before any work is done."""
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _staged(folder / "cap_write_test") as probe:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli import hub, labels, metrics, perturb, tables
+from capcli import hub, labels, metrics, perturb, splits, tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
 from capcli.labels import Labels
 from capcli.perturb import Change
+from capcli.splits import Found
 from capcli.tables import Table
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "tasks"
-EVAL_SPLITS = ("validation", "validation_matched", "validation_mismatched", "dev", "dev_matched", "dev_mismatched")
 SINGLE, PAIR, REGRESSION = ("accuracy", "macro_f1"), ("accuracy", "f1"), ("pearson", "spearman")
 MULTILABEL = ("micro_f1", "macro_f1", "subset_accuracy")
 ENTITIES, TAGS = ("f1", "precision", "recall", "accuracy"), ("accuracy", "macro_f1")
@@ -329,8 +328,8 @@ def load(
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
     task = TASKS[config.task]
-    sources = _sources(task, config)
-    wanted = _wanted(sources, train, holdout or spare, config)
+    files, sources = _sources(task, config)
+    wanted = _wanted(files, train, holdout or spare, config)
     holdout = holdout or (spare if train and wanted == ["train"] else 0.0)
     opened = {name: sources[name]() for name in wanted}
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
@@ -339,7 +338,7 @@ def load(
     if not codes and not task.labels and task.kind not in ("regression", "spans"):
         _check_names(found, names)
     empty = _no_answer(task, found, no_answer)
-    splits = {
+    parts = {
         name: Split(
             name=name,
             table=opened[name],
@@ -350,29 +349,27 @@ def load(
         )
         for name, (texts, one) in read.items()
     }
-    notes += [
-        f"{table.name}: {table.n_skipped} rows with too many or too few fields were left out"
-        for table in opened.values()
-        if table.n_skipped
-    ]
-    trained = splits.pop("train", None) if train else None
+    notes += [*files.notes, *(note for table in opened.values() for note in table.notes)]
+    trained = parts.pop("train", None) if train else None
     held = None
     if trained is not None:
         trained, held = _subsets(trained, holdout, max_train, seed)
         whole = len(found["train"].values) - len(held or ())
         if len(trained) < whole:
             notes.append(f"train: {len(trained):,} of {whole:,} examples")
-        if not splits:
-            splits, held = {"holdout": _need_holdout(held)}, None
+        if not parts:
+            parts, held = {"holdout": _need_holdout(held)}, None
             notes.append("no evaluation split: evaluated on the held-out part of the training set")
         _check_training_labels(trained)
-    if not train and holdout and list(splits) == ["train"]:
-        splits = {"holdout": _need_holdout(_subsets(splits["train"], holdout, 0, seed)[1])}
-    evals = {name: cut(split, config.max_eval_samples, 0) for name, split in splits.items()}
-    sizes = {name: (len(split), len(splits[name])) for name, split in evals.items()}
+    if not train and holdout and list(parts) == ["train"]:
+        parts = {"holdout": _need_holdout(_subsets(parts["train"], holdout, 0, seed)[1])}
+    evals = {name: cut(split, config.max_eval_samples, 0) for name, split in parts.items()}
+    sizes = {name: (len(split), len(parts[name])) for name, split in evals.items()}
     notes += [f"{name}: {n:,} of {total:,} examples" for name, (n, total) in sizes.items() if n < total]
     if "test" in evals:
         notes.append("no validation split: evaluated on test")
+    elif config.data and (spared := sorted(name for name in files.files if name.startswith("test"))):
+        notes.append(f"evaluated on {', '.join(evals)}; not used: {', '.join(spared)}")
     return TaskData(
         name=config.task,
         kind=task.kind,
@@ -393,31 +390,39 @@ def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(m for m in task.metrics if m != "f1" or len(names) == 2) or ("accuracy",)
 
 
-def _sources(task: Task, config: TaskConfig) -> dict[str, Callable[[], Table]]:
-    """What opens the table of each split there is."""
+def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[[], Table]]]:
+    """The files of the splits, and what opens the table of each."""
     if config.data or config.task in BUILTIN_TASKS:
-        path = Path(config.data) if config.data else BUILTIN_FOLDER / config.task
-        found = tables.find(path, ("train", "test", *EVAL_SPLITS))
+        found = splits.find(Path(config.data) if config.data else BUILTIN_FOLDER / config.task)
     elif task.hub is not None:
-        found = hub.data_set(*task.hub)
+        found = Found(files=hub.data_set(*task.hub), unread={}, notes=())
     else:
         raise DataError(f"task {config.task} needs your own data", "name a file or folder with --data")
     # A few rows of GLUE's own qqp/train.tsv are broken, and every reader of it leaves them out.
     glue = task.hub is not None and task.hub[0] == "nyu-mll/glue"
-    return {name: partial(tables.open_files, files, task.header, lenient=glue) for name, files in found.items()}
+    opened = partial(tables.open_files, header=task.header, lenient=glue)
+    return found, {name: partial(opened, files) for name, files in found.files.items()}
 
 
-def _wanted(available: Collection[str], train: bool, holdout: float, config: TaskConfig) -> list[str]:
+def _wanted(found: Found, train: bool, holdout: float, config: TaskConfig) -> list[str]:
     """Names of the splits to use: train, then the evaluation splits; `test` only when there is no other."""
-    where = config.data or config.task
-    evals = [name for name in EVAL_SPLITS if name in available] or [name for name in ("test",) if name in available]
-    if train and "train" not in available:
-        raise DataError(f"{where} has no train split, only {', '.join(available)}")
+    where, rest = config.data or config.task, "".join(f"; {note}" for note in found.notes)
+    evals = [name for name in splits.EVALS if name in found.files]
+    for name in (*(["train"] if train else []), *(() if evals else splits.EVALS)):
+        if name in found.unread:  # before another takes its place
+            raise tables.refusal(found.unread[name])
+    evals = evals or [name for name in ("test",) if name in found.files]
+    if train and "train" not in found.files:
+        raise DataError(
+            f"{where} has no train split, only {', '.join(found.files)}{rest}",
+            "name the training file train, as train.csv",
+        )
     if not evals and not train:
         return ["train"]
     if not evals and not holdout:
         raise DataError(
-            f"{where} has no validation or test split to evaluate on", "add one, or hold out a part: --holdout 0.1"
+            f"{where} has no validation or test split to evaluate on{rest}",
+            "add one, or hold out a part: --holdout 0.1",
         )
     return ["train", *evals] if train else evals
 
@@ -447,8 +452,8 @@ def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: s
     close = difflib.get_close_matches(names[0].casefold(), [c.casefold().strip() for c in table.columns], n=1)
     meant = next((c for c in table.columns if close and c.casefold().strip() == close[0]), None)
     hint = f"did you mean --{what}-column {meant!r}?" if meant else f"name it with --{what}-column"
-    if len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
-        hint = "the cells are not separated by commas: save the file as csv with commas, or as tsv with tabs"
+    if not meant and tables.ending(Path(table.name)).startswith((".csv", ".tsv")):
+        hint += "; the file must begin with a header, a line such as text,label"
     raise DataError(
         f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(map(repr, table.columns))}", hint
     )

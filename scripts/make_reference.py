@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet  # type: ignore[import-untyped]
 import typer
 
-from capcli import cli, config, criteria, families, metrics, tables, tasks
+from capcli import cli, config, criteria, families, metrics, splits, tables, tasks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import registry
@@ -233,8 +233,9 @@ def task_table() -> str:
             table(("task", "kind", "text columns", "label column", "labels", "metrics", "from"), rows),
             "Where several column names are listed, the first one that is present is read; `--text-column`, "
             "`--pair-column` and `--label-column` name others. Any task takes `--data` instead of its own source. "
-            f"Files: {codes(tables.SUFFIXES)}. Splits: `train`, then those of {codes(tasks.EVAL_SPLITS)} that are "
-            "present, or `test` when none of them is. More: [your own data](../how-to/own-data.md).\n",
+            f"Files: {codes((*tables.SUFFIXES, *tables.PACKED))}. Splits: `train`, then those of "
+            f"{codes(splits.EVALS)} that are present, or `test` when none of them is. Names that are read: "
+            f"{split_names()}. More: [your own data](../how-to/own-data.md).\n",
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
             "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
             f"words that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that "
@@ -247,6 +248,12 @@ def task_table() -> str:
             table(("task", "train", "validation"), sizes),
         ]
     )
+
+
+def split_names() -> str:
+    """The names of files that are read as each split."""
+    meant = dict.fromkeys(splits.NAMES.values())
+    return "; ".join(f"{codes(n for n, one in splits.NAMES.items() if one == split)} as `{split}`" for split in meant)
 
 
 def built_in() -> Iterable[str]:

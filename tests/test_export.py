@@ -602,6 +602,8 @@ def test_the_place_of_the_command_is_no_place(pruned: Path, tmp_path: Path, monk
         said = refused(2, str(pruned), "--to", "sparse", "-o", place)
         assert "an export cannot take the place of" in said and "folder of its own" in said
     assert "is not empty" in refused(2, str(pruned), "--to", "sparse", "-o", "..")
+    for place in (b"out\xff", b"new\xff/out"):
+        assert "its name is not UTF-8" in refused(2, str(pruned), "--to", "dense", "-o", os.fsdecode(place))
     assert not list(Path.cwd().iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 

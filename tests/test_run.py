@@ -598,8 +598,9 @@ def plain_file(tmp_path: Path) -> Path:
         (foreign, "was not written by cap"),
         (lambda tmp: tmp / ("x" * 300), "too long for a file"),
         (lambda tmp: tmp / "a\0b", "cannot write to"),
+        (lambda tmp: tmp / os.fsdecode(b"out\xff"), "its name is not UTF-8"),
     ],
-    ids=["below-a-file", "proc", "a-file", "foreign", "long-name", "nul"],
+    ids=["below-a-file", "proc", "a-file", "foreign", "long-name", "nul", "not-utf-8"],
 )
 def test_places_that_do_not_serve(tiny: Tiny, tmp_path: Path, place: Callable[[Path], Path], said: str) -> None:
     """Exit 2 at once, with a hint, and nothing was touched."""

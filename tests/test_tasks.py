@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,10 @@ def write(path: Path, columns: dict[str, list[Any]]) -> Path:
     frame = pandas.DataFrame(columns)
     if path.suffix == ".parquet":
         frame.to_parquet(path)
+    elif path.suffix == ".arrow":
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
     elif path.suffix in (".jsonl", ".json"):
         frame.to_json(path, orient="records", lines=path.suffix == ".jsonl")
     else:
@@ -342,6 +347,44 @@ def test_holdout_is_the_same_whatever_the_limit(tmp_path: Path) -> None:
     assert len(cut.train) == 10
 
 
+def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Path) -> None:
+    columns = {"text": TEXTS, "label": NAMES}
+    for name in ("train.csv", "val.csv", "test.csv"):
+        write(tmp_path / name, columns)
+    data = tasks.load(config(str(tmp_path)))
+    assert (list(data.evals), data.notes) == (["validation"], ("evaluated on validation; not used: test",))
+    (tmp_path / "val.csv").rename(tmp_path / "val.csv.zst")
+    for train in (True, False):
+        with pytest.raises(DataError, match=r"val\.csv\.zst is no \.parquet"):
+            tasks.load(config(str(tmp_path)), train=train)
+    (tmp_path / "val.csv.zst").rename(tmp_path / "other.csv")
+    data = tasks.load(config(str(tmp_path)))
+    assert list(data.evals) == ["test"]
+    assert data.notes == (
+        "in the data folder, but not read: other.csv",
+        "no validation split: evaluated on test",
+    )
+    (tmp_path / "test.csv").unlink()
+    with pytest.raises(DataError, match=r"no validation or test split .*but not read: other\.csv"):
+        tasks.load(config(str(tmp_path)))
+
+
+def test_all_parts_of_a_split_are_read(tmp_path: Path) -> None:
+    for name, i in (("train.csv", 0), ("train_2.csv", 3)):
+        write(tmp_path / name, {"text": TEXTS[i : i + 3], "label": NAMES[i : i + 3]})
+    write(tmp_path / "valid.csv", {"text": TEXTS, "label": NAMES})
+    data = tasks.load(config(str(tmp_path)))
+    assert texts_of(data.train) == TEXTS
+    assert data.notes == ("train is read from train.csv, train_2.csv",)
+
+
+def test_a_file_without_a_header_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a nice long day,good\na dull one,bad\n")
+    with pytest.raises(DataError, match="has no text column 'text'") as caught:
+        tasks.load(config(str(tmp_path)), holdout=0.5)
+    assert "the file must begin with a header" in caught.value.hint
+
+
 def test_evaluation_alone_reads_no_training_split(tmp_path: Path) -> None:
     folder(tmp_path)
     (tmp_path / "train.csv").write_text("text,label\nx,unheard-of\n")
@@ -437,9 +480,8 @@ def test_the_files_of_glue_itself_are_read(tmp_path: Path, name: str) -> None:
     assert list(data.evals) == [split]
     assert (texts_of(data.train), labels_of(data.train)) == (texts, labels)
     assert pairs_of(data.train) == ([] if name in ("cola", "sst2") else ["b", "d"])
-    assert [note.split(": ")[1] for note in data.notes] == ["1 rows with too many or too few fields were left out"] * (
-        2 if name == "qqp" else 0
-    )
+    broken = [f"{file}.tsv: rows with too many or too few fields, left out: 1" for file in ("train", split)]
+    assert list(data.notes) == [*(broken if name == "qqp" else []), f"evaluated on {split}; not used: test"]
 
 
 def test_only_glue_leaves_broken_rows_out(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def _free(folder: Path) -> Path:
         raise FileError(f"an export cannot take the place of {out}", "choose a folder of its own with -o")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileError(f"{folder} exists and is not empty", "choose another folder with -o")
+    files.check_name(out)
     files.check_writable(out.parent)
     return out
 
