@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli import hub, labels, metrics, perturb, tables
+from capcli import hub, labels, literals, metrics, perturb, tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
 from capcli.labels import Labels
+from capcli.names import finder, number, order, shown
 from capcli.perturb import Change
 from capcli.tables import Table
 
@@ -139,8 +140,8 @@ class Split:
     columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
     None for all. labels: int64 [N] for classification, float64 [N] for regression, uint8 [N, C] for multilabel, an
     object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans. no_answer: for spans,
-    whether a question may have no answer. change: what is done to each text while it is read; for spans to the
-    questions alone, since the answers stand in the contexts.
+    whether a question may have no answer. lists: for tokens, whether the words are lists written as text. change: what
+    is done to each text while it is read; for spans to the questions alone, since the answers stand in the contexts.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Split:
     kind: str = "classification"
     rows: NDArray[np.int64] | None = None
     no_answer: bool = False
+    lists: bool = False
     change: Change | None = None
 
     def __len__(self) -> int:
@@ -160,7 +162,8 @@ class Split:
         """sha256, as hex, of the texts, by the table, the columns and the rows that they are read from."""
         rows = b"all" if self.rows is None else self.rows.astype("<i8").tobytes()
         changed = () if self.change is None else (perturb.VERSION, self.change.name, self.change.seed)
-        return hashlib.sha256(repr((self.table.fingerprint, self.columns, changed)).encode() + rows).hexdigest()
+        read = changed if not self.lists else ("lists", *changed)
+        return hashlib.sha256(repr((self.table.fingerprint, self.columns, read)).encode() + rows).hexdigest()
 
     @property
     def paired(self) -> bool:
@@ -224,7 +227,7 @@ class Split:
     def _text(self, cell: Any, column: str, index: int) -> Any:
         """A text as the tokenizer takes it: a string, or the words of a sentence."""
         if self.kind == "tokens":
-            words = cell.split() if isinstance(cell, str) else cell
+            words = self._words(cell, column, index) if isinstance(cell, str) else cell
             if not isinstance(words, list):
                 raise self._wrong(column, index, _type_of(cell, "not a list of words"))
             for word in words:
@@ -234,6 +237,15 @@ class Split:
                 raise self._wrong(column, index, f"has {len(words)} words but {n} labels")
             return words
         return self._text_of(cell, column, index)
+
+    def _words(self, cell: str, column: str, index: int) -> list[Any]:
+        """The words of a text: between spaces, or of a list if those of this split are lists written as text."""
+        found = literals.listed(cell)
+        if self.lists and found is None:
+            raise self._wrong(column, index, f"holds {cell[:60]!r}, where a list written as text is expected")
+        if not self.lists and found and all(isinstance(word, str) for word in found):
+            raise self._wrong(column, index, "is a list written as text, where words with spaces between are expected")
+        return found if self.lists and found is not None else cell.split()
 
     def _changed(self, text: Any, place: int, index: int) -> Any:
         if self.change is None or (self.kind == "spans" and place):
@@ -298,8 +310,8 @@ class TaskData:
     @property
     def legend(self) -> str:
         """The code of each label and its name, such as `0 negative, 1 positive`, of the first of many."""
-        shown = labels.shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
-        return shown + (f" ({len(self.labels)})" if len(self.labels) > 20 else "")
+        names = shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
+        return names + (f" ({len(self.labels)})" if len(self.labels) > 20 else "")
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -316,15 +328,14 @@ def load(
     perhaps: Sequence[str] = (),
     no_answer: bool | None = None,
     spare: float = 0.0,
-    codes: bool = True,
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
     `known` are the classes of a model of ours, for sets that name none, and `perhaps` those of another model, taken if
     they cover what occurs; `no_answer` is whether the model may answer nothing; `spare` is the share of the training
-    split to hold out when no other split is there to evaluate on. Without `codes`, a number that the data do not name
-    stands for none of the `known`: in other data it need not mean the same. Without `train`, a set that has only a
-    training split is measured on the part that `holdout` and `seed` held out of it, or on the whole.
+    split to hold out when no other split is there to evaluate on. Without `train`, a set that has only a training split
+    is measured on the part that `holdout` and `seed` held out of it, or on the whole. A label is one of the classes by
+    name or, as a number, by value (see `names.finder`); only the tasks of the table with names have codes.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
@@ -334,22 +345,29 @@ def load(
     holdout = holdout or (spare if train and wanted == ["train"] else 0.0)
     opened = {name: sources[name]() for name in wanted}
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
-    found = {name: one for name, (_, one) in read.items()}
-    names, notes = _label_names(task, found, perhaps) if not known or task.labels else (tuple(known), [])
-    if not codes and not task.labels and task.kind not in ("regression", "spans"):
-        _check_names(found, names)
+    found, notes = labels.separated({name: one for name, (_, one) in read.items()}, known or perhaps)
+    aliases = config.label_names
+    names, new = _label_names(task, found, perhaps, aliases) if not known or task.labels else (tuple(known), [])
+    find = finder(names, aliases, codes=bool(task.labels))
     empty = _no_answer(task, found, no_answer)
     splits = {
         name: Split(
             name=name,
             table=opened[name],
             columns=texts,
-            labels=labels.coded(one, names),
+            labels=labels.coded(found[name], names, find),
             kind=task.kind,
             no_answer=empty,
+            lists=task.kind == "tokens" and _begins_with_list(opened[name], texts[0]),
         )
-        for name, (texts, one) in read.items()
+        for name, (texts, _) in read.items()
     }
+    notes += [*new, *labels.remarks(found, names, find)]
+    notes += [
+        f"{name}: lists written as text in column {one.columns[0]!r} were read as lists of words"
+        for name, one in splits.items()
+        if one.lists
+    ]
     notes += [
         f"{table.name}: {table.n_skipped} rows with too many or too few fields were left out"
         for table in opened.values()
@@ -438,6 +456,13 @@ def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tupl
     return tuple(texts), labels.read(name, table, wanted, task.kind)
 
 
+def _begins_with_list(table: Table, column: str) -> bool:
+    """Whether the first cell of a column is a list of words written as text."""
+    cell = next(iter(table.batches((column,), 1)))[column][0]
+    found = literals.listed(cell) if isinstance(cell, str) else None
+    return bool(found) and all(isinstance(word, str) for word in found or ())
+
+
 def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: str) -> str:
     if chosen:
         names = (chosen,)
@@ -463,40 +488,31 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str) -> 
     return (_column(table, task.label, chosen, "label", split),)
 
 
-def _label_names(task: Task, found: Mapping[str, Labels], perhaps: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+def _label_names(
+    task: Task, found: Mapping[str, Labels], perhaps: Sequence[str], aliases: Mapping[str, str]
+) -> tuple[tuple[str, ...], list[str]]:
     """Names of the classes by index, and notes: those of the task, or of the first split as `labels.names_of` has it.
 
     A tag that occurs only in an evaluation split gets an index too, though nothing can learn it: the words that bear it
-    are part of what is measured.
+    are part of what is measured. It is no new one where it is a number and those of the first split are names.
     """
     if task.kind in ("regression", "spans") or task.labels:
         return task.labels, []
     first, *others = found.values()
-    names, notes = labels.names_of(first, perhaps), []
+    classes, notes = labels.names_of(first, perhaps, aliases), []
     if task.kind == "tokens" and not first.own_names:
-        more = sorted({name for one in others for name in labels.unknown(one, names) if name != "-1"})
-        names += tuple(more)
-        notes = [f"only in evaluation, so never learned: {labels.shown(more)}"] if more else []
-    if task.entities and not metrics.is_entity_scheme(names):
+        find, numeric = finder(classes, aliases), {number(name) is not None for name in classes}
+        for one in others:
+            labels.check_labelled(one, find)
+        new = {name for one in others for name in labels.unknown(one, find) if (number(name) is not None) in numeric}
+        notes = [f"only in evaluation, so never learned: {shown(order(new))}"] if new else []
+        classes += tuple(order(new))
+    if task.entities and not metrics.is_entity_scheme(classes):
         raise DataError(
-            f"labels of entities are O or like B-person and I-person; the data has {labels.shown(names)}",
+            f"labels of entities are O or like B-person and I-person; the data has {shown(classes)}",
             "for other labels of words use --task token-classification",
         )
-    return names, notes
-
-
-def _check_names(found: Mapping[str, Labels], names: Sequence[str]) -> None:
-    """The labels of other data than the model's own must be its labels by name."""
-    for split, one in found.items():
-        unknown = [name for name in labels.unknown(one, names) if name != "-1"]
-        numbers = labels.nameless(one, names)
-        if unknown or numbers:
-            what = "unknown labels" if unknown else "numbers without names as labels"
-            raise DataError(
-                f"{what} in the {split} split: {labels.shown(unknown or numbers, 5)}; the task has "
-                f"{labels.shown(names)}",
-                f"say which is which by --label-map {names[0]}={(unknown or numbers)[0]},…",
-            )
+    return classes, notes
 
 
 def _no_answer(task: Task, found: Mapping[str, Labels], known: bool | None) -> bool:

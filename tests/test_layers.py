@@ -40,6 +40,8 @@ ORDER = [
     "refusals",
     "hub",
     "tables",
+    "literals",
+    "names",
     "labels",
     "perturb",
     "tasks",
