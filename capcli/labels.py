@@ -77,7 +77,7 @@ def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Label
                 value = _checked(named(parse(*cells)), kind)
             except DataError as error:
                 raise DataError(f"row {len(found.values)} of {found.place} {error.message}", error.hint) from error
-            lists = lists or (isinstance(cells[0], str) and literals.opens(cells[0]) and not isinstance(value, str))
+            lists = lists or _was_list(cells[0], value)
             found.values.append(value if isinstance(value, Answers) else known.setdefault((type(value), value), value))
     missing = [row for row, value in enumerate(found.values) if value is None]
     if len(missing) == len(found.values):
@@ -90,13 +90,20 @@ def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Label
     return dataclasses.replace(found, lists=lists)
 
 
+def _was_list(cell: Any, value: Any) -> bool:
+    """Whether a label was read from a list or a table that was written as text."""
+    if isinstance(value, Answers):
+        return isinstance(cell, str) and value.texts not in ((), (cell,))
+    return isinstance(cell, str) and type(value) is tuple and literals.listed(cell) is not None
+
+
 def _is_missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _label(cell: Any) -> Any:
     """One label or number; None when it is missing."""
-    text = isinstance(cell, str) and literals.listed(cell) is not None
+    text = isinstance(cell, str) and (literals.broken(cell) or literals.listed(cell) is not None)
     if text or isinstance(cell, list | dict):
         raise DataError(
             f"is a {'list written as text' if text else type(cell).__name__}, not a single label",
@@ -109,7 +116,8 @@ def _label_set(cell: Any) -> Any:
     """The labels of an example; empty: it has none. A text that is no list is left as it is."""
     if not isinstance(cell, str):
         return _label_list(cell)
-    return _written(cell, SEVERAL) if literals.opens(cell) else cell
+    found = _written(cell, SEVERAL)
+    return cell if found is None else found
 
 
 def _tags(cell: Any) -> tuple[Any, ...] | None:
@@ -117,8 +125,9 @@ def _tags(cell: Any) -> tuple[Any, ...] | None:
     if not isinstance(cell, str):
         return _label_list(cell)
     hint = 'put a space between the labels, or write a JSON list such as ["O", "B-person"]'
-    if literals.opens(cell):
-        return _written(cell, hint)
+    found = _written(cell, hint)
+    if found is not None:
+        return found
     tags = cell.split()
     for tag in tags:
         if tag.strip(",;") not in ("", tag):
@@ -127,9 +136,9 @@ def _tags(cell: Any) -> tuple[Any, ...] | None:
 
 
 def _written(cell: str, hint: str) -> tuple[Any, ...] | None:
-    """The labels of a list that was written as text."""
+    """The labels of a list that was written as text; None for any other text."""
     found = literals.listed(cell)
-    if found is None:
+    if found is None and literals.broken(cell):
         raise DataError(f"holds {cell[:60]!r}, which begins as a list and cannot be read as one", hint)
     return _label_list(found)
 
@@ -189,7 +198,7 @@ def _answers_in(text: str) -> Any:
     found = literals.listed(text)
     if found is not None and all(isinstance(one, str | dict) for one in found):
         return found
-    if found is None and re.match(r"""\s*(array\(\s*)?\[\s*['"{]""", text):
+    if found is None and literals.broken(text):
         raise DataError(
             f"holds {text[:60]!r}, which begins as a list and cannot be read as one", 'write a JSON list: ["answer"]'
         )
@@ -233,7 +242,7 @@ def separated(found: Mapping[str, Labels], known: Sequence[str]) -> tuple[dict[s
     except DataError as error:
         place = next(one.place for one in found.values() if any(type(value) is str for value in one.values))
         raise DataError(f"{place} {error.message}", error.hint) from error
-    said = [] if separator == ";" else [f"{separator!r} stands between labels, as no ; does"]
+    said = [] if separator == ";" else [f"the labels of a text are separated by {separator!r}; no text has a ;"]
     return {name: _divided(one, separator) for name, one in found.items()}, said
 
 
@@ -403,19 +412,25 @@ def unknown(found: Labels, find: Finder) -> list[str]:
 def check_known(found: Labels, classes: Sequence[str], find: Finder) -> None:
     """Raise `DataError` for labels that are none of the classes, with both lists and the way out."""
     check_labelled(found, find)
-    missing = unknown(found, find)
-    if not missing:
-        return
+    if missing := unknown(found, find):
+        raise DataError(
+            f"unknown labels in the {found.split} split: {names.shown(missing, 5)}; the task has "
+            f"{names.shown(classes)}",
+            _way_out(missing, classes, find),
+        )
+
+
+def _way_out(missing: Sequence[str], classes: Sequence[str], find: Finder) -> str:
+    """What to do about labels that are none of the classes."""
     pairs = ",".join(f"{name}=NAME" for name in missing[:3]) + ",…" * (len(missing) > 3)
-    hint = f"leave those rows out, or say which of the labels is meant: --label-map {pairs}"
-    if all(map(names.number, missing)) and not any(map(names.number, classes)):
-        hint = f"a number says no name, and its position counts for nothing; say which is which: --label-map {pairs}"
-    elif any(re.fullmatch(r"-?[0-9]+,[0-9]+", name) for name in missing):
-        hint = "decimals have a point"
-    raise DataError(
-        f"unknown labels in the {found.split} split: {names.shown(missing, 5)}; the task has {names.shown(classes)}",
-        hint,
-    )
+    if any(re.fullmatch(r"-?[0-9]+,[0-9]+", name) for name in (*missing, *classes)):
+        return "decimals have a point, not a comma"
+    if not all(map(names.number, missing)) or any(map(names.number, classes)):
+        return f"leave those rows out, or say which of the labels is meant: --label-map {pairs}"
+    if find("0") is not None:
+        codes = names.shown([f"{code} {name}" for code, name in enumerate(classes)])
+        return f"the codes of this task are {codes}; for others: --label-map {pairs}"
+    return f"numbers are not matched with names by their position; say which is which: --label-map {pairs}"
 
 
 def coded(found: Labels, classes: Sequence[str], find: Finder) -> NDArray[Any]:
@@ -428,22 +443,27 @@ def coded(found: Labels, classes: Sequence[str], find: Finder) -> NDArray[Any]:
 
 def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -> list[str]:
     """What there is to say about the labels: how they were read, and where that may not be what was meant."""
-    said = [
-        f"{name}: lists written as text in column {one.columns[0]!r} were read as lists"
-        for name, one in found.items()
-        if one.lists
-    ]
+    said = []
     for group in names.alike(classes):
         many = " and ".join(map(names.quoted, group))
         said.append(f"classes that differ in nothing but case or invisible characters: {many}")
     for name, one in found.items():
         if pairs := _respelled(_distinct(one), classes, find):
-            said.append(f"{name}: labels read as others that are written differently: {names.shown(pairs)}")
+            said.append(f"{name}: labels matched although they are written differently: {names.shown(pairs)}")
     numbers = [name for name in classes if names.number(name)]
     if numbers and len(numbers) < len(classes):
         said.append(f"some labels are numbers and others names: {names.shown(classes)}")
-    if "-1" in numbers and set(numbers) <= {"-1", "0", "1"}:
+    if {"-1", "0"} <= set(numbers) <= {"-1", "0", "1"}:
         said.append("-1 is read as a class; where it stands for no label, leave those rows out")
+    joined = [
+        name
+        for name in classes
+        for one in ";" + SEPARATORS
+        if len(parts := _parts(name, one)) > 1 and set(parts) <= set(classes)
+    ]
+    if joined and "classification" in {one.kind for one in found.values()}:
+        many = "several labels of a text need --task multi-label-classification"
+        said.append(f"labels that are made of others, each read as a class of its own: {names.shown(joined)}; {many}")
     return said
 
 
@@ -454,7 +474,7 @@ def _respelled(occur: Collection[str], classes: Sequence[str], find: Finder) -> 
         f"{names.quoted(name)} as {names.quoted(other)}"
         for name, other in pairs
         if name != other
-        and (names.key(name) == names.key(other) or names.FLAGS.get(names.folded(name)) == names.number(other))
+        and (names.key(name) == names.key(other) or (names.folded(name) in names.FLAGS and names.number(other)))
         and (names.number(name) is None or other in occur)
     ]
 

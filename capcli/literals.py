@@ -19,24 +19,26 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2}|.)", r
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None, "nan": None}
 _WRAPPERS = re.compile(r"(np|numpy|torch)?\.?(array|tensor|str_|bool_|u?int\d+|float\d+|list|tuple|set|frozenset|dict)")
-_OPENING = re.compile(r"\s*([\[({]|(np|numpy|torch)?\.?(array|tensor|list|tuple|set|frozenset|dict)\()")
+_OPENING = r"\s*([\[({]|(np|numpy|torch)?\.?(array|tensor|list|tuple|set|frozenset|dict)\(\s*[\[({]?)"
+_OPENS, _QUOTES = re.compile(_OPENING), re.compile(_OPENING + r"""\s*[\[({]?\s*['"]""")
+_BARE = re.compile(r"\s*\[[^\s\[\]]+(,\s+[^\s\[\]]+)+\]\s*")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 
 _Token = tuple[str, str, bool]  # kind, text, whether a space stands before it
 
 
-def opens(text: str) -> bool:
-    """Whether a text begins as a list or a table does."""
-    return _OPENING.match(text) is not None
-
-
 def listed(text: str) -> list[Any] | None:
     """The list that a text is, from its first character to its last; None for any other text."""
     try:
-        found = parsed(text) if opens(text) else None
+        found = parsed(text) if _OPENS.match(text) else None
     except ValueError:
         return None
     return found if isinstance(found, list) else None
+
+
+def broken(text: str) -> bool:
+    """Whether a text that is no list was meant as one: a bracket before a quote, or commas between bare words."""
+    return bool(_QUOTES.match(text) or _BARE.fullmatch(text))
 
 
 def parsed(text: str) -> Any:

@@ -32,6 +32,16 @@ SINGLE, PAIR, REGRESSION = ("accuracy", "macro_f1"), ("accuracy", "f1"), ("pears
 MULTILABEL = ("micro_f1", "macro_f1", "subset_accuracy")
 ENTITIES, TAGS = ("f1", "precision", "recall", "accuracy"), ("accuracy", "macro_f1")
 SPANS = ("f1", "exact_match")
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "target",
+    "score",
+    "tags",
+    "answers",
+)  # columns that no text is in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,12 +372,7 @@ def load(
         )
         for name, (texts, _) in read.items()
     }
-    notes += [*new, *labels.remarks(found, names, find)]
-    notes += [
-        f"{name}: lists written as text in column {one.columns[0]!r} were read as lists of words"
-        for name, one in splits.items()
-        if one.lists
-    ]
+    notes += [*_list_notes(found, splits), *new, *labels.remarks(found, names, find)]
     notes += [
         f"{table.name}: {table.n_skipped} rows with too many or too few fields were left out"
         for table in opened.values()
@@ -401,6 +406,14 @@ def load(
         evals=evals,
         notes=tuple(notes),
     )
+
+
+def _list_notes(found: Mapping[str, Labels], splits: Mapping[str, Split]) -> list[str]:
+    """Which columns hold lists that were written as text."""
+    places = [(split.columns[0], name) for name, split in splits.items() if split.lists]
+    places += [(one.columns[0], name) for name, one in found.items() if one.lists]
+    columns = {column: [name for other, name in places if other == column] for column, _ in places}
+    return [f"lists written as text in column {c!r} were read as lists: {', '.join(n)}" for c, n in columns.items()]
 
 
 def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
@@ -445,12 +458,13 @@ def _wanted(available: Collection[str], train: bool, holdout: float, config: Tas
 
 def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tuple[str, ...], Labels]:
     """The columns of the texts, and the labels."""
-    texts = [_column(table, task.text, config.text_column, "text", name)]
+    labelled = {config.label_column, *task.label, *LABEL_NAMES}
+    texts = [_column(table, task.text, config.text_column, "text", name, labelled)]
     if config.pair_column and task.kind == "tokens":
         raise DataError(f"{config.task} reads one text, there is no second", "leave --pair-column out")
     if task.pair or config.pair_column:
-        texts.append(_column(table, task.pair, config.pair_column, "pair", name))
-    wanted = _label_columns(table, task, config, name)
+        texts.append(_column(table, task.pair, config.pair_column, "pair", name, labelled.union(texts)))
+    wanted = _label_columns(table, task, config, name, texts)
     if twice := {column for column in texts if [*texts, *wanted].count(column) > 1}:
         raise DataError(f"column {min(twice)!r} of the {name} split is to be read for two purposes", "name another one")
     return tuple(texts), labels.read(name, table, wanted, task.kind)
@@ -463,14 +477,18 @@ def _begins_with_list(table: Table, column: str) -> bool:
     return bool(found) and all(isinstance(word, str) for word in found or ())
 
 
-def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: str) -> str:
+def _column(
+    table: Table, names: Sequence[str], chosen: str, what: str, split: str, others: Collection[str] = ()
+) -> str:
+    """The column to read; `others` are read for another purpose, so that no hint names them."""
     if chosen:
         names = (chosen,)
     for name in names:
         if name in table.columns:
             return name
-    close = difflib.get_close_matches(names[0].casefold(), [c.casefold().strip() for c in table.columns], n=1)
-    meant = next((c for c in table.columns if close and c.casefold().strip() == close[0]), None)
+    free = {column.casefold().strip(): column for column in table.columns if column not in others}
+    close = difflib.get_close_matches(names[0].casefold(), free, n=1, cutoff=0.7)
+    meant = free[close[0]] if close else None
     hint = f"did you mean --{what}-column {meant!r}?" if meant else f"name it with --{what}-column"
     if len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
         hint = "the cells are not separated by commas: save the file as csv with commas, or as tsv with tabs"
@@ -479,13 +497,13 @@ def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: s
     )
 
 
-def _label_columns(table: Table, task: Task, config: TaskConfig, split: str) -> tuple[str, ...]:
+def _label_columns(table: Table, task: Task, config: TaskConfig, split: str, texts: Sequence[str]) -> tuple[str, ...]:
     """The column of the labels; for multilabel also several, one per label."""
     chosen = config.label_column
     several = [name.strip() for name in chosen.split(",") if name.strip()]
     if task.kind == "multilabel" and len(several) > 1 and chosen not in table.columns:
-        return tuple(_column(table, (), name, "label", split) for name in dict.fromkeys(several))
-    return (_column(table, task.label, chosen, "label", split),)
+        return tuple(_column(table, (), name, "label", split, texts) for name in dict.fromkeys(several))
+    return (_column(table, task.label, chosen, "label", split, texts),)
 
 
 def _label_names(
