@@ -19,8 +19,9 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2}|.)", r
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None, "nan": None}
 _WRAPPERS = re.compile(r"(np|numpy|torch)?\.?(array|tensor|str_|bool_|u?int\d+|float\d+|list|tuple|set|frozenset|dict)")
-_OPENING = r"\s*([\[({]|(np|numpy|torch)?\.?(array|tensor|list|tuple|set|frozenset|dict)\(\s*[\[({]?)"
-_OPENS, _QUOTES = re.compile(_OPENING), re.compile(_OPENING + r"""\s*[\[({]?\s*['"]""")
+_CALL = r"\s*(np|numpy|torch)?\.?(array|tensor|list|tuple|set|frozenset|dict)\("
+_OPENS = re.compile(rf"\s*[\[({{]|{_CALL}")
+_QUOTES = re.compile(rf"""({_CALL})?\s*[\[{{]\s*['"]""")
 _BARE = re.compile(r"\s*\[[^\s\[\]]+(,\s+[^\s\[\]]+)+\]\s*")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 

@@ -61,6 +61,8 @@ def test_what_is_no_list(text: str) -> None:
     assert literals.listed(text) is None
 
 
-@pytest.mark.parametrize(("text", "meant"), [("['a", True), ("[a, b]", True), ("array(['a'", True), ("[URL]", False)])
+@pytest.mark.parametrize(
+    ("text", "meant"), [("['a", True), ("[a, b]", True), ("array(['a'", True), ("[URL]", False), ('("a")', False)]
+)
 def test_texts_that_were_meant_as_lists(text: str, meant: bool) -> None:
     assert literals.broken(text) is meant
