@@ -139,6 +139,9 @@ def option(default: Any, help: str, *, flag: str = "", panel: str = "", resumabl
     return field(default=default, metadata={"help": help, "flag": flag, "panel": panel, "resumable": resumable})
 
 
+LABEL_MAP = "other names for labels of the data, or of a model: LABEL_0=negative,2=neutral"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """Which examples, and how they are read."""
@@ -150,6 +153,7 @@ class TaskConfig:
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
     label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
+    label_map: str = option("", LABEL_MAP, panel="Task")
     max_length: int = option(
         0, "longest input in tokens, longer texts are cut; 0 for 128, for 384 in question answering", panel="Task"
     )
@@ -160,10 +164,16 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         _check_name("task", self.task, TASK_NAMES)
+        parse_label_map(self.label_map)
         _at_least(8, max_length=self.longest)
         _at_least(0, max_eval_samples=self.max_eval_samples, stride=self.stride)
         if self.task in GENERIC_TASKS and not self.data:
             raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
+
+    @property
+    def label_names(self) -> dict[str, str]:
+        """The label map: a name of the model or of the data -> the name to use."""
+        return parse_label_map(self.label_map)
 
     @property
     def longest(self) -> int:
@@ -196,7 +206,6 @@ class PruneConfig:
     method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
     losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic,hid; the method's own by default")
     teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
-    label_map: str = option("", "names for the teacher's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
     preset: str = option("default", "values to start from: " + ", ".join(PRESETS))
     max_train_samples: int = option(0, "train on at most so many examples, 0 for all", panel="Task")
     holdout: float = option(
@@ -256,7 +265,6 @@ class PruneConfig:
         _check_name("init", self.init, ("teacher", "pretrained"))
         for name in self.loss_names:
             _check_name("loss", name, LOSSES)
-        parse_label_map(self.label_map)
         if not {"ce", "kd"} & set(self.loss_names):
             raise ConfigError("losses need ce or kd: the other terms alone do not teach the task")
         if self.structure != "heads" and self.criterion != "first-order":
@@ -364,7 +372,6 @@ class EvalConfig:
     source: TaskConfig
     model: str = ""
     baseline: str = option("", "model, artefact or report.json to compare with")
-    label_map: str = option("", "names for a model's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")
     perturb: str = option("", f"measure on changed texts too: all, or some of {','.join(PERTURBATIONS)}; see the docs")
@@ -375,16 +382,10 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _at_least(1, latency_batch=self.latency_batch, latency_length=self.latency_length)
         _at_least(0, seed=self.seed)
-        parse_label_map(self.label_map)
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
         for name in self.perturbations:
             _check_name("perturbation", name, PERTURBATIONS)
-
-    @property
-    def label_names(self) -> dict[str, str]:
-        """The label map: the model's own name -> the name to use."""
-        return parse_label_map(self.label_map)
 
     @property
     def perturbations(self) -> tuple[str, ...]:
@@ -415,6 +416,7 @@ class ExportConfig:
         "", "of a movement-pruning checkpoint with scores: the number that it was pruned with", panel="Weights"
     )
     data: str = option("", "data of the task, when they are not where the run found them", panel="Checks")
+    label_map: str = option("", LABEL_MAP, panel="Checks")
     samples: int = option(64, "texts on which the logits of the export are compared", panel="Checks")
     max_eval_samples: int = option(
         0, "measure the accuracy of a lossy export on at most so many examples, 0 for all", panel="Checks"
@@ -477,6 +479,7 @@ class ProbeConfig:
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
     label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
+    label_map: str = option("", LABEL_MAP, panel="Task")
     baseline: str = option("", "models, artefacts or results of cap probe to compare with; gates look at the first")
     probe: str = option("linear", "linear (logistic or ridge regression), or head (a new head by gradient descent)")
     layer: str = option("last", "layer to take vectors from: last, N (0 for the embeddings), or all")
@@ -528,6 +531,7 @@ class ProbeConfig:
             text_column=self.text_column,
             pair_column=self.pair_column,
             label_column=self.label_column,
+            label_map=self.label_map,
             max_length=self.max_length,
             max_eval_samples=self.max_eval_samples,
         )

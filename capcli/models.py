@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 from capcli import families, files, hub, refusals, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
-from capcli.labels import label_key
+from capcli.names import finder
 from capcli.refusals import BITMASK, MASKED, NEVER_READ, TOKENIZER_FILES, sparse_refusal
 from capcli.run import Event
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
@@ -254,13 +254,13 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
         from transformers import AutoConfig
 
         own = _own_labels(_read(AutoConfig.from_pretrained, hub.folder(source), source))
-        return Known(labels=tuple((label_map or {}).get(name, name) for name in own))
+        return Known(labels=renamed(own, label_map))
     table = stored_settings(source)
     labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
     mine = tuple(map(str, labels)) if isinstance(labels, list) else ()
     ours = bool(table.get("source"))
     return Known(
-        labels=mine if ours else tuple((label_map or {}).get(name, name) for name in mine),
+        labels=renamed(mine, label_map),
         ours=ours,
         no_answer=empty if isinstance(empty, bool) else None,
         holdout=share if isinstance(share, float) else 0.0,
@@ -448,8 +448,9 @@ def load_dense(
     path = hub.folder(source)
     config = _read(AutoConfig.from_pretrained, path, source)
     config._attn_implementation = config._experts_implementation = None  # a file must not name kernels to load
-    own = tuple((label_map or {}).get(name, name) for name in _own_labels(config))
-    order = list(range(2)) if kind == "spans" else _label_order(own, labels)
+    own = _own_labels(config)
+    order = list(range(2)) if kind == "spans" else _label_order(own, labels, label_map)
+    own = renamed(own, label_map)
     if need_head and order is None:
         raise ModelError(
             f"the labels of {source} ({_listed(own)}) are not those of the task ({_listed(labels or ())})",
@@ -634,7 +635,7 @@ def load_model(
     model = load_artifact(Path(source))
     if need_head and model.kind != kind:
         raise ModelError(f"{source} was pruned for {model.kind}, not for {kind}")
-    order = _label_order([(label_map or {}).get(name, name) for name in model.labels], labels)
+    order = _label_order(model.labels, labels, label_map)
     if order is None:
         raise ModelError(
             f"the labels of {source} ({_listed(model.labels)}) are not those of the task ({_listed(labels or ())})",
@@ -697,14 +698,28 @@ def _own_labels(config: Any) -> tuple[str, ...]:
     return tuple(str(table[key]) for key in sorted(table, key=int))
 
 
-def _label_order(own: Sequence[str], labels: Sequence[str] | None) -> list[int] | None:
-    """For each wanted label the index among `own`, compared by `label_key`; None when the sets differ."""
+def renamed(own: Sequence[str], label_map: Mapping[str, str] | None) -> tuple[str, ...]:
+    """The labels of a model under the names that a map gives them. Raises `ConfigError` when two get the same."""
+    names = tuple((label_map or {}).get(name, name) for name in own)
+    if twice := [name for name in names if names.count(name) > 1 and own.count(name) < 2]:
+        raise ConfigError(f"--label-map gives two labels of the model the name {twice[0]!r}", "give each its own")
+    return names
+
+
+def _label_order(
+    own: Sequence[str], labels: Sequence[str] | None, label_map: Mapping[str, str] | None = None
+) -> list[int] | None:
+    """For each wanted label the index among `own`, renamed or as they are; None when the sets differ.
+
+    They are found by name, numbers by value. A map may also be for the labels of the data alone.
+    """
     if labels is None:
         return list(range(len(own)))
-    key = label_key(own, labels)
-    index = {key(name): i for i, name in enumerate(own)}
-    wanted = [key(name) for name in labels]
-    return [index[name] for name in wanted] if set(wanted) == set(index) and len(wanted) == len(own) else None
+    for names in (renamed(own, label_map), own):
+        order = [index for index in map(finder(names), labels) if index is not None]
+        if len(labels) == len(own) and sorted(order) == list(range(len(own))):
+            return order
+    return None
 
 
 def _reorder(output: nn.Linear, order: list[int] | None) -> None:

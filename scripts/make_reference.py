@@ -323,7 +323,7 @@ def model_table() -> str:
             "(`auto_map`, `trust_remote_code`). Adapters and quantised weights. For each of these, "
             "[the way out](../how-to/hub.md#what-is-refused-and-the-way-out). Checkpoints with missing or misshapen "
             "tensors outside the head and the pooler. In `cap eval` and as a teacher: models whose label names differ "
-            "from those of the task; `--label-map` of `cap eval` renames them.\n",
+            "from those of the task; `--label-map` renames them.\n",
         ]
     )
 

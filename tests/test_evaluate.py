@@ -379,6 +379,9 @@ def test_labels_of_other_data_that_are_called_otherwise(tiny: Tiny, pruned: Path
         mapped = f"negative={codes[0]},positive={codes[1]}"
         found = evaluated(pruned, "--data", str(tmp_path / name), "--label-map", mapped)
         assert found["metrics"] == plain["metrics"] and found["labels"] == list(codes)
+        mapped = f"{codes[0]}=negative,{codes[1]}=positive"
+        found = evaluated(pruned, "--data", str(tmp_path / name), "--label-map", mapped)
+        assert found["metrics"] == plain["metrics"] and found["labels"] == ["negative", "positive"]
 
 
 def test_tags_of_other_data_may_be_fewer(tiny: Tiny, tagger: Path, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ ORDER = [
     "rows",
     "tables",
     "splits",
+    "literals",
+    "names",
     "labels",
     "perturb",
     "tasks",

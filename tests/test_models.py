@@ -126,6 +126,24 @@ def test_label_map_renames_before_comparing(checkpoint: Make, tokenizer: Any) ->
     assert torch.equal(models.forward(model, batch)[0], own[:, [1, 0]])
 
 
+def test_labels_of_a_model_that_are_numbers_are_found_by_value(checkpoint: Make) -> None:
+    folder = checkpoint("bert", ("1.0", "2.0", "0"))
+    own = load(folder).net.classifier.weight
+    assert torch.equal(load(folder, ("0", "1", "02"), need_head=True).net.classifier.weight, own[[2, 0, 1]])
+    with pytest.raises(ModelError, match=r"1\.0, 2\.0, 0.* are not those of the task \(0, 1, 3\)"):
+        load(folder, ("0", "1", "3"), need_head=True)
+
+
+def test_a_label_map_for_the_data_alone_leaves_the_model_as_it_is(checkpoint: Make) -> None:
+    folder = checkpoint("bert", ABC)
+    own = load(folder).net.classifier.weight
+    for mapping in ({"0": "alpha", "1": "beta"}, {"alpha": "0"}):
+        model = load(folder, ("gamma", "alpha", "beta"), need_head=True, label_map=mapping)
+        assert torch.equal(model.net.classifier.weight, own[[2, 0, 1]])
+    with pytest.raises(ConfigError, match="two labels of the model the name 'x'"):
+        load(folder, ABC, need_head=True, label_map={"alpha": "x", "beta": "x"})
+
+
 @pytest.mark.parametrize("labels", [("x", "y", "z"), ("alpha", "beta"), (*ABC, "delta")])
 def test_other_labels_are_refused_where_a_head_is_needed(checkpoint: Make, labels: tuple[str, ...]) -> None:
     with pytest.raises(ModelError) as caught:

@@ -189,20 +189,16 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
 
 def _data(config: EvalConfig) -> tuple[tasks.TaskData, list[str]]:
     """The task's splits with the labels of the model, and what there is to know about their choice."""
-    stored, known = models.stored_source(config.model), models.known(config.model, config.label_names)
+    stored, known = models.stored_source(config.model), models.known(config.model, config.source.label_names)
     of_run = config.source.task == stored.get("task") and _same_place(config.source.data, str(stored.get("data")))
-    names = known.labels
-    if known.ours:
-        names = tuple(config.label_names.get(name, name) for name in names)
     data = tasks.load(
         config.source,
         train=False,
         holdout=known.holdout if of_run else 0.0,
         seed=known.seed,
-        known=names if known.ours else (),
-        perhaps=names,
+        known=known.labels if known.ours else (),
+        perhaps=known.labels,
         no_answer=known.no_answer,
-        codes=of_run or not known.ours,
     )
     notes = []
     if stored and not of_run:
@@ -246,7 +242,8 @@ def _doubts(config: EvalConfig, data: tasks.TaskData) -> list[str]:
 
 
 def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model:
-    return models.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=config.label_names)
+    names = config.source.label_names
+    return models.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=names)
 
 
 def _all(

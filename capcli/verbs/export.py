@@ -217,7 +217,7 @@ def _history(folder: Path) -> dict[str, Any]:
 def _texts(config: ExportConfig, model: models.Model) -> Texts:
     """The data of the model's own task; where they are not here, built-in texts."""
     stored = models.stored_source(config.model)
-    chosen = {"data": config.data, "max_eval_samples": config.max_eval_samples}
+    chosen = {"data": config.data, "label_map": config.label_map, "max_eval_samples": config.max_eval_samples}
     place = config.data or stored.get("data", "")
     try:
         if not stored:
@@ -317,7 +317,8 @@ def _settings(job: Job) -> dict[str, Any]:
     kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
     kept["source"] = models.stored_source(config.model)
     if job.known.ours:
-        kept["source"] = {**kept["source"], "data": job.known.source.data}
+        now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
+        kept["source"] = {**kept["source"], **now}
     treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
     return {**kept, "export": treatment}
 

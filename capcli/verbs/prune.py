@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from capcli import banks, files, masks, models, report, run, sparse, tasks, tokens, train
-from capcli.config import PruneConfig, command_line, flatten, parse_label_map, portable, shortened
+from capcli.config import PruneConfig, command_line, flatten, portable, shortened
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, make_pruner, plan_structure
@@ -279,7 +279,7 @@ def _bank(
 
 def _given_teacher(setup: Setup, student: models.Model) -> models.Model:
     """The teacher that the user named. Raises `ModelError` or `ConfigError` when it does not fit task and student."""
-    config, names = setup.config, parse_label_map(setup.config.label_map)
+    config, names = setup.config, setup.config.source.label_names
     teacher = models.load_model(
         config.teacher, setup.data.classes, setup.data.kind, config.seed, need_head=True, label_map=names
     )
