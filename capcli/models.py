@@ -567,8 +567,7 @@ def _check_fits(net: Any, tokenizer: Any, source: str) -> None:
     """Raise `ModelError` for a network that takes no tokens, or has no embeddings for some of this tokenizer."""
     if "input_ids" not in _accepted(net):
         raise ModelError(f"{source} is a {net.config.model_type} model, which does not read tokens of text")
-    rows = getattr(net.base_model.get_input_embeddings(), "num_embeddings", None)
-    vocabulary = tokenizer.get_vocab()
+    rows, vocabulary = _embedded(net), tokenizer.get_vocab()
     last = max(vocabulary.values(), default=0)
     if rows is None or last < rows:
         return
@@ -578,6 +577,14 @@ def _check_fits(net: Any, tokenizer: Any, source: str) -> None:
         f"{rows:,} rows: none for {_listed([repr(token[:40]) for token in beyond])}",
         "after adding tokens call model.resize_token_embeddings(len(tokenizer)) of transformers and save both again",
     )
+
+
+def _embedded(net: Any) -> int | None:
+    """How many tokens have an embedding; None for a network without a table of them."""
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        rows: int = net.base_model.get_input_embeddings().num_embeddings
+        return rows
+    return None
 
 
 def _with_padding(tokenizer: Any, config: Any) -> tuple[Any, tuple[str, ...]]:

@@ -316,8 +316,8 @@ def model_table() -> str:
             "(`auto_map`, `trust_remote_code`). Adapters and quantised weights. For each of these, "
             "[the way out](../how-to/hub.md#what-is-refused-and-the-way-out). Checkpoints with missing or misshapen "
             "tensors outside the head and the pooler. Tokenizers with tokens that have no row in the embeddings; "
-            "configurations with sizes or tables of labels that no network has. In `cap eval` and as a teacher: models whose label names differ "
-            "from those of the task; `--label-map` of `cap eval` renames them.\n",
+            "configurations with sizes or tables of labels that no network has. In `cap eval` and as a teacher: models "
+            "whose label names differ from those of the task; `--label-map` of `cap eval` renames them.\n",
         ]
     )
 
