@@ -739,7 +739,7 @@ def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bo
     missing = sorted(info["missing_keys"])
     lost = [n for n in missing if n.startswith(inside) and (need_head or ".pooler." not in n)]
     wrong = {str(name): shapes for name, *shapes in sorted(info["mismatched_keys"])}
-    _check_shapes({name: wrong[name] for name in wrong if keep_head or name.startswith(inside)}, inside, net, source)
+    _check_shapes({name: wrong[name] for name in wrong if keep_head or name.startswith(inside)}, net, source)
     if lost or (need_head and any(not name.startswith(inside) for name in missing)):
         first = ", ".join((lost or missing)[:3])
         raise ModelError(
@@ -750,20 +750,19 @@ def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bo
     return (f"{source} has no pooler; a new one was drawn from the seed",) if pooler else ()
 
 
-def _check_shapes(wrong: Mapping[str, Sequence[Any]], inside: str, net: Any, source: str) -> None:
+def _check_shapes(wrong: Mapping[str, Sequence[Any]], net: Any, source: str) -> None:
     """Refuse weights (name -> shape in the file, shape in the network) that are not those of the configuration."""
     if not wrong:
         return
-    head = {next(iter(stored)) for name, (stored, _) in wrong.items() if not name.startswith(inside)}
-    if len(head) == 1 and not any(name.startswith(inside) for name in wrong):
+    first, (stored, expected) = next(iter(wrong.items()))
+    if all(name.startswith(f"{_output(net)[0]}.") for name in wrong):
         raise ModelError(
-            f"the head of {source} has {head.pop()} outputs, its configuration {net.config.num_labels} names",
+            f"the head of {source} has {stored[0]} outputs, its configuration {net.config.num_labels} names",
             "give id2label in config.json one name for each output",
         )
-    name, (stored, expected) = next(iter(wrong.items()))
     raise ModelError(
-        f"the weights of {source} are not those of its configuration: {len(wrong)} of another shape, first {name} with "
-        f"{list(stored)} instead of {list(expected)}",
+        f"the weights of {source} are not those of its configuration: {len(wrong)} of another shape, first {first} "
+        f"with {list(stored)} instead of {list(expected)}",
         "copy or download config.json and weights together",
     )
 
