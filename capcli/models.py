@@ -530,9 +530,26 @@ def _made(net: Any, tokenizer: Any, labels: tuple[str, ...], kind: str, source: 
     if family is None:
         notes += (_unknown_family(net, model_type),)
     net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
-    return Model(
+    model = Model(
         net=net.eval(), tokenizer=tokenizer, family=family, labels=labels, kind=kind, source=source, notes=notes
     )
+    _check_computes(model)
+    return model
+
+
+def _check_computes(model: Model) -> None:
+    """Raise `ModelError` for sizes that fit the weights and not each other: a text tells, before any work is done."""
+    coded = model.tokenizer(["a ☃"], return_tensors="pt")
+    try:
+        with torch.no_grad():
+            forward(
+                model, {name: coded[name] for name in model.input_names} | {"attention_mask": coded["attention_mask"]}
+            )
+    except Exception as error:
+        raise ModelError(
+            f"{model.source} cannot compute what its configuration describes: {hub.first_line(error)}",
+            "copy or download config.json and weights together",
+        ) from error
 
 
 def _unknown_family(net: Any, model_type: str) -> str:

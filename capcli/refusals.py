@@ -40,7 +40,8 @@ SIZES = (
     *("hidden_size", "d_model", "dim", "n_embd", "embedding_size", "intermediate_size", "hidden_dim", "d_ff"),
     *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "vocab_size"),
     *("num_attention_heads", "num_heads", "n_heads", "n_head", "encoder_attention_heads", "num_key_value_heads"),
-    *("head_dim", "n_inner", "max_position_embeddings", "num_labels"),
+    *("decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "num_hidden_groups", "inner_group_num"),
+    *("head_dim", "n_inner", "max_position_embeddings", "pooler_hidden_size", "num_labels"),
 )
 ZERO_SIZES = ("type_vocab_size",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")

@@ -172,7 +172,7 @@ def _examples(whole: Piece, split: Split, tokenizer: Any, length: int) -> Exampl
 def _unknown(tokens: NDArray[np.integer[Any]], tokenizer: Any) -> float:
     """Share of the tokens that are unknown, of those that are not special."""
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):  # GPT-2: bytes spell everything
+    if unknown is None or unknown == tokenizer.eos_token_id:  # as GPT-2 has it, whose bytes spell everything
         return 0.0
     found = int(np.count_nonzero(tokens == unknown))
     others = sum(int(np.count_nonzero(tokens == place)) for place in {*tokenizer.all_special_ids} - {unknown})

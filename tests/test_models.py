@@ -363,11 +363,26 @@ def test_the_mask_is_asked_for_and_other_inputs_are_left_out(checkpoint: Make, t
         assert "attention_mask" in model.tokenizer(["good", "so good"], padding=True)
 
 
-def test_padding_is_found_where_the_tokenizer_names_no_special_token(checkpoint: Make, tmp_path: Path) -> None:
-    none = dict.fromkeys(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"))
+def test_padding_is_found_where_the_tokenizer_has_none(checkpoint: Make, tmp_path: Path) -> None:
+    none = dict.fromkeys(("pad_token", "cls_token", "sep_token", "mask_token"))
     model = load(with_tokenizer(checkpoint("bert"), tmp_path / "x", **none), ("x", "y"))
-    assert model.tokenizer.pad_token == "[PAD]"
-    assert model.notes == ("the tokenizer has no padding token; '[PAD]' serves as one",)
+    assert model.tokenizer.pad_token == "[UNK]"
+    assert model.notes == ("the tokenizer has no padding token; '[UNK]' serves as one",)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("deberta-v2", {"pooler_hidden_size": 3}, "of another shape|cannot compute"),
+        ("deberta-v2", {"pooler_hidden_size": 0}, "pooler_hidden_size: expected"),
+        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups: expected"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(
+    checkpoint: Make, tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        load(edited(checkpoint(family), tmp_path / "x", **changes), ("x", "y"))
 
 
 def test_a_tokenizer_that_fails_on_unknown_text_is_refused(checkpoint: Make, tmp_path: Path) -> None:
