@@ -671,7 +671,10 @@ def _check_reads(tokenizer: Any, source: str) -> None:
         (tokenizer.backend_tokenizer.encode if tokenizer.is_fast else tokenizer.tokenize)("a ☃")
         n_special = tokenizer.num_special_tokens_to_add(pair=False)
     except Exception as error:
-        raise ModelError(f"the tokenizer of {source} cannot read a text: {hub.first_line(error)}") from error
+        raise ModelError(
+            f"the tokenizer of {source} cannot read a text: {hub.first_line(error)}",
+            "copy or download the whole folder; an unk_token has to be in the vocabulary",
+        ) from error
     if tokenizer.model_max_length <= n_special:
         raise ModelError(
             f"the tokenizer of {source} has no room for a text: its model_max_length is "
