@@ -124,7 +124,8 @@ def folder(source: str, *, legacy: bool = False) -> str:
     if is_local(source):
         found = Path(name)
         refusals.check_files(found, source)
-        refusals.check_names({path.name for path in found.iterdir()}, source, local=True)
+        below = {f"{path.parent.name}/{CONFIG}" for path in found.glob(f"*/{CONFIG}")}
+        refusals.check_names({path.name for path in found.iterdir()} | below, source, local=True)
     else:
         repo = Repo(kind="model", name=name, revision=revision, source=source)
         found = _fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
@@ -453,8 +454,11 @@ def explained(error: Exception, path: str, source: str) -> ModelError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line of an error's text, and the next one where it ends in a colon; or its type."""
+    if isinstance(error, KeyError):
+        return f"there is no {str(error)[:300]}"
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join([first, *rest[: first.endswith(":")]])[:300]
 
 
 @contextlib.contextmanager

@@ -27,7 +27,15 @@ from capcli import families, files, hub, refusals, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.names import finder
-from capcli.refusals import BITMASK, MASKED, NEVER_READ, TOKENIZER_FILES, sparse_refusal
+from capcli.refusals import (
+    BITMASK,
+    MASKED,
+    NEVER_READ,
+    TOKENIZER_FILES,
+    check_description,
+    check_tokenizer_config,
+    sparse_refusal,
+)
 from capcli.run import Event
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
@@ -283,12 +291,14 @@ def load_artifact(folder: Path) -> Model:
     net.load_state_dict(tensors, strict=True)
     net.config.architectures = [type(net).__name__]
     _check_finite(net, str(folder))
+    tokenizer = read_tokenizer(folder)
+    _check_fits(net, tokenizer, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
     if settings["kind"] != "spans" and len(labels) != net.config.num_labels:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     return Model(
         net=net.eval(),
-        tokenizer=read_tokenizer(folder),
+        tokenizer=tokenizer,
         family=families.FAMILIES.get(net.config.model_type),
         labels=labels,
         kind=str(settings["kind"]),
@@ -305,13 +315,15 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     if not isinstance(settings, dict) or settings.get("format_version") != CONFIG_VERSION:
         raise FileError(f"{path}: format_version is not {CONFIG_VERSION}", "update capcli, or prune again")
     table = settings.get("model_config")
-    if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or "kind" not in settings:
+    known = str(settings.get("kind")) in PIPELINE_TAGS
+    if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or not known:
         raise FileError(f"{path}: model_config, labels or kind is missing or of the wrong type")
     model_type = table.get("model_type")
     dropped = (*NEVER_READ, "model_type")
     table = {name: value for name, value in table.items() if name not in dropped and not name.startswith("_")}
     found = {entry.name: entry.shape for entry in sparse.inspect(folder / WEIGHTS_FILE)}
     refusals.check_sizes(table, path, len(found))
+    check_description(table, f"{path}: model_config")
     try:
         config = AutoConfig.for_model(model_type, **table)
         cut = _check_size(config, settings, folder, found)
@@ -448,6 +460,7 @@ def load_dense(
     path = hub.folder(source)
     config = _read(AutoConfig.from_pretrained, path, source)
     config._attn_implementation = config._experts_implementation = None  # a file must not name kernels to load
+    config.return_dict, config.chunk_size_feed_forward = True, 0  # nor how the network is called
     own = _own_labels(config)
     order = list(range(2)) if kind == "spans" else _label_order(own, labels, label_map)
     own = renamed(own, label_map)
@@ -471,7 +484,7 @@ def load_dense(
         source,
         config=config,
         output_loading_info=True,
-        ignore_mismatched_sizes=order is None,
+        ignore_mismatched_sizes=True,  # what may not differ is refused below, by name
         key_mapping=_key_mapping(config, kind),
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
@@ -564,14 +577,32 @@ def _class(config: Any, kind: str) -> Any:
 
 def _made(net: Any, tokenizer: Any, labels: tuple[str, ...], kind: str, source: str, notes: tuple[str, ...]) -> Model:
     """The model around a network that was read as a dense one."""
+    _check_fits(net, tokenizer, source)
     model_type = net.config.model_type
     family = families.FAMILIES.get(model_type)
     if family is None:
         notes += (_unknown_family(net, model_type),)
     net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
-    return Model(
+    model = Model(
         net=net.eval(), tokenizer=tokenizer, family=family, labels=labels, kind=kind, source=source, notes=notes
     )
+    _check_computes(model)
+    return model
+
+
+def _check_computes(model: Model) -> None:
+    """Raise `ModelError` for sizes that fit the weights and not each other: a text tells, before any work is done."""
+    coded = model.tokenizer(["a ☃"], return_tensors="pt")
+    try:
+        with torch.no_grad():
+            forward(
+                model, {name: coded[name] for name in model.input_names} | {"attention_mask": coded["attention_mask"]}
+            )
+    except Exception as error:
+        raise ModelError(
+            f"{model.source} cannot compute what its configuration describes: {hub.first_line(error)}",
+            "copy or download config.json and weights together",
+        ) from error
 
 
 def _unknown_family(net: Any, model_type: str) -> str:
@@ -602,11 +633,39 @@ def _key_mapping(config: Any, kind: str) -> dict[str, str] | None:
     return None if "" in prefixes or prefixes[0] == prefixes[1] else {rf"^{prefixes[1]}\.": f"{prefixes[0]}."}
 
 
+def _check_fits(net: Any, tokenizer: Any, source: str) -> None:
+    """Raise `ModelError` for a network that takes no tokens, or has no embeddings for some of this tokenizer."""
+    if "input_ids" not in _accepted(net):
+        raise ModelError(f"{source} is a {net.config.model_type} model, which does not read tokens of text")
+    rows, vocabulary = _embedded(net), tokenizer.get_vocab()
+    last = max(vocabulary.values(), default=0)
+    if rows is None or last < rows:
+        return
+    beyond = sorted((token for token, place in vocabulary.items() if place >= rows), key=vocabulary.__getitem__)
+    raise ModelError(
+        f"the tokenizer of {source} has {len(vocabulary):,} tokens with ids up to {last:,}, the embeddings have "
+        f"{rows:,} rows: none for {_listed([repr(token[:40]) for token in beyond])}",
+        "after adding tokens call model.resize_token_embeddings(len(tokenizer)) of transformers and save both again",
+    )
+
+
+def _embedded(net: Any) -> int | None:
+    """How many tokens have an embedding; None for a network without a table of them."""
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        rows: int = net.base_model.get_input_embeddings().num_embeddings
+        return rows
+    return None
+
+
 def _with_padding(tokenizer: Any, config: Any) -> tuple[Any, tuple[str, ...]]:
-    """Give a tokenizer without a padding token, as decoders have it, its end token; and a note that says so."""
+    """Give a tokenizer without a padding token, as decoders have it, its end token; and a note that says so.
+
+    Where it has no end token, any other serves: what is padding is masked.
+    """
     notes: tuple[str, ...] = ()
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        others = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.sep_token, tokenizer.convert_ids_to_tokens(0))
+        tokenizer.pad_token = next((token for token in others if token), None)
         notes = (f"the tokenizer has no padding token; {tokenizer.pad_token!r} serves as one",)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
@@ -652,10 +711,32 @@ def _tokenizer(path: str, source: str, config: Any = None) -> Any:
     refusals.check_files(Path(path), source)
     if config is None and is_artifact(path):
         config = PreTrainedConfig()  # an artefact has no config.json, and one that was put there is not read
+    check_tokenizer_config(Path(path), source)
     tokenizer = _read(AutoTokenizer.from_pretrained, path, source, config=config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
         raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
+    if "attention_mask" not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
+    _check_reads(tokenizer, source)
     return tokenizer
+
+
+def _check_reads(tokenizer: Any, source: str) -> None:
+    """Raise `ModelError` for a tokenizer that fails on what it does not know, or has no room for a text."""
+    try:
+        (tokenizer.backend_tokenizer.encode if tokenizer.is_fast else tokenizer.tokenize)("a ☃")
+        n_special = tokenizer.num_special_tokens_to_add(pair=False)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source} cannot read a text: {hub.first_line(error)}",
+            "copy or download the whole folder; an unk_token has to be in the vocabulary",
+        ) from error
+    if tokenizer.model_max_length <= n_special:
+        raise ModelError(
+            f"the tokenizer of {source} has no room for a text: its model_max_length is "
+            f"{tokenizer.model_max_length}, and special tokens take {n_special}",
+            "raise model_max_length in its tokenizer_config.json",
+        )
 
 
 def _read(reader: Callable[..., Any], path: str, source: str, **options: Any) -> Any:
@@ -752,15 +833,33 @@ def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bo
     inside = f"{net.base_model_prefix}."
     missing = sorted(info["missing_keys"])
     lost = [n for n in missing if n.startswith(inside) and (need_head or ".pooler." not in n)]
-    wrong = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
-    lost += [name for name in wrong if keep_head or name.startswith(inside)]
+    wrong = {str(name): shapes for name, *shapes in sorted(info["mismatched_keys"])}
+    _check_shapes({name: wrong[name] for name in wrong if keep_head or name.startswith(inside)}, net, source)
     if lost or (need_head and any(not name.startswith(inside) for name in missing)):
         first = ", ".join((lost or missing)[:3])
         raise ModelError(
-            f"the weights of {source} are incomplete: {len(lost or missing)} missing or misshapen, first {first}"
+            f"the weights of {source} are incomplete: {len(lost or missing)} missing, first {first}",
+            "copy or download the whole folder",
         )
     pooler = any("pooler" in name for name in missing)
     return (f"{source} has no pooler; a new one was drawn from the seed",) if pooler else ()
+
+
+def _check_shapes(wrong: Mapping[str, Sequence[Any]], net: Any, source: str) -> None:
+    """Refuse weights (name -> shape in the file, shape in the network) that are not those of the configuration."""
+    if not wrong:
+        return
+    first, (stored, expected) = next(iter(wrong.items()))
+    if all(name.startswith(f"{_output(net)[0]}.") for name in wrong):
+        raise ModelError(
+            f"the head of {source} has {stored[0]} outputs, its configuration {net.config.num_labels} names",
+            "give id2label in config.json one name for each output",
+        )
+    raise ModelError(
+        f"the weights of {source} are not those of its configuration: {len(wrong)} of another shape, first {first} "
+        f"with {list(stored)} instead of {list(expected)}",
+        "copy or download config.json and weights together",
+    )
 
 
 def _check_finite(net: Any, source: str) -> None:

@@ -322,8 +322,9 @@ def model_table() -> str:
             "Weights that are not in safetensors (pickles are never read). Models that need code of their own "
             "(`auto_map`, `trust_remote_code`). Adapters and quantised weights. For each of these, "
             "[the way out](../how-to/hub.md#what-is-refused-and-the-way-out). Checkpoints with missing or misshapen "
-            "tensors outside the head and the pooler. In `cap eval` and as a teacher: models whose label names differ "
-            "from those of the task; `--label-map` renames them.\n",
+            "tensors outside the head and the pooler. Tokenizers with tokens that have no row in the embeddings; "
+            "configurations with sizes or tables of labels that no network has. In `cap eval` and as a teacher: models "
+            "whose label names differ from those of the task; `--label-map` renames them.\n",
         ]
     )
 

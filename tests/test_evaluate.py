@@ -1,8 +1,10 @@
 """`cap eval`: changed texts, other data, calibration, and the comparison with a baseline, on the tiny model."""
 
 import csv
+import html
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from tiny import SETTINGS, Tiny, invoke, write_csv, write_jsonl
+from tiny import SETTINGS, WEIGHTS, Tiny, invoke, write_csv, write_jsonl
 
 import capcli
-from capcli import metrics, noise
+from capcli import metrics, noise, sparse
 from capcli.config import ExportConfig
 from capcli.perturb import Change
 from capcli.verbs import evaluate
@@ -50,6 +52,62 @@ def measured(outputs: np.ndarray, truth: np.ndarray, names: Sequence[str] = NAME
         outputs=outputs,
         seed=1,
     )
+
+
+ABC = ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "truth", "outputs", "answer"),
+    [
+        ("classification", ABC, [0, 2], [[0, 1, 0], [-1, 3, 2]], "'b'"),
+        ("classification", ABC, [0, 2], [[0, 1, 0], [3, -1, 2]], ""),
+        ("classification", ABC, [1, 1], [[0, 1, 0], [-1, 3, 2]], ""),  # nothing else is true
+        ("multilabel", ABC, [[0, 1, 1], [0, 0, 1]], [[1, -1, 2], [3, -2, 1]], "'a', 'c'"),
+        ("multilabel", ABC, [[0, 1, 1], [0, 0, 1]], [[-1, -1, -2], [-3, -2, -1]], "no label"),
+        ("multilabel", ABC, [[0, 1, 1], [0, 0, 1]], [[1, -1, 2], [-3, -2, 1]], ""),
+        ("regression", ("score",), [0.0, 2.0], [[1.5], [1.5000001]], "1.5"),
+        ("regression", ("score",), [0.0, 2.0], [[1.5], [1.6]], ""),
+        ("regression", ("score",), [2.0, 2.0], [[1.5], [1.5]], ""),
+        ("tokens", ("O", "B-x"), [["O", "B-x"], ["O"]], [["O", "O"], ["O"]], "'O'"),
+        ("tokens", ("O", "B-x"), [["O", "B-x"], ["O"]], [["O", "O"], ["B-x"]], ""),
+        ("spans", (), [["the end"], []], ["", ""], "no answer"),
+        ("spans", (), [["the end"], ["x"]], ["x", "x"], "'x'"),
+        ("spans", (), [["the end"], ["x"]], ["x", "the"], ""),
+    ],
+)
+def test_the_same_answer_to_everything(kind: str, labels: Any, truth: Any, outputs: Any, answer: str) -> None:
+    if kind in ("classification", "multilabel", "regression"):
+        truth, outputs = np.array(truth), np.array(outputs, dtype=float)
+    assert evaluate.constant(kind, labels, truth, outputs) == answer
+
+
+def test_what_was_not_read_and_equal_answers_are_in_every_document(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    """One text is too long, most words are unknown, and the head puts out one class."""
+    shutil.copytree(pruned, tmp_path / "model")
+    tensors = sparse.load(pruned / WEIGHTS)
+    tensors["classifier.weight"].zero_()
+    tensors["classifier.bias"].copy_(torch.tensor([0.0, 1.0]))
+    kept = [entry.name for entry in sparse.inspect(pruned / WEIGHTS) if entry.kept is not None]
+    sparse.save(tmp_path / "model" / WEIGHTS, tensors, kept)
+    rows = [("GRAND FINALE", "positive"), ("MEH " * 30, "negative"), ("a bad film", "negative")]
+    write_csv(tmp_path / "data" / "validation.csv", ("text", "label"), rows)
+    documents = [str(tmp_path / name) for name in ("page.html", "table.md")]
+    more = ("--html", documents[0], "--markdown", documents[1], "--data", str(tmp_path / "data"))
+    found = evaluated(tmp_path / "model", *more, "--baseline", str(tmp_path / "model"))
+    said = [
+        "longer than 16 tokens, so their ends were truncated: 1 of 3 texts of validation",
+        "unknown to the tokenizer: 84.21 % of the tokens of validation",
+        "the model gives the same answer to everything in validation: 'positive'",
+        "the baseline gives the same answer to everything in validation: 'positive'",
+    ]
+    notes = "\n".join(found["notes"])
+    table = invoke("eval", str(tmp_path / "model"), *FAST[:-2], "--data", str(tmp_path / "data"), "-q").stdout
+    pages = [html.unescape(Path(name).read_text()).replace("\\", "") for name in documents]
+    for note in said:
+        assert note in notes
+        assert all(note in page for page in pages)
+        assert note in " ".join(table.split()) or "baseline" in note
 
 
 def test_the_interval_of_a_median_by_order() -> None:

@@ -33,7 +33,10 @@ CALIBRATION, AGREEMENT = "ece", "agreement"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `capcli.metrics`."""
+    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `capcli.metrics`.
+
+    doubts: what the model could not read of the texts. constant: its answer, where that is the same to all of them.
+    """
 
     metrics: dict[str, float]
     confidence_95: dict[str, list[float]]
@@ -42,6 +45,8 @@ class Measured:
     truth: Any
     outputs: Any
     seed: int
+    doubts: tuple[str, ...] = ()
+    constant: str = ""
 
     def estimates(self) -> dict[str, Estimate]:
         """The metrics with their intervals at any level."""
@@ -103,7 +108,41 @@ def scored(
         truth=truth,
         outputs=outputs,
         seed=seed,
+        doubts=tokens.doubts(examples, examples.split.name) if examples.split else (),
+        constant=constant(kind, labels, truth, outputs) if whole else "",
     )
+
+
+def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
+    """What is answered to every example (word, for tokens) where the truth has more to say; empty otherwise."""
+    if kind == "regression":
+        values = np.asarray(outputs).reshape(-1)
+        same = len(values) > 1 and np.ptp(values) <= 1e-6 * np.abs(values).max() and np.ptp(truth) > 0
+        return f"{values[0]:.4g}" if same else ""
+    found, true = (_different(kind, some) for some in (metrics.answered(kind, outputs), truth))
+    if len(found) != 1 or len(true) < 2:
+        return ""
+    (one,) = found
+    if kind == "classification":
+        return repr(labels[one])
+    if kind == "multilabel":
+        return ", ".join(repr(name) for name, is_true in zip(labels, one, strict=True) if is_true) or "no label"
+    return repr(one) if one or kind == "tokens" else "no answer"
+
+
+def _different(kind: str, answers: Any) -> set[Any]:
+    """The answers that differ, in a form that can be compared; of spans the first of each question."""
+    if kind == "tokens":
+        return {tag for row in answers for tag in row}
+    if kind == "spans":
+        return {next(iter(row), "") for row in answers}
+    rows = np.unique(answers, axis=0)
+    return set(rows.tolist()) if kind == "classification" else {tuple(map(bool, row)) for row in rows}
+
+
+def same_answer(model: str, split: str, answer: str) -> str:
+    """The note on a model that gives the same answer to all that it is asked."""
+    return f"{model} gives the same answer to everything in {split}: {answer}"
 
 
 def answers(kind: str, labels: Sequence[str], examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
@@ -168,7 +207,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
         "seed": config.seed,
         "sparsity": None,
         "size": {},
-        "notes": [*data.notes, *model.notes, *notes],
+        "notes": [*data.notes, *model.notes, *notes, *_said(measured, data)],
     }
     result |= _size_and_sparsity(model, config.model)
     yield Event(phase="latency", note="measuring latency")
@@ -265,6 +304,12 @@ def _all(
 
         found[name] = yield from measure(model, examples, data.metrics, on, event, config.seed)
     return found
+
+
+def _said(measured: Mapping[str, Measured], data: tasks.TaskData) -> list[str]:
+    """What the result says of texts that the model could not read, and of answers that are all the same."""
+    doubts = [doubt for name in data.evals for doubt in measured[name].doubts]
+    return doubts + [same_answer("the model", name, one.constant) for name, one in measured.items() if one.constant]
 
 
 def _perturbed(ours: Measured, plain: Measured) -> dict[str, Any]:
@@ -392,7 +437,14 @@ def _compared(
         ratios |= {name + change: value for name, value in by_name[1].items()}
     row = {"model": config.baseline, **theirs[""].table}
     row["perturbed"] = {change[1:]: one.table for change, one in theirs.items() if change}
-    return Compared(baseline=row, differences=differences, ratios=ratios, agreement=agreed(ours[""], theirs[""]))
+    same = theirs[""].constant
+    return Compared(
+        baseline=row,
+        differences=differences,
+        ratios=ratios,
+        agreement=agreed(ours[""], theirs[""]),
+        notes=(same_answer("the baseline", next(iter(data.evals)), same),) if same else (),
+    )
 
 
 def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[str, Estimate]]:

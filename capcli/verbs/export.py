@@ -43,6 +43,10 @@ SCHEMA_VERSION = 1
 RECORD = "export.json"
 CUT_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
+ALONE = (
+    "8-bit answers depend on the texts that share a batch: agreement and accuracy were measured one text at a time, "
+    "and in other batches single answers may differ"
+)
 LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
 # What an export remembers of the report of its run.
@@ -106,6 +110,15 @@ class Job:
         """Whether the export answers otherwise than the model, so that its accuracy has to be measured again."""
         return bool(self.config.vocab) or not self.exact
 
+    @property
+    def batching(self) -> str:
+        """How texts are put together wherever answers are compared or scored.
+
+        Integer weights go with activations that are quantised by the range of all that is in a batch, so that the
+        answer to a text depends on the others: each is asked alone. Of floats nothing but rounding depends on it.
+        """
+        return "one text at a time" if self.config.int8 else "several texts at a time"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
@@ -140,6 +153,9 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         opened = yield from FORMATS[config.to](job, staging)
         record |= portable((yield from _checked(job, opened)), config)
         _describe(job, record, staging)
+    for note in record["notes"]:
+        if note != job.known.missing:  # which was said before
+            yield Event(phase="export", overall=1.0, note=note)
     yield Event(phase="export", done=1, total=1, overall=1.0, note=f"complete: {config.out_folder}")
     return record
 
@@ -355,7 +371,9 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
         nonzero=onnx_model.nonzero(path, prunable, others),
         file_bytes=size,
         memory_bytes=size,
-        logits=lambda examples: onnx_model.outputs(runner, examples, job.on.token_budget, _event("after")),
+        logits=lambda examples: onnx_model.outputs(
+            runner, examples, 1 if job.config.int8 else job.on.token_budget, _event("after")
+        ),
     )
 
 
@@ -389,10 +407,12 @@ def _checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]
         },
         "metrics": None,
         "speed": None,
-        "notes": [job.known.missing] if job.known.missing else [],
+        "batching": job.batching,
+        "notes": [*[job.known.missing] * bool(job.known.missing), *[ALONE] * job.config.int8],
     }
     if job.lossy and job.known.ours:
-        found["metrics"] = yield from _metrics(job, opened)
+        found["metrics"], notes = yield from _metrics(job, opened)
+        found["notes"] += notes
     elif job.lossy:
         found["notes"].append("the weights were changed, and the accuracy was not measured again")
     if job.config.to in ("sliced", "onnx"):
@@ -411,8 +431,10 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
             raise CheckFailed("the new vocabulary reads none of the texts as the old one did", "keep more tokens")
     if opened.nonzero > before:
         raise CheckFailed(f"{opened.nonzero:,} weights are not zero in what was written, {before:,} before")
-    ours = compare.logits(compare.of(job.original, job.on.device), kind, job.original.tokenizer, texts, job.length)
-    theirs = compare.logits(opened.run, kind, opened.tokenizer, texts, job.length)
+    batch = 1 if job.config.int8 else compare.BATCH
+    original = compare.of(job.original, job.on.device)
+    ours = compare.logits(original, kind, job.original.tokenizer, texts, job.length, batch)
+    theirs = compare.logits(opened.run, kind, opened.tokenizer, texts, job.length, batch)
     found = compare.difference(kind, ours, theirs)
     allowed = found.tolerance if job.exact else sys.float_info.max
     if not found.largest <= allowed:
@@ -448,10 +470,11 @@ def _event(when: str) -> Callable[..., Event]:
     return event
 
 
-def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
-    """Metrics before and after, on the same examples."""
+def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str, Any], list[str]]]:
+    """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
     split, data, source = job.known.held_out, job.known.data, job.known.source
     found: dict[str, Any] = {"split": split.name, "primary": data.primary}
+    measured: list[evaluate.Measured] = []
     for when, model in (("before", job.original), ("after", opened.model or job.model)):
         examples = evaluate.encoded(model, split, source)
         if when == "after" and opened.logits is not None:
@@ -460,7 +483,11 @@ def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]
         else:
             one = yield from evaluate.measure(model, examples, data.metrics, job.on, _event(when))
         found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
-    return found
+        measured.append(one)
+    before, after = measured
+    found["agreement"] = evaluate.agreed(after, before).value
+    same = [evaluate.same_answer("the export", split.name, after.constant)] if after.constant else []
+    return found, [*after.doubts, *same]
 
 
 def _speed(job: Job, opened: Opened) -> dict[str, Any]:

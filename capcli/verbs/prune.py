@@ -32,7 +32,7 @@ FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Everything that is fixed before the first step: `examples` by split name, `length` in tokens."""
+    """Everything that is fixed before the first step: examples by split name, and what there is to know of all that."""
 
     config: PruneConfig
     run: run.Run
@@ -42,6 +42,7 @@ class Setup:
     curve: tokens.Examples
     evals: dict[str, tokens.Examples]
     meter: Meter
+    notes: tuple[str, ...]
 
 
 class Meter:
@@ -137,6 +138,7 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
     curve = data.holdout or tasks.cut(next(iter(data.evals.values())), most, 0)
     curve_examples = evaluate.encoded(student, curve, config.source, check)
+    read = {"train": examples, **({"the held-out part": curve_examples} if data.holdout else {}), **evals}
     setup = Setup(
         config=config,
         run=folder,
@@ -146,6 +148,11 @@ def _load(config: PruneConfig, folder: run.Run) -> tuple[Setup, models.Model]:
         curve=curve_examples,
         evals=evals,
         meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve_examples)), folder.flag),
+        notes=(
+            *data.notes,
+            *student.notes,
+            *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
+        ),
     )
     models.place(student, on)
     return setup, student
@@ -175,15 +182,10 @@ def _notes(setup: Setup, student: models.Model) -> Generator[run.Event, None, No
     length = models.longest_input(student, setup.config.source.longest)
     if length < setup.config.source.max_length:
         yield event(note=f"{student.source} reads at most {length} tokens, less than --max-length")
-    for name, examples in splits.items():
-        if examples.n_cut and data.kind == "spans":
-            yield event(note=f"{examples.n_cut:,} questions of {name} fill more than half of {length} tokens, were cut")
-        elif examples.n_cut:
-            yield event(note=f"{examples.n_cut:,} texts of {name} are longer than {length} tokens and were cut")
     n_prunable = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
     yield event(note=f"{student.source}: {total:,} weights, {n_prunable:,} prunable; on {setup.on.name}")
-    for note in (*data.notes, *student.notes):
+    for note in setup.notes:
         yield event(note=note)
 
 
@@ -346,11 +348,12 @@ def _teacher_bank(setup: Setup, teacher: models.Model) -> Generator[run.Event, N
 def _measured(
     setup: Setup, model: models.Model, event: Callable[..., run.Event]
 ) -> Generator[run.Event, None, dict[str, Any]]:
-    """Metrics of every evaluation split by name."""
+    """Metrics of every evaluation split by name, and what the model answers where it answers all the same."""
     found = {}
     for name, examples in setup.evals.items():
         one = yield from evaluate.measure(model, examples, setup.data.metrics, setup.on, event)
         found[name] = {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
+        found[name]["constant"] = one.constant
     return found
 
 
@@ -497,6 +500,8 @@ def _finish(
     reopened = models.place(models.load_artifact(out), setup.on)
     event = setup.meter.stoppable("evaluate pruned")
     pruned = yield from _measured(setup, reopened, event)
+    for note in _same_answers("the pruned model", pruned):
+        yield setup.meter.of("evaluate pruned")(done=1, total=1, note=note)
     counted = _sparsity(reopened, out, config.sparsity)
     if counted["kept_weights"] > kept:
         raise RunFailed(
@@ -604,8 +609,13 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
             else 0,
         },
         "history": [*teacher.get("history", []), *state.history],
-        "notes": list(setup.data.notes),
+        "notes": [*setup.notes, *_same_answers("the dense model", dense), *_same_answers("the pruned model", pruned)],
     }
+
+
+def _same_answers(model: str, found: dict[str, Any]) -> list[str]:
+    """Notes on a model whose answers to a split are all the same."""
+    return [evaluate.same_answer(model, name, one["constant"]) for name, one in found.items() if one.get("constant")]
 
 
 def _stage(setup: Setup, name: str) -> dict[str, Any]:
