@@ -27,6 +27,7 @@ from capcli.text import (
     percent,
     plain,
     sequence,
+    significant,
     times_smaller,
 )
 
@@ -105,7 +106,8 @@ def _metric_row(metrics: Mapping[str, Any], name: str, suffix: str = "") -> Metr
     dense, pruned = (part(metrics, key).get(name) for key in ("dense", "pruned"))
     bounds = part(metrics, "confidence_95").get(name)
     before, after = finite(dense), finite(pruned)
-    difference = f"{after - before:+.4f}" if before is not None and after is not None else NOT_MEASURED
+    change = None if before is None or after is None else after - before
+    difference = ("+" if change and change > 0 else "") + number(change)
     strip = _strip(before, after, [finite(bound) for bound in sequence(bounds)])
     retention = percent(part(metrics, "retention").get(name))
     return MetricRow(
@@ -219,7 +221,7 @@ def _cost_rows(report: Mapping[str, Any]) -> list[Row]:
     speed = finite(timing.get("examples_per_second"))
     return [
         *((phase, duration(timing.get(f"{phase}_seconds"))) for phase in ("teacher", "banks", "prune", "total")),
-        ("speed", NOT_MEASURED if speed is None else f"{number(speed, 1)} examples per second"),
+        ("speed", NOT_MEASURED if speed is None else f"{significant(speed)} examples per second"),
         ("peak memory, host", byte_size(memory.get("peak_host_bytes"))),
         ("peak memory, device", byte_size(memory.get("peak_device_bytes"))),
     ]
@@ -273,7 +275,9 @@ def _charts(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
     charts = [
         figures.line_chart("Losses", span, "loss", losses, n_bad=bad_losses),
         figures.line_chart("Metrics", span, "score", scores, primary if pruning else None, bad_scores),
-        figures.line_chart("Sparsity", span, "% of weights removed", {"sparsity": removed}) if pruning else None,
+        figures.line_chart("Sparsity", span, "% of weights removed", {"sparsity": removed}, write="{:.2f}".format)
+        if pruning
+        else None,
     ]
     return [chart for chart in charts if chart]
 

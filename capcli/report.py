@@ -19,6 +19,7 @@ from capcli.text import (
     NOT_MEASURED,
     byte_size,
     count,
+    counted,
     duration,
     finite,
     mapping,
@@ -28,6 +29,7 @@ from capcli.text import (
     percent,
     plain,
     sequence,
+    times_faster,
     times_smaller,
 )
 
@@ -185,7 +187,7 @@ def _gain(dense: Any, ours: Any) -> str:
 
 
 def _faster(speed: Mapping[str, Any]) -> str:
-    """`yes: 1.84 times at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
+    """`yes: 1.8× faster at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
     if not speed:
         return "no: it computes as the dense model does"
     faster = any((finite(part(speed, name).get("times")) or 0) > 1.05 for name in speed if "batch" in name)
@@ -195,8 +197,8 @@ def _faster(speed: Mapping[str, Any]) -> str:
 def _speeds(speed: Mapping[str, Any]) -> str:
     """How many times faster by batch size, and under which conditions."""
     found = {name.removeprefix("batch_"): part(speed, name).get("times") for name in speed if "batch" in name}
-    times = ", ".join(f"{number(value, 2)} times at batch {size}" for size, value in found.items())
-    return f"{times}, length {count(speed.get('length'))}, {count(speed.get('threads'))} threads"
+    times = ", ".join(f"{times_faster(value)} at batch {size}" for size, value in found.items())
+    return f"{times}; length {count(speed.get('length'))}, {counted(speed.get('threads'), 'thread')}"
 
 
 def _checked(check: Mapping[str, Any]) -> str:

@@ -61,6 +61,7 @@ ORDER = [
     "verbs.probe",
     "verbs.moves",
     "api",
+    "streams",
     "cli",
     "__main__",
 ]
@@ -78,6 +79,7 @@ LIGHT = (
     "report",
     "ci",
     "run",
+    "streams",
     "cli",
     "__init__",
     "__main__",
