@@ -529,8 +529,8 @@ class _lines:
             say(f"{event.phase}: {event.note}")
         elif now - self.said_at >= self.every_seconds and event.total:
             left = remaining(now - self.began, event.overall)
-            state = f" {event.status}," if event.status else ""
-            say(f"{event.phase}: {event.done:,.0f} of {event.total:,.0f},{state} {event.overall:.0%} of the run{left}")
+            state = event.status or f"{event.done:,.0f} of {event.total:,.0f}"
+            say(f"{event.phase}: {state}; {event.overall:.0%} of the run{left}")
         else:
             return
         self.said_at = now
@@ -542,7 +542,7 @@ def remaining(elapsed: float, share: float) -> str:
 
 
 class _bars(contextlib.AbstractContextManager["_bars"]):
-    """Two bars on a terminal: the phase and the whole run, each with the time left."""
+    """Two bars on a terminal: the phase and the whole run, each with the time that passed and the time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -553,7 +553,9 @@ class _bars(contextlib.AbstractContextManager["_bars"]):
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%", markup=False),
             TimeElapsedColumn(),
+            TextColumn("passed,", markup=False),
             TimeRemainingColumn(),
+            TextColumn("left", markup=False),
         )
         self.progress = Progress(*columns, console=Console(stderr=True, markup=False, highlight=False), transient=True)
         self.run, self.name = self.progress.add_task("whole run", total=1.0), ""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from capcli import files
 from capcli.errors import ConfigError
 
 ALIASES = {
@@ -325,7 +326,9 @@ class PruneConfig:
 class Gates:
     """What must hold for exit code 0."""
 
-    min: str = option("", "fail below METRIC=V, such as accuracy=0.8 or 80%; several separated by commas", panel="Gates")
+    min: str = option(
+        "", "fail below METRIC=V, such as accuracy=0.8 or 80%; several separated by commas", panel="Gates"
+    )
     max: str = option("", "fail above METRIC=V; several separated by commas", panel="Gates")
     max_drop: str = option(
         "", "fail when METRIC falls by more than V below --baseline; METRIC=V, or METRIC=P% of it", panel="Gates"
@@ -637,7 +640,7 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     tables of the other commands are checked as well. Raises `ConfigError`.
     """
     try:
-        content = tomllib.loads(Path(file).read_text("utf-8-sig"))
+        content = tomllib.loads(files.text_of(Path(file).read_bytes(), Path(file)))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}

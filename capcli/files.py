@@ -7,6 +7,7 @@ and is renamed once: a folder whose manifest verifies is complete, and anything 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -147,11 +148,21 @@ def read_json(path: Path, max_bytes: int = 64_000_000) -> Any:
             raise FileError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
         if path.stat().st_size > max_bytes:
             raise FileError(f"{path} is larger than {max_bytes:,} bytes, too large for a JSON file of ours")
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(text_of(path.read_bytes(), path))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON: {error}") from error
+
+
+def text_of(data: bytes, path: Path) -> str:
+    """The text of a file in UTF-8, with or without a mark of the byte order. Raises `FileError` for UTF-16 and 32."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
+        raise FileError(
+            f"{path} is in UTF-16 or UTF-32, not in UTF-8",
+            "save it as UTF-8; the > of Windows PowerShell writes UTF-16, | Out-File -Encoding utf8 FILE does not",
+        )
+    return data.decode("utf-8-sig")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -171,14 +171,6 @@ def _holds(value: float, op: str, limit: float) -> bool:
 # Sentences -----------------------------------------------------------------------------------------------------------
 
 
-def _digits(value: float, limit: float, digits: int) -> str:
-    """The value with `digits` decimals, or as many as tell on which side of the limit it is."""
-    for more in range(digits, DECIMALS):
-        if _side(round(value, more), limit) == _side(value, limit):
-            return f"{value:,.{more}f}"
-    return f"{value:.17g}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Said:
     """How the value of a gate is said: `metric` is its name in the row, `missing` what is not measured.

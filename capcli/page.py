@@ -274,12 +274,19 @@ def _charts(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
     pruning = any(y > 0 for _, y in removed)
     charts = [
         figures.line_chart("Losses", span, "loss", losses, n_bad=bad_losses),
-        figures.line_chart("Metrics", span, "score", scores, primary if pruning else None, bad_scores),
+        figures.line_chart("Metrics", span, f"score{_curve(report)}", scores, primary if pruning else None, bad_scores),
         figures.line_chart("Sparsity", span, "% of weights removed", {"sparsity": removed}, write="{:.2f}".format)
         if pruning
         else None,
     ]
     return [chart for chart in charts if chart]
+
+
+def _curve(report: Mapping[str, Any]) -> str:
+    """On what the values of the curves were measured, which are not the final ones."""
+    curve = part(report, "curve")
+    held_out = " held-out" if curve.get("held_out") is True else ""
+    return f" on {count(curve['n_examples'])}{held_out} examples" if finite(curve.get("n_examples")) else ""
 
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, Mapping[str, Any]]]:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from capcli.errors import ModelError
+from capcli import files
+from capcli.errors import FileError, ModelError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 WORDS = (
@@ -171,7 +172,9 @@ def check_no_pointer(path: Path, source: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a model, which must be an object. Raises `ModelError`."""
     try:
-        table = json.loads(path.read_text("utf-8"))
+        table = json.loads(files.text_of(path.read_bytes(), path))
+    except FileError as error:
+        raise ModelError(error.message, "save it as UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {str(error).splitlines()[0]}", "copy or download it again") from error
     if not isinstance(table, dict):

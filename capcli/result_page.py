@@ -75,7 +75,10 @@ def _probe_tiles(result: Data) -> list[Tile]:
         ("seeds", count(result.get("seeds")), f"layer {named(result.get('layer'), 20)}"),
         ("weights", byte_size(size.get("weights_bytes")), "on disk"),
     ]
-    return [*tiles, ("latency", milliseconds(latency.get("median_ms")), f"batch {named(latency.get('batch'), 20)}, median")]
+    return [
+        *tiles,
+        ("latency", milliseconds(latency.get("median_ms")), f"batch {named(latency.get('batch'), 20)}, median"),
+    ]
 
 
 def _compare_tiles(result: Data) -> list[Tile]:

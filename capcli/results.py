@@ -571,7 +571,7 @@ MOVES = ("name", "old", "new", "change", "95 % interval", "moved")
 
 def _latency_table(rows: Any) -> Table:
     """Times with their unit, which a metric has not."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in rows_of(rows):
         change, bounds = row.get("change"), ends(row.get("interval"))
         cells = (named(row.get("name"), 60), milliseconds(row.get("old")), milliseconds(row.get("new")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import Tiny, environment, invoke
+from tiny import Tiny, invoke, with_cap
 
 from capcli import files
 
@@ -31,16 +30,6 @@ def blocks(kind: str, section: str = "") -> list[str]:
     """The code blocks of the guide, or of one of its sections."""
     text = GUIDE.split(f"\n## {section}\n")[1].split("\n## ")[0] if section else GUIDE
     return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def with_cap(folder: Path, **changes: str) -> dict[str, str]:
-    """An environment in which `cap` is on the PATH, as this checkout has it."""
-    (folder / "bin").mkdir(exist_ok=True)
-    script = folder / "bin" / "cap"
-    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m capcli "$@"\n')
-    script.chmod(0o755)
-    paths = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    return environment(**{**paths, **changes})
 
 
 def shell(script: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -521,6 +510,24 @@ def test_what_does_not_compare_is_refused(folder: Path, command: str, old: Any, 
     result = compared(command, old, new)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_what_powershell_writes_is_named(folder: Path, encoding: str, pruned: Path) -> None:
+    (folder / "old.json").write_bytes(json.dumps(evaluated()).encode(encoding))
+    (folder / "new.json").write_bytes(json.dumps(evaluated()).encode("utf-8-sig"))
+    assert invoke("eval", "--compare", "new.json", "new.json").exit_code == 0, "a mark of the byte order is read over"
+    (folder / "options.toml").write_bytes("seed = 1".encode(encoding))
+    for arguments, name in (
+        (("eval", "--compare", "old.json", "new.json"), "old.json"),
+        (("eval", "--compare", "new.json", "old.json"), "old.json"),
+        (("eval", str(pruned), "--baseline", "old.json"), "old.json"),
+        (("eval", str(pruned), "--config", "options.toml"), "options.toml"),
+    ):
+        result = invoke(*arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"error: {name} is in UTF-16 or UTF-32, not in UTF-8\nhint: save it as UTF-8; " in result.stderr
+        assert "measuring" not in result.stderr
 
 
 def test_compare_takes_gates_and_nothing_else(folder: Path) -> None:

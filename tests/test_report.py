@@ -330,7 +330,12 @@ def test_percent_has_two_decimals_and_the_ends_are_exact() -> None:
 
 def test_numbers_are_rounded_and_sizes_rounded_up() -> None:
     assert number(0.90596) == "0.9060" and number(0.99998) == "0.9999" and number(1.0) == "1.0000"
-    assert number(0.61538) == "0.6154" and number(-0.99999) == "-0.9999" and number(88.5) == "88.5000" and number(1234.5, 1) == "1,234.5"
+    assert (
+        number(0.61538) == "0.6154"
+        and number(-0.99999) == "-0.9999"
+        and number(88.5) == "88.5000"
+        and number(1234.5, 1) == "1,234.5"
+    )
     assert byte_size(108_300_211) == "108.4 MB" and byte_size(999) == "999 B" and byte_size(0) == "0 B"
     assert byte_size(1_001) == "1.01 kB" and byte_size(1_000) == "1.00 kB" and byte_size(-1) == "not measured"
     assert (

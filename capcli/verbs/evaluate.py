@@ -149,6 +149,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     yield Event(phase="load", note=f"loading {config.model}")
     data, notes = _data(config)
     _check_gates(config, data)
+    _check_baseline(config, data)
     model = models.place(_load(config, config.model, data), on)
     primary, changed = next(iter(data.evals)), _changed(config, data)
     measured = yield from _all(config, data, model, on, {**data.evals, **changed}, "evaluate")
@@ -244,6 +245,17 @@ def _check_gates(config: EvalConfig, data: tasks.TaskData) -> None:
     ways = {f"{name}@{change}": f"add --perturb {change}" for change in PERTURBATIONS for name in (*own, AGREEMENT)}
     ways[AGREEMENT] = "name a --baseline to agree with"
     gates.require(config.gates, _bounds(valid), _bounds(drops), ways)
+
+
+def _check_baseline(config: EvalConfig, data: tasks.TaskData) -> None:
+    """Raise `CapError` for a baseline that is not there, or does not compare, before anything is measured."""
+    if not config.baseline:
+        return
+    if Path(config.baseline).is_file():
+        stored = mapping(files.read_json(Path(config.baseline)))
+        _report_row(config, stored, data, len(next(iter(data.evals.values()))))
+    elif not models.is_artifact(config.baseline):
+        hub.folder(config.baseline)
 
 
 def _bounds(names: Sequence[str]) -> dict[str, tuple[float, float]]:
