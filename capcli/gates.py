@@ -206,7 +206,7 @@ def _fall(name: str, *, relative: bool) -> _Said:
         if _side(value, 0) == 0:
             return f"{name} did not change"
         fall = _digits(100 * value, 100 * limit, 2).removeprefix("-")
-        return f"{name} {'rose' if value < 0 else 'fell'} {fall}{unit}"
+        return f"{name} {'rose' if value < 0 else 'fell'} {fall}{unit}{' of the baseline' * relative}"
 
     return _Said(
         metric=f"{what} of {name}",

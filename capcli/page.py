@@ -171,8 +171,10 @@ def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[s
     first = rows[0] if rows else None
     smaller = times_smaller(size.get("dense_bytes"), size.get("artifact_bytes"))
     name = first.name if first else "metric"
+    kept = sparsity.get("kept_weights")
+    kept = f"{count(kept)} kept, " if finite(kept) is not None else ""
     return [
-        ("sparsity", percent(sparsity.get("achieved")), f"requested {percent(sparsity.get('requested'))}"),
+        ("sparsity", percent(sparsity.get("achieved")), f"{kept}requested {percent(sparsity.get('requested'))}"),
         (name, first.pruned if first else NOT_MEASURED, f"dense {first.dense if first else NOT_MEASURED}"),
         ("retention", first.retention if first else NOT_MEASURED, f"of the dense model's {name}"),
         ("artefact", byte_size(size.get("artifact_bytes")), smaller or f"dense {byte_size(size.get('dense_bytes'))}"),

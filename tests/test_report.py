@@ -306,6 +306,15 @@ def test_charts_of_any_range_stay_inside(values: list[float]) -> None:
     assert all(figures.LEFT <= x <= figures.RIGHT for x in numbers[::2])
 
 
+@pytest.mark.parametrize("width", [24, 40, 80, 200])
+def test_no_number_breaks_on_a_narrow_terminal(width: int) -> None:
+    out = io.StringIO()
+    Console(file=out, width=width).print(report.prune_summary(full_report(), "runs/x"))
+    for text in ("0.9060", "99.22 %", "[0.9031, 0.9088]" if width > 24 else "0.9088]"):
+        assert text in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= width
+
+
 # -------------------------------------------------------------------------------------------------------------- numbers
 
 
@@ -459,7 +468,10 @@ def test_terminal_colours_only_its_own_words() -> None:
 
 def test_summaries_show_the_figures() -> None:
     text = printed(report.prune_summary(full_report(), "runs/x"))
-    assert all(word in text for word in ("97.00 % (requested 97.00 %)", "0.9060", "99.22 %", "4.0× smaller", "runs/x"))
+    assert all(
+        word in text
+        for word in ("97.00 % (30,040 kept), requested 97.00 %", "0.9060", "99.22 %", "4.0× smaller", "runs/x")
+    )
     text = printed(report.eval_summary({"metrics": {"accuracy": 0.81678}, "gates": GATES}))
     assert all(word in text for word in ("0.8168", "failed  low", "failed  bytes <= 100, measured not measured"))
 
