@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,25 @@ def test_help_has_no_colour_off_a_terminal(changes: dict[str, str]) -> None:
     result = cap("prune", "--help", env=environment(**changes))
     assert result.returncode == 0
     assert "\x1b" not in result.stdout + result.stderr or "FORCE_COLOR" in changes
+
+
+def test_progress_says_step_epoch_and_loss(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never counts in two ways within a phase."""
+    monkeypatch.setattr("capcli.cli._lines.every_seconds", -1.0)
+    chosen: dict[str, Any] = {**SMALL, "epochs": 2, "batch_size": 8, "max_train_samples": 32}
+    result = invoke(*tiny.arguments(tmp_path / "out", **chosen))
+    lines = [line.partition(": ")[2] for line in result.stderr.splitlines() if line.startswith("prune: ")]
+    steps = [line for line in lines if line.startswith("step ") and "measuring" not in line]
+    assert len(steps) == 8, result.stderr
+    form = r"step {}/8, epoch {}/2, loss \d\.\d\d, sparsity \d+\.\d\d %; \d+% of the run(, .* left)?"
+    for number, line in enumerate(steps):
+        assert re.fullmatch(form.format(number + 1, number // 4 + 1), line), line
+    (first, second) = [line for line in lines if line.startswith("epoch ")]
+    assert re.fullmatch(r"epoch 1/2: accuracy \d\.\d{4}, .* on \d+ examples, sparsity \d+\.\d\d %", first)
+    assert second.startswith("epoch 2/2: ")
+    assert all(line.startswith(("step ", "epoch ")) for line in lines)
+    teacher = [line for line in result.stderr.splitlines() if line.startswith("teacher: step 3/4, epoch 1/1, loss ")]
+    assert len(teacher) == 1
 
 
 # Messages ------------------------------------------------------------------------------------------------------------

@@ -471,7 +471,7 @@ def _snapshots(
     def snapshot(step: int) -> train.Steps:
         def quiet(done: float = 0, total: float = 0) -> run.Event:
             setup.run.flag.check()
-            return event(done=step, total=n_steps)
+            return event(done=step, total=n_steps, status=f"step {step:,}/{n_steps:,}, snapshot")
 
         while bank.n_vectors < len(due) and due[bank.n_vectors] <= step:
             index = bank.n_vectors
