@@ -35,8 +35,8 @@ def check(ok: object, where: str, what: str, expected: object, got: object) -> N
 
 
 def show(value: object) -> str:
-    """A short one-line text without control characters, whatever a file put there; numbers of numpy as plain ones."""
-    value = value.item() if isinstance(value, np.generic) else value
+    """A short one-line text without control characters, whatever a file put there; numbers of numpy are numbers."""
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     return f"{value:,}" if type(value) is int and value < 1 << 64 else _short.repr(value)
 
 

@@ -8,6 +8,7 @@ Order of precedence, later wins: field default, preset, preset for the method, f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -68,6 +69,8 @@ EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
 ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MOST = 2**63 - 1  # the largest whole number of every library and of TOML
+MOST_RETENTION = 2.0  # twice the metric of a baseline; who asks for more means per cent
+NUMERIC_GATES = ("min_retention", "max_bytes", "max_latency_ms")  # of which 0 is the default, and no gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +137,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def option(default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False) -> Any:
-    """A dataclass field with its help text. `resumable` marks what may differ when a stopped run is continued."""
-    return field(default=default, metadata={"help": help, "flag": flag, "panel": panel, "resumable": resumable})
+def option(
+    default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False, share: bool = False
+) -> Any:
+    """A dataclass field with its help text.
+
+    `resumable` marks what may differ when a stopped run is continued, `share` what can also be given in per cent.
+    """
+    metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "share": share}
+    return field(default=default, metadata=metadata)
 
 
 LABEL_MAP = "other names for labels of the data, or of a model: LABEL_0=negative,2=neutral"
@@ -332,13 +341,18 @@ class PruneConfig:
 class Gates:
     """What must hold for exit code 0."""
 
-    min: str = option("", "fail below METRIC=V; several separated by commas", panel="Gates")
+    min: str = option(
+        "", "fail below METRIC=V, such as accuracy=0.8 or 80%; several separated by commas", panel="Gates"
+    )
     max: str = option("", "fail above METRIC=V; several separated by commas", panel="Gates")
     max_drop: str = option(
         "", "fail when METRIC falls by more than V below --baseline; METRIC=V, or METRIC=P% of it", panel="Gates"
     )
     min_retention: float = option(
-        0.0, "fail when the primary metric keeps less than this share of --baseline", panel="Gates"
+        0.0,
+        "fail when the primary metric keeps less than this share of --baseline, such as 0.98 or 98%",
+        panel="Gates",
+        share=True,
     )
     max_bytes: int = option(0, "fail when the weight file is larger", panel="Gates")
     max_latency_ms: float = option(0.0, "fail when the median latency is higher", panel="Gates")
@@ -347,6 +361,7 @@ class Gates:
         "such as 0.95: fail only when the whole interval at this confidence is beyond the limit; 0 to judge by the "
         "value alone",
         panel="Gates",
+        share=True,
     )
 
     def __post_init__(self) -> None:
@@ -354,8 +369,13 @@ class Gates:
         parse_limits("--max", self.max)
         parse_drops(self.max_drop)
         _at_least(0, min_retention=self.min_retention, max_bytes=self.max_bytes, max_latency_ms=self.max_latency_ms)
+        if self.min_retention > MOST_RETENTION:
+            raise ConfigError(
+                f"--min-retention {self.min_retention:g} can never pass: it is a share of the baseline's metric",
+                meant(self.min_retention),
+            )
         if self.confidence and not 0.5 <= self.confidence < 1:
-            hint = f"did you mean --confidence {self.confidence / 100:g}?" if 50 <= self.confidence < 100 else ""
+            hint = meant(self.confidence) if 50 <= self.confidence < 100 else ""
             raise ConfigError(f"--confidence is a probability from 0.5 to below 1, got {self.confidence:g}", hint)
 
     def check_baseline(self, baseline: str) -> None:
@@ -627,8 +647,12 @@ def options_file(chosen: str = "") -> str:
 
 
 def layered(command: str, chosen: Mapping[str, Any], file: str = "") -> dict[str, Any]:
-    """The options that the user chose over those of a file, if there is one."""
-    return {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
+    """The options that the user chose over those of a file, if there is one. Raises `ConfigError`."""
+    layers = {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
+    for name in NUMERIC_GATES:
+        if layers.get(name) == 0:
+            raise ConfigError(f"{_flag(name)} 0 is no gate and would never fail", "leave it out, or set a limit")
+    return layers
 
 
 def read_toml(file: str, command: str) -> dict[str, Any]:
@@ -641,7 +665,7 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
         data = b"" if file == os.devnull else files.read_bytes(Path(file), MAX_TOML_BYTES, "a file of options")
         if data.count(b".") > MAX_TOML_DOTS:
             raise FileError(f"more than {MAX_TOML_DOTS:,} dots, too many for a file of options")
-        content = tomllib.loads(data.decode("utf-8-sig"))
+        content = tomllib.loads(files.text_of(data, Path(file)))
     except (FileError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
@@ -665,15 +689,15 @@ def _check_tables(top: Mapping[str, Any], file: str) -> None:
 
 def _read_table(table: Mapping[str, Any], place: str, commands: tuple[str, ...]) -> dict[str, Any]:
     """The options of a table by field name; each must be one of all the `commands`."""
-    kinds = {command: {item.name: kind for item, kind in leaves(_SECTIONS[command])} for command in commands}
-    known = {name: kind for table in kinds.values() for name, kind in table.items()}
+    kinds = {command: {item.name: (item, kind) for item, kind in leaves(_SECTIONS[command])} for command in commands}
+    known = {name: both for table in kinds.values() for name, both in table.items()}
     values = {name.replace("-", "_"): value for name, value in table.items()}
     for name, value in values.items():
         _check_name(f"option in {place}", name, known)
         owners = [command for command in commands if name in kinds[command]]
         if len(owners) < len(commands):
             raise ConfigError(f"{name} in {place} is an option of {owners[0]} only", f"put it below [{owners[0]}]")
-        values[name] = _typed(name, value, known[name], place)
+        values[name] = _typed(*known[name], value, place)
     return values
 
 
@@ -686,7 +710,11 @@ def leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
             yield item, kind
 
 
-def _typed(name: str, value: Any, kind: type, place: str) -> Any:
+def _typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> Any:
+    name = item.name
+    if item.metadata.get("share") and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return share(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -743,7 +771,7 @@ def command_line(arguments: Iterable[str]) -> str:
 
 
 def parse_limits(flag: str, text: str) -> dict[str, float]:
-    """`accuracy=0.9,f1=0.8` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
+    """`accuracy=0.9,f1=80%` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
     limits: dict[str, float] = {}
     for part in _pieces(text):
         name, limit = _limit(flag, part)
@@ -760,12 +788,26 @@ def _pieces(text: str) -> list[str]:
 def _limit(flag: str, text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        limit = float(value)
+        limit = share(value)
     except ValueError:
         limit = math.nan
-    if not name.strip() or not math.isfinite(limit):
+    if not name.strip() or name.strip()[-1] in "<>!" or not math.isfinite(limit):
         raise ConfigError(f"{flag} needs METRIC=NUMBER, got {text!r}", f"for example {flag} accuracy=0.8")
     return name.strip(), limit
+
+
+def share(text: str) -> float:
+    """A number, which may be given in per cent: 0.8 of `0.8` and of `80%`. Raises `ValueError`."""
+    number = float(text.strip().removesuffix("%"))
+    return number / 100 if text.strip().endswith("%") else number
+
+
+def meant(value: float) -> str:
+    """A hint for who gave per cent where a share is expected; empty when the value is neither."""
+    if not 1 <= value <= 100:
+        return ""
+    whole, _, decimals = f"{value / 100:.10g}".partition(".")
+    return f"did you mean {whole}.{decimals.ljust(2, '0')} or {value:.10g}%?"
 
 
 def _twice(flag: str, name: str) -> ConfigError:
@@ -780,10 +822,10 @@ def parse_drops(text: str) -> list[tuple[str, float, bool]]:
     found: dict[tuple[str, bool], float] = {}
     for part in _pieces(text):
         relative = part.endswith("%")
-        name, limit = _limit("--max-drop", part.removesuffix("%"))
+        name, limit = _limit("--max-drop", part)
         if (name, relative) in found:
             raise _twice("--max-drop", name)
-        found[name, relative] = limit / 100 if relative else limit
+        found[name, relative] = limit
     return [(name, limit, relative) for (name, relative), limit in found.items()]
 
 
@@ -801,6 +843,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint that names the nearest valid names, or all of them."""
     choices = list(valid)
     close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.55)
+    close = close or [choice for choice in choices if len(name) > 1 and choice.lower().startswith(name.lower())]
     return (f"did you mean {close[0]}? " if close else "") + "valid: " + ", ".join(choices)
 
 

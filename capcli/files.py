@@ -264,14 +264,23 @@ def read_bytes(path: Path, max_bytes: int, kind: str) -> bytes:
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file. Every failure is a `FileError` that names the file."""
     data = read_bytes(path, max_bytes, "a JSON file of ours")
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise FileError(f"{path} is UTF-16, and JSON is UTF-8", "save it as UTF-8; Out-File -Encoding utf8 does so")
+    text = text_of(data, path)
     if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
         raise FileError(f"{path} has more than {MAX_BRACKETS:,} brackets, too many for a JSON file of ours")
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON: {error}") from error
+
+
+def text_of(data: bytes, path: Path) -> str:
+    """The text of a file in UTF-8, with or without a mark of the byte order. Raises `FileError` for UTF-16 and 32."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
+        raise FileError(
+            f"{path} is in UTF-16 or UTF-32, not in UTF-8",
+            "save it as UTF-8; the > of Windows PowerShell writes UTF-16, | Out-File -Encoding utf8 FILE does not",
+        )
+    return data.decode("utf-8-sig")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -304,7 +304,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         table = files.read_json(path)
     except FileError as error:
-        raise ModelError(f"cannot read {path}: {error.message}", "copy or download it again") from error
+        raise ModelError(f"cannot read {path}: {error.message}", error.hint or "copy or download it again") from error
     if not isinstance(table, dict):
         raise ModelError(f"{path} is not a JSON object", "copy or download it again")
     return table

@@ -24,9 +24,11 @@ from capcli.config import PruneConfig
 from capcli.errors import CapError, RunFailed, Stopped
 from capcli.pruner import Pruner
 from capcli.run import Event
+from capcli.text import percent
 
 PHASES = ("teacher", "prune")
 HISTORY_ROWS = 400
+LOSS_EVERY = 10  # steps between looks at the loss on a device that would have to be waited for
 PROJECTION = "projection:"  # before the number of a projection, where parameters are named
 
 
@@ -68,13 +70,15 @@ class Job:
 
 @dataclass(kw_only=True)
 class State:
-    """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps."""
+    """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps; `loss` is
+    the one that was looked at last."""
 
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     summed: int = 0
+    loss: float | None = None
 
 
 def train(job: Job) -> Generator[run.Event, None, State]:
@@ -104,7 +108,9 @@ def train(job: Job) -> Generator[run.Event, None, State]:
         _add(job, state, terms)
         state.step += 1
         state.seconds += time.monotonic() - began
-        yield job.event(done=state.step, total=total, status=_status(job))
+        if job.on.device.type == "cpu" or state.step % LOSS_EVERY == 0:
+            state.loss = float(terms["total"])
+        yield job.event(done=state.step, total=total, status=_status(job, state, total))
         if position + 1 == per_epoch:
             metrics = yield from job.epoch_end(epoch, state.step)
             _row(job, state, metrics)
@@ -344,8 +350,13 @@ def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
     state.sums, state.summed = {}, 0
 
 
-def _status(job: Job) -> str:
-    return f"sparsity {job.pruner.sparsity:.1%}" if job.pruner else ""
+def _status(job: Job, state: State, total: int) -> str:
+    """Such as `step 7/40, epoch 1/8, loss 0.41, sparsity 63.20 %`."""
+    epoch = -(-state.step * job.epochs // total)
+    parts = [f"step {state.step:,}/{total:,}", f"epoch {epoch}/{job.epochs}"]
+    parts += [] if state.loss is None else [f"loss {state.loss:.2f}"]
+    parts += [f"sparsity {percent(job.pruner.sparsity)}"] if job.pruner else []
+    return ", ".join(parts)
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------------------

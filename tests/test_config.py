@@ -86,6 +86,17 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: c.Gates(min="=0.5"), "--min needs METRIC=NUMBER", ""),
     (lambda: c.Gates(min="f1=nan"), "--min needs METRIC=NUMBER", ""),
     *[
+        (lambda t=text: c.Gates(min=t), f"--min needs METRIC=NUMBER, got {text!r}", "--min accuracy=0.8")
+        for text in ("f1>=0.5", "f1<0.5", "f1==0.5", "f1=80%%", "f1=%", "f1")
+    ],
+    (lambda: c.Gates(min_retention=90), "--min-retention 90 can never pass", "did you mean 0.90 or 90%?"),
+    (lambda: c.Gates(min_retention=99.5), "--min-retention 99.5 can never pass", "did you mean 0.995 or 99.5%?"),
+    (lambda: c.Gates(confidence=95), "--confidence is a probability", "did you mean 0.95 or 95%?"),
+    *[
+        (lambda n=name: c.layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 is no gate", "leave it out")
+        for name in c.NUMERIC_GATES
+    ],
+    *[
         (lambda n=name, v=value: c.Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "leave one")
         for name, value in (("min", "f1=0.5,f1=0.9"), ("max", "f1=1, f1=1"), ("max_drop", "f1=1%,a=1,f1=2%"))
     ],
@@ -141,7 +152,7 @@ def test_what_is_valid_is_accepted() -> None:
     prune(seed=2**63 - 1)
     for name in ("gpt2", "owner/name-v1.5", "a.b/c.d@main"):
         assert c.ProbeConfig(baseline=name).baselines == (name,)
-    c.Gates(max_drop="f1=1,f1=2%")
+    c.Gates(max_drop="f1=1,f1=2%", min_retention=1.01)
     c.EvalConfig(source=SOURCE, baseline="x", gates=c.Gates(max_drop="accuracy=0.01", min_retention=0.9))
 
 
@@ -167,6 +178,7 @@ def test_a_teacher_of_a_small_set_gets_more_passes(n: int, passes: int) -> None:
 
 def test_limits_and_folders(tmp_path: Path) -> None:
     assert c.parse_limits("--min", "accuracy=0.9, f1 = .8,") == {"accuracy": 0.9, "f1": 0.8}
+    assert c.parse_limits("--min", "accuracy=80%,f1 = 7.5 %") == {"accuracy": 0.8, "f1": 0.075}
     assert c.parse_limits("--min", "") == {}
     assert prune(sparsity=0.97).out_folder == Path("runs/mini-mr-cap-soft-0.97")
     assert dataclasses.replace(prune(), model="a/b@v1/").out_folder == Path("runs/b-v1-mr-cap-soft-0.9")

@@ -65,6 +65,7 @@ ORDER = [
     "verbs.probe",
     "verbs.moves",
     "api",
+    "streams",
     "cli",
     "__main__",
 ]
@@ -82,6 +83,7 @@ LIGHT = (
     "report",
     "ci",
     "run",
+    "streams",
     "cli",
     "__init__",
     "__main__",

@@ -345,20 +345,33 @@ def test_a_file_that_is_no_baseline(tiny: Tiny, tmp_path: Path, fault: str) -> N
     ("gates", "passed"),
     [
         ({"min": "mean=0"}, True),
-        ({"min": "mean=1.01"}, False),
         ({"min": "text-classification=0.05,mean=0.05"}, True),
-        ({"min": "accuracy=0"}, False),  # not a task
         ({"max": "mean=0.01"}, False),
         ({"max_bytes": 10}, False),
         ({"max_bytes": 10**9}, True),
         ({"max_latency_ms": 1e6}, True),
         ({"max_latency_ms": 1e-6}, False),
-        ({"min": "mean=1.01", "confidence": 0.95}, False),
+        ({"max": "mean=0.01", "confidence": 0.95}, False),
     ],
 )
 def test_gates(tiny: Tiny, gates: dict[str, Any], passed: bool) -> None:
     found = capcli.probe(settings(tiny, gates=Gates(**gates)))
     assert found["passed"] is passed, found["gates"]
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"min": "mean=80"}, "--min mean=80 can never pass"),
+        ({"min": "accuracy=0.5"}, "unknown metric 'accuracy'"),  # not a task
+    ],
+)
+def test_a_gate_whose_outcome_is_known_is_refused(
+    tiny: Tiny, gates: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "Encoder", None)
+    with pytest.raises(ConfigError, match=message):
+        capcli.probe(settings(tiny, gates=Gates(**gates)))
 
 
 def test_a_gate_that_knows_the_noise(tiny: Tiny) -> None:

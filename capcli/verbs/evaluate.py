@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from capcli import decode, files, gates, hub, metrics, models, noise, perturb, sparse, tasks, tokens
-from capcli.config import EvalConfig, TaskConfig, build, portable, shortened
+from capcli.config import PERTURBATIONS, EvalConfig, TaskConfig, build, portable, shortened
 from capcli.errors import ConfigError, FileError
+from capcli.metrics import AGREEMENT, CALIBRATION
 from capcli.noise import Estimate
 from capcli.run import Event
 from capcli.text import finite, mapping, named, part
 
 SCHEMA_VERSION = 1
 LATENCY_RUNS = 30
-CALIBRATION, AGREEMENT = "ece", "agreement"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +187,8 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     on = models.compute(config.hardware)
     yield Event(phase="load", note=f"loading {config.model}")
     data, notes = _data(config)
-    for doubt in _doubts(config, data):
-        yield Event(phase="gates", note=doubt)
+    _check_gates(config, data)
+    _check_baseline(config, data)
     model = models.place(_load(config, config.model, data), on)
     primary, changed = next(iter(data.evals)), _changed(config, data)
     measured = yield from _all(config, data, model, on, {**data.evals, **changed}, "evaluate")
@@ -270,14 +270,31 @@ def _changed(config: EvalConfig, data: tasks.TaskData) -> dict[str, tasks.Split]
     }
 
 
-def _doubts(config: EvalConfig, data: tasks.TaskData) -> list[str]:
-    """Gates on what will not be measured, said before the work begins; they fail in the end."""
+def _check_gates(config: EvalConfig, data: tasks.TaskData) -> None:
+    """Raise `ConfigError` for a gate on what will not be measured, or whose limit says nothing."""
     own = [*data.metrics, *[CALIBRATION] * (data.kind == "classification")]
     changes = list(_changed(config, data))
     valid = [*own, *[AGREEMENT] * bool(config.baseline)]
     valid += [name + change for change in changes for name in (*own, AGREEMENT)]
     drops = [name + change for change in ("", *changes) for name in data.metrics]
-    return gates.unknown(config.gates, valid, drops)
+    ways = {f"{name}@{change}": f"add --perturb {change}" for change in PERTURBATIONS for name in (*own, AGREEMENT)}
+    ways[AGREEMENT] = "name a --baseline to agree with"
+    gates.require(config.gates, _bounds(valid), _bounds(drops), ways)
+
+
+def _check_baseline(config: EvalConfig, data: tasks.TaskData) -> None:
+    """Raise `CapError` for a baseline that is not there, or does not compare, before anything is measured."""
+    if not config.baseline:
+        return
+    if Path(config.baseline).is_file():
+        stored = mapping(files.read_json(Path(config.baseline)))
+        _report_row(config, stored, data, len(next(iter(data.evals.values()))))
+    elif not models.is_artifact(config.baseline):
+        hub.folder(config.baseline)
+
+
+def _bounds(names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    return {name: metrics.bounds(name.partition("@")[0]) for name in names}
 
 
 def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model:

@@ -23,7 +23,7 @@ from capcli.config import PruneConfig, command_line, flatten, portable, shortene
 from capcli.criteria import CRITERIA
 from capcli.errors import ConfigError, RunFailed
 from capcli.pruner import Pruner, make_pruner, plan_structure
-from capcli.text import byte_size, duration, number, percent
+from capcli.text import byte_size, counted, duration, number, percent
 from capcli.verbs import evaluate
 
 CURVE_SAMPLES = 2000
@@ -372,17 +372,20 @@ def _job(
     epochs = config.teacher_passes(len(setup.train)) if phase == "teacher" else config.epochs
 
     def epoch_end(epoch: int, step: int) -> train.Steps:
-        event = setup.meter.of(phase)
+        event, total_steps = setup.meter.of(phase), epochs * train.steps_per_epoch(setup.train, config.batch_size)
 
         def quiet(done: float = 0, total: float = 0) -> run.Event:
-            return event(done=epoch + 1, total=epochs)
+            status = f"step {step:,}/{total_steps:,}, epoch {epoch + 1}/{epochs}, measuring"
+            return event(done=step, total=total_steps, status=status)
 
         names = setup.data.metrics
         one = yield from evaluate.measure(model, setup.curve, names, setup.on, quiet, with_intervals=False)
         if pruner is not None and setup.data.holdout is not None:
             _keep_best(setup, model, pruner, step, one.metrics[setup.data.primary])
-        where = " on the held-out part" if setup.data.holdout is not None else ""
-        yield event(done=epoch + 1, total=epochs, note=_epoch_note(epoch, pruner, one.metrics) + where)
+        where = f"{one.n_examples:,}{' held-out' if setup.data.holdout is not None else ''} examples"
+        note = f"epoch {epoch + 1}/{epochs}: {_figures(one.metrics)} on {where}"
+        note += f", sparsity {percent(pruner.sparsity)}" if pruner else ""
+        yield event(done=step, total=total_steps, note=note)
         return one.metrics
 
     return train.Job(
@@ -402,9 +405,8 @@ def _job(
     )
 
 
-def _epoch_note(epoch: int, pruner: Pruner | None, found: dict[str, float]) -> str:
-    figures = ", ".join(f"{name} {number(value)}" for name, value in found.items())
-    return f"epoch {epoch + 1}: {figures}" + (f" at sparsity {pruner.sparsity:.4f}" if pruner else "")
+def _figures(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {number(value)}" for name, value in found.items())
 
 
 def _keep_best(setup: Setup, model: models.Model, pruner: Pruner, step: int, value: float) -> None:
@@ -471,7 +473,7 @@ def _snapshots(
     def snapshot(step: int) -> train.Steps:
         def quiet(done: float = 0, total: float = 0) -> run.Event:
             setup.run.flag.check()
-            return event(done=step, total=n_steps)
+            return event(done=step, total=n_steps, status=f"step {step:,}/{n_steps:,}, snapshot")
 
         while bank.n_vectors < len(due) and due[bank.n_vectors] <= step:
             index = bank.n_vectors
@@ -571,7 +573,9 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
         "command": command_line(sys.argv[1:]),
         "config": flatten(config),
         "versions": run.versions(),
-        "device": f"{setup.on.name}, {setup.on.device.type}, {setup.on.precision}, {torch.get_num_threads()} threads",
+        "device": ", ".join(
+            (setup.on.name, setup.on.device.type, setup.on.precision, counted(torch.get_num_threads(), "thread"))
+        ),
         "labels": list(setup.data.labels),
         "metrics": {
             "primary": setup.data.primary,
@@ -609,6 +613,7 @@ def _record(setup: Setup, state: train.State, dense: dict[str, Any], pruned: dic
             else 0,
         },
         "history": [*teacher.get("history", []), *state.history],
+        "curve": {"n_examples": len(setup.curve.split or ()), "held_out": setup.data.holdout is not None},
         "notes": [*setup.notes, *_same_answers("the dense model", dense), *_same_answers("the pruned model", pruned)],
     }
 
