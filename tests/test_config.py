@@ -206,6 +206,7 @@ def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
         assert str(data / "mr") in caught.value.hint
         assert c.ProbeConfig(tasks="mr", data=str(data)).source("mr").data == str(data)
     (tmp_path / "mr").mkdir()
+    assert c.ProbeConfig(label_map="0=a").source("mr").label_names == {"0": "a"}
     config = c.ProbeConfig(tasks="mr,subj", data=str(tmp_path))
     assert [config.source(task).data for task in ("mr", "subj")] == [str(tmp_path / "mr"), ""]
 
