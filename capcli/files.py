@@ -14,7 +14,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -132,10 +131,12 @@ def _created(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:
 def _lock(handle: int) -> bool | None:
     """Lock an open file or folder until its last handle is closed; False if another has it, None if none can."""
     try:
+        import fcntl
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except (ImportError, OSError):
         return None
     return True
 

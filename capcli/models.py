@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import families, files, hub, refusals, slicing, sparse
+from capcli import cache, families, files, hub, refusals, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.names import finder
@@ -929,6 +929,7 @@ class Compute:
 
 def compute(hardware: Hardware) -> Compute:
     """Find the device and precision, and set the CPU threads. Raises `ConfigError` for a device that is not there."""
+    _keep_out_of_tmpdir()
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     name = hardware.device
@@ -948,6 +949,14 @@ def compute(hardware: Hardware) -> Compute:
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return Compute(device=device, dtype=dtypes[precision])
+
+
+def _keep_out_of_tmpdir() -> None:
+    """Give torch a folder of the user for what it compiles: its own, in TMPDIR, has a name that others can foresee."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        folder = cache.cache_folder() / "torch"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _processor() -> str:

@@ -148,6 +148,18 @@ def test_tokenizers_are_saved_without_the_folder_for_temporary_files(
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
+def test_training_leaves_nothing_in_the_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    models.compute(config.Hardware(device="cpu"))
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+    assert not list(tmp_path.iterdir())
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(Path(os.environ["CAP_CACHE"]) / "torch")
+
+
 @pytest.mark.parametrize("inner", ["", "prune-steps", ".lock", "config.json"])
 @pytest.mark.parametrize("more", [(), ("--overwrite",)])
 def test_a_run_writes_and_removes_nothing_through_a_link(
