@@ -266,8 +266,16 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ("a.json", '{"a": {"b": 1, "b": 2}}', "key 'b' occurs twice"),
         ("a.json", '{"a": 1}', "is neither an array of rows nor in SQuAD's layout"),
         ("a.json", "[1, 2]", "is neither an array of rows nor in SQuAD's layout"),
-        ("a.json", '{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}', "article 0: 'question'"),
-        ("a.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": ""}]}]}]}', "article 0: 'context'"),
+        (
+            "a.json",
+            '{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}',
+            "article 0: there is no 'question'",
+        ),
+        (
+            "a.json",
+            '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": ""}]}]}]}',
+            "article 0: there is no 'context'",
+        ),
         ("a.json", '{"data": [{"paragraphs": 7}]}', "is not in SQuAD's layout: article 0"),
         ("a.parquet", b"PAR1 no", "cannot read"),
         ("a.xlsx", b"PK", "is no .parquet, .arrow, .csv"),

@@ -427,7 +427,9 @@ def test_a_missing_text_column_never_suggests_the_labels(tmp_path: Path) -> None
         write(tmp_path / "train.csv", columns)
         with pytest.raises(DataError) as caught:
             tasks.load(config(str(tmp_path), label_column="test" if "test" in columns else ""), holdout=0.5)
-        hint = "did you mean --text-column 'texts'?" if "texts" in columns else "name it with --text-column"
+        header = "the file must begin with a header, a line such as text,label"
+        known = "texts" in columns
+        hint = "did you mean --text-column 'texts'?" if known else f"name it with --text-column; {header}"
         assert caught.value.hint == hint
 
 
