@@ -428,5 +428,5 @@ def test_shares_in_a_file_can_be_in_per_cent(tmp_path: Path) -> None:
     found = c.layered("eval", {}, str(tmp_path / "cap.toml"))
     assert found == {"min_retention": 0.98, "confidence": 0.95, "min": "accuracy=80%"}
     (tmp_path / "cap.toml").write_text('min-retention = "most"')
-    with pytest.raises(ConfigError, match="min_retention in .* must be a number, got 'most'"):
+    with pytest.raises(ConfigError, match=r"min_retention in .* must be a number, got 'most'"):
         c.layered("eval", {}, str(tmp_path / "cap.toml"))
