@@ -422,3 +422,12 @@ def test_every_option_has_a_help_text() -> None:
             assert kind in (str, int, float, bool)
             assert item.name == "model" or item.metadata["help"], item.name
             assert item.name == "model" or type(item.default) is kind, item.name
+
+
+def test_shares_in_a_file_can_be_in_per_cent(tmp_path: Path) -> None:
+    (tmp_path / "cap.toml").write_text('min-retention = "98%"\nconfidence = 0.95\nmin = "accuracy=80%"')
+    found = c.layered("eval", {}, str(tmp_path / "cap.toml"))
+    assert found == {"min_retention": 0.98, "confidence": 0.95, "min": "accuracy=80%"}
+    (tmp_path / "cap.toml").write_text('min-retention = "most"')
+    with pytest.raises(ConfigError, match=r"min_retention in .* must be a number, got 'most'"):
+        c.layered("eval", {}, str(tmp_path / "cap.toml"))

@@ -275,7 +275,7 @@ def test_heat_map_is_in_reading_order_and_pools_its_margins() -> None:
     assert heat is not None
     assert [label for _, label in heat.rows] == ["0", "2", "10", ""]
     assert [label for _, label in heat.columns] == [*ARCHITECTURES.values(), ""]
-    assert heat.cells[-1].text == "60.0" and heat.cells[0].text == "100.0"
+    assert heat.cells[-1].text == "60.00" and heat.cells[0].text == "100.00"
     assert len(heat.cells) == 4 * 7 and heat.n_hidden == 0
 
 
