@@ -370,10 +370,10 @@ def test_build_is_the_inverse_of_flatten(cls: type) -> None:
 def test_differences_are_named_and_resumable_ones_are_not() -> None:
     ours = c.flatten(prune(lr=1e-3, out="a", max_time=5, keep_work=True, checkpoint_seconds=1))
     theirs = c.flatten(prune(out="b"))
-    assert c.differences(ours, theirs) == ["lr: 0.0001, now 0.001"]
-    assert c.differences(theirs, theirs) == []
+    assert c.differences(ours, theirs) == {"lr": "lr: 0.0001, now 0.001"}
+    assert c.differences(theirs, theirs) == {}
     del theirs["seed"]
-    assert "seed: None, now 1" in c.differences(ours, theirs)
+    assert c.differences(ours, theirs)["seed"] == "seed: None, now 1"
 
 
 def test_nearest_names_all_when_nothing_is_near() -> None:

@@ -47,6 +47,7 @@ ORDER = [
     "tokens",
     "run",
     "models",
+    "inputs",
     "vocabulary",
     "legacy",
     "onnx_model",
