@@ -1,6 +1,7 @@
 """What a user can choose: every refusal, the layers of presets, files and options, and the tables behind the names."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,11 @@ def test_limits_and_folders(tmp_path: Path) -> None:
     assert prune(sparsity=0.97).out_folder == Path("runs/mini-mr-cap-soft-0.97")
     assert dataclasses.replace(prune(), model="a/b@v1/").out_folder == Path("runs/b-v1-mr-cap-soft-0.9")
     assert prune(out="x/y").out_folder == Path("x/y")
+    source = {"task": "text-classification", "model": "mini"}
+    own = [c.prune_config({**source, "data": data}).out_folder for data in ("a/set", "b/set", "./a/set/", "a/set.csv")]
+    assert own[0] == own[2]
+    assert len(set(own)) == 3
+    assert all(re.fullmatch(r"runs/mini-text-classification-set-[0-9a-f]{6}-cap-soft-0.9", str(one)) for one in own)
     (tmp_path / "x").mkdir()
     assert c.ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
     assert c.ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")

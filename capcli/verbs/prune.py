@@ -192,7 +192,8 @@ def _student(config: PruneConfig, data: tasks.TaskData) -> models.Model:
 
 
 def _device(on: models.Compute) -> str:
-    return f"{on.name}, {on.device.type}, {on.precision}, {torch.get_num_threads()} threads"
+    n_threads = torch.get_num_threads()
+    return f"{on.name}, {on.device.type}, {on.precision}, {n_threads} thread{'s' * (n_threads != 1)}"
 
 
 def _setup(
