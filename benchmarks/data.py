@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 import synthetic
 import table
 import torch
-from peak import peak_bytes
 from transformers import AutoTokenizer
 
 from capcli import hub, models, splits, tasks, tokens
 from capcli.config import Hardware, TaskConfig
+from capcli.run import peak_bytes
 
 STAGES = ("libraries", "labels", "tokens, cold", "tokens, cached", "encoding", "training")
 

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import table
-from peak import peak_bytes
+
+from capcli.run import peak_bytes
 
 LENGTH, BATCHES = 128, (1, 32)
 # What is exported from each run: label -> options of `cap export`.

@@ -25,10 +25,10 @@ import numpy as np
 import synthetic
 import table
 import torch
-from peak import peak_bytes
 
 from capcli import banks, files, models, tables, tasks, tokens
 from capcli.config import Hardware, TaskConfig
+from capcli.run import peak_bytes
 
 
 def main() -> None:

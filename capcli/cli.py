@@ -494,11 +494,11 @@ def explained(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, CapError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", "run the same command again to go on from the last checkpoint", EXIT_INTERRUPTED
+        return "interrupted", "run the same command again; what is finished is kept", EXIT_INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"this name is too long for a file: {plain(str(error.filename), 80)}", "shorten it", CapError.exit_code
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
-        return "out of memory", "lower --batch-size or --max-length; the last checkpoint is kept", EXIT_FAILED
+        return "out of memory", "free some memory, use shorter texts or a smaller model", EXIT_FAILED
     first = (str(error).strip().splitlines() or [""])[0]
     return f"internal error: {type(error).__name__}: {first}", "run again with --debug and report it", EXIT_FAILED
 

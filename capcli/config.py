@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import math
 import os
 import re
@@ -142,7 +143,7 @@ def option(
 ) -> Any:
     """A dataclass field with its help text.
 
-    `resumable` marks what may differ when a stopped run is continued, `share` what can also be given in per cent.
+    `resumable` marks what may differ when a run is continued, at no price, `share` what can also be given in per cent.
     """
     metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "share": share}
     return field(default=default, metadata=metadata)
@@ -189,6 +190,18 @@ class TaskConfig:
         """The longest input in tokens, chosen or by the kind of task."""
         return self.max_length or (384 if self.task in QUESTION_TASKS else 128)
 
+    @property
+    def name(self) -> str:
+        """The task, and of own data the name too with some digits of its path: another folder has another name."""
+        if not self.data:
+            return self.task
+        path = os.path.normpath(self.data)
+        name, digits = (
+            Path(path).stem[:40] or "data",
+            hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:6],
+        )
+        return f"{self.task}-{name}-{digits}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
@@ -210,12 +223,17 @@ class PruneConfig:
 
     source: TaskConfig
     model: str = ""
-    out: str = option("", "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default", flag="-o", resumable=True)
+    out: str = option(
+        "",
+        "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default, with --data its name after TASK",
+        flag="-o",
+        resumable=True,
+    )
     sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)")
     method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
     losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic,hid; the method's own by default")
     teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
-    preset: str = option("default", "values to start from: " + ", ".join(PRESETS))
+    preset: str = option("default", "values to start from: " + ", ".join(PRESETS), resumable=True)
     max_train_samples: int = option(0, "train on at most so many examples, 0 for all", panel="Task")
     holdout: float = option(
         0.0,
@@ -334,7 +352,7 @@ class PruneConfig:
             return Path(self.out)
         name, _, revision = self.model.partition("@")
         model = "-".join([name.rstrip("/").rsplit("/", 1)[-1], *filter(None, revision.split("/"))])
-        return Path("runs") / f"{model}-{self.source.task}-{self.method}-{self.sparsity:g}"
+        return Path("runs") / f"{model}-{self.source.name}-{self.method}-{self.sparsity:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -724,15 +742,19 @@ def _typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> 
     return value
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What differs between two flattened configurations, in words; options that may change on resume are left out."""
-    resumable = {item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable")}
-    names = [name for name in {**ours, **theirs} if name not in resumable]
-    return [
-        f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}"
-        for name in names
-        if theirs.get(name) not in (ours.get(name), shortened(ours.get(name)))  # reports have it short
-    ]
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between two flattened configurations, in words by option, but for `free_options`."""
+    free = free_options()
+    return {
+        name: f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}"
+        for name in {**ours, **theirs}
+        if name not in free and theirs.get(name) not in (ours.get(name), shortened(ours.get(name)))  # as reports do
+    }
+
+
+def free_options() -> frozenset[str]:
+    """The options of a run that nothing which it makes depends on."""
+    return frozenset(item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable"))
 
 
 # Places --------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ Steps = Generator[run.Event, None, Any]
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
-    epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase."""
+    epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
+    checkpoints depend on, see `run.origin`."""
 
     run: run.Run
     phase: str
@@ -66,6 +67,7 @@ class Job:
     snapshot: Callable[[int], Steps]
     epoch_end: Callable[[int, int], Steps]
     event: Callable[..., Event]
+    of: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -86,7 +88,7 @@ def train(job: Job) -> Generator[run.Event, None, State]:
 
     Raises:
         Stopped: after a checkpoint, when the run's flag is set.
-        RunFailed: non-finite loss, naming the first bad tensor; the last checkpoint stays.
+        RunFailed: non-finite loss, naming the first bad tensor; the checkpoints stay.
     """
     optimizer = make_optimizer(job)
     scaler = torch.amp.GradScaler(job.on.device.type, enabled=job.on.dtype == torch.float16)
@@ -95,6 +97,8 @@ def train(job: Job) -> Generator[run.Event, None, State]:
         yield job.event(note=warning)
     per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
     total, saved_at = per_epoch * job.epochs, time.monotonic()
+    if state.step:
+        yield job.event(done=state.step, total=total, note=f"continuing at step {state.step} of {total}")
     order: tuple[int, list[Any]] = (-1, [])
     row_every = max(1, total // HISTORY_ROWS)
     job.model.net.train()
@@ -327,8 +331,18 @@ def check_finite(job: Job, state: State) -> None:
     raise RunFailed(
         f"the loss is not finite at step {state.step + 1} of the {job.phase} phase "
         f"(term {bad[0]}; first bad tensor: {first})",
-        "lower --lr or --score-lr, or use --precision fp32; the last checkpoint is kept",
+        _calmer(job),
     )
+
+
+def _calmer(job: Job) -> str:
+    """What helps against numbers that are not finite in this phase, and what stays meanwhile."""
+    changes = {"--teacher-lr": "teacher_lr"} if job.phase == "teacher" else {"--lr": "lr"}
+    if job.pruner is not None and job.pruner.criterion.learned:
+        changes["--score-lr"] = "score_lr"
+    kept = run.kept_stages(job.run, changes.values())
+    other = ", or use --precision fp32" if job.on.dtype != torch.float32 else ""
+    return f"lower {' or '.join(changes)}{other}" + (f"; kept then: {', '.join(kept)}" if kept else "")
 
 
 def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
@@ -371,7 +385,7 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         if value.is_floating_point() and not bool(value.isfinite().all())
     ]
     if bad:
-        raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", "lower --lr")
+        raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", _calmer(job))
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"hid.{name}": value for name, value in job.objective.projections.state_dict().items()}
     names = {id(parameter): name for name, parameter in _parameters(job).items()}
@@ -387,13 +401,15 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         "sparsity": job.pruner.sparsity if job.pruner else 0.0,
         "scaler": scaler.state_dict(),
     }
-    run.save_checkpoint(
-        job.run, f"{job.phase}-steps", run.Checkpoint(step=state.step, tensors=tensors, scalars=scalars)
-    )
+    run.save_checkpoint(job.run, _of(job), run.Checkpoint(step=state.step, tensors=tensors, scalars=scalars))
+
+
+def _of(job: Job) -> dict[str, Any]:
+    return {**job.of, "stage": f"{job.phase}-steps"}
 
 
 def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> tuple[State, list[str]]:
-    checkpoint, warnings = run.load_checkpoint(job.run, f"{job.phase}-steps")
+    checkpoint, warnings = run.load_checkpoint(job.run, _of(job))
     if checkpoint is None:
         return State(), warnings
     job.run.earlier.append(checkpoint.scalars["seconds"])

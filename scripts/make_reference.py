@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet  # type: ignore[import-untyped]
 import typer
 
-from capcli import cli, config, criteria, families, metrics, splits, tables, tasks
+from capcli import cli, config, criteria, families, metrics, run, splits, tables, tasks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import registry
@@ -143,12 +143,12 @@ def configuration() -> str:
         '```toml\n# cap.toml\nmodel = "runs/mr"\n\n[eval]\nmin = "accuracy=0.8"\n```\n',
         'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` layers presets and options alike.\n',
         "## Options of prune\n",
-        "The last column says whether the option may differ when a stopped run is continued. Any other difference is "
-        "refused.\n",
+        "The last column says what happens when the option differs while a stopped run is continued. `free`: nothing. "
+        "`anew`: what depends on it is made anew, all else is kept. `no`: it is refused.\n",
         table(
-            ("name", "type", "default", "meaning", "free on resume"),
+            ("name", "type", "default", "meaning", "on resume"),
             [
-                (*option_row(item, kind), "yes" if item.metadata["resumable"] else "no")
+                (*option_row(item, kind), on_resume(item))
                 for item, kind in config.leaves(config.PruneConfig)
                 if item.metadata
             ],
@@ -158,6 +158,11 @@ def configuration() -> str:
         rows = [option_row(item, found) for item, found in config.leaves(kind) if item.metadata]
         text += [f"## Options of {title}\n", table(("name", "type", "default", "meaning"), rows)]
     return "\n".join([*text, methods(), presets()])
+
+
+def on_resume(item: Any) -> str:
+    """What happens when a stopped run is continued with another value."""
+    return "free" if item.metadata["resumable"] else "anew" if item.name in run.MADE_ANEW else "no"
 
 
 def option_row(item: Any, kind: Any) -> tuple[str, str, str, str]:

@@ -1,6 +1,7 @@
 """What a user can choose: every refusal, the layers of presets, files and options, and the tables behind the names."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,11 @@ def test_limits_and_folders(tmp_path: Path) -> None:
     assert prune(sparsity=0.97).out_folder == Path("runs/mini-mr-cap-soft-0.97")
     assert dataclasses.replace(prune(), model="a/b@v1/").out_folder == Path("runs/b-v1-mr-cap-soft-0.9")
     assert prune(out="x/y").out_folder == Path("x/y")
+    source = {"task": "text-classification", "model": "mini"}
+    own = [c.prune_config({**source, "data": data}).out_folder for data in ("a/set", "b/set", "./a/set/", "a/set.csv")]
+    assert own[0] == own[2]
+    assert len(set(own)) == 3
+    assert all(re.fullmatch(r"runs/mini-text-classification-set-[0-9a-f]{6}-cap-soft-0.9", str(one)) for one in own)
     (tmp_path / "x").mkdir()
     assert c.ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
     assert c.ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")
@@ -383,10 +389,10 @@ def test_build_is_the_inverse_of_flatten(cls: type) -> None:
 def test_differences_are_named_and_resumable_ones_are_not() -> None:
     ours = c.flatten(prune(lr=1e-3, out="a", max_time=5, keep_work=True, checkpoint_seconds=1))
     theirs = c.flatten(prune(out="b"))
-    assert c.differences(ours, theirs) == ["lr: 0.0001, now 0.001"]
-    assert c.differences(theirs, theirs) == []
+    assert c.differences(ours, theirs) == {"lr": "lr: 0.0001, now 0.001"}
+    assert c.differences(theirs, theirs) == {}
     del theirs["seed"]
-    assert "seed: None, now 1" in c.differences(ours, theirs)
+    assert c.differences(ours, theirs)["seed"] == "seed: None, now 1"
 
 
 def test_nearest_names_all_when_nothing_is_near() -> None:

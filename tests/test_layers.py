@@ -51,6 +51,7 @@ ORDER = [
     "tokens",
     "run",
     "models",
+    "inputs",
     "vocabulary",
     "legacy",
     "onnx_model",
