@@ -310,7 +310,7 @@ def test_an_earlier_result_is_a_baseline(tiny: Tiny, trained: Path, tmp_path: Pa
     found = capcli.probe(settings(tiny, model=str(trained), baseline=str(path), gates=gates))
     [baseline] = found["baselines"]
     row, theirs = found["tasks"]["text-classification"], earlier["tasks"]["text-classification"]
-    assert baseline["model"] == str(path)
+    assert baseline["model"] == f"…/{path.name}"
     difference = baseline["differences"]["text-classification"]
     assert difference["value"] == pytest.approx(row["mean"] - theirs["mean"])
     widths = [one["confidence_95"][1] - one["confidence_95"][0] for one in (row, theirs, difference)]
