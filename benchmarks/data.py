@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 import synthetic
 import table
 import torch
-from peak import peak_bytes
 from transformers import AutoTokenizer
 
-from capcli import hub, models, tables, tasks, tokens
+from capcli import hub, models, splits, tasks, tokens
 from capcli.config import Hardware, TaskConfig
+from capcli.run import peak_bytes
 
 STAGES = ("libraries", "labels", "tokens, cold", "tokens, cached", "encoding", "training")
 
@@ -124,7 +124,7 @@ def computed(args: argparse.Namespace) -> dict[str, float]:
 
 def repeated(args: argparse.Namespace, folder: Path) -> str:
     """A folder with `args.repeat_to` training rows, those of `args.data` again and again, and its evaluation split."""
-    found = tables.find(Path(args.data), ("train", "test", *tasks.EVAL_SPLITS))
+    found = splits.find(Path(args.data)).files
     rows = pa.concat_tables([pq.read_table(path) for path in found.pop("train")])
     times = -(-args.repeat_to // rows.num_rows)
     place = folder / "data"

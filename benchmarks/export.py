@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import table
-from peak import peak_bytes
+
+from capcli.run import peak_bytes
 
 LENGTH, BATCHES = 128, (1, 32)
 # What is exported from each run: label -> options of `cap export`.
@@ -152,7 +153,9 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
         model = dataclasses.replace(model, tokenizer=models.read_tokenizer(folder))
         runner = onnx_model.Runner(folder / "model.onnx", threads=args.threads)
         examples = evaluate.encoded(model, split, source)
-        logits = run.finished(onnx_model.outputs(runner, examples, on.token_budget, lambda **_: None))
+        alone = json.loads((folder / "export.json").read_text())["int8"]  # as cap export measures it
+        budget = 1 if alone else on.token_budget
+        logits = run.finished(onnx_model.outputs(runner, examples, budget, lambda **_: None))
         found = evaluate.scored(model.kind, model.labels, examples, data.metrics, logits)
     else:
         model = models.load_model(str(folder), data.classes, data.kind, 0, need_head=True)

@@ -25,11 +25,11 @@ import numpy as np
 import synthetic
 import table
 import torch
-from peak import peak_bytes
 
 from capcli import files, models, tables, tasks, tokens
 from capcli.config import Hardware, TaskConfig
 from capcli.pruning import banks
+from capcli.run import peak_bytes
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
     python benchmarks/NAME.py --table FILE.json [--write DOCUMENT]   print the table of NAME, or put it into DOCUMENT
 
 In the document, `<!-- NAME:begin -->` and `<!-- NAME:end -->` stand on lines of their own; what is between them is
-replaced, the rest is left as it is.
+replaced, the rest is left as it is. A file that is called like another section goes there: contrastive.json of
+quality.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 SECTIONS = {
     "quality": "Quality after pruning",
+    "contrastive": "Do the contrastive terms help?",
     "transfer": "Knowledge that is left",
     "tasks": "Every kind of task",
     "data": "Reading, tokenising, encoding, training",
@@ -47,7 +49,7 @@ def handled(name: str, render: Callable[[Any], str]) -> bool:
     path = Path(words[1])
     text = render(json.loads(path.read_text())) if path.is_file() else MISSING
     if len(words) == 4:
-        write(Path(words[3]), name, text)
+        write(Path(words[3]), path.stem if path.stem in SECTIONS else name, text)
     else:
         print(text)
     return True

@@ -46,11 +46,11 @@ def models(args: argparse.Namespace) -> dict[int, dict[str, str]]:
     for run in study["runs"]:
         if "metrics" not in run:
             raise SystemExit(f"a run of {args.study} failed: {run['label']}")
-        seed, name = run["seed"], f"{run['label']}-{run['sparsity']:g}-seed{run['seed']}"
+        seed = run["seed"]
         known = found.setdefault(seed, {PRETRAINED: args.model, TEACHER: str(args.study / "teachers" / str(seed))})
         if run["label"] in known:
             raise SystemExit(f"{args.study} has several sparsities of {run['label']}, and one is needed")
-        known[run["label"]] = str(args.study / "runs" / name)
+        known[run["label"]] = str(args.study / "runs" / run["name"])
     return found
 
 

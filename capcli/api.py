@@ -20,18 +20,18 @@ def load(out: str | os.PathLike[str]) -> Any:
 
     Raises `FileError` or `ModelError` when a tensor is missing, left over, damaged or of the wrong shape.
     """
-    return _load(out).net
+    return models.load_artifact(_artifact(out)).net
 
 
 def load_tokenizer(out: str | os.PathLike[str]) -> Any:
-    """The tokenizer of the pruned model in folder `out`."""
-    return _load(out).tokenizer
+    """The tokenizer of the pruned model in folder `out`; its weights are not read."""
+    return models.read_tokenizer(_artifact(out))
 
 
-def _load(out: str | os.PathLike[str]) -> models.Model:
+def _artifact(out: str | os.PathLike[str]) -> Path:
     if not models.is_artifact(os.fspath(out)):
         raise ModelError(f"{out} is not a folder written by cap prune", "for a dense model use transformers itself")
-    return models.load_artifact(Path(out))
+    return Path(out)
 
 
 def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capcli import ci, files, report
+from capcli import ci, files, report, streams
 from capcli import config as c
 from capcli.errors import CapError, ConfigError, FileError, Stopped
 from capcli.text import duration, plain
@@ -75,15 +75,26 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of `cap` and `python -m capcli`."""
+    streams.guard()
+    code = _exit_code()
+    if failure := streams.failure():
+        reason = failure.strerror or str(failure)
+        tell_lines(f"cannot write to stdout: {reason}", "what was written to files is kept", annotate=code == 0)
+        code = code or EXIT_FAILED
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Run the command of the command line; returns its exit code."""
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # it would write colours under GITHUB_ACTIONS
     try:
-        sys.exit(app(prog_name="cap", standalone_mode=False) or 0)
+        return int(app(prog_name="cap", standalone_mode=False) or 0)
     except Exception as error:
         shown = getattr(error, "format_message", None)  # of what the parser refuses; its classes are Typer's own affair
         if shown is None:
             raise
-        sys.exit(refused(error, shown()))
+        return refused(error, shown())
 
 
 def refused(error: Any, message: str) -> int:
@@ -160,10 +171,19 @@ def _parameter(item: Any, kind: Any) -> inspect.Parameter:
         show_default=False,
         rich_help_panel=meta["panel"] or "Options",
         metavar=None if kind is bool else {str: "TEXT", int: "N", float: "X"}[kind],
+        parser=_share if meta["share"] else None,
     )
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
     )
+
+
+def _share(text: str) -> float:
+    """What a share on the command line is. Raises `typer.BadParameter`."""
+    try:
+        return c.share(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number, nor one in per cent such as 98%.") from error
 
 
 def _switch(name: str) -> inspect.Parameter:
@@ -371,8 +391,13 @@ def check_reports(reports: Mapping[str, str], read: Iterable[str]) -> None:
 
 
 def report_path(name: str, file: str) -> Path:
-    """Where a report goes; a link stays and its target is written. Raises `FileError` for a folder or a device."""
-    path = Path(file).resolve()
+    """Where a report goes; a link stays and its target is written, if that lies in the same folder or below.
+
+    Raises `FileError` for a folder, a device, and a link that leads elsewhere, which may be that of a checkout.
+    """
+    path, named = Path(file).resolve(), Path(file)
+    if named.is_symlink() and not path.is_relative_to(named.parent.resolve()):
+        raise FileError(f"--{name} {file}: a link that leads out of its folder", "name the file that it points to")
     if path.exists() and not path.is_file():
         raise FileError(f"--{name} {file}: not a file", "choose another file")
     return path
@@ -469,11 +494,11 @@ def explained(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, CapError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", "run the same command again to go on from the last checkpoint", EXIT_INTERRUPTED
+        return "interrupted", "run the same command again; what is finished is kept", EXIT_INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"this name is too long for a file: {plain(str(error.filename), 80)}", "shorten it", CapError.exit_code
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
-        return "out of memory", "lower --batch-size or --max-length; the last checkpoint is kept", EXIT_FAILED
+        return "out of memory", "free some memory, use shorter texts or a smaller model", EXIT_FAILED
     first = (str(error).strip().splitlines() or [""])[0]
     return f"internal error: {type(error).__name__}: {first}", "run again with --debug and report it", EXIT_FAILED
 
@@ -509,8 +534,8 @@ class _lines:
             say(f"{event.phase}: {event.note}")
         elif now - self.said_at >= self.every_seconds and event.total:
             left = remaining(now - self.began, event.overall)
-            state = f" {event.status}," if event.status else ""
-            say(f"{event.phase}: {event.done:,.0f} of {event.total:,.0f},{state} {event.overall:.0%} of the run{left}")
+            state = event.status or f"{event.done:,.0f} of {event.total:,.0f}"
+            say(f"{event.phase}: {state}; {event.overall:.0%} of the run{left}")
         else:
             return
         self.said_at = now
@@ -522,7 +547,7 @@ def remaining(elapsed: float, share: float) -> str:
 
 
 class _bars(contextlib.AbstractContextManager["_bars"]):
-    """Two bars on a terminal: the phase and the whole run, each with the time left."""
+    """Two bars on a terminal: the phase and the whole run, each with the time that passed and the time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -533,7 +558,9 @@ class _bars(contextlib.AbstractContextManager["_bars"]):
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%", markup=False),
             TimeElapsedColumn(),
+            TextColumn("passed,", markup=False),
             TimeRemainingColumn(),
+            TextColumn("left", markup=False),
         )
         self.progress = Progress(*columns, console=Console(stderr=True, markup=False, highlight=False), transient=True)
         self.run, self.name = self.progress.add_task("whole run", total=1.0), ""

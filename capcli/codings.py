@@ -35,7 +35,8 @@ def check(ok: object, where: str, what: str, expected: object, got: object) -> N
 
 
 def show(value: object) -> str:
-    """A short one-line text without control characters, whatever a file put there."""
+    """A short one-line text without control characters, whatever a file put there; numbers of numpy are numbers."""
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     return f"{value:,}" if type(value) is int and value < 1 << 64 else _short.repr(value)
 
 
@@ -101,7 +102,7 @@ def unpack_gaps(where: str, packed: Array, n: int, kept: int, width: int, codes:
     check(stream.size == 0 or bool(ends_gap[-1]), where, "last code", "the end of a gap", "an escape")
     positions: Array = np.cumsum(stream + ends_gap, dtype=np.int64)
     positions = (positions if kept == stream.size else positions[ends_gap]) - 1
-    check(kept == 0 or positions[-1] < n, where, "last position", f"below {n:,}", positions[-1:])
+    check(kept == 0 or positions[-1] < n, where, "last position", f"below {n:,}", positions[-1:].max(initial=0))
     return positions
 
 
@@ -130,7 +131,7 @@ def unpack_rice(where: str, packed: Array, n: int, kept: int, low: int, unary: i
     check(not remainders[kept:].any(), where, "padding bits of the low bits", "zero", "one")
     order = np.arange(kept)
     positions: Array = (ends - order << low) + np.cumsum(remainders[:kept], dtype=np.int64) + order
-    check(kept == 0 or positions[-1] < n, where, "last position", f"below {n:,}", positions[-1:])
+    check(kept == 0 or positions[-1] < n, where, "last position", f"below {n:,}", positions[-1:].max(initial=0))
     return positions
 
 

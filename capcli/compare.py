@@ -44,11 +44,16 @@ def pieces(tokenizer: Any, text: Text, length: int) -> list[str]:
     return list(tokenizer.convert_ids_to_tokens(ids))
 
 
-def logits(run: Run, kind: str, tokenizer: Any, batchable: Sequence[Text], length: int) -> list[Tensor]:
-    """Rows [N] of logits: one per text; per real token for `tokens`; for `spans` begin and end over the real tokens."""
+def logits(
+    run: Run, kind: str, tokenizer: Any, batchable: Sequence[Text], length: int, batch: int = BATCH
+) -> list[Tensor]:
+    """Rows [N] of logits: one per text; per real token for `tokens`; for `spans` begin and end over the real tokens.
+
+    batch: texts that are computed together.
+    """
     rows: list[Tensor] = []
-    for begin in range(0, len(batchable), BATCH):
-        inputs = encoded(tokenizer, batchable[begin : begin + BATCH], length)
+    for begin in range(0, len(batchable), batch):
+        inputs = encoded(tokenizer, batchable[begin : begin + batch], length)
         real = inputs["attention_mask"].bool()
         out = run(inputs).float().cpu()
         if kind == "spans":

@@ -8,9 +8,14 @@ Order of precedence, later wins: field default, preset, preset for the method, f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import hashlib
 import math
+import os
+import re
+import shlex
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,7 +23,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from capcli.errors import ConfigError
+from capcli import files
+from capcli.errors import ConfigError, FileError
 
 ALIASES = {
     "bert-base": "google-bert/bert-base-uncased",
@@ -39,6 +45,8 @@ ALIASES = {
 }
 BUILTIN_MODEL = "mini"
 CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
+MAX_TOML_BYTES, MAX_TOML_DOTS = 64_000, 2000  # the time for a key such as a.a.a grows with its square
+TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{30,}")
 BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
 PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
@@ -62,6 +70,8 @@ EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
 ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MOST = 2**63 - 1  # the largest whole number of every library and of TOML
+MOST_RETENTION = 2.0  # twice the metric of a baseline; who asks for more means per cent
+NUMERIC_GATES = ("min_retention", "max_bytes", "max_latency_ms")  # of which 0 is the default, and no gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +145,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def option(default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False) -> Any:
-    """A dataclass field with its help text. `resumable` marks what may differ when a stopped run is continued."""
-    return field(default=default, metadata={"help": help, "flag": flag, "panel": panel, "resumable": resumable})
+def option(
+    default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False, share: bool = False
+) -> Any:
+    """A dataclass field with its help text.
+
+    `resumable` marks what may differ when a run is continued, at no price, `share` what can also be given in per cent.
+    """
+    metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "share": share}
+    return field(default=default, metadata=metadata)
+
+
+LABEL_MAP = "other names for labels of the data, or of a model: LABEL_0=negative,2=neutral"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +164,13 @@ class TaskConfig:
     """Which examples, and how they are read."""
 
     task: str = option("", "task name; see the task table in the docs", panel="Task")
-    data: str = option("", "folder of splits, or one file: parquet, csv, tsv, jsonl, json", panel="Task")
+    data: str = option(
+        "", "folder of splits, or one file: parquet, arrow, csv, tsv, jsonl, json; text also as .gz", panel="Task"
+    )
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
     label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
+    label_map: str = option("", LABEL_MAP, panel="Task")
     max_length: int = option(
         0, "longest input in tokens, longer texts are cut; 0 for 128, for 384 in question answering", panel="Task"
     )
@@ -159,15 +181,33 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         _check_name("task", self.task, TASK_NAMES)
+        parse_label_map(self.label_map)
         _at_least(8, max_length=self.longest)
         _at_least(0, max_eval_samples=self.max_eval_samples, stride=self.stride)
         if self.task in GENERIC_TASKS and not self.data:
             raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
 
     @property
+    def label_names(self) -> dict[str, str]:
+        """The label map: a name of the model or of the data -> the name to use."""
+        return parse_label_map(self.label_map)
+
+    @property
     def longest(self) -> int:
         """The longest input in tokens, chosen or by the kind of task."""
         return self.max_length or (384 if self.task in QUESTION_TASKS else 128)
+
+    @property
+    def name(self) -> str:
+        """The task, and of own data the name too with some digits of its path: another folder has another name."""
+        if not self.data:
+            return self.task
+        path = os.path.normpath(self.data)
+        name, digits = (
+            Path(path).stem[:40] or "data",
+            hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:6],
+        )
+        return f"{self.task}-{name}-{digits}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +230,17 @@ class PruneConfig:
 
     source: TaskConfig
     model: str = ""
-    out: str = option("", "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default", flag="-o", resumable=True)
+    out: str = option(
+        "",
+        "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default, with --data its name after TASK",
+        flag="-o",
+        resumable=True,
+    )
     sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)")
     method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
     losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic,hid; the method's own by default")
     teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
-    label_map: str = option("", "names for the teacher's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
-    preset: str = option("default", "values to start from: " + ", ".join(PRESETS))
+    preset: str = option("default", "values to start from: " + ", ".join(PRESETS), resumable=True)
     max_train_samples: int = option(0, "train on at most so many examples, 0 for all", panel="Task")
     holdout: float = option(
         0.0,
@@ -267,7 +311,6 @@ class PruneConfig:
         _check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
         for name in self.loss_names:
             _check_name("loss", name, LOSSES)
-        parse_label_map(self.label_map)
         if not {"ce", "kd"} & set(self.loss_names):
             raise ConfigError("losses need ce or kd: the other terms alone do not teach the task")
         if self.structure != STRUCTURES[0] and not METHODS[self.method].structured:
@@ -344,20 +387,25 @@ class PruneConfig:
             return Path(self.out)
         name, _, revision = self.model.partition("@")
         model = "-".join([name.rstrip("/").rsplit("/", 1)[-1], *filter(None, revision.split("/"))])
-        return Path("runs") / f"{model}-{self.source.task}-{self.method}-{self.sparsity:g}"
+        return Path("runs") / f"{model}-{self.source.name}-{self.method}-{self.sparsity:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gates:
     """What must hold for exit code 0."""
 
-    min: str = option("", "fail below METRIC=V; several separated by commas", panel="Gates")
+    min: str = option(
+        "", "fail below METRIC=V, such as accuracy=0.8 or 80%; several separated by commas", panel="Gates"
+    )
     max: str = option("", "fail above METRIC=V; several separated by commas", panel="Gates")
     max_drop: str = option(
         "", "fail when METRIC falls by more than V below --baseline; METRIC=V, or METRIC=P% of it", panel="Gates"
     )
     min_retention: float = option(
-        0.0, "fail when the primary metric keeps less than this share of --baseline", panel="Gates"
+        0.0,
+        "fail when the primary metric keeps less than this share of --baseline, such as 0.98 or 98%",
+        panel="Gates",
+        share=True,
     )
     max_bytes: int = option(0, "fail when the weight file is larger", panel="Gates")
     max_latency_ms: float = option(0.0, "fail when the median latency is higher", panel="Gates")
@@ -366,6 +414,7 @@ class Gates:
         "such as 0.95: fail only when the whole interval at this confidence is beyond the limit; 0 to judge by the "
         "value alone",
         panel="Gates",
+        share=True,
     )
 
     def __post_init__(self) -> None:
@@ -373,8 +422,13 @@ class Gates:
         parse_limits("--max", self.max)
         parse_drops(self.max_drop)
         _at_least(0, min_retention=self.min_retention, max_bytes=self.max_bytes, max_latency_ms=self.max_latency_ms)
+        if self.min_retention > MOST_RETENTION:
+            raise ConfigError(
+                f"--min-retention {self.min_retention:g} can never pass: it is a share of the baseline's metric",
+                meant(self.min_retention),
+            )
         if self.confidence and not 0.5 <= self.confidence < 1:
-            hint = f"did you mean --confidence {self.confidence / 100:g}?" if 50 <= self.confidence < 100 else ""
+            hint = meant(self.confidence) if 50 <= self.confidence < 100 else ""
             raise ConfigError(f"--confidence is a probability from 0.5 to below 1, got {self.confidence:g}", hint)
 
     def check_baseline(self, baseline: str) -> None:
@@ -391,7 +445,6 @@ class EvalConfig:
     source: TaskConfig
     model: str = ""
     baseline: str = option("", "model, artefact or report.json to compare with")
-    label_map: str = option("", "names for a model's labels: LABEL_0=negative,LABEL_1=positive", panel="Task")
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")
     perturb: str = option("", f"measure on changed texts too: all, or some of {','.join(PERTURBATIONS)}; see the docs")
@@ -402,16 +455,10 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _at_least(1, latency_batch=self.latency_batch, latency_length=self.latency_length)
         _at_least(0, seed=self.seed)
-        parse_label_map(self.label_map)
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
         for name in self.perturbations:
             _check_name("perturbation", name, PERTURBATIONS)
-
-    @property
-    def label_names(self) -> dict[str, str]:
-        """The label map: the model's own name -> the name to use."""
-        return parse_label_map(self.label_map)
 
     @property
     def perturbations(self) -> tuple[str, ...]:
@@ -442,6 +489,7 @@ class ExportConfig:
         "", "of a movement-pruning checkpoint with scores: the number that it was pruned with", panel="Weights"
     )
     data: str = option("", "data of the task, when they are not where the run found them", panel="Checks")
+    label_map: str = option("", LABEL_MAP, panel="Checks")
     samples: int = option(64, "texts on which the logits of the export are compared", panel="Checks")
     max_eval_samples: int = option(
         0, "measure the accuracy of a lossy export on at most so many examples, 0 for all", panel="Checks"
@@ -504,6 +552,7 @@ class ProbeConfig:
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
     label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
+    label_map: str = option("", LABEL_MAP, panel="Task")
     baseline: str = option("", "models, artefacts or results of cap probe to compare with; gates look at the first")
     probe: str = option("linear", "linear (logistic or ridge regression), or head (a new head by gradient descent)")
     layer: str = option("last", "layer to take vectors from: last, N (0 for the embeddings), or all")
@@ -555,6 +604,7 @@ class ProbeConfig:
             text_column=self.text_column,
             pair_column=self.pair_column,
             label_column=self.label_column,
+            label_map=self.label_map,
             max_length=self.max_length,
             max_eval_samples=self.max_eval_samples,
         )
@@ -597,12 +647,23 @@ def split_list(text: str) -> tuple[str, ...]:
 def build(cls: type, flat: Mapping[str, Any]) -> Any:
     """Make a configuration from a flat mapping of field names; nested groups are filled from the same mapping."""
     values: dict[str, Any] = {}
+    for name, value in flat.items():
+        check_no_token(name, value)
     for item, kind in typed_fields(cls):
         if dataclasses.is_dataclass(kind):
             values[item.name] = build(typing.cast(type, kind), flat)
         elif flat.get(item.name) is not None:
             values[item.name] = flat[item.name]
     return cls(**values)
+
+
+def check_no_token(name: str, value: object) -> None:
+    """Raise `ConfigError` for a token of the hub among the options: it would stand in messages, reports and names."""
+    if isinstance(value, str) and TOKEN.search(value):
+        raise ConfigError(
+            f"{name} holds what looks like a token of the hub, which is not shown here",
+            "give a token as HF_TOKEN or by: hf auth login; and revoke this one if others can see the command",
+        )
 
 
 def typed_fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -639,8 +700,12 @@ def options_file(chosen: str = "") -> str:
 
 
 def layered(command: str, chosen: Mapping[str, Any], file: str = "") -> dict[str, Any]:
-    """The options that the user chose over those of a file, if there is one."""
-    return {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
+    """The options that the user chose over those of a file, if there is one. Raises `ConfigError`."""
+    layers = {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
+    for name in NUMERIC_GATES:
+        if layers.get(name) == 0:
+            raise ConfigError(f"{_flag(name)} 0 is no gate and would never fail", "leave it out, or set a limit")
+    return layers
 
 
 def read_toml(file: str, command: str) -> dict[str, Any]:
@@ -650,8 +715,11 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     tables of the other commands are checked as well. Raises `ConfigError`.
     """
     try:
-        content = tomllib.loads(Path(file).read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = b"" if file == os.devnull else files.read_bytes(Path(file), MAX_TOML_BYTES, "a file of options")
+        if data.count(b".") > MAX_TOML_DOTS:
+            raise FileError(f"more than {MAX_TOML_DOTS:,} dots, too many for a file of options")
+        content = tomllib.loads(files.text_of(data, Path(file)))
+    except (FileError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
     top = {name: value for name, value in content.items() if name not in tables}
@@ -674,15 +742,15 @@ def _check_tables(top: Mapping[str, Any], file: str) -> None:
 
 def _read_table(table: Mapping[str, Any], place: str, commands: tuple[str, ...]) -> dict[str, Any]:
     """The options of a table by field name; each must be one of all the `commands`."""
-    kinds = {command: {item.name: kind for item, kind in leaves(_SECTIONS[command])} for command in commands}
-    known = {name: kind for table in kinds.values() for name, kind in table.items()}
+    kinds = {command: {item.name: (item, kind) for item, kind in leaves(_SECTIONS[command])} for command in commands}
+    known = {name: both for table in kinds.values() for name, both in table.items()}
     values = {name.replace("-", "_"): value for name, value in table.items()}
     for name, value in values.items():
         _check_name(f"option in {place}", name, known)
         owners = [command for command in commands if name in kinds[command]]
         if len(owners) < len(commands):
             raise ConfigError(f"{name} in {place} is an option of {owners[0]} only", f"put it below [{owners[0]}]")
-        values[name] = _typed(name, value, known[name], place)
+        values[name] = _typed(*known[name], value, place)
     return values
 
 
@@ -695,7 +763,11 @@ def leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
             yield item, kind
 
 
-def _typed(name: str, value: Any, kind: type, place: str) -> Any:
+def _typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> Any:
+    name = item.name
+    if item.metadata.get("share") and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return share(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -705,17 +777,58 @@ def _typed(name: str, value: Any, kind: type, place: str) -> Any:
     return value
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What differs between two flattened configurations, in words; options that may change on resume are left out."""
-    resumable = {item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable")}
-    names = [name for name in {**ours, **theirs} if name not in resumable]
-    return [
-        f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names if theirs.get(name) != ours.get(name)
-    ]
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between two flattened configurations, in words by option, but for `free_options`."""
+    free = free_options()
+    return {
+        name: f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}"
+        for name in {**ours, **theirs}
+        if name not in free and theirs.get(name) not in (ours.get(name), shortened(ours.get(name)))  # as reports do
+    }
+
+
+def free_options() -> frozenset[str]:
+    """The options of a run that nothing which it makes depends on."""
+    return frozenset(item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable"))
+
+
+# Places --------------------------------------------------------------------------------------------------------------
+
+
+def shortened(value: Any) -> Any:
+    """An absolute path as reports show it, by its last part; anything else as it is."""
+    return f"…/{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def portable(found: Any, config: Any) -> Any:
+    """A report without the absolute paths among the options of its command; they say nothing elsewhere, but much of
+    the machine and its user."""
+    texts = (value for value in flatten(config).values() if isinstance(value, str))
+    places = {place for text in texts for place in _pieces(text) if Path(place).is_absolute() and Path(place).name}
+    known = {form: str(shortened(place)) for place in places for form in (place, str(Path(place)))}
+    if not known:
+        return found
+    longest_first = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<![\w./…-])(?:{longest_first})(?![\w-])")
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: shown(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [shown(one) for one in value]
+        return pattern.sub(lambda match: known[match[0]], value) if isinstance(value, str) else value
+
+    return shown(found)
+
+
+def command_line(arguments: Iterable[str]) -> str:
+    """A command as reports have it, absolute paths by their last part."""
+    shown = (re.sub("(^|[=,])(/[^,]*)", lambda match: match[1] + shortened(match[2]), text) for text in arguments)
+    return shlex.join(["cap", *shown])
 
 
 def parse_limits(flag: str, text: str) -> dict[str, float]:
-    """`accuracy=0.9,f1=0.8` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
+    """`accuracy=0.9,f1=80%` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
     limits: dict[str, float] = {}
     for part in _pieces(text):
         name, limit = _limit(flag, part)
@@ -732,12 +845,26 @@ def _pieces(text: str) -> list[str]:
 def _limit(flag: str, text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        limit = float(value)
+        limit = share(value)
     except ValueError:
         limit = math.nan
-    if not name.strip() or not math.isfinite(limit):
+    if not name.strip() or name.strip()[-1] in "<>!" or not math.isfinite(limit):
         raise ConfigError(f"{flag} needs METRIC=NUMBER, got {text!r}", f"for example {flag} accuracy=0.8")
     return name.strip(), limit
+
+
+def share(text: str) -> float:
+    """A number, which may be given in per cent: 0.8 of `0.8` and of `80%`. Raises `ValueError`."""
+    number = float(text.strip().removesuffix("%"))
+    return number / 100 if text.strip().endswith("%") else number
+
+
+def meant(value: float) -> str:
+    """A hint for who gave per cent where a share is expected; empty when the value is neither."""
+    if not 1 <= value <= 100:
+        return ""
+    whole, _, decimals = f"{value / 100:.10g}".partition(".")
+    return f"did you mean {whole}.{decimals.ljust(2, '0')} or {value:.10g}%?"
 
 
 def _twice(flag: str, name: str) -> ConfigError:
@@ -752,10 +879,10 @@ def parse_drops(text: str) -> list[tuple[str, float, bool]]:
     found: dict[tuple[str, bool], float] = {}
     for part in _pieces(text):
         relative = part.endswith("%")
-        name, limit = _limit("--max-drop", part.removesuffix("%"))
+        name, limit = _limit("--max-drop", part)
         if (name, relative) in found:
             raise _twice("--max-drop", name)
-        found[name, relative] = limit / 100 if relative else limit
+        found[name, relative] = limit
     return [(name, limit, relative) for (name, relative), limit in found.items()]
 
 
@@ -773,6 +900,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint that names the nearest valid names, or all of them."""
     choices = list(valid)
     close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.55)
+    close = close or [choice for choice in choices if len(name) > 1 and choice.lower().startswith(name.lower())]
     return (f"did you mean {close[0]}? " if close else "") + "valid: " + ", ".join(choices)
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from capcli.text import count, cut, finite, mapping, named, percent, plain, sequence
+from capcli.text import count, counted, finite, in_percent, mapping, named, number, percent, plain, sequence
 
 MAX_MATRICES = 3000
 MAX_WEIGHTS = 1e15  # of one matrix; more is a damaged report
@@ -216,7 +216,7 @@ def _cell(x: int, y: int, group: Sequence[_Matrix], low: float, high: float) -> 
         return Cell(x, y, "–", "none", "currentColor", title)
     red, green, blue = _colour((pooled - low) / (high - low))
     ink = "#fff" if 0.299 * red + 0.587 * green + 0.114 * blue < 104 else "#10151c"
-    return Cell(x, y, cut(pooled * 100, 1), f"#{red:02x}{green:02x}{blue:02x}", ink, title)
+    return Cell(x, y, in_percent(pooled), f"#{red:02x}{green:02x}{blue:02x}", ink, title)
 
 
 def gradient() -> str:
@@ -276,7 +276,7 @@ def line_chart(
     *,
     x_label: str = "step",
     bands: Mapping[str, Bands] | None = None,
-    write: Callable[[float], str] = "{:.4g}".format,
+    write: Callable[[float], str] = number,
 ) -> Chart | None:
     """Curves over `steps` (first, last), None without points.
 
@@ -308,8 +308,8 @@ def _notes(drawn: Mapping[str, Points], n_hidden: int, n_bad: int) -> list[str]:
     longest = max(map(len, drawn.values()))
     thinned = f"Longest curve: {count(longest)} points, drawn as the lowest and highest of each interval."
     notes = [thinned] if longest > MAX_POINTS else []
-    notes += [f"{count(n_bad)} values were not finite and are not drawn."] if n_bad else []
-    return notes + ([f"{count(n_hidden)} more curves are not drawn."] if n_hidden > 0 else [])
+    notes += [f"Not drawn, because not finite: {counted(n_bad, 'value')}."] if n_bad else []
+    return notes + ([f"Not drawn: {counted(n_hidden, 'more curve')}."] if n_hidden > 0 else [])
 
 
 def _curve(name: str, points: Points, edges: Bands, write: Callable[[float], str], axes: tuple[_Axis, _Axis]) -> Curve:
@@ -421,7 +421,7 @@ def strips(marks: Sequence[Mark], *, zero: bool = False) -> Strips | None:
     scale = (STRIP_WIDTH - 2 * STRIP_EDGE) / (high - low)
     rows = [{key: round(STRIP_EDGE + scale * (value - low), 1) for key, value in row.items()} for row in whole]
     at_zero = round(STRIP_EDGE - scale * low, 1) if zero else None
-    return Strips(rows, f"{low:.3g}", f"{high:.3g}", at_zero, any("other" in row for row in rows))
+    return Strips(rows, number(low), number(high), at_zero, any("other" in row for row in rows))
 
 
 def _whole(mark: Mark) -> dict[str, float]:

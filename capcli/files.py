@@ -1,19 +1,27 @@
-"""Every write of the package: atomic, synced, and reachable by the fault tests.
+"""Every write of the package, atomic, synced, and reachable by the fault tests; and bounded reads of small files.
 
 A file appears under its final name only when all its bytes are on disk. A folder of several files (a checkpoint, a
 bank, a teacher) is filled under a staging name, gets a `manifest.json` with the sha256 of each file as its last file,
 and is renamed once: a folder whose manifest verifies is complete, and anything else is ignored or replaced.
+
+A staging name is `.NAME.TOKEN.part` with 16 random hexadecimal digits. It is made new, never found: whatever lies at a
+name that others could foresee, such as a link, is not written to. Its writer holds a lock on it, so that the next
+writer of NAME can tell what a killed one left, and removes it.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +32,10 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+MAX_JSON_BYTES = 32_000_000
+MAX_BRACKETS = 1_000_000  # in a JSON file: two bytes of it can take two hundred of memory
+MAX_HEADER_BYTES = 16 << 20  # of a safetensors file: enough for 100,000 tensors
+MAX_STAGED_CHARS = 50  # of a name, inside its staging name: file systems take 255 bytes
 
 
 def _umask() -> int:
@@ -72,8 +84,8 @@ def sync_folder(folder: Path) -> None:
 
 def _commit(staging: Path, path: Path) -> None:
     """fsync `staging`, rename it over `path` and sync the folder that holds both."""
-    _step("sync", staging)
-    handle = os.open(staging, os.O_RDONLY)
+    _step("sync", path)
+    handle = os.open(staging, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
     finally:
@@ -83,14 +95,107 @@ def _commit(staging: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+# Staging -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _staged(path: Path, suffix: str = "part", *, folder: bool = False) -> Iterator[Path]:
+    """A new empty file, or a folder that is ours alone, beside `path`; gone at the end if it was not renamed.
+
+    Raises `OSError`.
+    """
+    sweep(path.parent, path.name)
+    staging, handle = _created(path, suffix, folder)
+    try:
+        yield staging
+    except BaseException:
+        _discard(staging)
+        raise
+    finally:
+        os.close(handle)
+
+
+def _created(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:
+    """A staging file or folder, and the handle that holds its lock."""
+    while True:
+        staging = path.with_name(f".{path.name[:MAX_STAGED_CHARS]}.{secrets.token_hex(8)}.{suffix}")
+        if folder:
+            staging.mkdir(mode=0o700)
+        flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        handle = os.open(staging, flags | os.O_NOFOLLOW, 0o666)
+        if _lock(handle) is not False and staging.exists():  # else `sweep` of another process came between
+            return staging, handle
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock an open file or folder until its last handle is closed; False if another has it, None if none can."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove the staging files and folders that killed writers of `name`, or of any name, left in a folder."""
+    known = re.escape(name[:MAX_STAGED_CHARS]) if name else ".*"
+    ours = re.compile(rf"\.{known}\.[0-9a-f]{{16}}\.[\w.-]*part[\w.-]*", re.DOTALL)
+    with contextlib.suppress(OSError):
+        for path in [entry for entry in folder.iterdir() if ours.fullmatch(entry.name)]:
+            with contextlib.suppress(CapError, OSError):
+                _remove_unheld(path)
+
+
+def _remove_unheld(path: Path) -> None:
+    """Remove a staging file or folder unless its writer lives. Links, and what is neither, stay."""
+    if not (stat.S_ISREG(mode := path.lstat().st_mode) or stat.S_ISDIR(mode)):
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if _lock(handle):
+            remove(path)
+    finally:
+        os.close(handle)
+
+
+def _discard(path: Path) -> None:
+    """Remove a staging file or folder, as far as that is possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically. Raises `RunFailed` naming path and bytes."""
-    staging = path.with_name(f".{path.name}.part")
     with _writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _step("write", staging)
-        staging.write_bytes(data)
-        _commit(staging, path)
+        with _staged(path) as staging:
+            _step("write", path)
+            staging.write_bytes(data)
+            _commit(staging, path)
+
+
+@contextlib.contextmanager
+def scratch(path: Path, n_bytes: int | None = None) -> Iterator[Path]:
+    """A folder for what a library writes before it becomes `path`: beside it, ours alone, and gone at the end.
+
+    Raises `RunFailed` naming path and bytes.
+    """
+    with _writing(path, n_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _staged(path, folder=True) as folder:
+            yield folder
+            _discard(folder)
 
 
 @contextlib.contextmanager
@@ -101,7 +206,7 @@ def append(path: Path) -> Iterator[Callable[[bytes], None]]:
     """
     with _writing(path):
         _step("write", path)
-        file = path.open("wb")
+        file = path.open("xb")
 
     def write(data: bytes) -> None:
         with _writing(path, len(data)):
@@ -140,18 +245,43 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json_text(data))
 
 
-def read_json(path: Path, max_bytes: int = 64_000_000) -> Any:
-    """Read a JSON file. Every failure is a `FileError` that names the file."""
+def read_bytes(path: Path, max_bytes: int, kind: str) -> bytes:
+    """A regular file of at most `max_bytes`; `kind` says what it is, such as "a vocabulary".
+
+    Raises `FileError` that names the file.
+    """
     try:
-        if not path.is_file():
+        if not path.is_file():  # looked at before it is opened: opening a FIFO waits, opening a device can do anything
             raise FileError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        if path.stat().st_size > max_bytes:
-            raise FileError(f"{path} is larger than {max_bytes:,} bytes, too large for a JSON file of ours")
-        return json.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > max_bytes:
+        raise FileError(f"{path} is larger than {max_bytes:,} bytes, too large for {kind}")
+    return data
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file. Every failure is a `FileError` that names the file."""
+    data = read_bytes(path, max_bytes, "a JSON file of ours")
+    text = text_of(data, path)
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
+        raise FileError(f"{path} has more than {MAX_BRACKETS:,} brackets, too many for a JSON file of ours")
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON: {error}") from error
+
+
+def text_of(data: bytes, path: Path) -> str:
+    """The text of a file in UTF-8, with or without a mark of the byte order. Raises `FileError` for UTF-16 and 32."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
+        raise FileError(
+            f"{path} is in UTF-16 or UTF-32, not in UTF-8",
+            "save it as UTF-8; the > of Windows PowerShell writes UTF-16, | Out-File -Encoding utf8 FILE does not",
+        )
+    return data.decode("utf-8-sig")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -159,14 +289,12 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     from safetensors.torch import save_file
 
     assert metadata is None or len(metadata) <= 1, "more than one metadata key makes the bytes irreproducible"
-    staging = path.with_name(f".{path.name}.part")
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    with _writing(path, n_bytes):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _step("write", staging)
-        save_file(_apart(tensors), staging, metadata)
-        staging.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner can read
-        _commit(staging, path)
+    with scratch(path, n_bytes) as folder:
+        _step("write", path)
+        save_file(_apart(tensors), folder / path.name, metadata)
+        (folder / path.name).chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner can read
+        _commit(folder / path.name, path)
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -192,6 +320,23 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise FileError(f"cannot read {path}: {error}") from error
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by its header alone. Raises `FileError` naming the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not path.is_file():
+            raise FileError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise FileError(f"{path}: the header takes {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read")
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"cannot read {path}: {error}") from error
+
+
 def sha256(path: Path) -> str:
     """sha256 of a file, as hex."""
     with path.open("rb") as file:
@@ -205,15 +350,13 @@ def publish(
     """Fill the yielded staging folder; on leaving, it becomes `folder`, complete and verified, in one rename.
 
     When filling fails, the staging folder is removed and `folder` stays as it was. `suffix` ends the name of the
-    staging folder; where several processes may publish the same folder, it must differ between them. The manifest maps
-    names to sha256. With a `record`, it is that record and `files`: name -> bytes and sha256, and a folder that is not
-    empty is never replaced.
+    staging folder. The manifest maps names to sha256. With a `record`, it is that record and `files`: name -> bytes and
+    sha256, and a folder that is not empty is never replaced.
     """
-    staging = folder.with_name(f".{folder.name}.{suffix}")
-    remove(staging)
-    with _writing(staging):
-        staging.mkdir(parents=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        with _writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staging = stack.enter_context(_staged(folder, suffix, folder=True))
         yield staging
         digests = {name: sha256(staging / name) for name in _names(staging)}
         if record is None:
@@ -224,10 +367,8 @@ def publish(
             }
             write_json(staging / manifest, record)
         with _writing(folder):
+            staging.chmod(0o777 & ~_UMASK)
             _take(folder, staging, replace=record is None)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _take(folder: Path, staging: Path, *, replace: bool) -> None:
@@ -262,9 +403,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder that may not exist. Raises `RunFailed` naming it."""
+    """Remove a file or folder that may not exist; of a link the link alone. Raises `RunFailed` naming it."""
     with _writing(path, verb="remove"):
-        if path.is_symlink() or path.is_file():
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
             _step("remove", path)
             path.unlink()
         elif path.exists():
@@ -272,13 +413,31 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
+def check_no_links(folder: Path) -> None:
+    """Raise `FileError` when a folder in which we delete is a link or holds one: it would lead to what is not ours."""
+    for path in (folder, *(folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ())):
+        if path.is_symlink():
+            raise FileError(
+                f"{path} is a link, and nothing is written or removed through one", "remove it, or choose another -o"
+            )
+
+
+def check_name(path: Path) -> None:
+    """Raise `FileError` for a name that is not UTF-8; the library of safetensors writes to no other."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FileError(f"cannot write to {path}: its name is not UTF-8", "choose another folder with -o") from error
+
+
 def check_writable(folder: Path) -> None:
     """Create `folder` and prove that a file can be written there. Raises `FileError` before any work is done."""
-    probe = folder / ".cap_write_test"
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"cap")
-        probe.unlink()
+        with _staged(folder / "cap_write_test") as probe:
+            probe.write_bytes(b"cap")
+            probe.unlink()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise FileError(f"cannot write to {folder}: {reason}", "choose another folder with -o") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import difflib
 import errno
 import fnmatch
 import hashlib
@@ -22,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capcli import refusals
-from capcli.config import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, nearest
+from capcli.config import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, check_no_token, nearest
 from capcli.errors import CapError, DataError, ModelError, RunFailed
 from capcli.refusals import CONFIG, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
 
@@ -32,6 +33,7 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 SMALL_FILES = (*TOKENIZER_FILES, CONFIG)
 WAITS_SECONDS = (0.5, 2.0)  # before asking again a hub that answers 5xx
 MAX_REQUESTS = 20  # for one file
+MARKS = ("cap_config.json", CONFIG, "work")  # what is in the folder of a model or of a run
 Choice = Callable[[Collection[str]], list[str]]
 
 
@@ -45,7 +47,9 @@ class Repo:
     source: str
 
     def refused(self, message: str, hint: str) -> CapError:
-        """The error for this kind of repository."""
+        """The error for this kind of repository; of a model that is rather a folder that is not there, says so."""
+        if self.kind == "model" and (near := _near_folders(self.source)) is not None:
+            message, hint = f"there is no folder {self.source}; {message}", near or hint
         return (ModelError if self.kind == "model" else DataError)(message, hint)
 
     @property
@@ -84,15 +88,43 @@ def resolve(source: str) -> tuple[str, str | None]:
         return str(BUILTIN_FOLDER), None
     if is_local(source):
         return source, None
+    check_no_token("model", source)
     name, at, revision = source.partition("@")
     name = ALIASES.get(name, name)
+    if _is_there(source):
+        raise ModelError(f"{source} is not a folder", f"MODEL is the folder: {Path(source).parent}")
     if not _is_hub_name(name):
-        raise ModelError(f"no model folder at {source!r}, and it is not a hub name either", _model_hint(source))
+        hint = _near_folders(source) or _model_hint(source)
+        raise ModelError(f"no model folder at {source!r}, and it is not a hub name either", hint)
     if name == BUILTIN_MODEL:
         raise ModelError(f"the built-in model {BUILTIN_MODEL!r} has no revisions")
     if at and (not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", revision, re.ASCII) or ".." in revision):
         raise ModelError(f"{revision!r} is no revision", "after @ stands a branch, tag or commit: bert-base@main")
     return name, revision or None
+
+
+def _is_there(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+
+
+def _near_folders(source: str) -> str | None:
+    """A hint with the folder of a model that may be meant; None when the name does not look like that of a folder.
+
+    It does where the folder that would hold it is there, or one of nearly this name is.
+    """
+    path = Path(source)
+    try:
+        names = [one.name for one in path.parent.iterdir() if any((one / mark).exists() for mark in MARKS)]
+    except (OSError, ValueError):
+        return None
+    if close := difflib.get_close_matches(path.name, names, n=1):
+        return f"did you mean {path.parent / close[0]}?"
+    if path.parent == Path():
+        return None
+    return f"in {path.parent} there are {', '.join(sorted(names)[:8])}" if names else ""
 
 
 def _is_hub_name(name: str) -> bool:
@@ -122,10 +154,13 @@ def folder(source: str, *, legacy: bool = False) -> str:
     name, revision = resolve(source)
     if is_local(source):
         found = Path(name)
-        refusals.check_names({path.name for path in found.iterdir()}, source, local=True)
+        refusals.check_files(found, source)
+        below = {f"{path.parent.name}/{CONFIG}" for path in found.glob(f"*/{CONFIG}")}
+        refusals.check_names({path.name for path in found.iterdir()} | below, source, local=True)
     else:
         repo = Repo(kind="model", name=name, revision=revision, source=source)
         found = _fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
+        refusals.check_files(found, source)
     refusals.check_config(found, source, legacy=legacy)
     return str(found)
 
@@ -446,12 +481,20 @@ def explained(error: Exception, path: str, source: str) -> ModelError:
         return ModelError(f"the weights of {source} are corrupt: {text}", "download or copy the model again")
     if "trust_remote_code" in str(error):
         return ModelError(f"{source} needs its own code; capcli never runs code from a model folder")
+    if "above report" in str(error):  # which transformers logs, and nobody sees
+        return ModelError(
+            f"the weights of {source} do not have the shapes that its {CONFIG} describes",
+            f"the files are in {path}; copy or download {CONFIG} and the weights of one model together",
+        )
     return ModelError(f"cannot load {source}: {text}", f"the files are in {path}")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line of an error's text, and the next one where it ends in a colon; or its type."""
+    if isinstance(error, KeyError):
+        return f"there is no {str(error)[:300]}"
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join([first, *rest[: first.endswith(":")]])[:300]
 
 
 @contextlib.contextmanager

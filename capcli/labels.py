@@ -5,22 +5,29 @@ Letters: N examples, C labels.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from capcli import literals, names
 from capcli.errors import DataError
+from capcli.names import Finder
 from capcli.tables import Table
 
 MOST_LABELS = 1000
+NAMED = ("classification", "multilabel", "tokens")  # kinds with classes
+NO_LABEL = {"-1": "no agreed label", "-100": "no label", "-": "no agreed label"}
+SEPARATORS = ",|\n"  # between the labels of a text, where `;` is not
+SEVERAL = 'put ; between the labels, or write a JSON list such as ["a", "b"]'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +43,11 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The labels of a split as they stand in the data: strings, numbers, tuples of them, or `Answers`.
+    """The labels of a split: their names, tuples of names, numbers of a regression, or `Answers`.
 
     columns: where they stand; several for multilabel with a 0 or 1 for each label. own_names: what the table itself
-    calls them, or nothing.
+    calls them, or nothing; codes of such a table have become names. lists: whether there were lists written as text.
+    Of multilabel, a string is a text that `separated` has not divided yet.
     """
 
     split: str
@@ -47,6 +55,7 @@ class Labels:
     columns: tuple[str, ...]
     own_names: tuple[str, ...]
     values: list[Any]
+    lists: bool = False
 
     @property
     def place(self) -> str:
@@ -56,49 +65,36 @@ class Labels:
 
 def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Labels:
     """The labels of all rows, equal ones stored once. Raises `DataError` for missing labels and wrong types."""
-    names = columns if len(columns) > 1 else table.class_names.get(columns[0], ())
-    found = Labels(split=split, kind=kind, columns=columns, own_names=names, values=[])
+    own = columns if len(columns) > 1 else table.class_names.get(columns[0], ())
+    found = Labels(split=split, kind=kind, columns=columns, own_names=own, values=[])
     parse = partial(_flags, columns) if len(columns) > 1 else _PARSERS[kind]
+    named = _namer(own) if kind in NAMED and len(columns) == 1 else lambda value: value
     known: dict[Any, Any] = {}
+    lists = False
     for batch in table.batches(columns):
         for cells in zip(*(batch[column] for column in columns), strict=True):
             try:
-                value = parse(*cells)
+                value = _checked(named(parse(*cells)), kind)
             except DataError as error:
                 raise DataError(f"row {len(found.values)} of {found.place} {error.message}", error.hint) from error
+            lists = lists or _was_list(cells[0], value)
             found.values.append(value if isinstance(value, Answers) else known.setdefault((type(value), value), value))
     missing = [row for row, value in enumerate(found.values) if value is None]
     if len(missing) == len(found.values):
         raise DataError(f"{found.place} holds no labels")
     if missing:
-        raise DataError(f"{len(missing)} labels of the {split} split are missing, the first in row {missing[0]}")
-    return found
-
-
-def names_of(found: Labels, perhaps: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the classes by index: those of the table; else `perhaps`, if they cover what occurs; else that."""
-    if found.own_names:
-        return found.own_names
-    names = set(map(_as_name, _distinct(found.values)))
-    if not names:
-        raise DataError(f"{found.place} holds no labels")
-    key = label_key(perhaps)
-    if {key(name) for name in names} <= {key(name) for name in perhaps}:
-        return tuple(perhaps)
-    if found.kind == "classification" and len(names) > max(20, len(found.values) / 2):
         raise DataError(
-            f"{found.place} holds {len(names)} different labels in {len(found.values)} rows",
-            "for numbers use --task regression; where the label stands says --label-column",
+            f"{len(missing)} labels of the {split} split are missing, the first in row {missing[0]}",
+            "leave those rows out",
         )
-    numeric = all(map(_is_number, names))
-    return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else (lambda v: (v.casefold(), v))))
+    return dataclasses.replace(found, lists=lists)
 
 
-def coded(found: Labels, names: Sequence[str]) -> NDArray[Any]:
-    """The labels of all rows as `Split` holds them; see there. Raises `DataError` for labels without a name."""
-    if len(names) > MOST_LABELS:
-        raise DataError(f"{found.place} holds {len(names)} different labels", "for numbers use --task regression")
-    return _CODERS[found.kind](found, names)
+def _was_list(cell: Any, value: Any) -> bool:
+    """Whether a label was read from a list or a table that was written as text."""
+    if isinstance(value, Answers):
+        return isinstance(cell, str) and value.texts not in ((), (cell,))
+    return isinstance(cell, str) and type(value) is tuple and literals.listed(cell) is not None
 
 
 def _is_missing(value: Any) -> bool:
@@ -107,31 +103,44 @@ def _is_missing(value: Any) -> bool:
 
 def _label(cell: Any) -> Any:
     """One label or number; None when it is missing."""
-    if isinstance(cell, list | dict):
+    text = isinstance(cell, str) and (literals.broken(cell) or literals.listed(cell) is not None)
+    if text or isinstance(cell, list | dict):
         raise DataError(
-            f"is a {type(cell).__name__}, not a single label",
+            f"is a {'list written as text' if text else type(cell).__name__}, not a single label",
             "for several labels use --task multi-label-classification",
         )
-    if cell == "-":
-        raise DataError("is '-', which stands for no agreed label", "leave those rows out")
     return None if _is_missing(cell) else cell
 
 
-def _label_set(cell: Any) -> tuple[Any, ...] | None:
-    """The labels of an example; a text names them with `;` between. Empty: it has none."""
-    if isinstance(cell, str):
-        cell = [name.strip() for name in cell.split(";") if name.strip()]
-    found = _label_list(cell)
-    if found is not None and len(set(found)) < len(found):
-        raise DataError(
-            "holds a label twice", "a list names the labels; for a 0 or 1 per label, name the columns in --label-column"
-        )
-    return found
+def _label_set(cell: Any) -> Any:
+    """The labels of an example; empty: it has none. A text that is no list is left as it is."""
+    if not isinstance(cell, str):
+        return _label_list(cell)
+    found = _written(cell, SEVERAL)
+    return cell if found is None else found
 
 
 def _tags(cell: Any) -> tuple[Any, ...] | None:
     """The labels of the words of an example; in a text they stand between spaces."""
-    return _label_list(cell.split() if isinstance(cell, str) else cell)
+    if not isinstance(cell, str):
+        return _label_list(cell)
+    hint = 'put a space between the labels, or write a JSON list such as ["O", "B-person"]'
+    found = _written(cell, hint)
+    if found is not None:
+        return found
+    tags = cell.split()
+    for tag in tags:
+        if tag.strip(",;") not in ("", tag):
+            raise DataError(f"holds {tag!r}, a label with the separator of a list", hint)
+    return tuple(tags)
+
+
+def _written(cell: str, hint: str) -> tuple[Any, ...] | None:
+    """The labels of a list that was written as text; None for any other text."""
+    found = literals.listed(cell)
+    if found is None and literals.broken(cell):
+        raise DataError(f"holds {cell[:60]!r}, which begins as a list and cannot be read as one", hint)
+    return _label_list(found)
 
 
 def _label_list(cell: Any) -> tuple[Any, ...] | None:
@@ -146,26 +155,22 @@ def _label_list(cell: Any) -> tuple[Any, ...] | None:
 
 def _flags(columns: Sequence[str], *cells: Any) -> tuple[str, ...] | None:
     """The names of the columns that hold 1."""
-    flags = [{"0": False, "1": True, "false": False, "true": True}.get(_as_name(cell).casefold()) for cell in cells]
+    texts = [str(cell).strip() for cell in cells]
+    values = [names.FLAGS.get(text.casefold(), names.number(text)) for text in texts]
     if all(_is_missing(cell) for cell in cells):
         return None
-    if None in flags:
-        wrong = flags.index(None)
-        raise DataError(f"holds {cells[wrong]!r} in {columns[wrong]!r}, where 0 or 1 is expected")
-    return tuple(name for name, flag in zip(columns, flags, strict=True) if flag)
+    for column, cell, value in zip(columns, cells, values, strict=True):
+        if value not in ("0", "1"):
+            raise DataError(f"holds {cell!r} in {column!r}, where 0 or 1 is expected")
+    return tuple(column for column, value in zip(columns, values, strict=True) if value == "1")
 
 
 def _answers(cell: Any) -> Answers | None:
     """Answers as in SQuAD (texts with their starts), a list of texts, or one text; empty: no answer."""
-    if isinstance(cell, str) and cell.startswith("{"):
-        try:
-            cell = json.loads(cell)
-        except ValueError as error:
-            raise DataError(f"is not JSON: {error}") from error
+    if isinstance(cell, str):
+        cell = _answers_in(cell)
     if cell is None:
         return None
-    if isinstance(cell, str):
-        cell = [cell] if cell.strip() else []
     if isinstance(cell, list):
         rows = [{"text": one} if isinstance(one, str) else one for one in cell]
         if all(isinstance(one, dict) for one in rows):
@@ -180,6 +185,36 @@ def _answers(cell: Any) -> Answers | None:
     return Answers(texts=tuple(texts), starts=tuple(starts))
 
 
+def _answers_in(text: str) -> Any:
+    """What a text holds: a table or a list of answers that was written as text, or one answer, which is the text.
+
+    Numbers in brackets are an answer: they may stand so in the context.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return _json_or_literal(text)
+        except ValueError as error:
+            raise DataError(f"is not JSON, and no dictionary of Python or numpy: {error}") from error
+    found = literals.listed(text)
+    if found is not None and all(isinstance(one, str | dict) for one in found):
+        return found
+    if found is None and literals.broken(text):
+        raise DataError(
+            f"holds {text[:60]!r}, which begins as a list and cannot be read as one", 'write a JSON list: ["answer"]'
+        )
+    return [text] if text.strip() else []
+
+
+def _json_or_literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        try:
+            return literals.parsed(text)
+        except ValueError:
+            raise error from None
+
+
 _PARSERS: dict[str, Callable[..., Any]] = {
     "classification": _label,
     "regression": _label,
@@ -189,33 +224,262 @@ _PARSERS: dict[str, Callable[..., Any]] = {
 }
 
 
+# Several labels in a text ---------------------------------------------------------------------------------------------
+
+
+def separated(found: Mapping[str, Labels], known: Sequence[str]) -> tuple[dict[str, Labels], list[str]]:
+    """The splits with every text divided into its labels, and what there is to say about it.
+
+    Between labels stands `;`. Where there is none, one of `SEPARATORS` divides the texts if what it leaves is known
+    from elsewhere: from other texts, lists, or the names in `known`. Raises `DataError` where that is not so.
+    """
+    texts = [value for one in found.values() if one.kind == "multilabel" for value in one.values if type(value) is str]
+    if not texts:
+        return dict(found), []
+    listed = {name for one in found.values() for value in one.values if type(value) is tuple for name in value}
+    try:
+        separator = _separator(dict.fromkeys(texts), {*map(names.key, known), *map(names.key, listed)})
+    except DataError as error:
+        place = next(one.place for one in found.values() if any(type(value) is str for value in one.values))
+        raise DataError(f"{place} {error.message}", error.hint) from error
+    said = [] if separator == ";" else [f"the labels of a text are separated by {separator!r}; no text has a ;"]
+    return {name: _divided(one, separator) for name, one in found.items()}, said
+
+
+def _separator(texts: Collection[str], known: Collection[str]) -> str:
+    """What stands between the labels of these texts."""
+    parts = {part for text in texts for part in _parts(text, ";")}
+    doubtful = {part for part in parts if names.key(part) not in known}
+    used = [one for one in SEPARATORS if any(one in part for part in doubtful)]
+    semicolon = any(";" in text for text in texts)
+    proven = [one for one in used if _proven(parts, one, known)]
+    if not used or (semicolon and not proven):
+        return ";"
+    if used == proven and len(used) == 1 and not semicolon and not any(used[0] in part for part in parts - doubtful):
+        return used[0]
+    example = min(part for part in doubtful if any(one in part for one in used))
+    raise DataError(f"holds {example[:60]!r}, which may be one label or several", SEVERAL)
+
+
+def _proven(texts: Collection[str], separator: str, known: Collection[str]) -> bool:
+    """Whether most texts with this separator are made of labels that stand elsewhere too."""
+    sets = {frozenset(_parts(text, separator)) for text in texts}
+    seen = Counter(part for one in sets for part in one)
+    several = [one for one in sets if len(one) > 1]
+    sure = [one for one in several if all(seen[part] > 1 or names.key(part) in known for part in one)]
+    return 2 * len(sure) > len(several)
+
+
+def _checked(value: Any, kind: str) -> Any:
+    """A set of labels names each of them once."""
+    if kind == "multilabel" and type(value) is tuple and len(set(value)) < len(value):
+        raise DataError(
+            "holds a label twice", "a list names the labels; for a 0 or 1 per label, name the columns in --label-column"
+        )
+    return value
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _divided(found: Labels, separator: str) -> Labels:
+    named, values = _namer(()), list(found.values)
+    for row, value in enumerate(values):
+        if type(value) is str:
+            try:
+                values[row] = _checked(named(tuple(_parts(value, separator))), found.kind)
+            except DataError as error:
+                raise DataError(f"row {row} of {found.place} {error.message}", error.hint) from error
+    return dataclasses.replace(found, values=values)
+
+
 # Names and codes ------------------------------------------------------------------------------------------------------
 
 
-def _distinct(values: Iterable[Any]) -> set[Any]:
-    found = set(values)
-    return set(chain.from_iterable(found)) if any(isinstance(value, tuple) for value in found) else found
+def _namer(own: Sequence[str]) -> Callable[[Any], Any]:
+    """Names for a label or for the labels of a set; the codes of a table with `own` names become these."""
+    known: dict[Any, str] = {}
+
+    def one(value: Any) -> str:
+        key = type(value), value  # or true would be 1
+        if key not in known:
+            known[key] = _name(value, own)
+        return known[key]
+
+    def named(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple([one(each) for each in value])
+        return None if value is None else one(value)
+
+    return named
 
 
-def shown(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def _name(value: Any, own: Sequence[str]) -> str:
+    """What a label is called: as the table says, or as it is written; a whole number without decimals."""
+    if isinstance(value, int | float) and own:
+        if value in range(len(own)):
+            return own[int(value)]
+        if names.key(str(value)) in NO_LABEL and str(value) not in own:
+            return names.key(str(value))
+        raise DataError(f"holds the code {value}, and the table names {len(own)} classes")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    return text.partition(".")[0] if re.fullmatch(r"[+-]?[0-9]+\.0*", text) else text
 
 
-def _as_name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+def _distinct(found: Labels) -> set[str]:
+    """The names that occur."""
+    if found.kind not in NAMED:
+        return set()
+    values = set(found.values)
+    return {name for value in values for name in (value if type(value) is tuple else (value,))}
 
 
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"-?\d{1,18}", name) is not None
+def names_of(found: Labels, perhaps: Sequence[str] = (), aliases: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Names of the classes by index: those of the table; else `perhaps`, if they cover what occurs; else that."""
+    if found.own_names:
+        return found.own_names
+    occur = _distinct(found)
+    if not occur:
+        raise DataError(f"{found.place} holds no labels")
+    find = names.finder(perhaps, aliases)
+    if all(find(name) is not None for name in occur):
+        return tuple(perhaps)
+    check_labelled(found)
+    classes = _merged(found, names.one_per_number(occur))
+    if found.kind == "classification" and len(classes) > max(20, len(found.values) / 2):
+        raise DataError(
+            f"{found.place} holds {len(classes)} different labels in {len(found.values)} rows",
+            "for numbers use --task regression; where the label stands says --label-column",
+        )
+    return tuple(names.order(classes))
 
 
-def label_key(*tables: Sequence[str]) -> Callable[[str], str]:
-    """How label names are compared: without regard to case, unless names of one table differ in nothing else."""
-    alike = all(len({name.casefold() for name in names}) == len(names) for names in tables)
-    return str.casefold if alike else str
+def _merged(found: Labels, occur: Sequence[str]) -> set[str]:
+    """The names of the classes: where there are 0 and 1, true and false are these."""
+    flags = {name for name in occur if names.folded(name) in names.FLAGS}
+    numbers = {number for name in occur if (number := names.number(name))}
+    if not flags or not numbers:
+        return set(occur)
+    if not numbers <= set(names.FLAGS.values()):
+        raise DataError(
+            f"{found.place} mixes true and false with numbers: {names.shown(names.order({*flags, *numbers}))}",
+            "write all labels in one way",
+        )
+    missing = {names.FLAGS[names.folded(flag)] for flag in flags} - numbers
+    return {name for name in occur if name not in flags} | missing
 
 
-def _numbers(found: Labels, names: Sequence[str]) -> NDArray[np.float64]:
+def check_labelled(found: Labels, find: Finder | None = None) -> None:
+    """Raise `DataError` when a label stands for none, unless `find` knows it as a class."""
+    occur = _distinct(found)
+    absent = _absent(found, occur) if find is None else {name for name in occur if find(name) is None}
+    absent &= {
+        name for name in occur if names.key(name) in NO_LABEL and (name != "-" or found.kind == "classification")
+    }
+    if not absent:
+        return
+    name = min(absent)
+    if occur <= absent:
+        raise DataError(f"the labels of the {found.split} split are hidden ({name})", "use a split with labels")
+    rows = [row for row, value in enumerate(found.values) if not absent.isdisjoint(_each(value))]
+    what = "word" if found.kind == "tokens" else "row"
+    raise DataError(
+        f"{len(rows)} row{'s' * (len(rows) != 1)} of the {found.split} split ha{'ve' if len(rows) != 1 else 's'} the "
+        f"label {name} ({NO_LABEL[names.key(name)]}), the first is row {rows[0]}",
+        f"leave those {what}s out; if {name} is a class, give it a name",
+    )
+
+
+def _absent(found: Labels, occur: Collection[str]) -> set[str]:
+    """The labels that stand for none among classes that are not known yet: -1 is one beside 0, 1 and the negative."""
+    numbers = {names.number(name) or "" for name in occur} - {"-1", "-100"}
+    signed = numbers <= {"0", "1"} or any(number.startswith("-") for number in numbers)
+    return {name for name in occur if not (signed and numbers and names.key(name) == "-1")}
+
+
+def _each(value: Any) -> tuple[str, ...]:
+    return value if type(value) is tuple else (value,)
+
+
+def unknown(found: Labels, find: Finder) -> list[str]:
+    """The labels that occur and are none of the classes."""
+    return names.order(name for name in _distinct(found) if find(name) is None)
+
+
+def check_known(found: Labels, classes: Sequence[str], find: Finder) -> None:
+    """Raise `DataError` for labels that are none of the classes, with both lists and the way out."""
+    check_labelled(found, find)
+    if missing := unknown(found, find):
+        raise DataError(
+            f"unknown labels in the {found.split} split: {names.shown(missing, 5)}; the task has "
+            f"{names.shown(classes)}",
+            _way_out(missing, classes, find),
+        )
+
+
+def _way_out(missing: Sequence[str], classes: Sequence[str], find: Finder) -> str:
+    """What to do about labels that are none of the classes."""
+    pairs = ",".join(f"{name}=NAME" for name in missing[:3]) + ",…" * (len(missing) > 3)
+    if any(re.fullmatch(r"-?[0-9]+,[0-9]+", name) for name in (*missing, *classes)):
+        return "decimals have a point, not a comma"
+    if not all(map(names.number, missing)) or any(map(names.number, classes)):
+        return f"leave those rows out, or say which of the labels is meant: --label-map {pairs}"
+    if find("0") is not None:
+        codes = names.shown([f"{code} {name}" for code, name in enumerate(classes)])
+        return f"the codes of this task are {codes}; for others: --label-map {pairs}"
+    return f"numbers are not matched with names by their position; say which is which: --label-map {pairs}"
+
+
+def coded(found: Labels, classes: Sequence[str], find: Finder) -> NDArray[Any]:
+    """The labels of all rows as `Split` holds them; see there. Raises `DataError` for labels that are no class."""
+    if len(classes) > MOST_LABELS:
+        raise DataError(f"{found.place} holds {len(classes)} different labels", "for numbers use --task regression")
+    check_known(found, classes, find)
+    return _CODERS[found.kind](found, len(classes), {name: find(name) for name in _distinct(found)})
+
+
+def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -> list[str]:
+    """What there is to say about the labels: how they were read, and where that may not be what was meant."""
+    said = []
+    for group in names.alike(classes):
+        many = " and ".join(map(names.quoted, group))
+        said.append(f"classes that differ in nothing but case or invisible characters: {many}")
+    for name, one in found.items():
+        if pairs := _respelled(_distinct(one), classes, find):
+            said.append(f"{name}: labels matched although they are written differently: {names.shown(pairs)}")
+    numbers = [name for name in classes if names.number(name)]
+    if numbers and len(numbers) < len(classes):
+        said.append(f"some labels are numbers and others names: {names.shown(classes)}")
+    if {"-1", "0"} <= set(numbers) <= {"-1", "0", "1"}:
+        said.append("-1 is read as a class; where it stands for no label, leave those rows out")
+    joined = [
+        name
+        for name in classes
+        for one in ";" + SEPARATORS
+        if len(parts := _parts(name, one)) > 1 and set(parts) <= set(classes)
+    ]
+    if joined and "classification" in {one.kind for one in found.values()}:
+        many = "several labels of a text need --task multi-label-classification"
+        said.append(f"labels that are made of others, each read as a class of its own: {names.shown(joined)}; {many}")
+    return said
+
+
+def _respelled(occur: Collection[str], classes: Sequence[str], find: Finder) -> list[str]:
+    """The labels that are written otherwise than their class, with it; a number only if it is written in two ways."""
+    pairs = [(name, classes[index]) for name in sorted(occur) if (index := find(name)) is not None]
+    return [
+        f"{names.quoted(name)} as {names.quoted(other)}"
+        for name, other in pairs
+        if name != other
+        and (names.key(name) == names.key(other) or (names.folded(name) in names.FLAGS and names.number(other)))
+        and (names.number(name) is None or other in occur)
+    ]
+
+
+def _numbers(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.float64]:
     numbers = np.empty(len(found.values))
     for row, value in enumerate(found.values):
         try:
@@ -229,21 +493,18 @@ def _numbers(found: Labels, names: Sequence[str]) -> NDArray[np.float64]:
     return numbers
 
 
-def _indices(found: Labels, names: Sequence[str]) -> NDArray[np.int64]:
-    codes = _codes(found, names)
+def _indices(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.int64]:
     return np.asarray([codes[value] for value in found.values], dtype=np.int64)
 
 
-def _many_hot(found: Labels, names: Sequence[str]) -> NDArray[np.uint8]:
-    codes = _codes(found, names)
-    labels = np.zeros((len(found.values), len(names)), dtype=np.uint8)
+def _many_hot(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.uint8]:
+    labels = np.zeros((len(found.values), count), dtype=np.uint8)
     for row, value in enumerate(found.values):
         labels[row, [codes[one] for one in value]] = 1
     return labels
 
 
-def _sequences(found: Labels, names: Sequence[str]) -> NDArray[np.object_]:
-    codes = _codes(found, names)
+def _sequences(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.object_]:
     return _objects([np.asarray([codes[one] for one in value], dtype=np.int64) for value in found.values])
 
 
@@ -254,63 +515,10 @@ def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
     return found
 
 
-_CODERS: dict[str, Callable[[Labels, Sequence[str]], NDArray[Any]]] = {
+_CODERS: dict[str, Callable[[Labels, int, Mapping[str, Any]], NDArray[Any]]] = {
     "classification": _indices,
     "regression": _numbers,
     "multilabel": _many_hot,
     "tokens": _sequences,
-    "spans": lambda found, names: _objects(found.values),
+    "spans": lambda found, count, codes: _objects(found.values),
 }
-
-
-def unknown(found: Labels, names: Sequence[str]) -> list[str]:
-    """The labels that occur and are not among `names`."""
-    return sorted({_own_name(found, value) for value, code in _table(found, names).items() if code is None})
-
-
-def nameless(found: Labels, names: Sequence[str]) -> list[str]:
-    """The labels that occur and stand for one of `names` by their number alone, without a table that says so."""
-    key = label_key(names)
-    known = {key(name) for name in names}
-    occurring = (
-        () if found.own_names or found.kind in ("regression", "spans") else map(_as_name, _distinct(found.values))
-    )
-    return sorted(
-        name for name in occurring if key(name) not in known and _is_number(name) and 0 <= int(name) < len(names)
-    )
-
-
-def _own_name(found: Labels, value: Any) -> str:
-    """What the table calls a label, where it says so."""
-    named = not isinstance(value, str) and 0 <= value < len(found.own_names)
-    return found.own_names[int(value)] if named else _as_name(value)
-
-
-def _codes(found: Labels, names: Sequence[str]) -> dict[Any, int]:
-    """The index of each label that occurs into `names`. Raises `DataError` for labels that are not among them."""
-    table = _table(found, names)
-    missing = unknown(found, names)
-    if missing == ["-1"] and len(table) == 1:
-        raise DataError(f"the labels of the {found.split} split are hidden (-1)", "use a split with labels")
-    if missing:
-        raise DataError(f"unknown labels in the {found.split} split: {shown(missing, 5)}; the task has {shown(names)}")
-    return {value: code for value, code in table.items() if code is not None}
-
-
-def _table(found: Labels, names: Sequence[str]) -> dict[Any, int | None]:
-    """The index of each label that occurs: by name when it is a string or a named code, else as a code; or None.
-
-    Names that are numbers are names only: among classes 1 and 2, a label 0 is unknown and not the first class.
-    """
-    key, own = label_key(names), found.own_names
-    index: dict[str, int] = {key(name): i for i, name in enumerate(names)}
-    codes = range(0) if any(map(_is_number, names)) else range(len(names))
-    table: dict[Any, int | None] = {}
-    for value in _distinct(found.values):
-        if own and not isinstance(value, str) and 0 <= value < len(own):
-            table[value] = index.get(key(own[int(value)]))
-            continue
-        name = _as_name(value)
-        code = int(name) if _is_number(name) and int(name) in codes else None
-        table[value] = index.get(key(name), code)
-    return table

@@ -7,6 +7,7 @@ examples is therefore one multinomial draw of how often each of the M different 
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import string
@@ -332,6 +333,16 @@ METRICS: dict[str, dict[str, Metric]] = {
     },
 }
 REGRESSION: dict[str, Callable[[Array, Array], Array]] = {"pearson": pearson, "spearman": spearman}
+CALIBRATION, AGREEMENT = "ece", "agreement"  # of `calibration_error` and `agreement`
+CORRELATIONS = ("matthews", *REGRESSION)
+SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS) | {CALIBRATION, AGREEMENT}
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """The lowest and the highest value that a metric can have; infinite for names that are not of this module."""
+    if name in CORRELATIONS:
+        return -1.0, 1.0
+    return (0.0, 1.0) if name in SHARES else (-math.inf, math.inf)
 
 
 def measure(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[str, float]:

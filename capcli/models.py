@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import math
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,18 +23,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from capcli import families, files, hub, slicing, sparse
+from capcli import cache, families, files, hub, refusals, slicing, sparse
 from capcli.config import Hardware, TaskConfig, leaves
 from capcli.errors import CapError, ConfigError, FileError, ModelError
-from capcli.labels import label_key
-from capcli.refusals import BITMASK, MASKED, NEVER_READ, TOKENIZER_FILES, sparse_refusal
+from capcli.names import finder
+from capcli.refusals import (
+    BITMASK,
+    MASKED,
+    NEVER_READ,
+    TOKENIZER_FILES,
+    check_description,
+    check_tokenizer_config,
+    sparse_refusal,
+)
 from capcli.run import Event
 from capcli.tokens import Batch, Examples, collate, evaluation_batches
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
 CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
-MAX_LABELS = 100_000
-LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
+# How much larger than what a weight file holds a network may grow: a new head, tied weights, buffers.
+SPARE_PARTS, SPARE_WEIGHTS = 1000, 1 << 24
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # The kinds of tasks that answer for each token, and the class of transformers that does it.
 HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
@@ -220,7 +230,7 @@ def stored_settings(source: str) -> dict[str, Any]:
 def stored_source(source: str) -> dict[str, Any]:
     """The task options that a pruned model was made with; empty for one that was converted, and for any other model.
 
-    Raises `FileError`.
+    The place of the data, stored as seen from the folder, is returned as it is from here. Raises `FileError`.
     """
     if not is_artifact(source):
         return {}
@@ -229,6 +239,8 @@ def stored_source(source: str) -> dict[str, Any]:
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = Path(source) / CONFIG_FILE
         raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
+    if place := stored.get("data"):
+        return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
     return stored
 
 
@@ -250,13 +262,13 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
         from transformers import AutoConfig
 
         own = _own_labels(_read(AutoConfig.from_pretrained, hub.folder(source), source))
-        return Known(labels=tuple((label_map or {}).get(name, name) for name in own))
+        return Known(labels=renamed(own, label_map))
     table = stored_settings(source)
     labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
     mine = tuple(map(str, labels)) if isinstance(labels, list) else ()
     ours = bool(table.get("source"))
     return Known(
-        labels=mine if ours else tuple((label_map or {}).get(name, name) for name in mine),
+        labels=renamed(mine, label_map),
         ours=ours,
         no_answer=empty if isinstance(empty, bool) else None,
         holdout=share if isinstance(share, float) else 0.0,
@@ -279,12 +291,14 @@ def load_artifact(folder: Path) -> Model:
     net.load_state_dict(tensors, strict=True)
     net.config.architectures = [type(net).__name__]
     _check_finite(net, str(folder))
+    tokenizer = read_tokenizer(folder)
+    _check_fits(net, tokenizer, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
     if settings["kind"] != "spans" and len(labels) != net.config.num_labels:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     return Model(
         net=net.eval(),
-        tokenizer=read_tokenizer(folder),
+        tokenizer=tokenizer,
         family=families.FAMILIES.get(net.config.model_type),
         labels=labels,
         kind=str(settings["kind"]),
@@ -301,14 +315,18 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     if not isinstance(settings, dict) or settings.get("format_version") != CONFIG_VERSION:
         raise FileError(f"{path}: format_version is not {CONFIG_VERSION}", "update capcli, or prune again")
     table = settings.get("model_config")
-    if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or "kind" not in settings:
+    known = str(settings.get("kind")) in PIPELINE_TAGS
+    if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or not known:
         raise FileError(f"{path}: model_config, labels or kind is missing or of the wrong type")
     model_type = table.get("model_type")
     dropped = (*NEVER_READ, "model_type")
     table = {name: value for name, value in table.items() if name not in dropped and not name.startswith("_")}
+    found = {entry.name: entry.shape for entry in sparse.inspect(folder / WEIGHTS_FILE)}
+    refusals.check_sizes(table, path, len(found))
+    check_description(table, f"{path}: model_config")
     try:
         config = AutoConfig.for_model(model_type, **table)
-        cut = _check_size(config, settings, folder)
+        cut = _check_size(config, settings, folder, found)
         return _empty(config, settings["kind"], cut), cut
     except CapError:
         raise
@@ -323,18 +341,51 @@ def _auto(kind: str) -> Any:
     return getattr(transformers, HEADS.get(kind, "AutoModelForSequenceClassification"))
 
 
-def _check_size(config: Any, settings: Mapping[str, Any], folder: Path) -> Cut | None:
-    """Refuse a configuration whose network is out of all proportion to the weight file, before it is built.
+def _check_size(
+    config: Any, settings: Mapping[str, Any], folder: Path, found: Mapping[str, tuple[int, ...]]
+) -> Cut | None:
+    """Refuse a configuration whose network is not that of the weight file, before it is built; `found` are its shapes.
 
     Returns how its layers are cut, if they are.
     """
-    with torch.device("meta"):
-        net = _auto(settings["kind"]).from_config(config)
+    net = _outline(config, settings["kind"], found, folder)
     cut = _read_cut(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {entry.name: tuple(entry.shape) for entry in sparse.inspect(folder / WEIGHTS_FILE)}
     _check_names(expected, found, folder / WEIGHTS_FILE)
     return cut
+
+
+def _outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source: object) -> Any:
+    """The network of a configuration on `meta`, where weights take no memory.
+
+    Raises `ModelError` as soon as it is out of all proportion to `found`, the shapes of the tensors in the files.
+    """
+    from torch.nn.modules import module as hooks
+
+    weights = sum(map(math.prod, found.values()))
+    parts_left, weights_left = 8 * len(found) + SPARE_PARTS, 4 * weights + SPARE_WEIGHTS
+
+    def grown(_module: nn.Module, _name: str, part: Any) -> None:
+        nonlocal parts_left, weights_left
+        parts_left -= 1
+        weights_left -= part.numel() if isinstance(part, Tensor) else 0
+        if min(parts_left, weights_left) < 0:
+            raise ModelError(
+                f"the configuration of {source} describes a model of far more than the {weights:,} weights that it has",
+                "copy or download it again",
+            )
+
+    watched = (
+        hooks.register_module_module_registration_hook(grown),
+        hooks.register_module_parameter_registration_hook(grown),
+        hooks.register_module_buffer_registration_hook(grown),
+    )
+    try:
+        with _quiet(), torch.device("meta"):
+            return _auto(kind).from_config(deepcopy(config))
+    finally:
+        for hook in watched:
+            hook.remove()
 
 
 def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
@@ -409,8 +460,10 @@ def load_dense(
     path = hub.folder(source)
     config = _read(AutoConfig.from_pretrained, path, source)
     config._attn_implementation = config._experts_implementation = None  # a file must not name kernels to load
-    own = tuple((label_map or {}).get(name, name) for name in _own_labels(config))
-    order = list(range(2)) if kind == "spans" else _label_order(own, labels)
+    config.return_dict, config.chunk_size_feed_forward = True, 0  # nor how the network is called
+    own = _own_labels(config)
+    order = list(range(2)) if kind == "spans" else _label_order(own, labels, label_map)
+    own = renamed(own, label_map)
     if need_head and order is None:
         raise ModelError(
             f"the labels of {source} ({_listed(own)}) are not those of the task ({_listed(labels or ())})",
@@ -424,13 +477,14 @@ def load_dense(
         config.use_cache = False  # it serves generation, and costs memory here
     torch.manual_seed(seed)
     hub.weights(path, source)
+    _check_proportion(config, kind, path, source)
     net, info = _read(
         _auto(kind).from_pretrained,
         path,
         source,
         config=config,
         output_loading_info=True,
-        ignore_mismatched_sizes=order is None,
+        ignore_mismatched_sizes=True,  # what may not differ is refused below, by name
         key_mapping=_key_mapping(config, kind),
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
@@ -440,6 +494,21 @@ def load_dense(
         _renew(output, getattr(config, "initializer_range", 0.02), seed)
     _reorder(output, order)
     return _made(net, tokenizer, names, kind, source, note + notes)
+
+
+def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:
+    """Refuse a configuration whose network is much larger than its weight files. Raises `ModelError`."""
+    try:
+        found = [files.tensor_shapes(Path(path) / name) for name in hub.weight_files(Path(path))]
+        _outline(config, kind, {name: shape for shapes in found for name, shape in shapes.items()}, source)
+    except FileError as error:
+        raise ModelError(
+            f"the weights of {source} are corrupt: {error.message}", "download or copy it again"
+        ) from error
+    except CapError:
+        raise
+    except Exception as error:
+        raise _unread(error, path, source) from error
 
 
 def from_tensors(tensors: Mapping[str, Tensor], table: Mapping[str, Any], folder: Path, kind: str) -> Model:
@@ -484,18 +553,15 @@ def _described(table: Mapping[str, Any], folder: Path, tensors: Mapping[str, Ten
     """The configuration that a table describes; refused when its network is larger than the tensors together."""
     from transformers import AutoConfig
 
-    path = folder / "config.json"
+    path, shapes = folder / "config.json", {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     rest = {name: value for name, value in table.items() if name != "model_type"}
-    limits = {**dict.fromkeys(LAYER_COUNTS, len(tensors)), "num_labels": MAX_LABELS}
-    for name in limits.keys() & rest.keys():
-        if type(rest[name]) is not int or not 0 <= rest[name] <= limits[name]:
-            raise ModelError(
-                f"{path}: {name}: expected an integer up to {limits[name]:,}, got {str(rest[name])[:40]!r}"
-            )
+    refusals.check_sizes(rest, path, len(tensors))
     try:
-        with _quiet(), torch.device("meta"):
+        with _quiet():
             config = AutoConfig.for_model(str(table.get("model_type")), **rest)
-            expected = sum(p.numel() for p in _class(config, kind)(config).parameters())
+        expected = sum(p.numel() for p in _outline(config, kind, shapes, folder).parameters())
+    except CapError:
+        raise
     except Exception as error:
         raise ModelError(f"{path} describes no model for this kind of task: {hub.first_line(error)}") from error
     found = sum(tensor.numel() for tensor in tensors.values())
@@ -511,14 +577,32 @@ def _class(config: Any, kind: str) -> Any:
 
 def _made(net: Any, tokenizer: Any, labels: tuple[str, ...], kind: str, source: str, notes: tuple[str, ...]) -> Model:
     """The model around a network that was read as a dense one."""
+    _check_fits(net, tokenizer, source)
     model_type = net.config.model_type
     family = families.FAMILIES.get(model_type)
     if family is None:
         notes += (_unknown_family(net, model_type),)
     net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
-    return Model(
+    model = Model(
         net=net.eval(), tokenizer=tokenizer, family=family, labels=labels, kind=kind, source=source, notes=notes
     )
+    _check_computes(model)
+    return model
+
+
+def _check_computes(model: Model) -> None:
+    """Raise `ModelError` for sizes that fit the weights and not each other: a text tells, before any work is done."""
+    coded = model.tokenizer(["a ☃"], return_tensors="pt")
+    try:
+        with torch.no_grad():
+            forward(
+                model, {name: coded[name] for name in model.input_names} | {"attention_mask": coded["attention_mask"]}
+            )
+    except Exception as error:
+        raise ModelError(
+            f"{model.source} cannot compute what its configuration describes: {hub.first_line(error)}",
+            "copy or download config.json and weights together",
+        ) from error
 
 
 def _unknown_family(net: Any, model_type: str) -> str:
@@ -549,11 +633,39 @@ def _key_mapping(config: Any, kind: str) -> dict[str, str] | None:
     return None if "" in prefixes or prefixes[0] == prefixes[1] else {rf"^{prefixes[1]}\.": f"{prefixes[0]}."}
 
 
+def _check_fits(net: Any, tokenizer: Any, source: str) -> None:
+    """Raise `ModelError` for a network that takes no tokens, or has no embeddings for some of this tokenizer."""
+    if "input_ids" not in _accepted(net):
+        raise ModelError(f"{source} is a {net.config.model_type} model, which does not read tokens of text")
+    rows, vocabulary = _embedded(net), tokenizer.get_vocab()
+    last = max(vocabulary.values(), default=0)
+    if rows is None or last < rows:
+        return
+    beyond = sorted((token for token, place in vocabulary.items() if place >= rows), key=vocabulary.__getitem__)
+    raise ModelError(
+        f"the tokenizer of {source} has {len(vocabulary):,} tokens with ids up to {last:,}, the embeddings have "
+        f"{rows:,} rows: none for {_listed([repr(token[:40]) for token in beyond])}",
+        "after adding tokens call model.resize_token_embeddings(len(tokenizer)) of transformers and save both again",
+    )
+
+
+def _embedded(net: Any) -> int | None:
+    """How many tokens have an embedding; None for a network without a table of them."""
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        rows: int = net.base_model.get_input_embeddings().num_embeddings
+        return rows
+    return None
+
+
 def _with_padding(tokenizer: Any, config: Any) -> tuple[Any, tuple[str, ...]]:
-    """Give a tokenizer without a padding token, as decoders have it, its end token; and a note that says so."""
+    """Give a tokenizer without a padding token, as decoders have it, its end token; and a note that says so.
+
+    Where it has no end token, any other serves: what is padding is masked.
+    """
     notes: tuple[str, ...] = ()
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        others = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.sep_token, tokenizer.convert_ids_to_tokens(0))
+        tokenizer.pad_token = next((token for token in others if token), None)
         notes = (f"the tokenizer has no padding token; {tokenizer.pad_token!r} serves as one",)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
@@ -582,7 +694,7 @@ def load_model(
     model = load_artifact(Path(source))
     if need_head and model.kind != kind:
         raise ModelError(f"{source} was pruned for {model.kind}, not for {kind}")
-    order = _label_order([(label_map or {}).get(name, name) for name in model.labels], labels)
+    order = _label_order(model.labels, labels, label_map)
     if order is None:
         raise ModelError(
             f"the labels of {source} ({_listed(model.labels)}) are not those of the task ({_listed(labels or ())})",
@@ -594,12 +706,37 @@ def load_model(
 
 def _tokenizer(path: str, source: str, config: Any = None) -> Any:
     """The tokenizer of a folder; `config` in place of its config.json, which transformers may not know."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
+    refusals.check_files(Path(path), source)
+    if config is None and is_artifact(path):
+        config = PreTrainedConfig()  # an artefact has no config.json, and one that was put there is not read
+    check_tokenizer_config(Path(path), source)
     tokenizer = _read(AutoTokenizer.from_pretrained, path, source, config=config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
         raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
+    if "attention_mask" not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
+    _check_reads(tokenizer, source)
     return tokenizer
+
+
+def _check_reads(tokenizer: Any, source: str) -> None:
+    """Raise `ModelError` for a tokenizer that fails on what it does not know, or has no room for a text."""
+    try:
+        (tokenizer.backend_tokenizer.encode if tokenizer.is_fast else tokenizer.tokenize)("a ☃")
+        n_special = tokenizer.num_special_tokens_to_add(pair=False)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source} cannot read a text: {hub.first_line(error)}",
+            "copy or download the whole folder; an unk_token has to be in the vocabulary",
+        ) from error
+    if tokenizer.model_max_length <= n_special:
+        raise ModelError(
+            f"the tokenizer of {source} has no room for a text: its model_max_length is "
+            f"{tokenizer.model_max_length}, and special tokens take {n_special}",
+            "raise model_max_length in its tokenizer_config.json",
+        )
 
 
 def _read(reader: Callable[..., Any], path: str, source: str, **options: Any) -> Any:
@@ -610,9 +747,14 @@ def _read(reader: Callable[..., Any], path: str, source: str, **options: Any) ->
         with _quiet():
             return reader(path, trust_remote_code=False, **options)
     except Exception as error:
-        if "Unrecognized configuration class" in str(error):
-            raise ModelError(f"transformers has no head of this kind for {source}: {hub.first_line(error)}") from error
-        raise hub.explained(error, path, source) from error
+        raise _unread(error, path, source) from error
+
+
+def _unread(error: Exception, path: str, source: str) -> ModelError:
+    """What it means that transformers does not read the model `source` in the folder `path`."""
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(f"transformers has no head of this kind for {source}: {hub.first_line(error)}")
+    return hub.explained(error, path, source)
 
 
 @contextlib.contextmanager
@@ -637,14 +779,28 @@ def _own_labels(config: Any) -> tuple[str, ...]:
     return tuple(str(table[key]) for key in sorted(table, key=int))
 
 
-def _label_order(own: Sequence[str], labels: Sequence[str] | None) -> list[int] | None:
-    """For each wanted label the index among `own`, compared by `label_key`; None when the sets differ."""
+def renamed(own: Sequence[str], label_map: Mapping[str, str] | None) -> tuple[str, ...]:
+    """The labels of a model under the names that a map gives them. Raises `ConfigError` when two get the same."""
+    names = tuple((label_map or {}).get(name, name) for name in own)
+    if twice := [name for name in names if names.count(name) > 1 and own.count(name) < 2]:
+        raise ConfigError(f"--label-map gives two labels of the model the name {twice[0]!r}", "give each its own")
+    return names
+
+
+def _label_order(
+    own: Sequence[str], labels: Sequence[str] | None, label_map: Mapping[str, str] | None = None
+) -> list[int] | None:
+    """For each wanted label the index among `own`, renamed or as they are; None when the sets differ.
+
+    They are found by name, numbers by value. A map may also be for the labels of the data alone.
+    """
     if labels is None:
         return list(range(len(own)))
-    key = label_key(own, labels)
-    index = {key(name): i for i, name in enumerate(own)}
-    wanted = [key(name) for name in labels]
-    return [index[name] for name in wanted] if set(wanted) == set(index) and len(wanted) == len(own) else None
+    for names in (renamed(own, label_map), own):
+        order = [index for index in map(finder(names), labels) if index is not None]
+        if len(labels) == len(own) and sorted(order) == list(range(len(own))):
+            return order
+    return None
 
 
 def _reorder(output: nn.Linear, order: list[int] | None) -> None:
@@ -677,15 +833,33 @@ def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bo
     inside = f"{net.base_model_prefix}."
     missing = sorted(info["missing_keys"])
     lost = [n for n in missing if n.startswith(inside) and (need_head or ".pooler." not in n)]
-    wrong = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
-    lost += [name for name in wrong if keep_head or name.startswith(inside)]
+    wrong = {str(name): shapes for name, *shapes in sorted(info["mismatched_keys"])}
+    _check_shapes({name: wrong[name] for name in wrong if keep_head or name.startswith(inside)}, net, source)
     if lost or (need_head and any(not name.startswith(inside) for name in missing)):
         first = ", ".join((lost or missing)[:3])
         raise ModelError(
-            f"the weights of {source} are incomplete: {len(lost or missing)} missing or misshapen, first {first}"
+            f"the weights of {source} are incomplete: {len(lost or missing)} missing, first {first}",
+            "copy or download the whole folder",
         )
     pooler = any("pooler" in name for name in missing)
     return (f"{source} has no pooler; a new one was drawn from the seed",) if pooler else ()
+
+
+def _check_shapes(wrong: Mapping[str, Sequence[Any]], net: Any, source: str) -> None:
+    """Refuse weights (name -> shape in the file, shape in the network) that are not those of the configuration."""
+    if not wrong:
+        return
+    first, (stored, expected) = next(iter(wrong.items()))
+    if all(name.startswith(f"{_output(net)[0]}.") for name in wrong):
+        raise ModelError(
+            f"the head of {source} has {stored[0]} outputs, its configuration {net.config.num_labels} names",
+            "give id2label in config.json one name for each output",
+        )
+    raise ModelError(
+        f"the weights of {source} are not those of its configuration: {len(wrong)} of another shape, first {first} "
+        f"with {list(stored)} instead of {list(expected)}",
+        "copy or download config.json and weights together",
+    )
 
 
 def _check_finite(net: Any, source: str) -> None:
@@ -704,9 +878,9 @@ def read_tokenizer(folder: Path) -> Any:
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer files in Hugging Face names, each atomically."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with files.scratch(folder / "tokenizer") as scratch:
         tokenizer.save_pretrained(scratch)
-        for path in sorted(Path(scratch).iterdir()):
+        for path in sorted(scratch.iterdir()):
             files.write_bytes(folder / path.name, path.read_bytes())
 
 
@@ -755,6 +929,7 @@ class Compute:
 
 def compute(hardware: Hardware) -> Compute:
     """Find the device and precision, and set the CPU threads. Raises `ConfigError` for a device that is not there."""
+    _keep_out_of_tmpdir()
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     name = hardware.device
@@ -774,6 +949,14 @@ def compute(hardware: Hardware) -> Compute:
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return Compute(device=device, dtype=dtypes[precision])
+
+
+def _keep_out_of_tmpdir() -> None:
+    """Give torch a folder of the user for what it compiles: its own, in TMPDIR, has a name that others can foresee."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        folder = cache.cache_folder() / "torch"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _processor() -> str:
@@ -864,7 +1047,7 @@ def longest_input(model: Model, wanted: int) -> int:
 def save_config(model: Model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the configuration under transformers' name, for weights of type `dtype`."""
     config = deepcopy(model.net.config)
-    config.dtype = dtype
+    config.dtype, config.name_or_path = dtype, ""
     files.write_text(folder / "config.json", config.to_json_string(use_diff=False))
 
 
@@ -908,7 +1091,7 @@ def save_artifact(
     found = {name: tensor.cpu() if isinstance(tensor, Tensor) else tensor for name, tensor in own.items()}
     sizes = sparse.save(out / WEIGHTS_FILE, found, pruned, quantised=quantised)
     save_tokenizer(model.tokenizer, out)
-    described = json.loads(model.net.config.to_json_string(use_diff=False))
+    described = json.loads(model.net.config.to_json_string(use_diff=False)) | {"_name_or_path": ""}
     files.write_json(
         out / CONFIG_FILE,
         {
@@ -917,10 +1100,18 @@ def save_artifact(
             "labels": list(model.labels),
             "model_config": described,
             **settings,
+            **_source_record(settings, out),
             **_cut_record(model.cut),
         },
     )
     return sizes
+
+
+def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The task options for `cap_config.json`: where the data are, as seen from OUT and not from the root."""
+    source = settings.get("source", {})
+    place = source.get("data")
+    return {"source": {**source, "data": os.path.relpath(Path(place).resolve(), out.resolve())}} if place else {}
 
 
 def _cut_record(cut: Cut | None) -> dict[str, Any]:
@@ -930,4 +1121,4 @@ def _cut_record(cut: Cut | None) -> dict[str, Any]:
 def artifact_files(out: Path) -> list[Path]:
     """The files that a pruned model consists of, without its reports."""
     names = {WEIGHTS_FILE, CONFIG_FILE, *TOKENIZER_FILES}
-    return sorted(path for path in out.iterdir() if path.name in names)
+    return sorted(path for path in out.iterdir() if path.name in names and path.is_file())

@@ -9,7 +9,8 @@ too narrow, when the examples are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,12 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
         return [value - low, value + high]
 
     return Estimate(value, at if any(one.at for one in estimates) else None)
+
+
+def mean_bounds(bounds: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The lowest and the highest mean of values with such bounds."""
+    low, high = (statistics.fmean(ends) for ends in zip(*bounds, strict=True))
+    return low, high
 
 
 def ratio(a: Estimate, b: Estimate) -> Estimate:

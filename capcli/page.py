@@ -27,6 +27,7 @@ from capcli.text import (
     percent,
     plain,
     sequence,
+    significant,
     times_smaller,
 )
 
@@ -105,7 +106,8 @@ def _metric_row(metrics: Mapping[str, Any], name: str, suffix: str = "") -> Metr
     dense, pruned = (part(metrics, key).get(name) for key in ("dense", "pruned"))
     bounds = part(metrics, "confidence_95").get(name)
     before, after = finite(dense), finite(pruned)
-    difference = f"{after - before:+.4f}" if before is not None and after is not None else NOT_MEASURED
+    change = None if before is None or after is None else after - before
+    difference = ("+" if change and change > 0 else "") + number(change)
     strip = _strip(before, after, [finite(bound) for bound in sequence(bounds)])
     retention = percent(part(metrics, "retention").get(name))
     return MetricRow(
@@ -169,8 +171,10 @@ def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[s
     first = rows[0] if rows else None
     smaller = times_smaller(size.get("dense_bytes"), size.get("artifact_bytes"))
     name = first.name if first else "metric"
+    kept = sparsity.get("kept_weights")
+    kept = f"{count(kept)} kept, " if finite(kept) is not None else ""
     return [
-        ("sparsity", percent(sparsity.get("achieved")), f"requested {percent(sparsity.get('requested'))}"),
+        ("sparsity", percent(sparsity.get("achieved")), f"{kept}requested {percent(sparsity.get('requested'))}"),
         (name, first.pruned if first else NOT_MEASURED, f"dense {first.dense if first else NOT_MEASURED}"),
         ("retention", first.retention if first else NOT_MEASURED, f"of the dense model's {name}"),
         ("artefact", byte_size(size.get("artifact_bytes")), smaller or f"dense {byte_size(size.get('dense_bytes'))}"),
@@ -219,7 +223,7 @@ def _cost_rows(report: Mapping[str, Any]) -> list[Row]:
     speed = finite(timing.get("examples_per_second"))
     return [
         *((phase, duration(timing.get(f"{phase}_seconds"))) for phase in ("teacher", "banks", "prune", "total")),
-        ("speed", NOT_MEASURED if speed is None else f"{number(speed, 1)} examples per second"),
+        ("speed", NOT_MEASURED if speed is None else f"{significant(speed)} examples per second"),
         ("peak memory, host", byte_size(memory.get("peak_host_bytes"))),
         ("peak memory, device", byte_size(memory.get("peak_device_bytes"))),
     ]
@@ -272,10 +276,19 @@ def _charts(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
     pruning = any(y > 0 for _, y in removed)
     charts = [
         figures.line_chart("Losses", span, "loss", losses, n_bad=bad_losses),
-        figures.line_chart("Metrics", span, "score", scores, primary if pruning else None, bad_scores),
-        figures.line_chart("Sparsity", span, "% of weights removed", {"sparsity": removed}) if pruning else None,
+        figures.line_chart("Metrics", span, f"score{_curve(report)}", scores, primary if pruning else None, bad_scores),
+        figures.line_chart("Sparsity", span, "% of weights removed", {"sparsity": removed}, write="{:.2f}".format)
+        if pruning
+        else None,
     ]
     return [chart for chart in charts if chart]
+
+
+def _curve(report: Mapping[str, Any]) -> str:
+    """On what the values of the curves were measured, which are not the final ones."""
+    curve = part(report, "curve")
+    held_out = " held-out" if curve.get("held_out") is True else ""
+    return f" on {count(curve['n_examples'])}{held_out} examples" if finite(curve.get("n_examples")) else ""
 
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, Mapping[str, Any]]]:

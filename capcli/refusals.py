@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from capcli.errors import ModelError
+from capcli import files
+from capcli.errors import FileError, ModelError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 WORDS = (
@@ -32,7 +35,24 @@ TOKENIZER_FILES = (
 NEVER_READ = (
     *("architectures", "auto_map", "quantization_config", "compression_config", "sparsity_config", "dtype"),
     *("torch_dtype", "attn_implementation", "experts_implementation", "transformers_version"),
+    *("return_dict", "chunk_size_feed_forward"),  # how a network is called, which is for the caller to say
 )
+MAX_TOKENIZER_BYTES = 100_000_000
+MAX_LABELS = 100_000
+MAX_COUNT = 4096  # of layers, experts and other parts: no model has as many
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
+FEW_LAYERS = 64  # that may share their weights, as ALBERT's do
+_PARTS = re.compile(r"(?:.*_)?(?:layers?|blocks?|depths?|experts?|groups?|group_num|heads?|stages?|replace)")
+_LABELS = re.compile(r"(?:.*_)?(?:labels?|class(?:es)?)")
+# Sizes in config.json, in the words of the families, and those that may be 0.
+SIZES = (
+    *("hidden_size", "d_model", "dim", "n_embd", "embedding_size", "intermediate_size", "hidden_dim", "d_ff"),
+    *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "vocab_size"),
+    *("num_attention_heads", "num_heads", "n_heads", "n_head", "encoder_attention_heads", "num_key_value_heads"),
+    *("decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "num_hidden_groups", "inner_group_num"),
+    *("head_dim", "n_inner", "max_position_embeddings", "pooler_hidden_size", "num_labels"),
+)
+ZERO_SIZES = ("type_vocab_size",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX"}
 BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `capcli.legacy` reads
@@ -63,9 +83,13 @@ def check_names(names: Collection[str], source: str, *, local: bool) -> None:
         )
     _check_formats(names, source, local)
     if CONFIG not in names:
-        raise ModelError(
-            f"{source} has no {CONFIG}", "MODEL is a folder or hub id in Hugging Face layout, or one written by cap"
-        )
+        inside = sorted(f"{source}/{Path(name).parent}" for name in names if name.endswith(f"/{CONFIG}"))
+        hint = "MODEL is a folder or hub id in Hugging Face layout, or one written by cap"
+        if inside:
+            more = ", …" if len(inside) > 3 else ""
+            way = "give that folder" if local else "download it and give that folder"
+            hint = f"there is one in {', '.join(inside[:3])}{more}: {way}"
+        raise ModelError(f"{source} has no {CONFIG}", hint)
 
 
 def check_words(names: Collection[str], source: str) -> None:
@@ -103,12 +127,57 @@ def _check_formats(names: Collection[str], source: str, local: bool) -> None:
         )
 
 
+def check_files(here: Path, source: str) -> None:
+    """Refuse a folder with anything but files and folders in it, and tokenizer files that are too large to be any.
+
+    A library that opens a FIFO waits forever, and one that opens a device can do anything.
+    """
+    for path in here.iterdir():
+        if not path.exists():
+            continue
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise ModelError(f"{path} is not a regular file", "remove it, or copy the files of the model elsewhere")
+        if path.name in TOKENIZER_FILES and found.st_size > MAX_TOKENIZER_BYTES:
+            raise ModelError(
+                f"{path} is larger than {MAX_TOKENIZER_BYTES:,} bytes, too large for a tokenizer of {source}",
+                "copy or download it again",
+            )
+
+
+def check_sizes(config: Mapping[str, Any], where: object, n_tensors: int = MAX_COUNT) -> None:
+    """Refuse a configuration with more layers, labels and such than models have, or than `n_tensors` can be of.
+
+    transformers makes lists of them before it looks at any weight.
+    """
+    rest: list[tuple[Any, Any]] = [("", config)]
+    while rest:
+        name, value = rest.pop()
+        if isinstance(value, dict):
+            _check_count(name, len(value), MAX_LABELS, where)
+            rest += value.items()
+        elif isinstance(value, list):
+            rest += ((name, item) for item in value)
+        elif name in LAYER_COUNTS and value is not None:
+            _check_count(name, value, min(MAX_COUNT, max(n_tensors, FEW_LAYERS)), where)
+        elif type(value) is int and value > 0 and _PARTS.fullmatch(name):
+            _check_count(name, value, MAX_COUNT, where)
+        elif type(value) is int and value > 0 and _LABELS.fullmatch(name):
+            _check_count(name, value, MAX_LABELS, where)
+
+
+def _check_count(name: str, value: object, most: int, where: object) -> None:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ModelError(f"{where}: {name[:40]}: expected an integer up to {most:,}, got {str(value)[:40]!r}")
+
+
 def check_config(here: Path, source: str, *, legacy: bool = False) -> None:
     """Refuse a model whose JSON files ask for code of its own, or whose weights are quantised.
 
     Sparse checkpoints of other tools are refused too, unless `legacy`: transformers would take random weights for them.
     """
     config = read_json(here / CONFIG)
+    check_sizes(config, here / CONFIG)
     tokenizer = read_json(here / "tokenizer_config.json") if (here / "tokenizer_config.json").is_file() else {}
     if config.get("auto_map") or tokenizer.get("auto_map"):
         where = CONFIG if config.get("auto_map") else "tokenizer_config.json"
@@ -126,6 +195,68 @@ def check_config(here: Path, source: str, *, legacy: bool = False) -> None:
         )
     if layout and not legacy:
         raise sparse_refusal(source, layout)
+    check_description(config, f"{CONFIG} of {source}")
+
+
+def check_description(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a configuration with sizes or names of labels that no network has. Raises `ModelError`."""
+    _check_sizes(config, where)
+    _check_labels(config, where)
+
+
+def _check_sizes(config: Mapping[str, Any], where: str) -> None:
+    """Refuse sizes and counts that no network has; transformers would fail on some of them only as it computes."""
+    for name in (*SIZES, *ZERO_SIZES):
+        value, least = config.get(name), int(name not in ZERO_SIZES)
+        unclear = value is None or isinstance(value, list)  # some families have one for each layer; transformers knows
+        if not unclear and (type(value) is not int or value < least):
+            raise _expected(where, name, f"a whole number of at least {least}", value)
+
+
+def _check_labels(config: Mapping[str, Any], where: str) -> None:
+    """Refuse names of labels that do not say which output each of them belongs to."""
+    names, ids = (config.get(key) or {} for key in ("id2label", "label2id"))
+    example = 'id2label reads {"0": "negative", "1": "positive"}, and label2id the other way round'
+    if not isinstance(names, dict):
+        raise _expected(where, "id2label", "an object with a name for each output", names, example)
+    wrong = sorted(set(names) - set(map(str, range(len(names)))))
+    if wrong and all(type(value) is int for value in names.values()):
+        raise ModelError(f"{where}: id2label and label2id are swapped: id2label has the key {wrong[0][:40]!r}", example)
+    if wrong:
+        raise _expected(where, "keys of id2label", f"the whole numbers 0 to {len(names) - 1}", wrong[0], example)
+    strange = [name for name in names.values() if isinstance(name, dict | list) or name is None]
+    if strange:
+        raise _expected(where, "names in id2label", "texts", strange[0], example)
+    if not isinstance(ids, dict):
+        raise _expected(where, "label2id", "an object with the output of each name", ids, example)
+    for place, name in names.items():
+        other = ids.get(str(name), int(place))
+        if str(names.get(str(other))) != str(name):
+            raise ModelError(
+                f"{where}: id2label calls output {place} {str(name)[:40]!r}, and label2id says that it is "
+                f"output {str(other)[:40]}",
+                "correct the one that is wrong",
+            )
+
+
+def check_tokenizer_config(here: Path, source: str) -> None:
+    """Refuse a `tokenizer_config.json` with a length or with inputs that no text has."""
+    path = here / "tokenizer_config.json"
+    table, where = read_json(path) if path.is_file() else {}, f"{path.name} of {source}"
+    length, names = table.get("model_max_length"), table.get("model_input_names", ["input_ids"])
+    number = isinstance(length, int | float) and not isinstance(length, bool)
+    if length is not None and not (number and length >= 1 and (math.isinf(length) or length == int(length))):
+        raise _expected(where, "model_max_length", "a whole number of at least 1", length)
+    if not isinstance(names, list) or "input_ids" not in names or not all(isinstance(name, str) for name in names):
+        raise _expected(where, "model_input_names", "a list of names with 'input_ids' among them", names)
+
+
+def _expected(
+    where: str, name: str, what: str, got: object, hint: str = "correct it, or download it again"
+) -> ModelError:
+    """The error for an entry of a JSON file that is not what it should be."""
+    shown = repr(got)
+    return ModelError(f"{where}: {name}: expected {what}, got {shown[:40]}{'…' if len(shown) > 40 else ''}", hint)
 
 
 def sparse_refusal(source: str, layout: str) -> ModelError:
@@ -171,9 +302,9 @@ def check_no_pointer(path: Path, source: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a model, which must be an object. Raises `ModelError`."""
     try:
-        table = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {str(error).splitlines()[0]}", "copy or download it again") from error
+        table = files.read_json(path)
+    except FileError as error:
+        raise ModelError(f"cannot read {path}: {error.message}", error.hint or "copy or download it again") from error
     if not isinstance(table, dict):
         raise ModelError(f"{path} is not a JSON object", "copy or download it again")
     return table

@@ -8,7 +8,8 @@ read as markup by the place it is shown in. How numbers are written stands in `c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from capcli.text import (
     NOT_MEASURED,
     byte_size,
     count,
+    counted,
     duration,
     finite,
     mapping,
@@ -28,12 +30,14 @@ from capcli.text import (
     percent,
     plain,
     sequence,
+    times_faster,
     times_smaller,
 )
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, Group
     from rich.table import Table
+    from rich.text import Text
 
 SCHEMA_VERSION = 1
 YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # that are not strings when bare
@@ -51,13 +55,19 @@ def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) ->
         ("task", named(report.get("task"))),
         ("method", named(report.get("method"))),
         ("measured on", _measured_on(part(report, "metrics"))),
-        ("sparsity", f"{percent(sparsity.get('achieved'))} (requested {percent(sparsity.get('requested'))})"),
+        ("sparsity", f"{_removed(sparsity)}, requested {percent(sparsity.get('requested'))}"),
         ("whole model", percent(sparsity.get("whole_model"))),
         ("dense size", byte_size(size.get("dense_bytes"))),
         ("artefact", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
         ("time", duration(part(report, "timing").get("total_seconds"))),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]
+
+
+def _removed(sparsity: Mapping[str, Any]) -> str:
+    """`90.00 % (530,842 kept)`."""
+    kept = sparsity.get("kept_weights")
+    return percent(sparsity.get("achieved")) + (f" ({count(kept)} kept)" if finite(kept) is not None else "")
 
 
 def _measured_on(metrics: Mapping[str, Any]) -> str:
@@ -68,7 +78,35 @@ def _measured_on(metrics: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------------- terminal
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int = 1, narrow: bool = False) -> Table:
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """A table where it fits, else each of its rows as a list: no number breaks on a narrow terminal."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    n_text: int
+    narrow: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        table = _drawn(self.columns, self.rows, self.n_text, self.narrow)
+        if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
+            yield table
+            return
+        for row in self.rows:
+            yield Text(" ".join(filter(None, row[: self.n_text])), style="bold", overflow="fold")
+            cells = list(zip(self.columns, row, strict=True))[self.n_text :]
+            yield facts((f"  {name}", text) for name, text in cells)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int = 1, narrow: bool = False) -> _Rows:
+    """Rows of text, of whose columns the first `n_text` are words."""
+    return _Rows(columns=columns, rows=list(rows), n_text=n_text, narrow=narrow)
+
+
+def _drawn(columns: Sequence[str], rows: Iterable[Sequence[str]], n_text: int, narrow: bool) -> Table:
     """A plain table, the first `n_text` columns flush left. Every cell is a `Text`: rich never reads markup in it."""
     from rich import box
     from rich.table import Table
@@ -185,7 +223,7 @@ def _gain(dense: Any, ours: Any) -> str:
 
 
 def _faster(speed: Mapping[str, Any]) -> str:
-    """`yes: 1.84 times at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
+    """`yes: 1.8× faster at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
     if not speed:
         return "no: it computes as the dense model does"
     faster = any((finite(part(speed, name).get("times")) or 0) > 1.05 for name in speed if "batch" in name)
@@ -195,8 +233,8 @@ def _faster(speed: Mapping[str, Any]) -> str:
 def _speeds(speed: Mapping[str, Any]) -> str:
     """How many times faster by batch size, and under which conditions."""
     found = {name.removeprefix("batch_"): part(speed, name).get("times") for name in speed if "batch" in name}
-    times = ", ".join(f"{number(value, 2)} times at batch {size}" for size, value in found.items())
-    return f"{times}, length {count(speed.get('length'))}, {count(speed.get('threads'))} threads"
+    times = ", ".join(f"{times_faster(value)} at batch {size}" for size, value in found.items())
+    return f"{times}; length {count(speed.get('length'))}, {counted(speed.get('threads'), 'thread')}"
 
 
 def _checked(check: Mapping[str, Any]) -> str:

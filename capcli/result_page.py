@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from capcli import figures, results
-from capcli.text import NOT_MEASURED, byte_size, count, finite, mapping, named, number, part, percent
+from capcli.text import NOT_MEASURED, byte_size, count, finite, mapping, milliseconds, named, number, part, percent
 
 MAX_CHARTS = 24
 Tile = tuple[str, str, str]
@@ -51,7 +51,7 @@ def _eval_tiles(result: Data) -> list[Tile]:
         ("same answers", percent(result.get("agreement")), "as the baseline"),
         ("sparsity", percent(part(result, "sparsity").get("achieved")), "of the prunable weights"),
         ("weights", byte_size(size.get("weights_bytes")), "on disk"),
-        ("latency", _milliseconds(latency), f"batch {named(latency.get('batch'), 20)}, median"),
+        ("latency", milliseconds(latency.get("median_ms")), f"batch {named(latency.get('batch'), 20)}, median"),
     ]
 
 
@@ -60,11 +60,6 @@ def _from(change: Data, baseline: str) -> str:
     bounds = results.ends(change.get("confidence_95"))
     shown = results.signed_span(bounds).replace(" ", "\N{NO-BREAK SPACE}") + " " if bounds else ""
     return f"{shown}from {baseline}"
-
-
-def _milliseconds(latency: Data) -> str:
-    shown = number(latency.get("median_ms"), 2)
-    return shown if shown == NOT_MEASURED else f"{shown} ms"
 
 
 def _probe_tiles(result: Data) -> list[Tile]:
@@ -80,7 +75,10 @@ def _probe_tiles(result: Data) -> list[Tile]:
         ("seeds", count(result.get("seeds")), f"layer {named(result.get('layer'), 20)}"),
         ("weights", byte_size(size.get("weights_bytes")), "on disk"),
     ]
-    return [*tiles, ("latency", _milliseconds(latency), f"batch {named(latency.get('batch'), 20)}, median")]
+    return [
+        *tiles,
+        ("latency", milliseconds(latency.get("median_ms")), f"batch {named(latency.get('batch'), 20)}, median"),
+    ]
 
 
 def _compare_tiles(result: Data) -> list[Tile]:
@@ -128,9 +126,7 @@ def _chart(title: str, y_label: str, curves: Mapping[str, Mapping[int, Data]]) -
     layers = [layer for found in points.values() for layer, _ in found]
     if len(set(layers)) < 2:
         return None
-    return figures.line_chart(
-        title, (min(layers), max(layers)), y_label, points, x_label="layer", bands=bands, write=number
-    )
+    return figures.line_chart(title, (min(layers), max(layers)), y_label, points, x_label="layer", bands=bands)
 
 
 def _drawable(value: Any) -> float | None:

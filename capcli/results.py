@@ -14,17 +14,21 @@ from capcli import figures
 from capcli.page import MAX_ROWS, Row, other_splits
 from capcli.text import (
     NOT_MEASURED,
+    bound,
     byte_size,
     count,
+    counted,
     finite,
     interval,
     mapping,
+    milliseconds,
     named,
     number,
     part,
     percent,
     plain,
     sequence,
+    significant,
 )
 
 Data = Mapping[str, Any]
@@ -282,12 +286,14 @@ def _size_rows(size: Data) -> list[Row]:
 
 def _latency(latency: Data) -> str:
     """Median and spread, and the circumstances without which they mean nothing."""
-    spread = f"{number(latency.get('p10_ms'), 2)} to {number(latency.get('p90_ms'), 2)}"
     bounds = ends(latency.get("confidence_95"))
-    noise = f", 95 % interval {number(bounds[0], 2)} to {number(bounds[1], 2, up=True)}" if bounds else ""
-    where = [f"{key} {named(latency.get(key), 60)}" for key in ("batch", "length", "threads")]
+    noise = f", 95 % interval {' to '.join(map(significant, bounds))}" if bounds else ""
+    p10, p90 = (milliseconds(latency.get(key)) for key in ("p10_ms", "p90_ms"))
+    where = [f"{key} {named(latency.get(key), 60)}" for key in ("batch", "length")]
+    where.append(counted(latency.get("threads"), "thread"))
     what = [named(latency[key], 60) for key in ("device", "hardware", "precision") if latency.get(key)]
-    return f"{number(latency.get('median_ms'), 2)} ms ({spread}{noise}) at {', '.join([*where, *what])}"
+    median = milliseconds(latency.get("median_ms"))
+    return f"{median} ({p10.removesuffix(' ms')} to {p90}{noise}) at {', '.join([*where, *what])}"
 
 
 def probe_rows(result: Data) -> list[Row]:
@@ -394,10 +400,10 @@ class _Drawn:
         return Table(title, tuple(columns), self.rows[:MAX_ROWS], hint, drawn, n_text)
 
 
-def signed(value: Any, up: bool = False) -> str:
-    """A difference with its sign."""
+def signed(value: Any, text: str = "") -> str:
+    """A difference with its sign; `text` is how its value is written, if not as a number."""
     real = finite(value)
-    return f"+{number(value, up=up)}" if real is not None and real > 0 else number(value, up=up)
+    return ("+" if real is not None and real > 0 else "") + (text or number(value))
 
 
 def span(bounds: Any) -> str:
@@ -408,7 +414,9 @@ def span(bounds: Any) -> str:
 def signed_span(bounds: Any) -> str:
     """The interval of a difference."""
     found = ends(bounds)
-    return f"[{signed(found[0])}, {signed(found[1], up=True)}]" if found else NO_INTERVAL
+    if not found:
+        return NO_INTERVAL
+    return f"[{signed(found[0], bound(found[0], up=False))}, {signed(found[1], bound(found[1], up=True))}]"
 
 
 def tables(command: str, result: Data) -> list[Table]:
@@ -481,7 +489,7 @@ def _probe_tables(result: Data) -> list[Table]:
     for task, data in items_of(result.get("tasks")):
         row = mapping(data)
         deviation = finite(row.get("deviation"))
-        mean = number(row.get("mean")) + ("" if deviation is None else f" ± {number(deviation, up=True)}")
+        mean = number(row.get("mean")) + ("" if deviation is None else f" ± {bound(deviation, up=True)}")
         cells = (named(task, 60), named(row.get("metric"), 40), mean, span(row.get("confidence_95")))
         other = part(only, "tasks", task).get("mean")
         drawn.add((*cells, count(row.get("n_examples"))), row.get("mean"), row.get("confidence_95"), other)
@@ -545,7 +553,7 @@ def _compare_tables(result: Data) -> list[Table]:
     ]
     hint = "Change: new minus old. Moved: 0 is outside of the interval of the change."
     measured = _moves_table("Tasks" if result.get("kind") == "probe" else "Metrics", result.get("rows"), hint)
-    latency = _moves_table("Latency", result.get("latency"))
+    latency = _latency_table(result.get("latency"))
     return [measured, latency, Table("Size and sparsity", ("name", "old", "new", "change"), exact)]
 
 
@@ -555,7 +563,22 @@ def _moves_table(title: str, rows: Any, hint: str = "") -> Table:
         change, bounds = row.get("change"), row.get("interval")
         cells = (named(row.get("name"), 60), number(row.get("old")), number(row.get("new")), signed(change))
         drawn.add((*cells, signed_span(bounds), moved(row)), change, bounds)
-    return drawn.table(title, ("name", "old", "new", "change", "95 % interval", "moved"), hint, zero=True)
+    return drawn.table(title, MOVES, hint, zero=True)
+
+
+MOVES = ("name", "old", "new", "change", "95 % interval", "moved")
+
+
+def _latency_table(rows: Any) -> Table:
+    """Times with their unit, which a metric has not."""
+    found: list[tuple[str, ...]] = []
+    for row in rows_of(rows):
+        change, bounds = row.get("change"), ends(row.get("interval"))
+        cells = (named(row.get("name"), 60), milliseconds(row.get("old")), milliseconds(row.get("new")))
+        low_high = [signed(end, significant(end)) for end in bounds or ()]
+        between = f"[{', '.join(low_high)}]" if bounds else NO_INTERVAL
+        found.append((*cells, signed(change, milliseconds(change)), between, moved(row)))
+    return Table("Latency", MOVES, found)
 
 
 def moved(row: Data) -> str:

@@ -6,27 +6,46 @@ A `Table` is read in batches, from the start each time; of its rows only one bat
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import csv
 import hashlib
 import json
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from capcli import files
+from capcli import files, rows
 from capcli.errors import DataError
 from capcli.hub import first_line
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
+PACKED = tuple(f"{suffix}.gz" for suffix in SUFFIXES[2:])  # parquet and arrow have compression of their own
 BATCH_ROWS = 2000
 READ_BYTES = 1 << 20
-FIELD_LIMIT = 2**31 - 1  # characters of one csv cell; Python's own limit of 131,072 is shorter than many documents
-_SHARD = re.compile(r"(?P<split>\w+)-(?P<index>\d+)-of-(?P<total>\d+)")  # train-00000-of-00002, as the hub names them
-_VERSION = re.compile(r"(?P<split>\w+)-v\d[\d.]*")  # train-v1.1, as SQuAD names them
+# What to do with data of other formats, by the ending of the file.
+_WAYS_OUT = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save the sheet as csv, in UTF-8"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, and give the folder or file"),
+    **dict.fromkeys((".bz2", ".xz", ".zst", ".lz4", ".lzma"), "unpack it; of compressed files those of gzip are read"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".joblib"), "pickles can run code and are never read; save as parquet"),
+    **dict.fromkeys((".ndjson", ".jsonlines", ".jl"), "if it has one object per line, name it .jsonl"),
+    **dict.fromkeys(
+        (".txt", ".tab", ".dat"), "write texts and labels as the columns of a csv; if they are, name it .csv or .tsv"
+    ),
+}
+# How files begin that have the ending of a text file and are none.
+_NO_TEXT = {
+    b"\x1f\x8b": ("is compressed with gzip", "name it so: .csv.gz"),
+    b"PK\x03\x04": ("is a spreadsheet or another zip archive", "save the sheet as csv, in UTF-8"),
+    b"\xd0\xcf\x11\xe0": ("is a spreadsheet", "save the sheet as csv, in UTF-8"),
+    b"PAR1": ("is a parquet file", "name it so: .parquet"),
+    b"BZh": ("is compressed with bzip2", "unpack it: bunzip2"),
+    b"\xfd7zXZ": ("is compressed with xz", "unpack it: unxz"),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it: unzstd"),
+}
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 Columns = dict[str, list[Any]]
 
@@ -36,7 +55,7 @@ class Table:
     """Rows with named columns, read in batches.
 
     name: path or hub id. class_names: the names behind the codes of a column of class labels, or of lists of them.
-    fingerprint: hex; another content has another one. n_skipped: malformed rows that were left out.
+    fingerprint: hex; another content has another one. notes: what a user should know of how it was read.
     read: (columns, most rows of a batch) -> batches; use `batches`.
     """
 
@@ -46,90 +65,72 @@ class Table:
     fingerprint: str
     n_rows: int
     read: Callable[[Sequence[str], int], Iterator[Columns]]
-    n_skipped: int = 0
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.n_rows
 
     def batches(self, columns: Sequence[str], size: int = BATCH_ROWS) -> Iterator[Columns]:
         """The given columns of all rows in order, at most `size` rows at a time. Raises `DataError` naming the file."""
-        with _reading(self.name):
+        with reading(self.name):
             yield from self.read(columns, size)
 
 
 # Where tables come from ----------------------------------------------------------------------------------------------
 
 
-def find(path: Path, known: Collection[str]) -> dict[str, list[Path]]:
-    """The files of each split below a folder, shards in order; one file alone is the training split.
-
-    `known` are the names of splits. Shards as the hub names them (`train-00000-of-00002`) and versions as SQuAD names
-    them (`train-v1.1`) belong to the split that they begin with. Raises `DataError` for anything unclear.
-    """
-    ending = f"one {', '.join(suffix[1:] for suffix in SUFFIXES)} file"
-    if path.is_file():
-        return {"train": [path]}
-    if not path.is_dir():
-        raise DataError(f"no data at {path}", f"--data takes a folder of splits or {ending}")
-    with _reading(str(path)):
-        found = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]
-    if not found:
-        raise DataError(
-            f"no data files in {path}", f"expected files such as train.parquet; known endings: {', '.join(SUFFIXES)}"
-        )
-    splits: dict[str, list[Path]] = {}
-    for file in found:
-        if (name := _split_of(file)) in known:
-            splits.setdefault(name, []).append(file)
-    if not splits:
-        names = ", ".join(file.stem for file in found)
-        raise DataError(f"no split in {path}: found {names}", "name the files train, validation and test")
-    for name, members in splits.items():
-        _check_members(name, members)
-    return splits
+def ending(path: Path) -> str:
+    """The ending of the name of a file that is read, such as `.csv` or `.csv.gz`; else nothing."""
+    return next((suffix for suffix in (*SUFFIXES, *PACKED) if path.name.lower().endswith(suffix)), "")
 
 
-def _split_of(file: Path) -> str:
-    match = _SHARD.fullmatch(file.stem) or _VERSION.fullmatch(file.stem)
-    return match["split"] if match else file.stem
-
-
-def _check_members(split: str, members: Sequence[Path]) -> None:
-    """Several files of one split must be all shards of one set."""
-    shards = [_SHARD.fullmatch(file.stem) for file in members]
-    totals = {(int(shard["total"]), file.suffix) for shard, file in zip(shards, members, strict=True) if shard}
-    if not totals and len(members) == 1:
-        return
-    if not all(shards) or len(totals) != 1:
-        names = ", ".join(file.name for file in members)
-        raise DataError(f"several files for the {split} split: {names}", "keep one of them in the folder")
-    (total, _), present = totals.pop(), {int(shard["index"]) for shard in shards if shard}
-    if missing := sorted(set(range(total)) - present):
-        raise DataError(
-            f"{members[0].parent} has {len(members)} of {total} parts of {split}; part {missing[0]} is missing"
-        )
+def refusal(path: Path) -> DataError:
+    """The error for a file of a format that is not read, or for what is no file at all."""
+    if path.is_dir():
+        return DataError(f"{path} is a folder, not a file")
+    if path.is_symlink() and not path.exists():
+        return DataError(f"{path} is a link to nothing")
+    if path.exists() and not path.is_file():
+        return DataError(f"{path} is a pipe, a socket or a device, not a file", "write the data to a file first")
+    if not path.is_file():
+        return DataError(f"{path} is not a file")
+    if path.name.lower().endswith((".parquet.gz", ".arrow.gz")):
+        return DataError(f"{path} is compressed", "unpack it: gunzip")
+    return DataError(
+        f"{path} is no {', '.join(SUFFIXES)} file",
+        _WAYS_OUT.get(path.suffix.lower(), "convert the data to one of these"),
+    )
 
 
 def open_files(paths: Sequence[Path], header: Sequence[str] = (), *, lenient: bool = False) -> Table:
-    """The rows of several files, one after the other; see `open_file`. Raises `DataError` when columns differ."""
-    tables = [open_file(path, header, lenient=lenient) for path in paths]
+    """The rows of several files, one after the other; see `open_file`. Raises `DataError` when columns differ.
+
+    Of several files, some may have no rows.
+    """
+    if len(paths) == 1:
+        return open_file(paths[0], header, lenient=lenient)
+    opened = [_opened(path, header, lenient=lenient) for path in paths]
+    tables = [table for table in opened if len(table)]
+    if not tables:
+        raise DataError(f"{paths[0]} has no rows, nor have the other files of its split")
     first = tables[0]
     for table in tables[1:]:
         if set(table.columns) != set(first.columns) or table.class_names != first.class_names:
-            raise DataError(f"{table.name} has other columns or class names than {first.name}")
-    if len(tables) == 1:
-        return first
+            raise DataError(
+                f"{table.name} has other columns or class names than {first.name}",
+                "the files of one split must be alike; keep others in another folder",
+            )
     return replace(
         first,
-        fingerprint=_digest("".join(table.fingerprint for table in tables)),
+        fingerprint=_digest("".join(table.fingerprint for table in opened)),
         n_rows=sum(map(len, tables)),
-        n_skipped=sum(table.n_skipped for table in tables),
+        notes=tuple(note for table in opened for note in table.notes),
         read=lambda columns, size: chain.from_iterable(table.batches(columns, size) for table in tables),
     )
 
 
 def open_file(path: Path, header: Sequence[str] = (), *, lenient: bool = False) -> Table:
-    """The table in a parquet, csv, tsv, jsonl or json file, by its ending.
+    """The table in a parquet, arrow, csv, tsv, jsonl or json file, by its ending.
 
     header: column names of a tsv that has none (its first line holds none of these names). lenient: rows of a tsv with
     too many or too few fields are left out and counted, instead of being an error.
@@ -137,28 +138,41 @@ def open_file(path: Path, header: Sequence[str] = (), *, lenient: bool = False) 
     Raises:
         DataError: naming the file, and the line where there are lines.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"{path} is no {', '.join(SUFFIXES)} file", "convert the data to one of these")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, not a file")
-    if not path.is_file():
-        raise DataError(f"{path} is a link to nothing" if path.is_symlink() else f"{path} is not a file")
-    with _reading(str(path)):
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty")
-        fingerprint = files.sha256(path)
-        if suffix == ".parquet":
-            table = _parquet(path)
-        elif suffix == ".jsonl":
-            table = _json_lines(path)
-        elif suffix == ".json":
-            table = _json(path)
-        else:
-            table = _separated(path, header, lenient=lenient and suffix == ".tsv")
+    table = _opened(path, header, lenient=lenient)
     if len(table) == 0:
         raise DataError(f"{path} has no rows")
+    return table
+
+
+def _opened(path: Path, header: Sequence[str], *, lenient: bool) -> Table:
+    """As `open_file`, and a table may have no rows."""
+    with reading(str(path)):
+        kind = ending(path).removesuffix(".gz")
+        if not kind or not path.is_file():
+            raise refusal(path)
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty", "write or copy it again, or remove it")
+        _check_beginning(path)
+        fingerprint = files.sha256(path)
+        if kind in (".csv", ".tsv"):
+            table = _separated(path, header, lenient=lenient and kind == ".tsv")
+        else:
+            table = {".parquet": _parquet, ".arrow": _arrow, ".jsonl": _json_lines, ".json": _json}[kind](path)
     return replace(table, fingerprint=fingerprint)
+
+
+def _check_beginning(path: Path) -> None:
+    """Refuse what stands for a file that git-lfs did not fetch, and what is not text though its name says so."""
+    with path.open("rb") as file:
+        begin = file.read(40)
+    if begin.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a pointer of git-lfs, not the data", "run: git lfs pull")
+    if ending(path) in PACKED and not begin.startswith(b"\x1f\x8b"):
+        raise DataError(f"{path} is not compressed with gzip", f"if it is text, name it {ending(path)[:-3]}")
+    if ending(path) in SUFFIXES[2:]:
+        for mark, (what, hint) in _NO_TEXT.items():
+            if begin.startswith(mark):
+                raise DataError(f"{path} {what}, not a {ending(path)} file", hint)
 
 
 def in_memory(name: str, columns: Mapping[str, Sequence[Any]], fingerprint: str = "") -> Table:
@@ -180,7 +194,7 @@ def _digest(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading(name: str) -> Iterator[None]:
     """Whatever a reader raises, as a `DataError` that names the file."""
     try:
         yield
@@ -244,68 +258,63 @@ def _feature_names(feature: Any) -> tuple[str, ...]:
     return _feature_names(feature["feature"]) if isinstance(feature, dict) and "feature" in feature else ()
 
 
+# arrow ---------------------------------------------------------------------------------------------------------------
+
+
+def _arrow(path: Path) -> Table:
+    """A stream, as `save_to_disk` of `datasets` writes it, or a file with an index."""
+    import pyarrow
+    import pyarrow.ipc  # type: ignore[import-untyped]
+
+    with path.open("rb") as file:
+        indexed = file.read(6) == b"ARROW1"
+        file.seek(-len(_END_OF_STREAM), 2)
+        if not indexed and file.read() != _END_OF_STREAM:
+            raise DataError(f"{path} is cut off, or was written by an old library", "save or copy it again")
+
+    def batches() -> Iterator[Any]:
+        with path.open("rb") as file, (pyarrow.ipc.open_file if indexed else pyarrow.ipc.open_stream)(file) as reader:
+            yield from (map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader)
+
+    def read(columns: Sequence[str], size: int) -> Iterator[Columns]:
+        for batch in batches():
+            for begin in range(0, batch.num_rows, size):
+                part = batch.slice(begin, size)
+                yield {column: part.column(column).to_pylist() for column in columns}
+
+    with path.open("rb") as file, (pyarrow.ipc.open_file if indexed else pyarrow.ipc.open_stream)(file) as reader:
+        schema = reader.schema
+    return Table(
+        name=str(path),
+        columns=_unique(schema.names, path),
+        class_names=_class_names(schema.metadata or {}),
+        fingerprint="",
+        n_rows=sum(batch.num_rows for batch in batches()),
+        read=read,
+    )
+
+
 # csv and tsv ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line with its end) of a UTF-8 file; a byte order mark is dropped."""
-    place = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"line {number}, byte {place + error.start} of the file"
-                raise DataError(f"cannot read {path}: {where}, is not UTF-8", "save the file as UTF-8") from error
-            place += len(line)
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Quotes mean nothing, as in GLUE's own files."""
-    for number, line in _lines(path):
-        if text := line.rstrip("\r\n"):
-            yield number, text.split("\t")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(FIELD_LIMIT)
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"cannot read {path}: line {reader.line_num}: {error}") from error
-
-
 def _separated(path: Path, header: Sequence[str], *, lenient: bool) -> Table:
-    parse = _tsv_rows if path.suffix.lower() == ".tsv" else _csv_rows
-    first = next((row for _, row in parse(path)), [])
-    headless = len(first) == len(header) and not set(first) & set(header)
-    names = _unique(header if headless else first, path)
-
-    def rows() -> Iterator[list[str]]:
-        for number, row in islice(parse(path), 0 if headless else 1, None):
-            if len(row) == len(names):
-                yield row
-            elif not lenient:
-                raise DataError(f"cannot read {path}: line {number} has {len(row)} fields, the header has {len(names)}")
+    sheet = rows.sheet(path, header, tab=ending(path).startswith(".tsv"), lenient=lenient)
+    _unique(sheet.names, path)
+    left: collections.Counter[str] = collections.Counter()
+    n_rows = sum(1 for _ in sheet.rows(left))
 
     def read(columns: Sequence[str], size: int) -> Iterator[Columns]:
-        places, source = [names.index(column) for column in columns], rows()
+        source = sheet.rows(collections.Counter())
         while batch := list(islice(source, size)):
-            yield {column: [row[i] for row in batch] for column, i in zip(columns, places, strict=True)}
+            yield {column: [row[sheet.places[column]] for row in batch] for column in columns}
 
-    n_rows = sum(1 for _ in rows())
-    n_lines = sum(1 for _ in parse(path)) - (not headless) if lenient else n_rows
     return Table(
         name=str(path),
-        columns=names,
+        columns=sheet.names,
         class_names={},
         fingerprint="",
         n_rows=n_rows,
-        n_skipped=n_lines - n_rows,
+        notes=tuple(f"{path.name}: {what}" for what in (*sheet.notes, *(f"{what}: {n:,}" for what, n in left.items()))),
         read=read,
     )
 
@@ -313,37 +322,16 @@ def _separated(path: Path, header: Sequence[str], *, lenient: bool) -> Table:
 # json ----------------------------------------------------------------------------------------------------------------
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return found
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"cannot read {path}: line {number}: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"cannot read {path}: line {number} is not a JSON object")
-        yield row
-
-
 def _json_lines(path: Path) -> Table:
     """A key that a row lacks is missing there (None)."""
     names: dict[str, None] = {}
     n_rows = 0
-    for row in _json_rows(path):
+    for row in rows.json_rows(path):
         names.update(dict.fromkeys(row))
         n_rows += 1
 
     def read(columns: Sequence[str], size: int) -> Iterator[Columns]:
-        source = _json_rows(path)
+        source = rows.json_rows(path)
         while batch := list(islice(source, size)):
             yield {column: [row.get(column) for row in batch] for column in columns}
 
@@ -353,20 +341,20 @@ def _json_lines(path: Path) -> Table:
 def _json(path: Path) -> Table:
     """SQuAD's own layout, flattened; or an array of rows, also under the key `data`; or JSON lines."""
     try:
-        data = json.loads("".join(line for _, line in _lines(path)), object_pairs_hook=_object)
+        data = rows.parsed(rows.whole(path))
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             return _json_lines(path)
         raise DataError(f"cannot read {path}: {error}") from error
-    rows = data.get("data") if isinstance(data, dict) else data
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    found = data.get("data") if isinstance(data, dict) else data
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise DataError(
             f"{path} is neither an array of rows nor in SQuAD's layout", "one row per line is a .jsonl file"
         )
-    if rows and all("paragraphs" in row for row in rows):
-        rows = list(_squad_rows(rows, path))
-    names = dict.fromkeys(name for row in rows for name in row)
-    return in_memory(str(path), {name: [row.get(name) for row in rows] for name in names}, fingerprint="of the file")
+    if found and all("paragraphs" in row for row in found):
+        found = list(_squad_rows(found, path))
+    names = dict.fromkeys(name for row in found for name in row)
+    return in_memory(str(path), {name: [row.get(name) for row in found] for name in names}, fingerprint="of the file")
 
 
 def _squad_rows(articles: Sequence[Mapping[str, Any]], path: Path) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +17,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli import hub, labels, metrics, perturb, tables
+from capcli import hub, labels, literals, metrics, perturb, splits, tables
 from capcli.config import BUILTIN_TASKS, TaskConfig
 from capcli.errors import DataError
 from capcli.labels import Labels
+from capcli.names import finder, number, order, shown
 from capcli.perturb import Change
+from capcli.splits import Found
 from capcli.tables import Table
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "tasks"
-EVAL_SPLITS = ("validation", "validation_matched", "validation_mismatched", "dev", "dev_matched", "dev_mismatched")
 SINGLE, PAIR, REGRESSION = ("accuracy", "macro_f1"), ("accuracy", "f1"), ("pearson", "spearman")
 MULTILABEL = ("micro_f1", "macro_f1", "subset_accuracy")
 ENTITIES, TAGS = ("f1", "precision", "recall", "accuracy"), ("accuracy", "macro_f1")
 SPANS = ("f1", "exact_match")
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "target",
+    "score",
+    "tags",
+    "answers",
+)  # columns that no text is in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +149,8 @@ class Split:
     columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
     None for all. labels: int64 [N] for classification, float64 [N] for regression, uint8 [N, C] for multilabel, an
     object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans. no_answer: for spans,
-    whether a question may have no answer. change: what is done to each text while it is read; for spans to the
-    questions alone, since the answers stand in the contexts.
+    whether a question may have no answer. lists: for tokens, whether the words are lists written as text. change: what
+    is done to each text while it is read; for spans to the questions alone, since the answers stand in the contexts.
     """
 
     name: str
@@ -150,6 +160,7 @@ class Split:
     kind: str = "classification"
     rows: NDArray[np.int64] | None = None
     no_answer: bool = False
+    lists: bool = False
     change: Change | None = None
 
     def __len__(self) -> int:
@@ -160,7 +171,8 @@ class Split:
         """sha256, as hex, of the texts, by the table, the columns and the rows that they are read from."""
         rows = b"all" if self.rows is None else self.rows.astype("<i8").tobytes()
         changed = () if self.change is None else (perturb.VERSION, self.change.name, self.change.seed)
-        return hashlib.sha256(repr((self.table.fingerprint, self.columns, changed)).encode() + rows).hexdigest()
+        read = changed if not self.lists else ("lists", *changed)
+        return hashlib.sha256(repr((self.table.fingerprint, self.columns, read)).encode() + rows).hexdigest()
 
     @property
     def paired(self) -> bool:
@@ -224,7 +236,7 @@ class Split:
     def _text(self, cell: Any, column: str, index: int) -> Any:
         """A text as the tokenizer takes it: a string, or the words of a sentence."""
         if self.kind == "tokens":
-            words = cell.split() if isinstance(cell, str) else cell
+            words = self._words(cell, column, index) if isinstance(cell, str) else cell
             if not isinstance(words, list):
                 raise self._wrong(column, index, _type_of(cell, "not a list of words"))
             for word in words:
@@ -234,6 +246,15 @@ class Split:
                 raise self._wrong(column, index, f"has {len(words)} words but {n} labels")
             return words
         return self._text_of(cell, column, index)
+
+    def _words(self, cell: str, column: str, index: int) -> list[Any]:
+        """The words of a text: between spaces, or of a list if those of this split are lists written as text."""
+        found = literals.listed(cell)
+        if self.lists and found is None:
+            raise self._wrong(column, index, f"holds {cell[:60]!r}, where a list written as text is expected")
+        if not self.lists and found and all(isinstance(word, str) for word in found):
+            raise self._wrong(column, index, "is a list written as text, where words with spaces between are expected")
+        return found if self.lists and found is not None else cell.split()
 
     def _changed(self, text: Any, place: int, index: int) -> Any:
         if self.change is None or (self.kind == "spans" and place):
@@ -298,8 +319,8 @@ class TaskData:
     @property
     def legend(self) -> str:
         """The code of each label and its name, such as `0 negative, 1 positive`, of the first of many."""
-        shown = labels.shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
-        return shown + (f" ({len(self.labels)})" if len(self.labels) > 20 else "")
+        names = shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
+        return names + (f" ({len(self.labels)})" if len(self.labels) > 20 else "")
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -316,63 +337,62 @@ def load(
     perhaps: Sequence[str] = (),
     no_answer: bool | None = None,
     spare: float = 0.0,
-    codes: bool = True,
 ) -> TaskData:
     """Open a task's splits and read their labels, which become indices by name; texts are read later.
 
     `known` are the classes of a model of ours, for sets that name none, and `perhaps` those of another model, taken if
     they cover what occurs; `no_answer` is whether the model may answer nothing; `spare` is the share of the training
-    split to hold out when no other split is there to evaluate on. Without `codes`, a number that the data do not name
-    stands for none of the `known`: in other data it need not mean the same. Without `train`, a set that has only a
-    training split is measured on the part that `holdout` and `seed` held out of it, or on the whole.
+    split to hold out when no other split is there to evaluate on. Without `train`, a set that has only a training split
+    is measured on the part that `holdout` and `seed` held out of it, or on the whole. A label is one of the classes by
+    name or, as a number, by value (see `names.finder`); only the tasks of the table with names have codes.
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
     task = TASKS[config.task]
-    sources = _sources(task, config)
-    wanted = _wanted(sources, train, holdout or spare, config)
+    files, sources = _sources(task, config)
+    wanted = _wanted(files, train, holdout or spare, config)
     holdout = holdout or (spare if train and wanted == ["train"] else 0.0)
     opened = {name: sources[name]() for name in wanted}
     read = {name: _read(name, table, task, config) for name, table in opened.items()}
-    found = {name: one for name, (_, one) in read.items()}
-    names, notes = _label_names(task, found, perhaps) if not known or task.labels else (tuple(known), [])
-    if not codes and not task.labels and task.kind not in ("regression", "spans"):
-        _check_names(found, names)
+    found, notes = labels.separated({name: one for name, (_, one) in read.items()}, known or perhaps)
+    aliases = config.label_names
+    names, new = _label_names(task, found, perhaps, aliases) if not known or task.labels else (tuple(known), [])
+    find = finder(names, aliases, codes=bool(task.labels))
     empty = _no_answer(task, found, no_answer)
-    splits = {
+    parts = {
         name: Split(
             name=name,
             table=opened[name],
             columns=texts,
-            labels=labels.coded(one, names),
+            labels=labels.coded(found[name], names, find),
             kind=task.kind,
             no_answer=empty,
+            lists=task.kind == "tokens" and _begins_with_list(opened[name], texts[0]),
         )
-        for name, (texts, one) in read.items()
+        for name, (texts, _) in read.items()
     }
-    notes += [
-        f"{table.name}: {table.n_skipped} rows with too many or too few fields were left out"
-        for table in opened.values()
-        if table.n_skipped
-    ]
-    trained = splits.pop("train", None) if train else None
+    notes += [*files.notes, *(note for table in opened.values() for note in table.notes)]
+    notes += [*_list_notes(found, parts), *new, *labels.remarks(found, names, find)]
+    trained = parts.pop("train", None) if train else None
     held = None
     if trained is not None:
         trained, held = _subsets(trained, holdout, max_train, seed)
         whole = len(found["train"].values) - len(held or ())
         if len(trained) < whole:
             notes.append(f"train: {len(trained):,} of {whole:,} examples")
-        if not splits:
-            splits, held = {"holdout": _need_holdout(held)}, None
+        if not parts:
+            parts, held = {"holdout": _need_holdout(held)}, None
             notes.append("no evaluation split: evaluated on the held-out part of the training set")
         _check_training_labels(trained)
-    if not train and holdout and list(splits) == ["train"]:
-        splits = {"holdout": _need_holdout(_subsets(splits["train"], holdout, 0, seed)[1])}
-    evals = {name: cut(split, config.max_eval_samples, 0) for name, split in splits.items()}
-    sizes = {name: (len(split), len(splits[name])) for name, split in evals.items()}
+    if not train and holdout and list(parts) == ["train"]:
+        parts = {"holdout": _need_holdout(_subsets(parts["train"], holdout, 0, seed)[1])}
+    evals = {name: cut(split, config.max_eval_samples, 0) for name, split in parts.items()}
+    sizes = {name: (len(split), len(parts[name])) for name, split in evals.items()}
     notes += [f"{name}: {n:,} of {total:,} examples" for name, (n, total) in sizes.items() if n < total]
     if "test" in evals:
         notes.append("no validation split: evaluated on test")
+    elif config.data and (spared := sorted(name for name in files.files if name.startswith("test"))):
+        notes.append(f"evaluated on {', '.join(evals)}; not used: {', '.join(spared)}")
     return TaskData(
         name=config.task,
         kind=task.kind,
@@ -385,6 +405,14 @@ def load(
     )
 
 
+def _list_notes(found: Mapping[str, Labels], splits: Mapping[str, Split]) -> list[str]:
+    """Which columns hold lists that were written as text."""
+    places = [(split.columns[0], name) for name, split in splits.items() if split.lists]
+    places += [(one.columns[0], name) for name, one in found.items() if one.lists]
+    columns = {column: [name for other, name in places if other == column] for column, _ in places}
+    return [f"lists written as text in column {c!r} were read as lists: {', '.join(n)}" for c, n in columns.items()]
+
+
 def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
     if task.kind == "tokens":
         return ENTITIES if metrics.is_entity_scheme(names) else TAGS
@@ -393,31 +421,39 @@ def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(m for m in task.metrics if m != "f1" or len(names) == 2) or ("accuracy",)
 
 
-def _sources(task: Task, config: TaskConfig) -> dict[str, Callable[[], Table]]:
-    """What opens the table of each split there is."""
+def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[[], Table]]]:
+    """The files of the splits, and what opens the table of each."""
     if config.data or config.task in BUILTIN_TASKS:
-        path = Path(config.data) if config.data else BUILTIN_FOLDER / config.task
-        found = tables.find(path, ("train", "test", *EVAL_SPLITS))
+        found = splits.find(Path(config.data) if config.data else BUILTIN_FOLDER / config.task)
     elif task.hub is not None:
-        found = hub.data_set(*task.hub)
+        found = Found(files=hub.data_set(*task.hub), unread={}, notes=())
     else:
         raise DataError(f"task {config.task} needs your own data", "name a file or folder with --data")
     # A few rows of GLUE's own qqp/train.tsv are broken, and every reader of it leaves them out.
     glue = task.hub is not None and task.hub[0] == "nyu-mll/glue"
-    return {name: partial(tables.open_files, files, task.header, lenient=glue) for name, files in found.items()}
+    opened = partial(tables.open_files, header=task.header, lenient=glue)
+    return found, {name: partial(opened, files) for name, files in found.files.items()}
 
 
-def _wanted(available: Collection[str], train: bool, holdout: float, config: TaskConfig) -> list[str]:
+def _wanted(found: Found, train: bool, holdout: float, config: TaskConfig) -> list[str]:
     """Names of the splits to use: train, then the evaluation splits; `test` only when there is no other."""
-    where = config.data or config.task
-    evals = [name for name in EVAL_SPLITS if name in available] or [name for name in ("test",) if name in available]
-    if train and "train" not in available:
-        raise DataError(f"{where} has no train split, only {', '.join(available)}")
+    where, rest = config.data or config.task, "".join(f"; {note}" for note in found.notes)
+    evals = [name for name in splits.EVALS if name in found.files]
+    for name in (*(["train"] if train else []), *(() if evals else splits.EVALS)):
+        if name in found.unread:  # before another takes its place
+            raise tables.refusal(found.unread[name])
+    evals = evals or [name for name in ("test",) if name in found.files]
+    if train and "train" not in found.files:
+        raise DataError(
+            f"{where} has no train split, only {', '.join(found.files)}{rest}",
+            "name the training file train, as train.csv",
+        )
     if not evals and not train:
         return ["train"]
     if not evals and not holdout:
         raise DataError(
-            f"{where} has no validation or test split to evaluate on", "add one, or hold out a part: --holdout 0.1"
+            f"{where} has no validation or test split to evaluate on{rest}",
+            "add one, or hold out a part: --holdout 0.1",
         )
     return ["train", *evals] if train else evals
 
@@ -427,76 +463,79 @@ def _wanted(available: Collection[str], train: bool, holdout: float, config: Tas
 
 def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tuple[str, ...], Labels]:
     """The columns of the texts, and the labels."""
-    texts = [_column(table, task.text, config.text_column, "text", name)]
+    labelled = {config.label_column, *task.label, *LABEL_NAMES}
+    texts = [_column(table, task.text, config.text_column, "text", name, labelled)]
     if config.pair_column and task.kind == "tokens":
         raise DataError(f"{config.task} reads one text, there is no second", "leave --pair-column out")
     if task.pair or config.pair_column:
-        texts.append(_column(table, task.pair, config.pair_column, "pair", name))
-    wanted = _label_columns(table, task, config, name)
+        texts.append(_column(table, task.pair, config.pair_column, "pair", name, labelled.union(texts)))
+    wanted = _label_columns(table, task, config, name, texts)
     if twice := {column for column in texts if [*texts, *wanted].count(column) > 1}:
         raise DataError(f"column {min(twice)!r} of the {name} split is to be read for two purposes", "name another one")
     return tuple(texts), labels.read(name, table, wanted, task.kind)
 
 
-def _column(table: Table, names: Sequence[str], chosen: str, what: str, split: str) -> str:
+def _begins_with_list(table: Table, column: str) -> bool:
+    """Whether the first cell of a column is a list of words written as text."""
+    cell = next(iter(table.batches((column,), 1)))[column][0]
+    found = literals.listed(cell) if isinstance(cell, str) else None
+    return bool(found) and all(isinstance(word, str) for word in found or ())
+
+
+def _column(
+    table: Table, names: Sequence[str], chosen: str, what: str, split: str, others: Collection[str] = ()
+) -> str:
+    """The column to read; `others` are read for another purpose, so that no hint names them."""
     if chosen:
         names = (chosen,)
     for name in names:
         if name in table.columns:
             return name
-    close = difflib.get_close_matches(names[0].casefold(), [c.casefold().strip() for c in table.columns], n=1)
-    meant = next((c for c in table.columns if close and c.casefold().strip() == close[0]), None)
+    free = {column.casefold().strip(): column for column in table.columns if column not in others}
+    close = difflib.get_close_matches(names[0].casefold(), free, n=1, cutoff=0.7)
+    meant = free[close[0]] if close else None
     hint = f"did you mean --{what}-column {meant!r}?" if meant else f"name it with --{what}-column"
-    if len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
-        hint = "the cells are not separated by commas: save the file as csv with commas, or as tsv with tabs"
+    if not meant and tables.ending(Path(table.name)).startswith((".csv", ".tsv")):
+        hint += "; the file must begin with a header, a line such as text,label"
     raise DataError(
         f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(map(repr, table.columns))}", hint
     )
 
 
-def _label_columns(table: Table, task: Task, config: TaskConfig, split: str) -> tuple[str, ...]:
+def _label_columns(table: Table, task: Task, config: TaskConfig, split: str, texts: Sequence[str]) -> tuple[str, ...]:
     """The column of the labels; for multilabel also several, one per label."""
     chosen = config.label_column
     several = [name.strip() for name in chosen.split(",") if name.strip()]
     if task.kind == "multilabel" and len(several) > 1 and chosen not in table.columns:
-        return tuple(_column(table, (), name, "label", split) for name in dict.fromkeys(several))
-    return (_column(table, task.label, chosen, "label", split),)
+        return tuple(_column(table, (), name, "label", split, texts) for name in dict.fromkeys(several))
+    return (_column(table, task.label, chosen, "label", split, texts),)
 
 
-def _label_names(task: Task, found: Mapping[str, Labels], perhaps: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+def _label_names(
+    task: Task, found: Mapping[str, Labels], perhaps: Sequence[str], aliases: Mapping[str, str]
+) -> tuple[tuple[str, ...], list[str]]:
     """Names of the classes by index, and notes: those of the task, or of the first split as `labels.names_of` has it.
 
     A tag that occurs only in an evaluation split gets an index too, though nothing can learn it: the words that bear it
-    are part of what is measured.
+    are part of what is measured. It is no new one where it is a number and those of the first split are names.
     """
     if task.kind in ("regression", "spans") or task.labels:
         return task.labels, []
     first, *others = found.values()
-    names, notes = labels.names_of(first, perhaps), []
+    classes, notes = labels.names_of(first, perhaps, aliases), []
     if task.kind == "tokens" and not first.own_names:
-        more = sorted({name for one in others for name in labels.unknown(one, names) if name != "-1"})
-        names += tuple(more)
-        notes = [f"only in evaluation, so never learned: {labels.shown(more)}"] if more else []
-    if task.entities and not metrics.is_entity_scheme(names):
+        find, numeric = finder(classes, aliases), {number(name) is not None for name in classes}
+        for one in others:
+            labels.check_labelled(one, find)
+        new = {name for one in others for name in labels.unknown(one, find) if (number(name) is not None) in numeric}
+        notes = [f"only in evaluation, so never learned: {shown(order(new))}"] if new else []
+        classes += tuple(order(new))
+    if task.entities and not metrics.is_entity_scheme(classes):
         raise DataError(
-            f"labels of entities are O or like B-person and I-person; the data has {labels.shown(names)}",
+            f"labels of entities are O or like B-person and I-person; the data has {shown(classes)}",
             "for other labels of words use --task token-classification",
         )
-    return names, notes
-
-
-def _check_names(found: Mapping[str, Labels], names: Sequence[str]) -> None:
-    """The labels of other data than the model's own must be its labels by name."""
-    for split, one in found.items():
-        unknown = [name for name in labels.unknown(one, names) if name != "-1"]
-        numbers = labels.nameless(one, names)
-        if unknown or numbers:
-            what = "unknown labels" if unknown else "numbers without names as labels"
-            raise DataError(
-                f"{what} in the {split} split: {labels.shown(unknown or numbers, 5)}; the task has "
-                f"{labels.shown(names)}",
-                f"say which is which by --label-map {names[0]}={(unknown or numbers)[0]},…",
-            )
+    return classes, notes
 
 
 def _no_answer(task: Task, found: Mapping[str, Labels], known: bool | None) -> bool:

@@ -1,9 +1,8 @@
 """Data as text: values that may be absent, strings that may be hostile, numbers that must not claim too much.
 
-How numbers are written: a figure that is a claim (a metric, a sparsity, a retention) is cut, never rounded up, and a
-size is rounded up, never down. So 96.996 % is shown as 96.99 %, and 97.00 % means at least that. Where a cut would hide
-that a value misses the next step by a hair, more digits are shown: 96.99998 % becomes 96.9999 %. Intervals are widened
-outward.
+How numbers are written, everywhere: a metric with 4 decimals, a share in per cent with 2, both rounded to the nearest;
+but what is not all or nothing is never shown as 1.0000, 100.00 % or 0.00 %. Times have 3 significant digits, a factor
+has one decimal, and a size, which has at least 3 digits, is rounded up, never down. Intervals are widened outward.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from numbers import Real
 from typing import Any
+
+from capcli.config import TOKEN
 
 NOT_MEASURED = "not measured"
 
@@ -54,9 +55,12 @@ def plain(text: object, limit: int = 200) -> str:
     r"""One line of at most `limit` characters without anything a terminal, editor or parser would act on.
 
     Controls, line breaks, invisible formatting and direction overrides, lone surrogates and non-characters become their
-    Python escape (ESC is shown as `\x1b`). The joiners that scripts and emoji need stay.
+    Python escape (ESC is shown as `\x1b`). The joiners that scripts and emoji need stay. Tokens of the hub are cut.
     """
-    shown = str(text)[: limit + 1]
+    shown = str(text)[: limit + 100]
+    if "_" in shown:
+        shown = TOKEN.sub("hf_…", shown)
+    shown = shown[: limit + 1]
     if not (shown.isascii() and shown.isprintable()):
         shown = "".join(_escaped(char) if _is_active(char) else char for char in shown)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
@@ -77,9 +81,9 @@ def named(text: object, limit: int = 200) -> str:
     return plain(text, limit) if text not in (None, "") else "not recorded" if text is None else "(empty)"
 
 
-def _cut(value: Decimal, digits: int, up: bool = False) -> Decimal:
-    """`value` at `digits` decimals, towards minus or plus infinity."""
-    return value.quantize(Decimal(1).scaleb(-digits), ROUND_CEILING if up else ROUND_FLOOR)
+def _at(value: Decimal, digits: int, rounding: str = ROUND_HALF_EVEN) -> Decimal:
+    """`value` at `digits` decimals."""
+    return value.quantize(Decimal(1).scaleb(-digits), rounding)
 
 
 def _decimal(value: float) -> Decimal:
@@ -87,29 +91,46 @@ def _decimal(value: float) -> Decimal:
     return Decimal(repr(round(value, 12)))
 
 
-def cut(value: float, digits: int) -> str:
-    """`value` cut to `digits` decimals, as digits."""
-    return f"{_cut(_decimal(value), digits):f}"
+def _nearest(value: Decimal, whole: int, digits: int) -> str:
+    """`value` rounded to `digits` decimals; what is not nothing or the `whole` is not written so."""
+    near = _at(value, digits)
+    if near == 0 != value:
+        return f"{float(value):.1g}"
+    if abs(near) == whole and near != value:
+        near += Decimal(1).scaleb(-digits) * (1 if value > near else -1)
+    return f"{near:,f}"
 
 
-def number(value: Any, digits: int = 4, up: bool = False) -> str:
-    """A metric or measurement, cut (or rounded up) to `digits` decimals; on the scale on which gates compare it."""
+def in_percent(fraction: float, digits: int = 2) -> str:
+    """A fraction in per cent, as digits."""
+    return _nearest(_decimal(fraction) * 100, 100, digits)
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A metric or measurement with `digits` decimals; on the scale on which gates compare it."""
     real = finite(value)
     if real is None:
         return NOT_MEASURED
-    if abs(real) >= 1e9 or 0 < abs(real) < 10.0**-digits:
-        return f"{real:.3g}"
-    return f"{_cut(_decimal(real), digits, up):,f}"
+    return _rare(real, digits) or _nearest(_decimal(real), 1, digits)
+
+
+def _rare(real: float, digits: int) -> str:
+    """A number so large or so small that decimals do not serve; empty for the others."""
+    return f"{real:.3g}" if abs(real) >= 1e9 or 0 < abs(real) < 10.0**-digits else ""
+
+
+def bound(value: Any, *, up: bool, digits: int = 4) -> str:
+    """An end of an interval, widened outward."""
+    real = finite(value)
+    if real is None:
+        return NOT_MEASURED
+    return _rare(real, digits) or f"{_at(_decimal(real), digits, ROUND_CEILING if up else ROUND_FLOOR):,f}"
 
 
 def percent(fraction: Any) -> str:
-    """A fraction as a percentage that is never larger than the fraction."""
+    """A fraction in per cent; 100.00 % and 0.00 % mean exactly that."""
     real = finite(fraction)
-    if real is None or abs(real) >= 1e9:
-        return NOT_MEASURED
-    exact = _decimal(real) * 100
-    digits = next((d for d in (2, 3, 4) if exact - _cut(exact, d) < Decimal("0.9").scaleb(-d)), 4)
-    return f"{_cut(exact, digits):,f} %"
+    return NOT_MEASURED if real is None or abs(real) >= 1e9 else f"{in_percent(real)} %"
 
 
 def byte_size(n_bytes: Any) -> str:
@@ -120,7 +141,7 @@ def byte_size(n_bytes: Any) -> str:
     unit = min(int(math.log10(max(real, 1)) // 3), 7)
     size = _decimal(real).scaleb(-3 * unit)
     digits = 0 if unit == 0 else 1 if size >= 10 else 2
-    return f"{_cut(size, digits, up=True):f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB', 'ZB')[unit]}"
+    return f"{_at(size, digits, ROUND_CEILING):f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB', 'ZB')[unit]}"
 
 
 def count(value: Any) -> str:
@@ -129,13 +150,29 @@ def count(value: Any) -> str:
     return NOT_MEASURED if real is None else f"{int(real):,}" if abs(real) < 1e18 else f"{real:.3g}"
 
 
+def counted(value: Any, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count(value)} {noun}{'' if finite(value) == 1 else 's'}"
+
+
+def milliseconds(value: Any) -> str:
+    """Milliseconds with 3 significant digits."""
+    real = finite(value)
+    return NOT_MEASURED if real is None else f"{significant(real)} ms"
+
+
+def significant(real: float) -> str:
+    """A measured number with 3 significant digits, larger ones in full."""
+    return f"{real:,.0f}" if 999.5 <= abs(real) < 1e9 else f"{real:#.3g}".rstrip(".")
+
+
 def duration(seconds: Any) -> str:
     """Seconds in the two largest units that matter."""
     real = finite(seconds)
     if real is None or not 0 <= real < 1e12:
         return NOT_MEASURED
     if real < 60:
-        return f"{real:.3g} s"
+        return f"{significant(real)} s"
     hours, minutes, rest = int(real) // 3600, int(real) // 60 % 60, int(real) % 60
     return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
@@ -145,12 +182,21 @@ def interval(bounds: Any) -> str:
     low_high = [finite(bound) for bound in sequence(bounds)]
     if len(low_high) != 2 or None in low_high:
         return NOT_MEASURED
-    return f"[{number(low_high[0])}, {number(low_high[1], up=True)}]"
+    return f"[{bound(low_high[0], up=False)}, {bound(low_high[1], up=True)}]"
 
 
 def times_smaller(large: Any, small: Any) -> str:
     large, small = finite(large), finite(small)
-    return f"{number(large / small, 1)}× smaller" if large and small and 0 < small < large else ""
+    return f"{large / small:,.1f}× smaller" if large and small and 0 < small < large else ""
+
+
+def times_faster(times: Any) -> str:
+    """`2.9× faster`, `1.3× slower`, or `as fast` where one decimal shows no difference."""
+    real = finite(times)
+    if real is None or real <= 0:
+        return NOT_MEASURED
+    factor = f"{max(real, 1 / real):,.1f}"
+    return "as fast" if factor == "1.0" else f"{factor}× {'faster' if real > 1 else 'slower'}"
 
 
 def markdown(text: object, limit: int = 200) -> str:

@@ -23,7 +23,9 @@ from capcli.errors import DataError
 from capcli.labels import Answers
 from capcli.pruning.losses import NO_LABEL
 from capcli.tasks import Split
+from capcli.text import percent
 
+UNKNOWN_SHARE = 0.05  # of the tokens of a split: from here on it is said; ordinary text has less than a thousandth
 CACHE_EXAMPLES = 20_000  # from here on tokens are kept on disk; fewer are tokenised in seconds
 CACHE_FORMAT = 1
 STRIDE = 128
@@ -40,7 +42,8 @@ class Examples:
     For spans an example is a window of a long context: owner [N] is the question that it belongs to, and chars [T, 2]
     are the begin and end of each token in the context in characters, -1 outside of it. For tokens, words [T] is the
     word that begins with the token, -1 elsewhere. split: what was tokenised. n_cut: texts that were longer than a
-    window and lost their end (for spans: questions).
+    window of `length` tokens and lost their end (for spans: questions). unknown: share of the tokens, special ones
+    aside, that stand for what the tokenizer does not know.
     """
 
     tokens: NDArray[np.integer[Any]]
@@ -54,6 +57,8 @@ class Examples:
     chars: NDArray[np.int32] | None = None
     split: Split | None = None
     n_cut: int = 0
+    length: int = 0
+    unknown: float = 0.0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -67,6 +72,11 @@ class Examples:
     def per_token(self) -> bool:
         """Whether the model answers for each token, not for each example."""
         return self.kind in ("tokens", "spans")
+
+    @property
+    def n_texts(self) -> int:
+        """How many texts they are: one for each example; for spans, whose contexts take several, questions."""
+        return len(self) if self.owner is None else len(np.unique(self.owner))
 
     @property
     def n_outputs(self) -> int:
@@ -136,10 +146,10 @@ def encode(
     if cache and len(split) >= CACHE_EXAMPLES and tokenizer.is_fast:
         whole = mapped(_key(split, tokenizer, length, stride), pieces)
     whole = whole or _joined(pieces())
-    return _examples(whole, split, tokenizer)
+    return _examples(whole, split, tokenizer, length)
 
 
-def _examples(whole: Piece, split: Split, tokenizer: Any) -> Examples:
+def _examples(whole: Piece, split: Split, tokenizer: Any, length: int) -> Examples:
     arrays = whole.arrays
     labels = split.labels.astype(np.float32) if split.kind == "multilabel" else split.labels
     return Examples(
@@ -154,7 +164,36 @@ def _examples(whole: Piece, split: Split, tokenizer: Any) -> Examples:
         chars=arrays.get("chars"),
         split=split,
         n_cut=whole.n_cut,
+        length=length,
+        unknown=_unknown(arrays["tokens"], tokenizer),
     )
+
+
+def _unknown(tokens: NDArray[np.integer[Any]], tokenizer: Any) -> float:
+    """Share of the tokens that are unknown, of those that are not special."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown == tokenizer.eos_token_id:  # as GPT-2 has it, whose bytes spell everything
+        return 0.0
+    found = int(np.count_nonzero(tokens == unknown))
+    others = sum(int(np.count_nonzero(tokens == place)) for place in {*tokenizer.all_special_ids} - {unknown})
+    return found / max(1, len(tokens) - others)
+
+
+def doubts(examples: Examples, name: str) -> tuple[str, ...]:
+    """What a model cannot read of the texts of a split, as notes: truncated ends, and tokens that are unknown."""
+    found = []
+    if examples.n_cut:
+        texts = f"{examples.n_cut:,} of {examples.n_texts:,}"
+        long = f"longer than {examples.length} tokens, so their ends were truncated: {texts} texts of {name}"
+        if examples.kind == "spans":
+            long = f"longer than half of {examples.length} tokens, so they were truncated: {texts} questions of {name}"
+        found.append(long)
+    if examples.unknown >= UNKNOWN_SHARE:
+        found.append(
+            f"unknown to the tokenizer: {percent(examples.unknown)} of the tokens of {name}; "
+            "the model cannot tell apart what they stand for"
+        )
+    return tuple(found)
 
 
 def _joined(pieces: Iterator[Piece]) -> Piece:

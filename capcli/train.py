@@ -27,9 +27,11 @@ from capcli.pruning import banks, losses, schedules
 from capcli.pruning.criteria.seat import Step
 from capcli.pruning.pruner import Pruner
 from capcli.run import Event
+from capcli.text import percent
 
 PHASES = ("teacher", "prune")
 HISTORY_ROWS = 400
+LOSS_EVERY = 10  # steps between looks at the loss on a device that would have to be waited for
 PROJECTION = "projection:"  # before the number of a projection, where parameters are named
 
 
@@ -52,7 +54,8 @@ Steps = Generator[run.Event, None, Any]
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
-    epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase."""
+    epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
+    checkpoints depend on, see `run.origin`."""
 
     run: run.Run
     phase: str
@@ -67,6 +70,7 @@ class Job:
     snapshot: Callable[[int], Steps]
     epoch_end: Callable[[int, int], Steps]
     event: Callable[..., Event]
+    of: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def rises(self) -> list[int]:
@@ -76,13 +80,15 @@ class Job:
 
 @dataclass(kw_only=True)
 class State:
-    """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps."""
+    """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps; `loss` is
+    the one that was looked at last."""
 
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     summed: int = 0
+    loss: float | None = None
 
 
 def train(job: Job) -> Generator[run.Event, None, State]:
@@ -90,7 +96,7 @@ def train(job: Job) -> Generator[run.Event, None, State]:
 
     Raises:
         Stopped: after a checkpoint, when the run's flag is set.
-        RunFailed: non-finite loss, naming the first bad tensor; the last checkpoint stays.
+        RunFailed: non-finite loss, naming the first bad tensor; the checkpoints stay.
     """
     optimizer = make_optimizer(job)
     scaler = torch.amp.GradScaler(job.on.device.type, enabled=job.on.dtype == torch.float16)
@@ -99,6 +105,8 @@ def train(job: Job) -> Generator[run.Event, None, State]:
         yield job.event(note=warning)
     per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
     total, saved_at = per_epoch * job.epochs, time.monotonic()
+    if state.step:
+        yield job.event(done=state.step, total=total, note=f"continuing at step {state.step} of {total}")
     order: tuple[int, list[Any]] = (-1, [])
     row_every = max(1, total // HISTORY_ROWS)
     job.model.net.train()
@@ -112,7 +120,9 @@ def train(job: Job) -> Generator[run.Event, None, State]:
         _add(job, state, terms)
         state.step += 1
         state.seconds += time.monotonic() - began
-        yield job.event(done=state.step, total=total, status=_status(job))
+        if job.on.device.type == "cpu" or state.step % LOSS_EVERY == 0:
+            state.loss = float(terms["total"])
+        yield job.event(done=state.step, total=total, status=_status(job, state, total))
         if position + 1 == per_epoch:
             metrics = yield from job.epoch_end(epoch, state.step)
             _row(job, state, metrics)
@@ -330,8 +340,18 @@ def check_finite(job: Job, state: State) -> None:
     raise RunFailed(
         f"the loss is not finite at step {state.step + 1} of the {job.phase} phase "
         f"(term {bad[0]}; first bad tensor: {first})",
-        "lower --lr or --score-lr, or use --precision fp32; the last checkpoint is kept",
+        _calmer(job),
     )
+
+
+def _calmer(job: Job) -> str:
+    """What helps against numbers that are not finite in this phase, and what stays meanwhile."""
+    changes = {"--teacher-lr": "teacher_lr"} if job.phase == "teacher" else {"--lr": "lr"}
+    if job.pruner is not None and "scores" in job.pruner.criterion.trains:
+        changes["--score-lr"] = "score_lr"
+    kept = run.kept_stages(job.run, changes.values())
+    other = ", or use --precision fp32" if job.on.dtype != torch.float32 else ""
+    return f"lower {' or '.join(changes)}{other}" + (f"; kept then: {', '.join(kept)}" if kept else "")
 
 
 def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
@@ -353,8 +373,13 @@ def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
     state.sums, state.summed = {}, 0
 
 
-def _status(job: Job) -> str:
-    return f"sparsity {job.pruner.sparsity:.1%}" if job.pruner else ""
+def _status(job: Job, state: State, total: int) -> str:
+    """Such as `step 7/40, epoch 1/8, loss 0.41, sparsity 63.20 %`."""
+    epoch = -(-state.step * job.epochs // total)
+    parts = [f"step {state.step:,}/{total:,}", f"epoch {epoch}/{job.epochs}"]
+    parts += [] if state.loss is None else [f"loss {state.loss:.2f}"]
+    parts += [f"sparsity {percent(job.pruner.sparsity)}"] if job.pruner else []
+    return ", ".join(parts)
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------------------
@@ -369,7 +394,7 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         if value.is_floating_point() and not bool(value.isfinite().all())
     ]
     if bad:
-        raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", "lower --lr")
+        raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", _calmer(job))
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"hid.{name}": value for name, value in job.objective.projections.state_dict().items()}
     names = {id(parameter): name for name, parameter in _parameters(job).items()}
@@ -385,13 +410,15 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         "sparsity": job.pruner.sparsity if job.pruner else 0.0,
         "scaler": scaler.state_dict(),
     }
-    run.save_checkpoint(
-        job.run, f"{job.phase}-steps", run.Checkpoint(step=state.step, tensors=tensors, scalars=scalars)
-    )
+    run.save_checkpoint(job.run, _of(job), run.Checkpoint(step=state.step, tensors=tensors, scalars=scalars))
+
+
+def _of(job: Job) -> dict[str, Any]:
+    return {**job.of, "stage": f"{job.phase}-steps"}
 
 
 def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> tuple[State, list[str]]:
-    checkpoint, warnings = run.load_checkpoint(job.run, f"{job.phase}-steps")
+    checkpoint, warnings = run.load_checkpoint(job.run, _of(job))
     if checkpoint is None:
         return State(), warnings
     job.run.earlier.append(checkpoint.scalars["seconds"])

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from capcli import models
+from capcli import files, models
 from capcli.errors import FileError, ModelError
 from capcli.tasks import Split
 
@@ -86,14 +86,9 @@ def from_file(tokenizer: Any, path: Path) -> set[int]:
 def _lines(path: Path) -> list[str]:
     """The lines of a text file, each once; only line feeds end them, because tokens may be other line separators."""
     try:
-        if not path.is_file():
-            raise FileError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise FileError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes, too large for a vocabulary")
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None)
-        raise FileError(f"cannot read the vocabulary {path}: {reason or error}") from error
+        text = files.read_bytes(path, MAX_FILE_BYTES, "a vocabulary").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(f"cannot read the vocabulary {path}: it is not UTF-8") from error
     found = list(dict.fromkeys(line.removesuffix("\r") for line in text.split("\n")))
     found = [line for line in found if line]
     if not found:

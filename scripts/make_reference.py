@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet  # type: ignore[import-untyped]
 import typer
 
-from capcli import cli, config, families, metrics, tables, tasks
+from capcli import cli, config, families, metrics, run, splits, tables, tasks
 from capcli.pruning import criteria
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -144,12 +144,12 @@ def configuration() -> str:
         '```toml\n# cap.toml\nmodel = "runs/mr"\n\n[eval]\nmin = "accuracy=0.8"\n```\n',
         'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` layers presets and options alike.\n',
         "## Options of prune\n",
-        "The last column says whether the option may differ when a stopped run is continued. Any other difference is "
-        "refused.\n",
+        "The last column says what happens when the option differs while a stopped run is continued. `free`: nothing. "
+        "`anew`: what depends on it is made anew, all else is kept. `no`: it is refused.\n",
         table(
-            ("name", "type", "default", "meaning", "free on resume"),
+            ("name", "type", "default", "meaning", "on resume"),
             [
-                (*option_row(item, kind), "yes" if item.metadata["resumable"] else "no")
+                (*option_row(item, kind), on_resume(item))
                 for item, kind in config.leaves(config.PruneConfig)
                 if item.metadata
             ],
@@ -159,6 +159,11 @@ def configuration() -> str:
         rows = [option_row(item, found) for item, found in config.leaves(kind) if item.metadata]
         text += [f"## Options of {title}\n", table(("name", "type", "default", "meaning"), rows)]
     return "\n".join([*text, methods(), presets()])
+
+
+def on_resume(item: Any) -> str:
+    """What happens when a stopped run is continued with another value."""
+    return "free" if item.metadata["resumable"] else "anew" if item.name in run.MADE_ANEW else "no"
 
 
 def option_row(item: Any, kind: Any) -> tuple[str, str, str, str]:
@@ -234,8 +239,9 @@ def task_table() -> str:
             table(("task", "kind", "text columns", "label column", "labels", "metrics", "from"), rows),
             "Where several column names are listed, the first one that is present is read; `--text-column`, "
             "`--pair-column` and `--label-column` name others. Any task takes `--data` instead of its own source. "
-            f"Files: {codes(tables.SUFFIXES)}. Splits: `train`, then those of {codes(tasks.EVAL_SPLITS)} that are "
-            "present, or `test` when none of them is. More: [your own data](../how-to/own-data.md).\n",
+            f"Files: {codes((*tables.SUFFIXES, *tables.PACKED))}. Splits: `train`, then those of "
+            f"{codes(splits.EVALS)} that are present, or `test` when none of them is. Names that are read: "
+            f"{split_names()}. More: [your own data](../how-to/own-data.md).\n",
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
             "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
             f"words that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that "
@@ -248,6 +254,12 @@ def task_table() -> str:
             table(("task", "train", "validation"), sizes),
         ]
     )
+
+
+def split_names() -> str:
+    """The names of files that are read as each split."""
+    meant = dict.fromkeys(splits.NAMES.values())
+    return "; ".join(f"{codes(n for n, one in splits.NAMES.items() if one == split)} as `{split}`" for split in meant)
 
 
 def built_in() -> Iterable[str]:
@@ -316,8 +328,9 @@ def model_table() -> str:
             "Weights that are not in safetensors (pickles are never read). Models that need code of their own "
             "(`auto_map`, `trust_remote_code`). Adapters and quantised weights. For each of these, "
             "[the way out](../how-to/hub.md#what-is-refused-and-the-way-out). Checkpoints with missing or misshapen "
-            "tensors outside the head and the pooler. In `cap eval` and as a teacher: models whose label names differ "
-            "from those of the task; `--label-map` of `cap eval` renames them.\n",
+            "tensors outside the head and the pooler. Tokenizers with tokens that have no row in the embeddings; "
+            "configurations with sizes or tables of labels that no network has. In `cap eval` and as a teacher: models "
+            "whose label names differ from those of the task; `--label-map` renames them.\n",
         ]
     )
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from capcli.losses import NO_LABEL
 
 from capcli import classifiers
+from capcli.pruning.losses import NO_LABEL
 
 
 def clouds(seed: int, n: int = 300, n_classes: int = 3, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:

@@ -86,3 +86,10 @@ def test_bad_scales_and_codes_are_refused():
             codings.check_quantised("x", codes, np.array([0.5, wrong], np.float32), 64.0)
     with pytest.raises(FileError, match="x: int8 codes: expected -127 to 127, got -128"):
         codings.check_quantised("x", np.array([-128], np.int8), scales, 64.0)
+
+
+def test_messages_show_numbers_of_numpy_as_numbers():
+    with pytest.raises(FileError, match=r"x: rank: expected 1 to 5, got 6$"):
+        codings.check(False, "x", "rank", "1 to 5", np.int64(6))
+    shown = [codings.show(value) for value in (np.int64(12_345), np.float32(0.5), np.array([1, 2]), 7, "a")]
+    assert shown == ["12,345", "0.5", "[1, 2]", "7", "'a'"]

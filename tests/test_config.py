@@ -1,6 +1,7 @@
 """What a user can choose: every refusal, the layers of presets, files and options, and the tables behind the names."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: c.Gates(min="=0.5"), "--min needs METRIC=NUMBER", ""),
     (lambda: c.Gates(min="f1=nan"), "--min needs METRIC=NUMBER", ""),
     *[
+        (lambda t=text: c.Gates(min=t), f"--min needs METRIC=NUMBER, got {text!r}", "--min accuracy=0.8")
+        for text in ("f1>=0.5", "f1<0.5", "f1==0.5", "f1=80%%", "f1=%", "f1")
+    ],
+    (lambda: c.Gates(min_retention=90), "--min-retention 90 can never pass", "did you mean 0.90 or 90%?"),
+    (lambda: c.Gates(min_retention=99.5), "--min-retention 99.5 can never pass", "did you mean 0.995 or 99.5%?"),
+    (lambda: c.Gates(confidence=95), "--confidence is a probability", "did you mean 0.95 or 95%?"),
+    *[
+        (lambda n=name: c.layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 is no gate", "leave it out")
+        for name in c.NUMERIC_GATES
+    ],
+    *[
         (lambda n=name, v=value: c.Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "leave one")
         for name, value in (("min", "f1=0.5,f1=0.9"), ("max", "f1=1, f1=1"), ("max_drop", "f1=1%,a=1,f1=2%"))
     ],
@@ -141,7 +153,7 @@ def test_what_is_valid_is_accepted() -> None:
     prune(seed=2**63 - 1)
     for name in ("gpt2", "owner/name-v1.5", "a.b/c.d@main"):
         assert c.ProbeConfig(baseline=name).baselines == (name,)
-    c.Gates(max_drop="f1=1,f1=2%")
+    c.Gates(max_drop="f1=1,f1=2%", min_retention=1.01)
     c.EvalConfig(source=SOURCE, baseline="x", gates=c.Gates(max_drop="accuracy=0.01", min_retention=0.9))
 
 
@@ -167,10 +179,16 @@ def test_a_teacher_of_a_small_set_gets_more_passes(n: int, passes: int) -> None:
 
 def test_limits_and_folders(tmp_path: Path) -> None:
     assert c.parse_limits("--min", "accuracy=0.9, f1 = .8,") == {"accuracy": 0.9, "f1": 0.8}
+    assert c.parse_limits("--min", "accuracy=80%,f1 = 7.5 %") == {"accuracy": 0.8, "f1": 0.075}
     assert c.parse_limits("--min", "") == {}
     assert prune(sparsity=0.97).out_folder == Path("runs/mini-mr-cap-soft-0.97")
     assert dataclasses.replace(prune(), model="a/b@v1/").out_folder == Path("runs/b-v1-mr-cap-soft-0.9")
     assert prune(out="x/y").out_folder == Path("x/y")
+    source = {"task": "text-classification", "model": "mini"}
+    own = [c.prune_config({**source, "data": data}).out_folder for data in ("a/set", "b/set", "./a/set/", "a/set.csv")]
+    assert own[0] == own[2]
+    assert len(set(own)) == 3
+    assert all(re.fullmatch(r"runs/mini-text-classification-set-[0-9a-f]{6}-cap-soft-0.9", str(one)) for one in own)
     (tmp_path / "x").mkdir()
     assert c.ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
     assert c.ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")
@@ -194,6 +212,7 @@ def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
         assert str(data / "mr") in caught.value.hint
         assert c.ProbeConfig(tasks="mr", data=str(data)).source("mr").data == str(data)
     (tmp_path / "mr").mkdir()
+    assert c.ProbeConfig(label_map="0=a").source("mr").label_names == {"0": "a"}
     config = c.ProbeConfig(tasks="mr,subj", data=str(tmp_path))
     assert [config.source(task).data for task in ("mr", "subj")] == [str(tmp_path / "mr"), ""]
 
@@ -370,10 +389,10 @@ def test_build_is_the_inverse_of_flatten(cls: type) -> None:
 def test_differences_are_named_and_resumable_ones_are_not() -> None:
     ours = c.flatten(prune(lr=1e-3, out="a", max_time=5, keep_work=True, checkpoint_seconds=1))
     theirs = c.flatten(prune(out="b"))
-    assert c.differences(ours, theirs) == ["lr: 0.0001, now 0.001"]
-    assert c.differences(theirs, theirs) == []
+    assert c.differences(ours, theirs) == {"lr": "lr: 0.0001, now 0.001"}
+    assert c.differences(theirs, theirs) == {}
     del theirs["seed"]
-    assert "seed: None, now 1" in c.differences(ours, theirs)
+    assert c.differences(ours, theirs)["seed"] == "seed: None, now 1"
 
 
 def test_nearest_names_all_when_nothing_is_near() -> None:
@@ -410,3 +429,12 @@ def test_every_option_has_a_help_text() -> None:
             assert kind in (str, int, float, bool)
             assert item.name == "model" or item.metadata["help"], item.name
             assert item.name == "model" or type(item.default) is kind, item.name
+
+
+def test_shares_in_a_file_can_be_in_per_cent(tmp_path: Path) -> None:
+    (tmp_path / "cap.toml").write_text('min-retention = "98%"\nconfidence = 0.95\nmin = "accuracy=80%"')
+    found = c.layered("eval", {}, str(tmp_path / "cap.toml"))
+    assert found == {"min_retention": 0.98, "confidence": 0.95, "min": "accuracy=80%"}
+    (tmp_path / "cap.toml").write_text('min-retention = "most"')
+    with pytest.raises(ConfigError, match=r"min_retention in .* must be a number, got 'most'"):
+        c.layered("eval", {}, str(tmp_path / "cap.toml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import html
 import html.parser
 import json
 import subprocess
@@ -35,6 +36,7 @@ import capcli
 from capcli import decode, files, models
 from capcli.config import METHODS, EvalConfig, ExportConfig, TaskConfig
 from capcli.errors import ConfigError
+from capcli.verbs import evaluate
 
 NAMES: dict[str, set[str]] = {
     "": {
@@ -495,6 +497,26 @@ def test_malformed_settings_are_one_line(pruned: Path, tmp_path: Path, settings:
     result = invoke("eval", str(tmp_path))
     assert result.exit_code == 2
     assert "cap_config.json" in result.stderr
+
+
+def test_the_report_says_what_was_not_read_and_equal_answers(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "constant", lambda *_: "'negative'")
+    for split, n in (("train", 8), ("validation", 4)):
+        rows = [(f"a {word} film " * 9, label) for label, word in (("negative", "bad"), ("positive", "good"))]
+        write_csv(tmp_path / "data" / f"{split}.csv", ("text", "label"), [*rows, ("a ☃ film", "positive")] * n)
+    report = tiny.prune(tmp_path / "out", epochs=1, teacher_epochs=1, data=str(tmp_path / "data"))
+    assert report["notes"] == [
+        "longer than 16 tokens, so their ends were truncated: 16 of 24 texts of train",
+        "longer than 16 tokens, so their ends were truncated: 8 of 12 texts of validation",
+        "the dense model gives the same answer to everything in validation: 'negative'",
+        "the pruned model gives the same answer to everything in validation: 'negative'",
+    ]
+    assert report["notes"] == json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    for page in ("report.html", "README.md"):
+        text = html.unescape((tmp_path / "out" / page).read_text())
+        assert "so their ends were truncated" in text and "gives the same answer to everything" in text
 
 
 def test_pairs(tiny: Tiny, tmp_path: Path) -> None:

@@ -456,6 +456,27 @@ def test_onnx_with_8_bits(structured: Path, made: Callable[..., Path], tmp_path:
     assert small["metrics"]["n_examples"] == 48 and not small["check"]["exact"]
 
 
+def test_8_bit_answers_are_compared_and_scored_one_text_at_a_time(
+    structured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph sees the range of the whole batch, so in other batches the same text can have another answer."""
+    unmeasured(monkeypatch)
+    sizes, honest = set(), onnx_model.Runner.logits
+
+    def seen(runner: onnx_model.Runner, inputs: Any) -> Any:
+        sizes.add(len(inputs["input_ids"]))
+        return honest(runner, inputs)
+
+    monkeypatch.setattr(onnx_model.Runner, "logits", seen)
+    found = exported(structured, tmp_path / "int8", "--to", "onnx", "--int8")
+    assert sizes == {1} and found["batching"] == "one text at a time"
+    assert found["check"]["texts"] == found["metrics"]["n_examples"] == 48
+    assert found["check"]["argmax_agreement"] == found["metrics"]["agreement"]
+    assert any("one text at a time" in note for note in found["notes"])
+    other = exported(structured, tmp_path / "fp32", "--to", "onnx")
+    assert other["batching"] == "several texts at a time" and max(sizes) > 1
+
+
 def test_a_tampered_graph(
     structured: Path, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -602,6 +623,8 @@ def test_the_place_of_the_command_is_no_place(pruned: Path, tmp_path: Path, monk
         said = refused(2, str(pruned), "--to", "sparse", "-o", place)
         assert "an export cannot take the place of" in said and "folder of its own" in said
     assert "is not empty" in refused(2, str(pruned), "--to", "sparse", "-o", "..")
+    for place in (b"out\xff", b"new\xff/out"):
+        assert "its name is not UTF-8" in refused(2, str(pruned), "--to", "dense", "-o", os.fsdecode(place))
     assert not list(Path.cwd().iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
@@ -752,7 +775,7 @@ def test_a_folder_that_is_filled_meanwhile_is_not_replaced(
     out = tmp_path / "out"
 
     def hook(operation: str, path: Path) -> None:
-        if moment == f"{operation} {path.name.removeprefix('.').removesuffix('.part')}":
+        if moment == f"{operation} {path.name}":
             out.mkdir(exist_ok=True)
             (out / "mine").write_text("kept")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import hub_server
 import pytest
-from tiny import FILLERS, PRUNABLE, WORDS, Tiny, cap, environment, write_model
+from tiny import FILLERS, PRUNABLE, WORDS, Tiny, cap, environment, invoke, write_model
 
 from capcli import config, hub
 from capcli.errors import CapError, ModelError
@@ -578,3 +578,39 @@ def test_a_data_set_that_the_hub_does_not_give(data_world: World, tmp_path: Path
     cached, other = world.run([plan("cola"), plan("mnli")], HF_DATASETS_OFFLINE="1")
     assert cached.code == 0, cached.errors
     check(other.refusal, "", ["offline mode is on", "'nyu-mll/glue (mnli)' is not in the local cache", "--data"])
+
+
+# Folders that are not there ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_there_is_said_and_the_near_one_named(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(pruned)
+    for command in (
+        ("eval", "runs/frist"),
+        ("export", "runs/frist"),
+        ("eval", "runs/first", "--baseline", "runs/frist"),
+    ):
+        result = invoke(*command, "-q")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "error: there is no folder runs/frist; " in result.stderr
+        assert "hint: did you mean runs/first?" in result.stderr
+        assert "latency" not in result.stderr, "before anything is measured"
+    assert "there are first" in invoke("eval", "runs/zzz").stderr
+    file = invoke("eval", "runs/first/report.json").stderr
+    assert "runs/first/report.json is not a folder" in file and "hint: MODEL is the folder: runs/first" in file
+    monkeypatch.chdir(tmp_path / "runs")
+    assert "did you mean first?" in invoke("eval", "frist").stderr
+    assert "no folder" not in invoke("eval", "google-bert/bert-base-uncase", "--task", "mr").stderr
+
+
+def test_what_transformers_only_logs_is_said(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny.model, tmp_path / "m")
+    edit(tmp_path / "m", intermediate_size=3, id2label={"0": "negative", "1": "positive"}, label2id=None)
+    result = invoke("eval", str(tmp_path / "m"), "--task", "text-classification", "--data", tiny.data)
+    assert result.exit_code == 2 and "report" not in result.stderr
+    assert "do not have the shapes that its config.json describes" in result.stderr

@@ -352,11 +352,11 @@ MALFORMED: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "two names": (lambda t: t.update(coded(f"{QUERY}.weight", torch.ones(32, 32))), "expected one, got 'two'"),
     "another shape": (
         lambda t: t.update(coded(QUERY, torch.ones(31, 32))),
-        "describes a model of .* weights|missing or misshapen, first " + QUERY,
+        "describes a model of .* weights|of another shape, first " + QUERY,
     ),
     "a matrix is missing": (
         lambda t: [t.pop(f"{QUERY}.{part}") for part in legacy.PARTS],
-        "describes a model of|missing or misshapen, first " + QUERY,
+        "describes a model of|of another shape, first " + QUERY,
     ),
     "left over": (lambda t: t.update({"extra.weight": torch.ones(9)}), "1 left over, first 'extra.weight'"),
     "left over, compressed": (lambda t: t.update(coded("extra", torch.eye(9))), "1 left over, first 'extra.weight'"),
@@ -501,7 +501,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"id2label": {"zero": "x"}}, "describes no model"),
     ({"id2label": ["x", "y"]}, "describes no model"),
     ({"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": None}, "describes a model of|classifier"),
-    ({"intermediate_size": 63}, "missing or misshapen|left over"),
+    ({"intermediate_size": 63}, "of another shape|left over"),
     ({"num_hidden_layers": 1}, "left over"),
 ]
 

@@ -14,6 +14,7 @@ import torch
 from tiny import write_byte_tokenizer
 from torch import nn
 
+import capcli
 from capcli import families, files, models, sparse, tables, tasks, tokens
 from capcli.config import Hardware
 from capcli.errors import CapError, ConfigError, FileError, ModelError
@@ -126,6 +127,24 @@ def test_label_map_renames_before_comparing(checkpoint: Make, tokenizer: Any) ->
     assert torch.equal(models.forward(model, batch)[0], own[:, [1, 0]])
 
 
+def test_labels_of_a_model_that_are_numbers_are_found_by_value(checkpoint: Make) -> None:
+    folder = checkpoint("bert", ("1.0", "2.0", "0"))
+    own = load(folder).net.classifier.weight
+    assert torch.equal(load(folder, ("0", "1", "02"), need_head=True).net.classifier.weight, own[[2, 0, 1]])
+    with pytest.raises(ModelError, match=r"1\.0, 2\.0, 0.* are not those of the task \(0, 1, 3\)"):
+        load(folder, ("0", "1", "3"), need_head=True)
+
+
+def test_a_label_map_for_the_data_alone_leaves_the_model_as_it_is(checkpoint: Make) -> None:
+    folder = checkpoint("bert", ABC)
+    own = load(folder).net.classifier.weight
+    for mapping in ({"0": "alpha", "1": "beta"}, {"alpha": "0"}):
+        model = load(folder, ("gamma", "alpha", "beta"), need_head=True, label_map=mapping)
+        assert torch.equal(model.net.classifier.weight, own[[2, 0, 1]])
+    with pytest.raises(ConfigError, match="two labels of the model the name 'x'"):
+        load(folder, ABC, need_head=True, label_map={"alpha": "x", "beta": "x"})
+
+
 @pytest.mark.parametrize("labels", [("x", "y", "z"), ("alpha", "beta"), (*ABC, "delta")])
 def test_other_labels_are_refused_where_a_head_is_needed(checkpoint: Make, labels: tuple[str, ...]) -> None:
     with pytest.raises(ModelError) as caught:
@@ -161,7 +180,7 @@ def test_a_headless_checkpoint_gets_a_head_and_says_no_pooler(checkpoint: Make, 
     assert torch.equal(one.net.classifier.weight, same.net.classifier.weight)
     assert torch.equal(one.net.bert.pooler.dense.weight, same.net.bert.pooler.dense.weight)
     assert not torch.equal(one.net.classifier.weight, other.net.classifier.weight)
-    with pytest.raises(ModelError, match=r"incomplete: 2 missing or misshapen, first bert\.pooler"):
+    with pytest.raises(ModelError, match=r"incomplete: 2 missing, first bert\.pooler"):
         load(folder, ("negative", "positive"), need_head=True)
 
 
@@ -225,7 +244,7 @@ def without(folder: Path, target: Path, gone: Callable[[str], bool]) -> Path:
 
 def test_an_incomplete_checkpoint_is_refused(checkpoint: Make, tmp_path: Path) -> None:
     lost = "bert.encoder.layer.1.output.dense.weight"
-    with pytest.raises(ModelError, match=f"incomplete: 1 missing or misshapen, first {lost}"):
+    with pytest.raises(ModelError, match=f"incomplete: 1 missing, first {lost}"):
         load(without(checkpoint("bert"), tmp_path / "x", lambda name: name == lost), ("x", "y"))
 
 
@@ -235,8 +254,174 @@ def test_a_misshapen_tensor_is_refused(checkpoint: Make, tmp_path: Path) -> None
     tensors["bert.encoder.layer.0.intermediate.dense.weight"] = torch.zeros(5, 16)
     safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for labels in (None, ("x", "y")):
-        with pytest.raises(ModelError):
+        with pytest.raises(ModelError, match=r"1 of another shape, first .*intermediate.dense.weight with \[5, 16\]"):
             load(folder, labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        (
+            {"id2label": {"bad": 0, "good": 1}, "label2id": {"0": "bad", "1": "good"}},
+            "id2label and label2id are swapped: id2label has the key 'bad'",
+            'id2label reads {"0": "negative", "1": "positive"}',
+        ),
+        ({"id2label": ["bad", "good"]}, r"id2label: expected an object with a name .*, got \['bad', 'good'\]", ""),
+        (
+            {"id2label": {"LABEL_0": "bad", "LABEL_1": "good"}},
+            "keys of id2label: .* got 'LABEL_0'",
+            "",
+        ),
+        ({"id2label": {"1": "bad", "2": "good"}}, "keys of id2label: expected the whole numbers 0 to 1, got '2'", ""),
+        ({"id2label": {"0": None, "1": "good"}}, "names in id2label: expected texts, got None", ""),
+        (
+            {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 1, "good": 0}},
+            "id2label calls output 0 'bad', and label2id says that it is output 1",
+            "correct the one that is wrong",
+        ),
+        ({"num_labels": -2}, "num_labels: expected a whole number of at least 1, got -2", "correct it"),
+        ({"num_attention_heads": -1}, "num_attention_heads: expected .* at least 1, got -1", ""),
+        (
+            {"num_attention_heads": 3},
+            r"hidden size \(16\) is not a multiple of .* heads \(3\)",
+            "",
+        ),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected .* at least 1, got 0", ""),
+        ({"intermediate_size": "24"}, "intermediate_size: expected .* at least 1, got '24'", ""),
+        ({"vocab_size": 2.5}, "vocab_size: expected .* at least 1, got 2.5", ""),
+        ({"type_vocab_size": -1}, "type_vocab_size: expected .* at least 0, got -1", ""),
+        ({"hidden_size": None}, "field 'hidden_size': TypeError: .* expected int, got NoneType", ""),
+        ({"hidden_act": "wat"}, "there is no 'wat'", ""),
+    ],
+)
+def test_an_impossible_configuration_is_one_clear_line(
+    checkpoint: Make, tmp_path: Path, changes: dict[str, Any], message: str, hint: str
+) -> None:
+    folder = edited(checkpoint("bert", ("bad", "good")), tmp_path / "x", **changes)
+    for labels, need_head in ((("bad", "good"), False), (None, True)):
+        with pytest.raises(ModelError, match=message) as caught:
+            load(folder, labels, need_head=need_head)
+        assert hint in caught.value.hint and "\n" not in caught.value.message
+        assert str(folder) in caught.value.message
+
+
+def test_a_head_with_more_outputs_than_names_is_refused(checkpoint: Make, tmp_path: Path) -> None:
+    names = {"id2label": {"0": "alpha", "1": "beta"}, "label2id": {"alpha": 0, "beta": 1}}
+    folder = edited(checkpoint("bert", ABC), tmp_path / "x", **names)
+    with pytest.raises(ModelError, match="has 3 outputs, its configuration 2 names") as caught:
+        load(folder, ("alpha", "beta"), need_head=True)
+    assert "id2label" in caught.value.hint
+    assert load(folder, ("x", "y")).net.classifier.weight.shape[0] == 2  # a new head needs no names
+
+
+@torch.no_grad()
+def test_the_file_does_not_say_how_the_network_is_called(checkpoint: Make, tokenizer: Any, tmp_path: Path) -> None:
+    batch, folder = inputs(tokenizer), checkpoint("bert")
+    other = edited(folder, tmp_path / "x", return_dict=False, chunk_size_feed_forward=5)
+    assert torch.equal(models.forward(load(other), batch)[0], models.forward(load(folder), batch)[0])
+
+
+def with_tokenizer(folder: Path, target: Path, file: str = "tokenizer_config.json", **values: Any) -> Path:
+    """A copy of a checkpoint with other values in a file of its tokenizer."""
+    shutil.copytree(folder, target)
+    path = target / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return target
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_refused(checkpoint: Make, tmp_path: Path) -> None:
+    folder = checkpoint("bert")
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    url = {**added[0], "id": 5800, "content": "[URL]"}
+    larger = with_tokenizer(folder, tmp_path / "x", "tokenizer.json", added_tokens=[*added, url])
+    message = r"5,801 tokens with ids up to 5,800, the embeddings have 5,800 rows: none for '\[URL\]'"
+    with pytest.raises(ModelError, match=message) as caught:
+        load(larger, ("x", "y"))
+    assert "resize_token_embeddings" in caught.value.hint
+
+
+def test_a_hole_in_the_vocabulary_counts_by_its_last_id(checkpoint: Make, tmp_path: Path) -> None:
+    folder = checkpoint("bert")
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    model["vocab"]["zzz"] = 9000
+    with pytest.raises(ModelError, match="ids up to 9,000, the embeddings have 5,800 rows: none for 'zzz'"):
+        load(with_tokenizer(folder, tmp_path / "x", "tokenizer.json", model=model), ("x", "y"))
+
+
+@pytest.mark.parametrize("length", ["long", "16", -1, 0, 16.5, True, [16], float("nan")])
+def test_a_length_that_is_none_is_refused(checkpoint: Make, tmp_path: Path, length: Any) -> None:
+    folder = with_tokenizer(checkpoint("bert"), tmp_path / "x", model_max_length=length)
+    with pytest.raises(ModelError, match=r"tokenizer_config.json of .*model_max_length: expected a whole number .*got"):
+        load(folder, ("x", "y"))
+
+
+@pytest.mark.parametrize(("length", "read"), [(10**30, 66), (1e30, 66), (None, 66), (16.0, 16)])
+def test_a_length_may_be_huge_or_missing(checkpoint: Make, tmp_path: Path, length: Any, read: int) -> None:
+    folder = with_tokenizer(checkpoint("bert"), tmp_path / "x", model_max_length=length)
+    assert models.longest_input(load(folder, ("x", "y")), 512) == read
+
+
+def test_a_length_must_leave_room_for_a_text(checkpoint: Make, tmp_path: Path) -> None:
+    folder = with_tokenizer(checkpoint("bert"), tmp_path / "x", model_max_length=2)
+    with pytest.raises(ModelError, match="no room for a text: its model_max_length is 2, and special tokens take 2"):
+        load(folder, ("x", "y"))
+
+
+@pytest.mark.parametrize("names", [["pixel_values"], [], "input_ids", 5, None, [1, "input_ids"]])
+def test_foreign_inputs_are_refused(checkpoint: Make, tmp_path: Path, names: Any) -> None:
+    folder = with_tokenizer(checkpoint("bert"), tmp_path / "x", model_input_names=names)
+    with pytest.raises(ModelError, match="model_input_names: expected a list of names with 'input_ids' among them"):
+        load(folder, ("x", "y"))
+
+
+def test_the_mask_is_asked_for_and_other_inputs_are_left_out(checkpoint: Make, tmp_path: Path) -> None:
+    for number, names in enumerate((["input_ids"], ["input_ids", "attention_mask", "bbox"])):
+        model = load(with_tokenizer(checkpoint("bert"), tmp_path / str(number), model_input_names=names), ("x", "y"))
+        assert model.input_names == ("input_ids", "attention_mask")
+        assert "attention_mask" in model.tokenizer(["good", "so good"], padding=True)
+
+
+def test_padding_is_found_where_the_tokenizer_has_none(checkpoint: Make, tmp_path: Path) -> None:
+    none = dict.fromkeys(("pad_token", "cls_token", "sep_token", "mask_token"))
+    model = load(with_tokenizer(checkpoint("bert"), tmp_path / "x", **none), ("x", "y"))
+    assert model.tokenizer.pad_token == "[UNK]"
+    assert model.notes == ("the tokenizer has no padding token; '[UNK]' serves as one",)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("deberta-v2", {"pooler_hidden_size": 3}, "of another shape|cannot compute"),
+        ("deberta-v2", {"pooler_hidden_size": 0}, "pooler_hidden_size: expected"),
+        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups: expected"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(
+    checkpoint: Make, tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        load(edited(checkpoint(family), tmp_path / "x", **changes), ("x", "y"))
+
+
+def test_a_tokenizer_that_fails_on_unknown_text_is_refused(checkpoint: Make, tmp_path: Path) -> None:
+    folder = checkpoint("bert")
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    words = {word: place for word, place in stored["model"]["vocab"].items() if word != "[UNK]"}
+    added = [token for token in stored["added_tokens"] if token["content"] != "[UNK]"]
+    kept = {"model": {**stored["model"], "vocab": words}, "added_tokens": added}
+    target = with_tokenizer(folder, tmp_path / "x", "tokenizer.json", **kept)
+    settings = target / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"unk_token": None}))
+    with pytest.raises(ModelError, match="cannot read a text"):
+        load(target, ("x", "y"))
+
+
+def test_a_folder_above_the_model_names_the_folder_below(checkpoint: Make, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("bert"), tmp_path / "m" / "0_Transformer")
+    (tmp_path / "m" / "modules.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"has no config\.json") as caught:
+        load(tmp_path / "m", ("x", "y"))
+    assert caught.value.hint == f"there is one in {tmp_path / 'm' / '0_Transformer'}: give that folder"
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 100, None])
@@ -317,6 +502,34 @@ def test_an_artefact_gives_back_the_same_model(pruned: tuple[models.Model, Path]
     assert torch.equal(swapped, own[:, [1, 2, 0]])
     with pytest.raises(ModelError, match="are not those of the task"):
         models.load_model(str(out), ("x", "y"), "classification", 1)
+
+
+def test_the_tokenizer_of_an_artefact_is_read_without_its_weights(pruned: tuple[models.Model, Path]) -> None:
+    model, out = pruned
+    (out / models.WEIGHTS_FILE).write_bytes(b"no weights")
+    assert capcli.load_tokenizer(out)("a good film") == model.tokenizer("a good film")
+    with pytest.raises(FileError):
+        capcli.load(out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 0}, "model_config: num_hidden_layers: expected"),
+        ({"id2label": {"a": 0, "b": 1, "c": 2}}, "model_config: id2label and label2id are swapped"),
+    ],
+)
+def test_an_artefact_with_an_impossible_configuration_is_refused(
+    pruned: tuple[models.Model, Path], changes: dict[str, Any], message: str
+) -> None:
+    path = pruned[1] / "cap_config.json"
+    settings = files.read_json(path)
+    path.write_text(json.dumps({**settings, "model_config": settings["model_config"] | changes}))
+    with pytest.raises(ModelError, match=message):
+        models.load_artifact(pruned[1])
+    path.write_text(json.dumps({**settings, "kind": "guesses"}))
+    with pytest.raises(FileError, match="kind is missing or of the wrong type"):
+        models.load_artifact(pruned[1])
 
 
 @torch.no_grad()

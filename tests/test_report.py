@@ -15,7 +15,18 @@ from rich.console import Console
 
 from capcli import figures, report
 from capcli.page import view
-from capcli.text import byte_size, duration, interval, markdown, number, percent, plain
+from capcli.text import (
+    byte_size,
+    counted,
+    duration,
+    interval,
+    markdown,
+    milliseconds,
+    number,
+    percent,
+    plain,
+    times_faster,
+)
 
 NASTY = [
     "[/red]", "[link=http://x]y[/link]", "\x1b]0;title\x07", "\x1b[2J", "\r\n::error::x", "::add-mask::1",
@@ -143,7 +154,7 @@ def test_page_is_whole_inert_and_deterministic(name: str) -> None:
 
 def test_page_shows_the_figures() -> None:
     words = check_inert(report.render_html(full_report())).words()
-    for text in ("96.99 %", "0.9059", "99.21 %", "98.999 %", "108.4 MB", "3 h 59 min", "[0.9031, 0.9088]", "query"):
+    for text in ("97.00 %", "0.9060", "99.22 %", "99.00 %", "108.4 MB", "3 h 59 min", "[0.9031, 0.9088]", "query"):
         assert text in words
 
 
@@ -264,7 +275,7 @@ def test_heat_map_is_in_reading_order_and_pools_its_margins() -> None:
     assert heat is not None
     assert [label for _, label in heat.rows] == ["0", "2", "10", ""]
     assert [label for _, label in heat.columns] == [*ARCHITECTURES.values(), ""]
-    assert heat.cells[-1].text == "60.0" and heat.cells[0].text == "100.0"
+    assert heat.cells[-1].text == "60.00" and heat.cells[0].text == "100.00"
     assert len(heat.cells) == 4 * 7 and heat.n_hidden == 0
 
 
@@ -295,31 +306,57 @@ def test_charts_of_any_range_stay_inside(values: list[float]) -> None:
     assert all(figures.LEFT <= x <= figures.RIGHT for x in numbers[::2])
 
 
+@pytest.mark.parametrize("width", [24, 40, 80, 200])
+def test_no_number_breaks_on_a_narrow_terminal(width: int) -> None:
+    out = io.StringIO()
+    Console(file=out, width=width).print(report.prune_summary(full_report(), "runs/x"))
+    for text in ("0.9060", "99.22 %", "[0.9031, 0.9088]" if width > 24 else "0.9088]"):
+        assert text in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= width
+
+
 # -------------------------------------------------------------------------------------------------------------- numbers
 
 
-def test_percent_never_claims_more() -> None:
+def test_percent_has_two_decimals_and_the_ends_are_exact() -> None:
     shown = {
-        0.96996: "96.99 %",
+        0.96994: "96.99 %",
         0.97: "97.00 %",
         0.29: "29.00 %",
-        0.9699999: "96.9999 %",
+        1 - 530_842 / 5_308_416: "90.00 %",
         1 - 0.9: "10.00 %",
         1.002: "100.20 %",
+        0.999999999: "99.99 %",
+        1.00001: "100.01 %",
+        0.000004: "0.0004 %",
+        -0.00123: "-0.12 %",
+        1.0: "100.00 %",
+        0: "0.00 %",
     }
     assert {value: percent(value) for value in shown} == shown
-    assert percent(0.999999999) == "99.9999 %" and percent(-0.00123) == "-0.13 %"
     assert percent(None) == percent(float("nan")) == percent("0.5") == percent(True) == "not measured"
 
 
-def test_numbers_are_cut_and_sizes_rounded_up() -> None:
-    assert number(0.90596) == "0.9059" and number(88.5) == "88.5000" and number(1234.5, 1) == "1,234.5"
+def test_numbers_are_rounded_and_sizes_rounded_up() -> None:
+    assert number(0.90596) == "0.9060" and number(0.99998) == "0.9999" and number(1.0) == "1.0000"
+    assert (
+        number(0.61538) == "0.6154"
+        and number(-0.99999) == "-0.9999"
+        and number(88.5) == "88.5000"
+        and number(1234.5, 1) == "1,234.5"
+    )
     assert byte_size(108_300_211) == "108.4 MB" and byte_size(999) == "999 B" and byte_size(0) == "0 B"
     assert byte_size(1_001) == "1.01 kB" and byte_size(1_000) == "1.00 kB" and byte_size(-1) == "not measured"
     assert (
         interval([0.83333, 0.87771]) == "[0.8333, 0.8778]" and interval([0.1]) == interval([None, 1]) == "not measured"
     )
-    assert [duration(s) for s in (0.5, 59.9, 61, 14_388.1)] == ["0.5 s", "59.9 s", "1 min 01 s", "3 h 59 min"]
+    assert [duration(s) for s in (0.5, 59.9, 61, 14_388.1)] == ["0.500 s", "59.9 s", "1 min 01 s", "3 h 59 min"]
+    times = (0.01234, 3.214, 29.64, 102.4, 999.7, 12_345.6)
+    assert [milliseconds(ms) for ms in times] == ["0.0123 ms", "3.21 ms", "29.6 ms", "102 ms", "1,000 ms", "12,346 ms"]
+    assert [counted(n, "thread") for n in (1, 2, 0)] == ["1 thread", "2 threads", "0 threads"]
+    assert [times_faster(x) for x in (2.91, 1.04, 0.5)] == ["2.9× faster", "as fast", "2.0× slower"]
+    for what in (milliseconds, times_faster, number, percent, duration):
+        assert what(None) == what(float("nan")) == "not measured"
 
 
 # ----------------------------------------------------------------------------------------------------------- plain text
@@ -431,9 +468,12 @@ def test_terminal_colours_only_its_own_words() -> None:
 
 def test_summaries_show_the_figures() -> None:
     text = printed(report.prune_summary(full_report(), "runs/x"))
-    assert all(word in text for word in ("96.99 % (requested 97.00 %)", "0.9059", "99.21 %", "4.0× smaller", "runs/x"))
+    assert all(
+        word in text
+        for word in ("97.00 % (30,040 kept), requested 97.00 %", "0.9060", "99.22 %", "4.0× smaller", "runs/x")
+    )
     text = printed(report.eval_summary({"metrics": {"accuracy": 0.81678}, "gates": GATES}))
-    assert all(word in text for word in ("0.8167", "failed  low", "failed  bytes <= 100, measured not measured"))
+    assert all(word in text for word in ("0.8168", "failed  low", "failed  bytes <= 100, measured not measured"))
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import WEIGHTS, Tiny, environment, forked, invoke, outcome, wait, write_model
+from tiny import WEIGHTS, Tiny, digest, environment, forked, invoke, outcome, wait, write_model
 
+import capcli
 from capcli import files, run, tokens
 from capcli.errors import CapError, RunFailed, Stopped
 
@@ -77,12 +78,12 @@ def die(operation: str, path: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_at(tiny: Tiny, out: Path, n: int, **chosen: Any) -> bool:
+def killed_at(tiny: Tiny, out: Path, n: int, *switches: str, **chosen: Any) -> bool:
     """Run in a fork that is killed at its n-th file operation; False when it came to its end before."""
 
     def action() -> None:
         files.fault_hook = at(n, die)
-        tiny.prune(out, **SMALL, **chosen)
+        capcli.prune(tiny.prune_config(out, **SMALL, **chosen), overwrite="--overwrite" in switches)
 
     code = wait(forked(action))
     assert code in (0, -signal.SIGKILL)
@@ -467,8 +468,97 @@ def test_damaged_stage(
     """R6: what a later stage rests on is made again, the same as before; nothing damaged is used."""
     out = copy_of(stopped, tmp_path)
     damage(out / "work" / name)
-    finish(tiny, out)
+    notes = finish(tiny, out)
+    assert [note for note in notes if f"{(out / 'work' / name).parent} is damaged" in note], notes
     assert outcome(out) == whole[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("bank-pretrained", "bank-finetuned"), ("bank-snapshot-000", "bank-snapshot-001"), ("prune-steps", "prune-steps")],
+)
+def test_swapped_stages(
+    tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int], first: str, second: str
+) -> None:
+    """Each folder knows what it is of: whole, but another one's, it is not used, and that is said."""
+    out = copy_of(stopped, tmp_path)
+    one, other = out / "work" / first, out / "work" / second
+    if one == other:
+        one, other = sorted(one.iterdir())
+    one.rename(tmp_path / "kept")
+    other.rename(one)
+    (tmp_path / "kept").rename(other)
+    notes = finish(tiny, out)
+    for path in (one, other):
+        assert [note for note in notes if f"{path} was not made for this" in note], notes
+    assert outcome(out) == whole[0]
+
+
+def test_checkpoints_that_were_damaged_do_not_crowd_out_the_new_ones(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+    out = copy_of(stopped, tmp_path)
+    for folder in (out / "work" / "prune-steps").iterdir():
+        flip(folder / "state.safetensors")
+    stopped_at(tiny, out, "prune", 3)
+    assert sorted(path.name for path in (out / "work" / "prune-steps").iterdir()) == ["step-00000002", "step-00000003"]
+
+
+HELD: dict[str, Any] = {**SMALL, "holdout": 0.2, "final_share": 0.7, "dense_share": 0.0}
+
+
+@pytest.fixture(scope="module")
+def best(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Outcome of a run that chose an epoch that was not its last, and the same run stopped after its last epoch."""
+    from capcli.verbs import prune
+
+    folder = tmp_path_factory.mktemp("best")
+    for seed in range(1, 9):
+        chosen = {**HELD, "seed": seed}
+        out = folder / str(seed)
+        flag = run.StopFlag()
+        with pytest.raises(Stopped):
+            for event in prune.prune(tiny.prune_config(out, **chosen), flag=flag):
+                flag.reason = "the test" if event.phase == "evaluate pruned" else ""
+        if files.read_json(out / "work" / "best" / "best.json")["step"] < 9:
+            tiny.prune(folder / "whole", **chosen)
+            return (outcome(folder / "whole"), seed), out
+    raise AssertionError("the last epoch is always the best")
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, add], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", ["best.safetensors", "best.json", "manifest.json", ""])
+def test_damaged_best(
+    tiny: Tiny, best: tuple[Any, Path], tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    """R6: never replaced by a worse epoch: it is made again, and that is said."""
+    from capcli.verbs import prune
+
+    if not name and damage is not Path.unlink:
+        pytest.skip("of the folder itself only that it is gone")
+    (expected, seed), stopped = best
+    out = copy_of(stopped, tmp_path)
+    if name:
+        damage(out / "work" / "best" / name)
+    else:
+        shutil.rmtree(out / "work" / "best")
+    config = tiny.prune_config(out, **{**HELD, "seed": seed})
+    notes = [event.note for event in prune.prune(config) if event.note]
+    assert [note for note in notes if str(out / "work" / "best") in note and "made again" in note], notes
+    assert outcome(out) == expected
+
+
+def test_a_best_that_is_damaged_meanwhile_ends_the_run(tiny: Tiny, best: tuple[Any, Path], tmp_path: Path) -> None:
+    """Exit 3; the same command goes back to before it."""
+    from capcli.verbs import prune
+
+    expected, seed = best[0]
+    config = tiny.prune_config(tmp_path / "out", **{**HELD, "seed": seed})
+    folder = tmp_path / "out" / "work" / "best"
+    with pytest.raises(RunFailed, match="best is damaged"):
+        for _ in prune.prune(config):
+            if folder.is_dir() and files.is_complete(folder):
+                flip(folder / "best.safetensors")
+    tiny.prune(tmp_path / "out", **{**HELD, "seed": seed})
+    assert outcome(tmp_path / "out") == expected
 
 
 def test_damaged_configuration_is_named(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
@@ -484,6 +574,143 @@ def test_other_configuration_of_a_stopped_run_is_refused(tiny: Tiny, stopped: Pa
     result = invoke(*tiny.arguments(out, **SMALL, seed=2))
     assert result.exit_code == 2
     assert "seed: 1, now 2" in result.stderr
+
+
+def test_resume_says_where_it_continues(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+    assert "continuing at step 7 of 9" in finish(tiny, copy_of(stopped, tmp_path))
+
+
+LATER = {"batch_size": 8, "lr": 1e-3, "epochs": 2, "losses": "ce,kd,fic", "final_share": 0.3, "score_lr": 0.01}
+ALL = {"bank-pretrained", "teacher", "bank-finetuned", "dense", "prune-steps", "bank-snapshot"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        *(({n: v}, ALL - {"prune-steps", "bank-snapshot"}) for n, v in LATER.items()),
+        (LATER, ALL - {"prune-steps", "bank-snapshot"}),
+        ({"teacher_lr": 1e-3}, {"bank-pretrained"}),
+        ({"precision": "bf16"}, {"teacher"}),
+        ({"max_time": 9.0}, ALL),
+    ],
+    ids=str,
+)
+def test_what_concerns_later_stages_may_change(
+    tiny: Tiny, stopped: Path, tmp_path: Path, changed: dict[str, Any], kept: set[str]
+) -> None:
+    """What does not depend on it is kept, all else is made anew, and both are said."""
+    out = copy_of(stopped, tmp_path)
+    before = {
+        path.name: digest(path / "manifest.json")
+        for path in (out / "work").iterdir()
+        if (path / "manifest.json").exists()
+    }
+    result = invoke(*tiny.arguments(out, **{**SMALL, **changed}), "--keep-work")
+    assert result.exit_code == 0, result.stderr
+    for name, value in before.items():
+        if name in kept:
+            assert digest(out / "work" / name / "manifest.json") == value, name
+    said = [line for line in result.stderr.splitlines() if "; kept: " in line]
+    if kept == ALL:
+        assert said == []
+        assert "continuing at step 7 of 9" in result.stderr
+        return
+    assert len(said) == 1, result.stderr
+    assert all(f"{name}: " in said[0] for name in changed)
+    told = said[0].partition("; kept: ")[2].split("; made anew: ")
+    assert [set(part.split(", ")) for part in told] == [kept, ALL - kept]
+    assert "continuing at" not in result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert all(report["config"][name] == value for name, value in changed.items())
+    assert ("the teacher was trained with batch_size 16" in report["notes"]) == ("batch_size" in changed)
+
+
+def test_changed_options_give_what_they_give_from_the_start(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+    """Where the kept stages would be the same: nothing of the other schedule is left."""
+    tiny.prune(tmp_path / "whole", **{**SMALL, "epochs": 2, "lr": 1e-3})
+    out = copy_of(stopped, tmp_path)
+    tiny.prune(out, **{**SMALL, "epochs": 2, "lr": 1e-3})
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+def test_the_advice_after_a_loss_that_is_not_finite_can_be_followed(tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke(*tiny.arguments(out, **{**SMALL, "teacher_lr": 1e30}))
+    assert result.exit_code == 3
+    assert "hint: lower --teacher-lr; kept then: bank-pretrained\n" in result.stderr
+    result = invoke(*tiny.arguments(out, **{**SMALL, "lr": 1e30}))
+    assert result.exit_code == 3
+    assert (
+        "hint: lower --lr or --score-lr; kept then: bank-pretrained, teacher, bank-finetuned, dense\n" in result.stderr
+    )
+    assert "checkpoint" not in result.stderr
+    tiny.prune(out, **SMALL)
+
+
+@pytest.mark.parametrize("phase", ["teacher", "prune"])
+def test_the_advice_after_memory_ran_out_can_be_followed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    from capcli import train
+
+    whole_step, out = train._step, tmp_path / "out"
+
+    def step(job: train.Job, *rest: Any) -> Any:
+        if job.phase == phase and job.config.batch_size > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole_step(job, *rest)
+
+    monkeypatch.setattr(train, "_step", step)
+    result = invoke(*tiny.arguments(out, **SMALL))
+    assert result.exit_code == 3
+    kept = {"teacher": "bank-pretrained", "prune": "bank-pretrained, teacher, bank-finetuned, dense"}[phase]
+    assert f"hint: lower --batch-size (kept then: {kept})" in result.stderr
+    assert invoke(*tiny.arguments(out, **{**SMALL, "batch_size": 8})).exit_code == 0
+
+
+@pytest.mark.parametrize("n", [1, 4, 7, 9, 10, 12])
+def test_overwrite_that_is_interrupted_mixes_nothing(tiny: Tiny, stopped: Path, tmp_path: Path, n: int) -> None:
+    """Killed while it clears a stopped run of another configuration: each of the two is then refused or right."""
+    out = copy_of(stopped, tmp_path)
+    assert killed_at(tiny, out, n, "--overwrite", seed=2)
+    codes = []
+    for seed in (1, 2):
+        again = Path(shutil.copytree(out, tmp_path / f"again-{seed}"))
+        result = invoke(*tiny.arguments(again, **SMALL, seed=seed))
+        codes.append(result.exit_code)
+        if result.exit_code:
+            assert result.exit_code == 2
+            assert "seed: " in result.stderr
+        else:
+            tiny.prune(tmp_path / f"right-{seed}", **SMALL, seed=seed)
+            assert outcome(again) == outcome(tmp_path / f"right-{seed}")
+    assert 0 in codes
+
+
+def test_stages_without_what_identifies_the_run_are_refused(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+    out = copy_of(stopped, tmp_path)
+    (out / "work" / "config.json").unlink()
+    result = invoke(*tiny.arguments(out, **SMALL))
+    assert result.exit_code == 2
+    assert "is of a run without its config.json" in result.stderr
+    assert invoke(*tiny.arguments(out, **SMALL), "--overwrite").exit_code == 0
+
+
+def test_tokenizer_files_of_another_model_are_not_those_of_the_artefact(
+    tiny: Tiny, stopped: Path, tmp_path: Path
+) -> None:
+    out = copy_of(stopped, tmp_path)
+    for name in ("vocab.txt", "merges.txt", "added_tokens.json"):
+        (out / name).write_text("{}")
+    (out / "mine.txt").write_text("x")
+    finish(tiny, out)
+    assert not any((out / name).exists() for name in ("vocab.txt", "merges.txt", "added_tokens.json"))
+    assert "merges.txt" not in json.loads((out / "report.json").read_text())["files"]
+    assert (out / "mine.txt").exists()
+    (out / "merges.txt").write_text("{}")
+    tiny_again = invoke(*tiny.arguments(out, **SMALL), "--overwrite")
+    assert tiny_again.exit_code == 0
+    assert not (out / "merges.txt").exists()
 
 
 def test_overwrite_of_a_stopped_run(tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int]) -> None:
@@ -522,6 +749,202 @@ def test_second_process_is_refused_and_a_dead_one_leaves_no_lock(
     wait(first)
     tiny.prune(out, **SMALL)
     assert outcome(out) == whole[0]
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "EIO", "EOPNOTSUPP"])
+def test_a_lock_that_the_system_refuses(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Exit 2 with the path, and nothing is left."""
+    import fcntl
+
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    result = invoke(*tiny.arguments(tmp_path / "runs" / "out", **SMALL))
+    assert result.exit_code == 2, result.stderr
+    assert f"cannot lock {tmp_path / 'runs' / 'out' / 'work' / '.lock'}" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("phase", ["teacher", "bank finetuned", "prune", "evaluate pruned"])
+@pytest.mark.parametrize("replaced", [True, False])
+def test_out_is_replaced_or_removed_while_it_is_written(
+    tiny: Tiny, tmp_path: Path, phase: str, *, replaced: bool
+) -> None:
+    """Exit 3 with the path; the folder that took its place is not touched, and the old one can be continued."""
+    from capcli.verbs import prune
+
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    with pytest.raises(RunFailed, match="was removed or replaced") as caught:
+        for event in prune.prune(tiny.prune_config(out, **SMALL)):
+            if event.phase == phase and not moved.exists():
+                out.rename(moved)
+                if replaced:
+                    (out / "work").mkdir(parents=True)
+                    (out / "work" / "config.json").write_text("mine")
+    assert str(out) in caught.value.message
+    assert sorted(tmp_path.rglob("out/**/*.json")) == ([out / "work" / "config.json"] if replaced else [])
+    if out.exists():
+        shutil.rmtree(out)
+    moved.rename(out)
+    finish(tiny, out)
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
+    tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check for a finished run is made again under the lock."""
+    out, take = tmp_path / "out", run._acquire
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(run, "_acquire", take)
+        shutil.rmtree(out)
+        tiny.prune(out, **SMALL)
+        (out / "work").mkdir()
+        take(*arguments)
+
+    monkeypatch.setattr(run, "_acquire", late)
+    notes = finish(tiny, out)
+    assert notes[-1] == "this run is already complete"
+    assert not any("epoch" in note for note in notes)
+    assert outcome(out) == whole[0]
+    assert not (out / "work").exists()
+
+
+# What early failures and kills leave ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [(), (".lock",), (".cap_write_test",), (".config.json.part", ".lock")], ids=str)
+@pytest.mark.parametrize("switch", [(), ("--overwrite",)])
+def test_a_run_that_failed_before_its_lock_is_ours(
+    tiny: Tiny, tmp_path: Path, there: tuple[str, ...], switch: tuple[str, ...]
+) -> None:
+    (tmp_path / "out" / "work").mkdir(parents=True)
+    for name in there:
+        (tmp_path / "out" / "work" / name).write_text("")
+    result = invoke(*tiny.arguments(tmp_path / "out", **SMALL), *switch)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", ["work/thesis.tex", "work/.git/HEAD", "README.md", "merges.txt", "export.json"])
+@pytest.mark.parametrize("switch", [(), ("--overwrite",)])
+def test_a_folder_of_somebody_else_is_refused(tiny: Tiny, tmp_path: Path, name: str, switch: tuple[str, ...]) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+    if name == "export.json":
+        path.with_name("cap_config.json").write_text("{}")
+    result = invoke(*tiny.arguments(tmp_path / "out", **SMALL), *switch)
+    assert result.exit_code == 2
+    assert path.read_text() == "x"
+
+
+def test_a_work_folder_that_is_a_link_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".lock").write_text("")
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "work").symlink_to(tmp_path / "other")
+    for switch in ((), ("--overwrite",)):
+        assert invoke(*tiny.arguments(tmp_path / "out", **SMALL), *switch).exit_code == 2
+    assert (tmp_path / "other" / "thesis.tex").read_text() == "x"
+
+
+def test_a_pruned_model_without_its_report_is_not_written_over(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(pruned, tmp_path / "out"))
+    (out / "report.json").unlink()
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    result = invoke(*tiny.arguments(out, **SMALL))
+    assert result.exit_code == 2
+    assert "without the report of its run" in result.stderr
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert invoke(*tiny.arguments(out, **SMALL), "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"label_column": "nothing"},
+        {"data": "/nowhere"},
+        {"model": "/nowhere"},
+        {"method": "cap-f", "sparsity": 0.999},
+        {"teacher": "/nowhere"},
+        {"teacher": "mini"},
+    ],
+    ids=str,
+)
+def test_exit_2_leaves_nothing_behind(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    result = invoke(*tiny.arguments(tmp_path / "runs" / "out", **{**SMALL, **chosen}))
+    assert result.exit_code == 2, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exit_2_leaves_a_finished_run_as_it_was(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(pruned, tmp_path / "out"))
+    before = {path: path.read_bytes() for path in out.rglob("*")}
+    assert invoke(*tiny.arguments(out, **SMALL, label_column="nothing"), "--overwrite").exit_code == 2
+    assert {path: path.read_bytes() for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_rest_of_a_work_folder_is_removed_by_the_next_command(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kept: bool
+) -> None:
+    """Unless it was to be kept."""
+    out, more = tmp_path / "out", {"keep_work": True} if kept else {}
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        tiny.prune(out, **SMALL, **more)
+    assert (out / "work" / "teacher").is_dir()
+    before = (out / "report.json").read_bytes()
+    assert finish(tiny, out)[-1] == "this run is already complete"
+    assert (out / "work").exists() is kept
+    assert (out / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "cap_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=lambda d: d.__name__)
+def test_damage_of_a_finished_run_is_said(
+    tiny: Tiny, pruned: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    """Exit 2 with the path, not "already complete"."""
+    out = Path(shutil.copytree(pruned, tmp_path / "out"))
+    damage(out / name)
+    result = invoke(*tiny.arguments(out))
+    assert result.exit_code == 2
+    assert str(out / name) in result.stderr
+
+
+def test_what_killed_processes_were_writing_is_removed(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+    out = copy_of(stopped, tmp_path)
+    rest = [out / ".report.json.part", out / "work" / ".config.json.part", out / ".model.cap.safetensors.0a1b.part"]
+    for path in rest:
+        path.write_text("x")
+    for name in ("work/.bank-finetuned.part", "work/prune-steps/.step-00000099.part", ".mine.part"):
+        (out / name).mkdir()
+        (out / name / "file").write_text("x")
+    stopped_at(tiny, out, "prune", 8)
+    assert not any(path.exists() for path in rest)
+    assert [path for path in out.rglob(".*") if path.name != ".lock"] == [out / ".mine.part"]
+
+
+# What a run takes of the machine -------------------------------------------------------------------------------------
+
+
+def test_pruning_needs_no_module_of_unix() -> None:
+    code = "import sys; sys.modules['resource'] = None; import capcli.verbs.prune"
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
+
+
+def test_memory_is_that_of_the_process_itself() -> None:
+    """A process that begins in a large one has not taken what that one has."""
+    code = "from capcli import run; print(run.peak_bytes())"
+    ballast = torch.ones(300_000_000, dtype=torch.uint8)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), check=True, timeout=120, capture_output=True, text=True
+    )
+    assert 10_000_000 < int(found.stdout) < 150_000_000
+    assert (run.peak_bytes() or 0) > len(ballast)
 
 
 # Numbers that are not finite -----------------------------------------------------------------------------------------
@@ -598,8 +1021,9 @@ def plain_file(tmp_path: Path) -> Path:
         (foreign, "was not written by cap"),
         (lambda tmp: tmp / ("x" * 300), "too long for a file"),
         (lambda tmp: tmp / "a\0b", "cannot write to"),
+        (lambda tmp: tmp / os.fsdecode(b"out\xff"), "its name is not UTF-8"),
     ],
-    ids=["below-a-file", "proc", "a-file", "foreign", "long-name", "nul"],
+    ids=["below-a-file", "proc", "a-file", "foreign", "long-name", "nul", "not-utf-8"],
 )
 def test_places_that_do_not_serve(tiny: Tiny, tmp_path: Path, place: Callable[[Path], Path], said: str) -> None:
     """Exit 2 at once, with a hint, and nothing was touched."""

@@ -1178,6 +1178,166 @@ def test_what_is_in_extra_is_ignored(path, good, good_2):
         assert sparse.load(path)
 
 
+# What the page says of files that no writer of ours makes: both readers accept them alike, or ours refuses them
+
+
+def shuffled(parts: Parts) -> None:
+    """Other orders of the stored tensors and of the tensors in the data."""
+    parts.stored = dict(sorted(parts.stored.items(), key=lambda item: item[0][::-1]))
+
+
+def as_pruned(name: str, shape: list[int]) -> Callable[[Parts], None]:
+    """The pruned matrix `mask` (F16, 21 elements) or `gap` under another shape of as many elements."""
+    return record(name, shape=shape)
+
+
+def scalar(kept: int) -> Callable[[Parts], None]:
+    """One more tensor: a pruned scalar."""
+
+    def change(parts: Parts) -> None:
+        values, mask = b"\0\x3c" * kept, bytes([kept])
+        parts.records["s"] = {"coding": "bitmask", "dtype": "F16", "kept": kept, "shape": [], "sha256": "0" * 64}
+        parts.stored |= {"s.cap.values": ["F16", [kept], values], "s.cap.bitmask": ["U8", [1], mask]}
+
+    return change
+
+
+def float8(parts: Parts) -> None:
+    for number, dtype in enumerate(("F8_E4M3", "F8_E5M2")):
+        parts.records[f"x{number}"] = {"coding": "dense", "dtype": dtype, "shape": [3], "sha256": "0" * 64}
+        parts.stored[f"x{number}"] = [dtype, [3], b"\x7f\xff\x7c"]
+
+
+def spelled(change: Callable[[str], str]) -> Callable[[Parts], None]:
+    """Another spelling of the metadata, with a checksum that fits."""
+
+    def apply(parts: Parts) -> None:
+        raw = parts.pack()
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        rest = change(header["__metadata__"]["cap"][sparse._CHECKSUM_END :])
+        parts.cap = '{"checksum":"' + hashlib.sha256(rest.encode()).hexdigest() + rest
+
+    return apply
+
+
+def extra(text: str) -> Callable[[Parts], None]:
+    return spelled(lambda rest: rest.replace('"extra":{}', f'"extra":{text}'))
+
+
+ACCEPTED = {
+    "stored tensors in another order": shuffled,
+    "pruned in three dimensions": as_pruned("gap", [4, 8, 8]),
+    "pruned in one dimension": as_pruned("mask", [21]),
+    "pruned in eight dimensions": as_pruned("mask", [1, 3, 1, 7, 1, 1, 1, 1]),
+    "a pruned scalar": scalar(1),
+    "an empty pruned scalar": scalar(0),
+    "8-bit floats": float8,
+    "extra with text": extra('{"made by":["hand",null,true,1,-2]}'),
+    "extra with floats": extra('{"a":0.5,"b":1e+16,"c":-0.0}'),
+    "extra with escapes": extra('{"\\u00e9":"\\u007f \\ud83d\\ude00 / \\b"}'),
+    "extra sorted by code points": extra('{"Z":1,"a":{"Z":1,"a":2},"\\u00e4":3}'),
+    "a name with a space, of another script": rename("bias", "ä b/../東京"),
+    "a name of 256 characters": rename("bias", "é" * 256),
+    "endings of version 2": rename("bias", "x.cap.rice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_what_the_page_allows_is_read(path, good, case):
+    parts = Parts(good)
+    ACCEPTED[case](parts)
+    path.write_bytes(parts.pack())
+    ours, by_hand = sparse.load(path), sparse_reader.read(path.read_bytes())
+    assert ours.keys() == by_hand.keys() == parts.records.keys()
+    assert all(alike(ours[name], *by_hand[name], factored=False) for name in ours)
+
+
+REFUSED = {
+    "metadata not sorted": (spelled(lambda rest: '",' + rest[13:-1] + ',"extra":{}}'), "sorted keys"),
+    "metadata with upper-case escapes": (extra('{"\\u00E9":1}'), "compact JSON"),
+    "metadata not in ASCII": (extra('{"é":1}'), "compact JSON"),
+    "metadata with a needless escape": (extra('{"\\/":1}'), "compact JSON"),
+    "extra not sorted": (extra('{"b":1,"a":2}'), "sorted keys"),
+    "extra not sorted inside": (extra('{"a":{"c":1,"b":2}}'), "sorted keys"),
+    "extra with a key twice": (extra('{"a":1,"a":2}'), "compact JSON"),
+    "extra with a longer float": (extra('{"a":0.50}'), "compact JSON"),
+    "extra with an exponent": (extra('{"a":1e5}'), "compact JSON"),
+    "extra with -0": (extra('{"a":-0}'), "compact JSON"),
+    "extra with NaN": (extra('{"a":NaN}'), "JSON|float"),
+    "extra with spaces": (extra('{"a": 1}'), "compact JSON"),
+    "name with a no-break space": (rename("bias", "a\u00a0b"), "printable"),
+    "name with a zero-width space": (rename("bias", "a\u200bb"), "printable"),
+    "name for private use": (rename("bias", "a\ue000"), "printable"),
+    "name without a character": (rename("bias", "a\u0378"), "printable"),
+    "name of 257 characters": (rename("bias", "é" * 257), "at most 256 characters, got 257"),
+    "ending of both versions": (rename("bias", "x.cap.gaps"), "none that the format uses"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_page_forbids_is_refused(path, good, case):
+    check_refused(path, good, *REFUSED[case])
+
+
+def test_digests_in_upper_case_are_refused(path, good):
+    parts = Parts(good)
+    raw = parts.pack()
+    digest = parts.records["bias"]["sha256"]
+    parts.records["bias"]["sha256"] = digest.upper()
+    text = json.dumps({k: v for k, v in parts.meta.items() if k != "checksum"}, sort_keys=True, separators=(",", ":"))
+    rest = f'",{text[1:]}'
+    parts.cap = '{"checksum":"' + hashlib.sha256(rest.encode()).hexdigest() + rest
+    parts.records = {}
+    assert raw != parts.pack() and "sha256 of the stored bytes" in refused(path, parts.pack())
+
+
+@pytest.mark.parametrize("spaces", [8, 16])
+def test_more_padding_than_is_needed_is_refused(path, good, spaces):
+    length = int.from_bytes(good[:8], "little")
+    padded = (length + spaces).to_bytes(8, "little") + good[8 : 8 + length] + b" " * spaces + good[8 + length :]
+    assert "padded with spaces" in refused(path, padded)
+
+
+def test_header_entries_may_come_in_any_order(path, good):
+    length = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + length])
+    turned = {
+        name: dict(reversed(entry.items())) if name != "__metadata__" else entry for name, entry in header.items()
+    }
+    path.write_bytes(framed(dict(reversed(turned.items())), good[8 + length :]))
+    assert same(sparse.load(path), dict(sorted((PRUNED | DENSE).items())))
+
+
+def test_factors_that_are_not_finite_are_read(path):
+    left, right = torch.tensor([[1.0], [math.inf], [3.0e38]]), torch.tensor([[math.nan, 2.0]])
+    sparse.save(path, {"m": sparse.Factors(left, right)}, [])
+    found = sparse.load(path)["m"]
+    assert found[:, 0].isnan().all() and found[:, 1].tolist() == [2.0, math.inf, math.inf]
+    with np.errstate(all="ignore"):
+        by_hand = sparse_reader.read(path.read_bytes())["m"]
+    assert alike(found, *by_hand, factored=True)
+
+
+def test_positions_beyond_32_bits():
+    gaps = np.array([2**33, 0, 2**31], dtype=np.int64)
+    expected = [2**33, 2**33 + 1, 2**33 + 2**31 + 2]
+    low, unary = 16, 3 + 2**17 + 2**15
+    packed = codings.pack_rice(gaps, low, unary)
+    n, row = 2**34, {"bits": low, "codes": unary, "kept": 3}
+    assert codings.unpack_rice("w", packed, n, 3, low, unary).tolist() == expected
+    assert sparse_reader.rice(packed.tobytes(), n, row).tolist() == expected
+    codes = int((gaps // 65_535 + 1).sum())
+    stream = codings.pack_gaps(gaps, 16, codes)
+    assert codings.unpack_gaps("w", stream, n, 3, 16, codes).tolist() == expected
+    assert sparse_reader.gaps(stream.tobytes(), n, {"bits": 16, "codes": codes}).tolist() == expected
+
+
+def test_numbers_in_errors_are_plain():
+    assert codings.show(np.int64(6)) == "6" and codings.show(np.float32(0.5)) == "0.5"
+    with pytest.raises(FileError, match=r"last position: expected below 4, got 6$"):
+        codings.unpack_gaps("w", codings.pack(np.array([6], np.uint16), 4), 4, 1, 4, 1)
+
+
 def test_version_2_taken_apart_and_put_together_is_unchanged(good_2):
     assert Parts(good_2).pack() == good_2
 

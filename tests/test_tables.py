@@ -1,6 +1,9 @@
-"""Files as streams of columns: formats, shards, what is refused and where. All files are made here."""
+"""Files as streams of columns: formats, what is refused and where. All files are made here."""
 
+import gzip
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcli import tables
+from capcli import rows, tables
 from capcli.errors import DataError
 
-SPLITS = ("train", "test", "validation", "dev")
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
 
 
@@ -46,11 +48,12 @@ def refused(path: Path, **options: Any) -> DataError:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-@given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=8))
-def test_a_csv_holds_any_text(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+@given(cells=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=8))
+def test_a_csv_holds_any_text(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
     path = tmp_path_factory.mktemp("x") / "a.csv"
-    pandas.DataFrame(rows, columns=["a", "b"]).to_csv(path, index=False, quoting=1)
-    assert rows_of(tables.open_file(path)) == rows
+    cells = [("x", "y"), *(row for row in cells if any(map(str.strip, row)))]  # an empty row is left out
+    pandas.DataFrame(cells, columns=["a", "b"]).to_csv(path, index=False, quoting=1)
+    assert rows_of(tables.open_file(path)) == cells
 
 
 @given(rows=st.lists(st.dictionaries(st.sampled_from("abc"), CELL | st.none() | st.integers()), min_size=1, max_size=8))
@@ -85,6 +88,53 @@ def test_cells_of_a_csv_may_be_long_and_hold_lines(tmp_path: Path) -> None:
     long = "word " * 100_000
     table = tables.open_file(file(tmp_path, "a.csv", f'text,label\n"{long}",x\n"two\r\nlines",y\n'))
     assert rows_of(table) == [(long, "x"), ("two\r\nlines", "y")]
+
+
+def test_compressed_text_reads_as_the_text(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.csv", "a,b\n1,x\n2,y\n"),
+        ("a.tsv", "a\tb\n1\tx\n2\ty\n"),
+        ("a.jsonl", '{"a": "1", "b": "x"}\n{"a": "2", "b": "y"}\n'),
+        ("a.json", '[{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]'),
+    ):
+        packed = tables.open_file(file(tmp_path, f"{name}.GZ", gzip.compress(text.encode())))
+        assert rows_of(packed, 1) == [("1", "x"), ("2", "y")]
+
+
+def test_what_a_spreadsheet_leaves_at_the_ends_is_not_read(tmp_path: Path) -> None:
+    table = tables.open_file(file(tmp_path, "a.csv", "text,label,,\na,x,,\n,,,\nb,y,, \n,,,\n"))
+    assert table.columns == ("text", "label")
+    assert rows_of(table) == [("a", "x"), ("b", "y")]
+    assert table.notes == ("a.csv: empty rows, left out: 2",)
+    index = tables.open_file(file(tmp_path, "b.csv", ",text,label\n0,a,x\n1,,y\n"))
+    assert rows_of(index) == [("a", "x"), ("", "y")]
+    assert index.notes == ()
+
+
+def test_a_tsv_with_quotes_is_read_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    cells = [('he said "hi"', "x"), ("two\nlines, a\ttab", "y")]
+    pandas.DataFrame(cells, columns=["text", "label"]).to_csv(path, sep="\t", index=False, quoting=1)
+    table = tables.open_file(path)
+    assert table.columns == ("text", "label")
+    assert rows_of(table) == cells
+    assert table.notes == ("a.tsv: the quotes around cells are removed, since the header has them too",)
+    other = tables.open_file(file(tmp_path, "b.tsv", 'text\tlabel\n"he said ""hi"""\tx\n"so"\ty\n'))
+    assert rows_of(other) == [('"he said ""hi"""', "x"), ('"so"', "y")]
+    (note,) = other.notes
+    assert note.startswith("b.tsv: rows with cells in quotes, which are kept (quotes mean nothing in a tsv")
+    assert note.endswith("): 1")
+
+
+def test_arrow_streams_and_files(tmp_path: Path) -> None:
+    table = pa.table({"a": list(range(10)), "b": ["x"] * 10})
+    for name, new in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        path = tmp_path / f"{name}.arrow"
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=4)
+        assert rows_of(tables.open_file(path)) == [(i, "x") for i in range(10)]
+        file(tmp_path, f"{name}-cut.arrow", path.read_bytes()[:-8])
+        refused(tmp_path / f"{name}-cut.arrow")
 
 
 def test_a_tsv_without_header(tmp_path: Path) -> None:
@@ -149,18 +199,7 @@ def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert len(set(made)) == 4
 
 
-# Splits --------------------------------------------------------------------------------------------------------------
-
-
-def test_shards_are_one_split_in_their_order(tmp_path: Path) -> None:
-    for i in (2, 0, 1):
-        file(tmp_path, f"train-{i:05d}-of-00003.csv", f"a,b\n{i},x\n{i},y\n")
-    file(tmp_path, "validation-00000-of-00001.csv", "a,b\n9,z\n")
-    file(tmp_path, "README.md", "no data")
-    found = tables.find(tmp_path, SPLITS)
-    assert {name: len(paths) for name, paths in found.items()} == {"train": 3, "validation": 1}
-    table = tables.open_files(found["train"])
-    assert rows_of(table, 2) == [(str(i), x) for i in range(3) for x in "xy"]
+# Several files -------------------------------------------------------------------------------------------------------
 
 
 def test_shards_may_order_their_columns_as_they_like(tmp_path: Path) -> None:
@@ -171,33 +210,11 @@ def test_shards_may_order_their_columns_as_they_like(tmp_path: Path) -> None:
         tables.open_files(paths)
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["train-00000-of-00003.csv", "train-00002-of-00003.csv"], "has 2 of 3 parts of train; part 1 is missing"),
-        (["train.csv", "train.parquet"], "several files for the train split: train.csv, train.parquet"),
-        (["train-v1.1.json", "train-v2.0.json"], "several files for the train split: train-v1.1.json, train-v2.0.json"),
-        (["train.csv", "train-00000-of-00001.csv"], "several files for the train split"),
-        (["part.csv", "other-v1.json"], "no split in .*: found other-v1, part"),
-        (["notes.txt"], "no data files in"),
-    ],
-)
-def test_folders_that_are_unclear(tmp_path: Path, names: list[str], expected: str) -> None:
-    for name in names:
-        file(tmp_path, name, "a,b\n1,2\n")
-    with pytest.raises(DataError, match=expected):
-        tables.find(tmp_path, SPLITS)
-
-
-def test_versions_of_squad_are_splits(tmp_path: Path) -> None:
-    for name in ("train-v1.1.json", "dev-v1.1.json"):
-        file(tmp_path, name, "[]")
-    assert set(tables.find(tmp_path, SPLITS)) == {"train", "dev"}
-
-
-def test_one_file_is_the_training_split(tmp_path: Path) -> None:
-    path = file(tmp_path, "anything.csv", "a,b\n1,2\n")
-    assert tables.find(path, SPLITS) == {"train": [path]}
+def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
+    paths = [file(tmp_path, f"{i}.csv", text) for i, text in enumerate(("a,b\n", "a,b\n1,2\n", "a,b\n"))]
+    assert rows_of(tables.open_files(paths)) == [("1", "2")]
+    with pytest.raises(DataError, match=r"0\.csv has no rows, nor have the other files"):
+        tables.open_files([paths[0], paths[2]])
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -215,8 +232,30 @@ def test_one_file_is_the_training_split(tmp_path: Path) -> None:
         ("a.csv", "a,b,a\n1,2,3\n", "column 'a' occurs twice"),
         ("a.csv", "a,b\n1,2\n\n1,2,3\n", "line 4 has 3 fields, the header has 2"),
         ("a.tsv", "a\tb\n1\n", "line 2 has 1 fields, the header has 2"),
-        ("a.csv", 'a,b\n1,2\n"open,3\n4,5\n', "line 4: unexpected end of data"),
-        ("a.csv", 'a,b\n"x"y,3\n', "line 2: ',' expected after '\"'"),
+        ("a.csv", 'a,b\n1,2\n"open,3\n4,5\n', "line 3: the quote that begins there is not closed"),
+        ("a.csv", 'a,b\n1,"two\n""lines","open\n4,5\n', "line 3: the quote that begins there is not closed"),
+        ("a.csv", 'a,b\n1,"open\n4,5\n"c, d",5\n', "line 2: the quote that begins there ends in line 4 before 'c, d\""),
+        ("a.csv", 'a,b\n"x\\"y\\" z",3\n', "line 2: the quote that begins there ends before 'y"),
+        ("a.csv", "a,b\r1,2\r", "line 1 holds a CR alone"),
+        ("a.tsv", "a\tb\r1\t2\r", "line 1 holds a CR alone"),
+        ("a.csv", "a;b\n1;2,5\n", "are not separated by commas: the first line is 'a;b'"),
+        ("a.csv", "sep=;\na;b\n", "are not separated by commas"),
+        ("a.tsv", "a,b\n1,2\n", "are not separated by tabs: the first line is 'a,b'"),
+        ("a.csv", ",,\na,b,\n", "names no columns"),
+        ("a.csv", "a,b,\n1,2,\nx, y,2\n", "line 3 has '2' in a column without a name"),
+        ("a.csv", "a,b\n1,2\n\0\0,3\n", "line 3, byte 8 of the file, is a NUL"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), "line 1, byte 1 of the file, is a NUL"),
+        ("a.csv", gzip.compress(b"a,b\n1,2\n"), "is compressed with gzip, not a .csv file"),
+        ("a.csv", b"PK\x03\x04", "is a spreadsheet or another zip archive"),
+        ("a.csv.gz", "a,b\n1,2\n", "is not compressed with gzip"),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "Compressed file ended before"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": \n'), "line 2: Expecting value"),
+        (
+            "a.parquet",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a pointer of git-lfs, not the data",
+        ),
+        ("a.arrow", b"\xff\xff\xff\xff and so on", "is cut off"),
         ("a.csv", b"a,b\nok,1\nb\xe9,2\n", "line 3, byte 10 of the file, is not UTF-8"),
         ("a.jsonl", b'{"a": "\xff"}\n', "line 1, byte 7 of the file, is not UTF-8"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "line 1, byte 0 of the file, is not UTF-8"),
@@ -227,11 +266,19 @@ def test_one_file_is_the_training_split(tmp_path: Path) -> None:
         ("a.json", '{"a": {"b": 1, "b": 2}}', "key 'b' occurs twice"),
         ("a.json", '{"a": 1}', "is neither an array of rows nor in SQuAD's layout"),
         ("a.json", "[1, 2]", "is neither an array of rows nor in SQuAD's layout"),
-        ("a.json", '{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}', "article 0: 'question'"),
-        ("a.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": ""}]}]}]}', "article 0: 'context'"),
+        (
+            "a.json",
+            '{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}',
+            "article 0: there is no 'question'",
+        ),
+        (
+            "a.json",
+            '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": ""}]}]}]}',
+            "article 0: there is no 'context'",
+        ),
         ("a.json", '{"data": [{"paragraphs": 7}]}', "is not in SQuAD's layout: article 0"),
         ("a.parquet", b"PAR1 no", "cannot read"),
-        ("a.xlsx", b"PK", "is no .parquet, .csv"),
+        ("a.xlsx", b"PK", "is no .parquet, .arrow, .csv"),
     ],
 )
 def test_damaged_files_are_refused_with_the_place(
@@ -264,10 +311,62 @@ def test_a_file_that_goes_away_is_named(tmp_path: Path) -> None:
         rows_of(table)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("a.csv", 'a,b\n"x\\"y\\"",3\n', "is written twice"),
+        ("a.csv", 'a,b\n"open,3\n', "is written twice"),
+        ("a.csv", "a,b\n1, 2,3\n", "a cell that holds commas must be in quotes"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "it is UTF-16: save the file as UTF-8"),
+        ("a.csv", "a;b\n1;2\n", "save the file as csv with commas"),
+        ("a.tsv", 'a\tb\n"two\nlines"\t1\n', "quotes mean nothing in a tsv; save it as csv"),
+        ("a.xlsx", b"PK", "save the sheet as csv"),
+        ("a.csv.zst", b"x", "unpack it"),
+        ("a.parquet.gz", b"x", "unpack it"),
+        ("a.zip", b"x", "unpack it"),
+        ("a.pkl", b"x", "never read"),
+        ("a.txt", b"x", "columns of a csv"),
+        ("a.ndjson", b"{}", "name it .jsonl"),
+        ("a.docx", b"x", "convert the data to one of these"),
+    ],
+)
+def test_what_is_refused_has_a_way_out(tmp_path: Path, name: str, content: str | bytes, hint: str) -> None:
+    assert hint in refused(file(tmp_path, name, content)).hint
+
+
+def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "device.csv").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "socket.csv"))
+        for name in ("pipe", "device", "socket"):
+            assert refused(tmp_path / f"{name}.csv").message.endswith("is a pipe, a socket or a device, not a file")
+
+
+def test_a_name_that_is_not_utf_8_is_no_obstacle(tmp_path: Path) -> None:
+    path = file(tmp_path, os.fsdecode(b"a\xff.csv"), "a,b\n1,2\n")
+    assert rows_of(tables.open_file(path)) == [("1", "2")]
+    for ending in ("parquet", "arrow", "jsonl"):
+        refused(file(tmp_path, os.fsdecode(b"a\xff.") + ending, b"no" * 8))
+
+
+def test_nothing_that_unpacks_to_too_much_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROW_BYTES", 1000), ("PACKED_JSON_BYTES", 2000), ("FREE_BYTES", 5000)):
+        monkeypatch.setattr(rows, name, value)
+    for name, text, expected in (
+        ("line.csv", "a,b\n" + "x" * 3000, "line 2 is longer than"),
+        ("quote.csv", 'a,b\n1,2\n"' + "xy\n" * 1000, "line 3: the quote that begins there is not closed"),
+        ("cells.csv", "a,b\n" + '"x\n",' * 1000, "line 2"),
+        ("rows.csv", "a,b\n" + "1,2\n" * 30_000, "unpacks to more than 100 times its size"),
+        ("line.jsonl", json.dumps({"a": "x" * 3000}), "line 1 is longer than"),
+        ("whole.json", "[" + '{"a": 1},\n' * 500 + '{"a": 2}]', "holds more than"),
+    ):
+        assert expected in refused(file(tmp_path, f"{name}.gz", gzip.compress(text.encode()))).message
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
-    (found,) = tables.find(tmp_path, SPLITS)["train"]
-    assert refused(found).message.endswith("train.csv is a folder, not a file")
+    assert refused(tmp_path / "train.csv").message.endswith("train.csv is a folder, not a file")
     (tmp_path / "dev.csv").symlink_to(tmp_path / "nothing")
     assert refused(tmp_path / "dev.csv").message.endswith("is a link to nothing")
     assert refused(tmp_path / "test.csv").message.endswith("is not a file")
@@ -281,7 +380,10 @@ def test_broken_rows_of_a_tsv_are_counted_when_they_may_be_left_out(tmp_path: Pa
     path = file(tmp_path, "a.tsv", "a\tb\n1\t2\nbroken\n\n3\t4\t5\n6\t7\n")
     table = tables.open_file(path, lenient=True)
     assert rows_of(table) == [("1", "2"), ("6", "7")]
-    assert table.n_skipped == 2
+    assert table.notes == ("a.tsv: rows with too many or too few fields, left out: 2",)
     other = file(tmp_path, "b.tsv", "a\tb\nx\n6\t7\n")
-    assert tables.open_files([path, other], lenient=True).n_skipped == 3
+    assert tables.open_files([path, other], lenient=True).notes == (
+        *table.notes,
+        "b.tsv: rows with too many or too few fields, left out: 1",
+    )
     assert "line 2" in refused(file(tmp_path, "a.csv", "a,b\n1\n"), lenient=True).message

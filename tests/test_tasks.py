@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,10 @@ def write(path: Path, columns: dict[str, list[Any]]) -> Path:
     frame = pandas.DataFrame(columns)
     if path.suffix == ".parquet":
         frame.to_parquet(path)
+    elif path.suffix == ".arrow":
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
     elif path.suffix in (".jsonl", ".json"):
         frame.to_json(path, orient="records", lines=path.suffix == ".jsonl")
     else:
@@ -302,6 +307,132 @@ def test_too_many_classes_suggest_regression(tmp_path: Path) -> None:
     assert "--task regression" in caught.value.hint
 
 
+def labelled(root: Path, train: list[Any], validation: list[Any], **chosen: Any) -> tasks.TaskData:
+    """Rows of JSON with these labels, each with its own type."""
+    for split, cells in (("train", train), ("validation", validation)):
+        rows = [json.dumps({"text": f"text {i}", "label": cell}) for i, cell in enumerate(cells)]
+        (root / f"{split}.jsonl").write_text("\n".join(rows))
+    return tasks.load(config(str(root), **chosen))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "names", "codes"),
+    [
+        (["1.0", "2.0", "3.0"], ["1", "2", 2.0], ("1", "2", "3"), [0, 1, 1]),  # not the code 1, which is class 2
+        ([1.0, 2.0, 3.0], ["1", "2.0", "03"], ("1", "2", "3"), [0, 1, 2]),
+        (["01", "02"], [1, "2."], ("01", "02"), [0, 1]),
+        (["+1", "-1"], [1, -1.0], ("-1", "+1"), [1, 0]),
+        (["0.50", "1.5"], [0.5, "1.50"], ("0.50", "1.5"), [0, 1]),
+        (["9" * 30 + "1", "9" * 30 + "2"], ["9" * 30 + "2.0"], ("9" * 30 + "1", "9" * 30 + "2"), [1]),
+        (["a b", "Café"], ["A\u00a0b", "cafe\u0301", "a\u200b b"], ("a b", "Café"), [0, 1, 0]),
+        ([True, False], [1, "false"], ("False", "True"), [1, 0]),
+        ([0, 1], [True, "False"], ("0", "1"), [1, 0]),
+    ],
+)
+def test_numbers_match_by_value_and_names_by_what_is_seen(
+    tmp_path: Path, train: list[Any], validation: list[Any], names: tuple[str, ...], codes: list[int]
+) -> None:
+    data = labelled(tmp_path, train, validation)
+    assert (data.labels, labels_of(data.evals["validation"])) == (names, codes)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        (["no", "yes"], [0, 1], "unknown labels in the validation split: 0, 1; the task has no, yes"),
+        (["no", "yes"], ["no", 1.0], "unknown labels in the validation split: 1; the task has no, yes"),
+        ([0, 1], ["no", "yes"], "unknown labels in the validation split: no, yes; the task has 0, 1"),
+        ([1, 2], [0, 1], "unknown labels in the validation split: 0; the task has 1, 2"),
+        (["A", "a", "b"], ["\u200ba"], "unknown labels in the validation split: '\\u200ba'; the task has A, a, b"),
+    ],
+)
+def test_labels_are_never_matched_by_position(
+    tmp_path: Path, train: list[Any], validation: list[Any], expected: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        labelled(tmp_path, train, validation)
+    assert caught.value.message == expected
+    assert "--label-map" in caught.value.hint
+
+
+@pytest.mark.parametrize("mapping", ["0=yes,1=no", "yes=0,no=1"])
+def test_a_map_says_which_is_which(tmp_path: Path, mapping: str) -> None:
+    data = labelled(tmp_path, ["no", "yes"], [0, 1, "1.0"], label_map=mapping)
+    assert (data.labels, labels_of(data.evals["validation"])) == (("no", "yes"), [1, 0, 0])
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_types_that_are_mixed_do_not_depend_on_the_first_row(tmp_path: Path, first: int) -> None:
+    ones = [True, 1, "1", 1.0]
+    data = labelled(tmp_path, [*ones[first:], *ones[:first], 0, False], [1, 0])
+    assert (data.labels, labels_of(data.train)) == (("0", "1"), [1, 1, 1, 1, 0, 0])
+    assert "'True' as '1'" in data.notes[0]
+    with pytest.raises(DataError, match="mixes true and false with numbers: 0, 2, True"):
+        labelled(tmp_path, [0, 2, True], [0])
+
+
+def test_labels_of_a_known_task_are_its_codes_also_with_decimals(tmp_path: Path) -> None:
+    assert labels_of(glue(tmp_path, ["1.0", "0.0"] * 3).train) == [1, 0] * 3
+    with pytest.raises(DataError) as caught:
+        glue(tmp_path, ["1.0", "2.0"] * 3)
+    assert caught.value.message == "unknown labels in the train split: 2; the task has negative, positive"
+    assert "0 negative, 1 positive" in caught.value.hint
+
+
+def test_codes_of_a_table_are_its_names_and_no_others(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        with_feature(tmp_path / f"{split}.parquet", ["5", "7"], [0, 1, 0, 1, 1, 1])
+    data = tasks.load(config(str(tmp_path), text_column="sentence"))
+    assert (data.labels, labels_of(data.train)) == (("5", "7"), [0, 1, 0, 1, 1, 1])
+    write(tmp_path / "validation.parquet", {"sentence": TEXTS, "label": [7, 5, 7, 7, 7, 7]})
+    data = tasks.load(config(str(tmp_path), text_column="sentence"))
+    assert labels_of(data.evals["validation"]) == [1, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, -1, 0, -1], ["a", "b", "c", "-1.0", "a", -1], [0, 1, 2, -100, 0, -100]])
+def test_rows_without_an_agreed_label_are_counted_and_named(tmp_path: Path, labels: list[Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        labelled(tmp_path, labels, labels[:3])
+    assert caught.value.message.startswith("2 rows of the train split have the label -1")
+    assert caught.value.message.endswith("label), the first is row 3")
+    assert caught.value.hint.startswith("leave those rows out")
+    with pytest.raises(DataError, match="2 rows of the validation split have the label -1"):
+        labelled(tmp_path, labels[:3], labels)
+
+
+@pytest.mark.parametrize(("labels", "said"), [([-1, 0, 1], True), ([-1, 1, 1], False), ([-2, -1, 1], False)])
+def test_minus_one_beside_its_opposite_is_a_class(tmp_path: Path, labels: list[Any], said: bool) -> None:
+    data = labelled(tmp_path, labels, labels)
+    assert data.labels == tuple(sorted({str(label) for label in labels}, key=int))
+    assert ["-1 is read as a class" in note for note in data.notes] == [True] * said
+
+
+def test_labels_that_look_alike_are_said(tmp_path: Path) -> None:
+    data = labelled(tmp_path, ["Good", "good ", "bad", "bad\u200b"], ["good"])
+    assert data.labels == ("bad", "bad\u200b", "Good", "good")
+    assert data.notes == (
+        "classes that differ in nothing but case or invisible characters: 'bad' and 'bad\\u200b'",
+        "classes that differ in nothing but case or invisible characters: 'Good' and 'good'",
+    )
+    data = labelled(tmp_path, ["a", 0, "b"], ["a"])
+    assert data.notes == ("some labels are numbers and others names: 0, a, b",)
+
+
+def test_a_missing_text_column_never_suggests_the_labels(tmp_path: Path) -> None:
+    for columns in (
+        {"texts": TEXTS, "label": NAMES},
+        {"target": NAMES, "body": TEXTS},
+        {"test": NAMES, "label": TEXTS},
+    ):
+        write(tmp_path / "train.csv", columns)
+        with pytest.raises(DataError) as caught:
+            tasks.load(config(str(tmp_path), label_column="test" if "test" in columns else ""), holdout=0.5)
+        header = "the file must begin with a header, a line such as text,label"
+        known = "texts" in columns
+        hint = "did you mean --text-column 'texts'?" if known else f"name it with --text-column; {header}"
+        assert caught.value.hint == hint
+
+
 # Subsets -------------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +471,44 @@ def test_holdout_is_the_same_whatever_the_limit(tmp_path: Path) -> None:
     whole, cut = tasks.load(source, holdout=0.2), tasks.load(source, holdout=0.2, max_train=10)
     assert texts_of(whole.holdout) == texts_of(cut.holdout)
     assert len(cut.train) == 10
+
+
+def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Path) -> None:
+    columns = {"text": TEXTS, "label": NAMES}
+    for name in ("train.csv", "val.csv", "test.csv"):
+        write(tmp_path / name, columns)
+    data = tasks.load(config(str(tmp_path)))
+    assert (list(data.evals), data.notes) == (["validation"], ("evaluated on validation; not used: test",))
+    (tmp_path / "val.csv").rename(tmp_path / "val.csv.zst")
+    for train in (True, False):
+        with pytest.raises(DataError, match=r"val\.csv\.zst is no \.parquet"):
+            tasks.load(config(str(tmp_path)), train=train)
+    (tmp_path / "val.csv.zst").rename(tmp_path / "other.csv")
+    data = tasks.load(config(str(tmp_path)))
+    assert list(data.evals) == ["test"]
+    assert data.notes == (
+        "in the data folder, but not read: other.csv",
+        "no validation split: evaluated on test",
+    )
+    (tmp_path / "test.csv").unlink()
+    with pytest.raises(DataError, match=r"no validation or test split .*but not read: other\.csv"):
+        tasks.load(config(str(tmp_path)))
+
+
+def test_all_parts_of_a_split_are_read(tmp_path: Path) -> None:
+    for name, i in (("train.csv", 0), ("train_2.csv", 3)):
+        write(tmp_path / name, {"text": TEXTS[i : i + 3], "label": NAMES[i : i + 3]})
+    write(tmp_path / "valid.csv", {"text": TEXTS, "label": NAMES})
+    data = tasks.load(config(str(tmp_path)))
+    assert texts_of(data.train) == TEXTS
+    assert data.notes == ("train is read from train.csv, train_2.csv",)
+
+
+def test_a_file_without_a_header_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a nice long day,good\na dull one,bad\n")
+    with pytest.raises(DataError, match="has no text column 'text'") as caught:
+        tasks.load(config(str(tmp_path)), holdout=0.5)
+    assert "the file must begin with a header" in caught.value.hint
 
 
 def test_evaluation_alone_reads_no_training_split(tmp_path: Path) -> None:
@@ -437,9 +606,8 @@ def test_the_files_of_glue_itself_are_read(tmp_path: Path, name: str) -> None:
     assert list(data.evals) == [split]
     assert (texts_of(data.train), labels_of(data.train)) == (texts, labels)
     assert pairs_of(data.train) == ([] if name in ("cola", "sst2") else ["b", "d"])
-    assert [note.split(": ")[1] for note in data.notes] == ["1 rows with too many or too few fields were left out"] * (
-        2 if name == "qqp" else 0
-    )
+    broken = [f"{file}.tsv: rows with too many or too few fields, left out: 1" for file in ("train", split)]
+    assert list(data.notes) == [*(broken if name == "qqp" else []), f"evaluated on {split}; not used: test"]
 
 
 def test_only_glue_leaves_broken_rows_out(tmp_path: Path) -> None:
@@ -455,8 +623,8 @@ def test_the_mark_of_no_gold_label_is_refused(tmp_path: Path, task: str) -> None
         write(tmp_path / f"{split}.jsonl", columns)
     with pytest.raises(DataError) as caught:
         tasks.load(config(str(tmp_path), task=task, label_column="gold_label"))
-    assert caught.value.message.startswith("row 1 of column 'gold_label' of the train split is '-'")
-    assert caught.value.hint == "leave those rows out"
+    assert caught.value.message == "1 row of the train split has the label - (no agreed label), the first is row 1"
+    assert caught.value.hint.startswith("leave those rows out")
 
 
 # Texts ---------------------------------------------------------------------------------------------------------------
@@ -589,6 +757,64 @@ def test_sets_of_labels_that_are_refused(tmp_path: Path, cells: list[Any], expec
     assert expected in caught.value.message
 
 
+Cells = list[str]
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["['a', 'b, c']", "['a']", "[]"], ("a", "b, c")),
+        (['["a", "b"]', '["a"]', "b"], ("a", "b")),
+        (["['a' 'b'\n 'c']", "['a']", ""], ("a", "b", "c")),
+        (["array(['a', 'b'], dtype=object)", "('a', 'b')", "{'a'}"], ("a", "b")),
+        (["[0 1]", "[1.]", "[]"], ("0", "1")),
+        (["a,b", "b,c", "c", "a", ","], ("a", "b", "c")),
+        (["a|b", "b | c", "c", "a"], ("a", "b", "c")),
+        (["food, drink;books", "books", "travel"], ("books", "food, drink", "travel")),
+    ],
+)
+def test_sets_that_are_written_as_text(tmp_path: Path, cells: Cells, names: tuple[str, ...]) -> None:
+    rows: Rows = {"text": [f"text {i}" for i in range(len(cells))], "labels": cells}
+    data = of_kind(tmp_path, "multi-label-classification", rows, ".csv")
+    assert data.labels == names
+    said = " ".join(data.notes)
+    assert ("lists written as text in column 'labels' were read as lists: train, validation" in said) == (
+        "[" in cells[0]
+    )
+    assert ("are separated by" in said) == (cells[0] in ("a,b", "a|b"))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["food, drink & tobacco", "books, film", "travel"],
+        ["a;b", "a,b", "b", "a"],
+        ["a,b", "a|b", "a", "b"],
+        ["['a', 'b'", "c", "d"],
+        ["[a, b]", "c", "d"],
+        ["['a' ... 'b']", "c", "d"],
+    ],
+)
+def test_sets_that_are_not_clear_are_refused(tmp_path: Path, cells: Cells) -> None:
+    with pytest.raises(DataError) as caught:
+        of_kind(tmp_path, "multi-label-classification", {"text": list("abcd")[: len(cells)], "labels": cells}, ".csv")
+    assert "JSON list" in caught.value.hint
+
+
+def test_the_training_set_says_what_separates_labels(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", {"text": TEXTS[:3], "labels": ["a", "b", "c"]})
+    write(tmp_path / "validation.csv", {"text": TEXTS[:1], "labels": ["a,c"]})
+    data = tasks.load(config(str(tmp_path), task="multi-label-classification"))
+    assert labels_of(data.evals["validation"]) == [[1, 0, 1]]
+
+
+def test_a_list_is_not_one_label(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 0 of column 'label' of the train split is a list written as text"):
+        of_kind(tmp_path, "text-classification", {"text": TEXTS, "label": ["['a']", "['b']"] * 3}, ".csv")
+    data = of_kind(tmp_path, "text-classification", {"text": TEXTS, "label": ["a", "b", "a,b"] * 2}, ".csv")
+    assert "labels that are made of others, each read as a class of its own: a,b" in data.notes[0]
+
+
 def test_lists_for_one_label_suggest_the_other_task(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         of_kind(tmp_path, "text-classification", {"text": TEXTS, "label": SETS})
@@ -621,6 +847,37 @@ def test_labels_of_words(tmp_path: Path, suffix: str, task: str) -> None:
     assert [labels.tolist() for labels in data.evals["validation"].labels] == [[1, 3, 1], [3, 3], [3, 0, 2]]
 
 
+@pytest.mark.parametrize("form", [str, json.dumps, lambda row: str(np.asarray(row))])
+def test_words_and_their_labels_in_lists_written_as_text(tmp_path: Path, form: Callable[[Any], str]) -> None:
+    rows: Rows = {"tokens": [form(words) for words in WORDS], "tags": [form(tags) for tags in MARKS]}
+    data = of_kind(tmp_path, "ner", rows, ".csv")
+    assert data.labels == ("B-LOC", "B-PER", "I-LOC", "O")
+    assert texts_of(data.train) == WORDS
+    assert data.train is not None and [row.tolist() for row in data.train.labels] == [[1, 3, 1], [3, 3], [3, 0, 2]]
+    assert data.notes == tuple(
+        f"lists written as text in column {column!r} were read as lists: train, validation"
+        for column in ("tokens", "tags")
+    )
+    rows["tokens"] = [*rows["tokens"][:1], "in New", "York"]
+    with pytest.raises(DataError, match=r"row 1 of column 'tokens' .* where a list written as text is expected"):
+        texts_of(of_kind(tmp_path, "ner", rows, ".csv").train)
+
+
+@pytest.mark.parametrize("cell", ["O, B-PER, O", "[O, B-PER, O]", "['O', 'B-PER', 'O'"])
+def test_tags_that_are_not_clear_are_refused(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(DataError, match="row 0 of column 'tags' of the train split holds"):
+        of_kind(tmp_path, "token-classification", {"tokens": ["a b c", "d"], "tags": [cell, "O"]}, ".csv")
+
+
+def test_brackets_among_words_are_words(tmp_path: Path) -> None:
+    words = ["[ laughs ]", "[1]", "( ' )"]
+    data = of_kind(tmp_path, "token-classification", {"tokens": words, "tags": ["X O X", "O", "X O X"]}, ".csv")
+    assert texts_of(data.train) == [cell.split() for cell in words]
+    with pytest.raises(DataError, match="row 1 of column 'tokens' of the train split is a list written as text"):
+        rows: Rows = {"tokens": ["a b", "['a', 'b']"], "tags": ["X O", "O O"]}
+        texts_of(of_kind(tmp_path, "token-classification", rows, ".csv").train)
+
+
 def test_other_labels_of_words_have_other_metrics(tmp_path: Path) -> None:
     rows = {"words": WORDS, "labels": [["NOUN", "VERB", "NOUN"], ["NOUN", "VERB"], ["ADP", "NOUN", "NOUN"]]}
     data = of_kind(tmp_path, "token-classification", rows)
@@ -649,12 +906,20 @@ def test_a_tag_that_occurs_in_evaluation_only_has_an_index_and_is_said(tmp_path:
     assert (same.labels, same.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
 
 
-@pytest.mark.parametrize("cells", [["b-loc", "b-per", "i-loc", "o"], [0, 1, 2, 3]])
-def test_tags_of_evaluation_are_known_by_case_or_code_too(tmp_path: Path, cells: list[Any]) -> None:
+def test_tags_of_evaluation_are_known_by_case_too(tmp_path: Path) -> None:
     """As the labels of sentences are: these are no new tags."""
-    data = tasks.load(config(tagged(tmp_path, MARKS, [cells]), task="token-classification"))
-    assert (data.labels, data.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
-    assert data.evals["validation"].labels[0].tolist() == [0, 1, 2, 3]
+    data = tasks.load(config(tagged(tmp_path, MARKS, [["b-loc", "O", "i-loc", "O"]]), task="token-classification"))
+    assert data.labels == ("B-LOC", "B-PER", "I-LOC", "O")
+    assert data.notes == (
+        "validation: labels matched although they are written differently: 'b-loc' as 'B-LOC', 'i-loc' as 'I-LOC'",
+    )
+    assert data.evals["validation"].labels[0].tolist() == [0, 3, 2, 3]
+
+
+@pytest.mark.parametrize(("train", "validation"), [(MARKS, [[0, 1, 2, 3]]), ([[0, 1], [1, 0]], MARKS)])
+def test_numbers_of_words_are_not_matched_with_names(tmp_path: Path, train: list[Any], validation: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"unknown labels in the validation split: .*; the task has "):
+        tasks.load(config(tagged(tmp_path, train, validation), task="token-classification"))
 
 
 @pytest.mark.parametrize("task", ["ner", "token-classification"])
@@ -698,6 +963,13 @@ ANSWERS = [
     ("Paris", (("Paris",), (-1,))),
     ("", ((), ())),
     ('{"text": ["Ada"], "answer_start": [0]}', (("Ada",), (0,))),
+    ("{'text': ['Ada'], 'answer_start': [0]}", (("Ada",), (0,))),
+    ("{'text': array(['Ada', \"B's\"], dtype=object), 'answer_start': array([0, 8])}", (("Ada", "B's"), (0, 8))),
+    ("['Ada', 'Bob']", (("Ada", "Bob"), (-1, -1))),
+    ("array(['Ada' 'Bob'], dtype=object)", (("Ada", "Bob"), (-1, -1))),
+    ("[]", ((), ())),
+    ("[12]", (("[12]",), (-1,))),
+    ("(1990)", (("(1990)",), (-1,))),
 ]
 
 
@@ -719,6 +991,7 @@ def test_answers_in_the_forms_they_come_in(tmp_path: Path, cell: Any, expected: 
         ({"text": ["a"], "answer_start": ["0"]}, "has not one whole number in answer_start for each text"),
         ({"text": ["a", "b"], "answer_start": [0]}, "has not one whole number in answer_start for each text"),
         ("{broken", "row 0 of column 'answers' of the train split is not JSON"),
+        ("['Ada', 'Bob'", "row 0 of column 'answers' of the train split holds"),
     ],
 )
 def test_answers_that_are_none(tmp_path: Path, cell: Any, expected: str) -> None:

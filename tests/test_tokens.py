@@ -124,6 +124,28 @@ def test_what_is_cut_is_counted_and_what_just_fits_is_not(tokenizer: Any, paired
     assert examples.n_cut == 2
 
 
+def test_truncated_ends_are_said_with_their_number(tokenizer: Any) -> None:
+    examples = coded(tokenizer, ["film " * n for n in (14, 15, 40)], length=16)
+    expected = "longer than 16 tokens, so their ends were truncated: 2 of 3 texts of train"
+    assert tokens.doubts(examples, "train") == (expected,)
+    assert tokens.doubts(coded(tokenizer, ["film " * 14], length=16), "train") == ()
+
+
+def test_the_share_of_unknown_tokens_leaves_special_ones_out(tokenizer: Any) -> None:
+    examples = coded(tokenizer, ["☃ good film ☃", "good"])  # [CLS] and [SEP] twice, five others
+    assert examples.unknown == 2 / 5
+    (note,) = tokens.doubts(examples, "validation")
+    assert note.startswith("unknown to the tokenizer: 40.00 % of the tokens of validation; ")
+    few = coded(tokenizer, ["good film " * 10, "☃"])
+    assert few.unknown == 1 / 21 and tokens.doubts(few, "train") == ()  # below 5 %
+
+
+def test_a_token_that_also_ends_a_text_is_not_unknown(tokenizer: Any) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.unk_token = other.eos_token = other.pad_token  # as GPT-2 has it
+    assert coded(other, ["☃ ☃"]).unknown == 0.0
+
+
 def test_tokens_take_two_bytes_when_the_vocabulary_fits(tokenizer: Any) -> None:
     assert coded(tokenizer, TEXTS).tokens.dtype == np.uint16
     wide = dataclasses.make_dataclass("Wide", [])()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -293,6 +294,19 @@ def environment(**changes: str | None) -> dict[str, str]:
     base = {name: value for name, value in os.environ.items() if name not in dropped}
     base |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"}
     return {name: value for name, value in {**base, **changes}.items() if value is not None}
+
+
+def with_cap(folder: Path, **changes: str) -> dict[str, str]:
+    """An environment in which `cap` is on the PATH, as this checkout has it."""
+    (folder / "bin").mkdir(exist_ok=True)
+    script = folder / "bin" / "cap"
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m capcli "$@"\n')
+    script.chmod(0o755)
+    paths = {
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    return environment(**{**paths, **changes})
 
 
 def cap(*arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:

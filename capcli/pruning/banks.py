@@ -5,8 +5,10 @@ Letters: N examples, K vectors per example, B batch, X drawn examples, H hidden 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +37,17 @@ class Bank:
         return torch.stack([part.index_select(0, ids) for part in self.vectors], dim=1)
 
 
-def save(folder: Path, vectors: NDArray[np.float16], logits: NDArray[np.float32], seconds: float) -> None:
-    """Publish L2-normalised vectors [N, H] and logits, by example or by token, that took `seconds`, as one folder."""
+def save(
+    folder: Path,
+    vectors: NDArray[np.float16],
+    logits: NDArray[np.float32],
+    seconds: float,
+    of: Mapping[str, Any] | None = None,
+) -> None:
+    """Publish L2-normalised vectors [N, H] and logits, by example or by token, that took `seconds`, as one folder; `of`
+    is what they were made from."""
     with files.publish(folder) as staging:
-        files.write_json(staging / "stage.json", {"seconds": seconds})
+        files.write_json(staging / "stage.json", {"seconds": seconds} | ({"of": dict(of)} if of else {}))
         files.write_tensors(staging / FILE, {"vectors": torch.from_numpy(vectors), "logits": torch.from_numpy(logits)})
 
 
@@ -46,9 +55,7 @@ def load(folder: Path, device: torch.device, n_examples: int, n_outputs: int) ->
     """Vectors [N, H] and `n_outputs` logits of a published bank; memory-mapped on the CPU, else moved to the device."""
     tensors = files.read_tensors(folder / FILE)
     if {name: len(tensor) for name, tensor in tensors.items()} != {"vectors": n_examples, "logits": n_outputs}:
-        raise FileError(
-            f"{folder / FILE} is not a bank of {n_examples:,} examples", "remove the work folder and start anew"
-        )
+        raise FileError(f"{folder / FILE} is not a bank of {n_examples:,} examples", "start anew with --overwrite")
     return tensors["vectors"].to(device), tensors["logits"].to(device)
 
 

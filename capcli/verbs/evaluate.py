@@ -20,20 +20,23 @@ import numpy as np
 import torch
 
 from capcli import decode, files, gates, hub, metrics, models, noise, perturb, sparse, tasks, tokens
-from capcli.config import EvalConfig, TaskConfig, build
+from capcli.config import PERTURBATIONS, EvalConfig, TaskConfig, build, portable, shortened
 from capcli.errors import ConfigError, FileError
+from capcli.metrics import AGREEMENT, CALIBRATION
 from capcli.noise import Estimate
 from capcli.run import Event
 from capcli.text import finite, mapping, named, part
 
 SCHEMA_VERSION = 1
 LATENCY_RUNS = 30
-CALIBRATION, AGREEMENT = "ece", "agreement"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `capcli.metrics`."""
+    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `capcli.metrics`.
+
+    doubts: what the model could not read of the texts. constant: its answer, where that is the same to all of them.
+    """
 
     metrics: dict[str, float]
     confidence_95: dict[str, list[float]]
@@ -42,6 +45,8 @@ class Measured:
     truth: Any
     outputs: Any
     seed: int
+    doubts: tuple[str, ...] = ()
+    constant: str = ""
 
     def estimates(self) -> dict[str, Estimate]:
         """The metrics with their intervals at any level."""
@@ -103,7 +108,41 @@ def scored(
         truth=truth,
         outputs=outputs,
         seed=seed,
+        doubts=tokens.doubts(examples, examples.split.name) if examples.split else (),
+        constant=constant(kind, labels, truth, outputs) if whole else "",
     )
+
+
+def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
+    """What is answered to every example (word, for tokens) where the truth has more to say; empty otherwise."""
+    if kind == "regression":
+        values = np.asarray(outputs).reshape(-1)
+        same = len(values) > 1 and np.ptp(values) <= 1e-6 * np.abs(values).max() and np.ptp(truth) > 0
+        return f"{values[0]:.4g}" if same else ""
+    found, true = (_different(kind, some) for some in (metrics.answered(kind, outputs), truth))
+    if len(found) != 1 or len(true) < 2:
+        return ""
+    (one,) = found
+    if kind == "classification":
+        return repr(labels[one])
+    if kind == "multilabel":
+        return ", ".join(repr(name) for name, is_true in zip(labels, one, strict=True) if is_true) or "no label"
+    return repr(one) if one or kind == "tokens" else "no answer"
+
+
+def _different(kind: str, answers: Any) -> set[Any]:
+    """The answers that differ, in a form that can be compared; of spans the first of each question."""
+    if kind == "tokens":
+        return {tag for row in answers for tag in row}
+    if kind == "spans":
+        return {next(iter(row), "") for row in answers}
+    rows = np.unique(answers, axis=0)
+    return set(rows.tolist()) if kind == "classification" else {tuple(map(bool, row)) for row in rows}
+
+
+def same_answer(model: str, split: str, answer: str) -> str:
+    """The note on a model that gives the same answer to all that it is asked."""
+    return f"{model} gives the same answer to everything in {split}: {answer}"
 
 
 def answers(kind: str, labels: Sequence[str], examples: tokens.Examples, logits: np.ndarray) -> tuple[Any, Any]:
@@ -148,8 +187,8 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     on = models.compute(config.hardware)
     yield Event(phase="load", note=f"loading {config.model}")
     data, notes = _data(config)
-    for doubt in _doubts(config, data):
-        yield Event(phase="gates", note=doubt)
+    _check_gates(config, data)
+    _check_baseline(config, data)
     model = models.place(_load(config, config.model, data), on)
     primary, changed = next(iter(data.evals)), _changed(config, data)
     measured = yield from _all(config, data, model, on, {**data.evals, **changed}, "evaluate")
@@ -168,7 +207,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
         "seed": config.seed,
         "sparsity": None,
         "size": {},
-        "notes": [*data.notes, *model.notes, *notes],
+        "notes": [*data.notes, *model.notes, *notes, *_said(measured, data)],
     }
     result |= _size_and_sparsity(model, config.model)
     yield Event(phase="latency", note="measuring latency")
@@ -181,7 +220,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     result["notes"] += found.notes
     result["gates"] = gates.check(config.gates, _evidence(data, ours, found, result))
     result["passed"] = all(gate["passed"] for gate in result["gates"])
-    return result
+    return dict(portable(result, config))
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -189,20 +228,16 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
 
 def _data(config: EvalConfig) -> tuple[tasks.TaskData, list[str]]:
     """The task's splits with the labels of the model, and what there is to know about their choice."""
-    stored, known = models.stored_source(config.model), models.known(config.model, config.label_names)
+    stored, known = models.stored_source(config.model), models.known(config.model, config.source.label_names)
     of_run = config.source.task == stored.get("task") and _same_place(config.source.data, str(stored.get("data")))
-    names = known.labels
-    if known.ours:
-        names = tuple(config.label_names.get(name, name) for name in names)
     data = tasks.load(
         config.source,
         train=False,
         holdout=known.holdout if of_run else 0.0,
         seed=known.seed,
-        known=names if known.ours else (),
-        perhaps=names,
+        known=known.labels if known.ours else (),
+        perhaps=known.labels,
         no_answer=known.no_answer,
-        codes=of_run or not known.ours,
     )
     notes = []
     if stored and not of_run:
@@ -223,7 +258,7 @@ def _same_place(a: str, b: str) -> bool:
 
 
 def _origin(task: str, data: str) -> str:
-    return f"{task} in {data}" if data else task
+    return f"{task} in {shortened(data)}" if data else task
 
 
 def _changed(config: EvalConfig, data: tasks.TaskData) -> dict[str, tasks.Split]:
@@ -235,18 +270,36 @@ def _changed(config: EvalConfig, data: tasks.TaskData) -> dict[str, tasks.Split]
     }
 
 
-def _doubts(config: EvalConfig, data: tasks.TaskData) -> list[str]:
-    """Gates on what will not be measured, said before the work begins; they fail in the end."""
+def _check_gates(config: EvalConfig, data: tasks.TaskData) -> None:
+    """Raise `ConfigError` for a gate on what will not be measured, or whose limit says nothing."""
     own = [*data.metrics, *[CALIBRATION] * (data.kind == "classification")]
     changes = list(_changed(config, data))
     valid = [*own, *[AGREEMENT] * bool(config.baseline)]
     valid += [name + change for change in changes for name in (*own, AGREEMENT)]
     drops = [name + change for change in ("", *changes) for name in data.metrics]
-    return gates.unknown(config.gates, valid, drops)
+    ways = {f"{name}@{change}": f"add --perturb {change}" for change in PERTURBATIONS for name in (*own, AGREEMENT)}
+    ways[AGREEMENT] = "name a --baseline to agree with"
+    gates.require(config.gates, _bounds(valid), _bounds(drops), ways)
+
+
+def _check_baseline(config: EvalConfig, data: tasks.TaskData) -> None:
+    """Raise `CapError` for a baseline that is not there, or does not compare, before anything is measured."""
+    if not config.baseline:
+        return
+    if Path(config.baseline).is_file():
+        stored = mapping(files.read_json(Path(config.baseline)))
+        _report_row(config, stored, data, len(next(iter(data.evals.values()))))
+    elif not models.is_artifact(config.baseline):
+        hub.folder(config.baseline)
+
+
+def _bounds(names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    return {name: metrics.bounds(name.partition("@")[0]) for name in names}
 
 
 def _load(config: EvalConfig, source: str, data: tasks.TaskData) -> models.Model:
-    return models.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=config.label_names)
+    names = config.source.label_names
+    return models.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=names)
 
 
 def _all(
@@ -268,6 +321,12 @@ def _all(
 
         found[name] = yield from measure(model, examples, data.metrics, on, event, config.seed)
     return found
+
+
+def _said(measured: Mapping[str, Measured], data: tasks.TaskData) -> list[str]:
+    """What the result says of texts that the model could not read, and of answers that are all the same."""
+    doubts = [doubt for name in data.evals for doubt in measured[name].doubts]
+    return doubts + [same_answer("the model", name, one.constant) for name, one in measured.items() if one.constant]
 
 
 def _perturbed(ours: Measured, plain: Measured) -> dict[str, Any]:
@@ -395,7 +454,14 @@ def _compared(
         ratios |= {name + change: value for name, value in by_name[1].items()}
     row = {"model": config.baseline, **theirs[""].table}
     row["perturbed"] = {change[1:]: one.table for change, one in theirs.items() if change}
-    return Compared(baseline=row, differences=differences, ratios=ratios, agreement=agreed(ours[""], theirs[""]))
+    same = theirs[""].constant
+    return Compared(
+        baseline=row,
+        differences=differences,
+        ratios=ratios,
+        agreement=agreed(ours[""], theirs[""]),
+        notes=(same_answer("the baseline", next(iter(data.evals)), same),) if same else (),
+    )
 
 
 def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[str, Estimate]]:

@@ -7,7 +7,6 @@ write into a staging folder; open what was written and compare; publish in one r
 from __future__ import annotations
 
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -34,7 +33,7 @@ from capcli import (
     tasks,
     vocabulary,
 )
-from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build
+from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build, command_line, portable, shortened
 from capcli.errors import CapError, CheckFailed, ConfigError, FileError, ModelError
 from capcli.run import Event
 from capcli.text import mapping, part
@@ -44,6 +43,10 @@ SCHEMA_VERSION = 1
 RECORD = "export.json"
 CUT_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
+ALONE = (
+    "8-bit answers depend on the texts that share a batch: agreement and accuracy were measured one text at a time, "
+    "and in other batches single answers may differ"
+)
 LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
 # What an export remembers of the report of its run.
@@ -107,6 +110,15 @@ class Job:
         """Whether the export answers otherwise than the model, so that its accuracy has to be measured again."""
         return bool(self.config.vocab) or not self.exact
 
+    @property
+    def batching(self) -> str:
+        """How texts are put together wherever answers are compared or scored.
+
+        Integer weights go with activations that are quantised by the range of all that is in a batch, so that the
+        answer to a text depends on the others: each is asked alone. Of floats nothing but rounding depends on it.
+        """
+        return "one text at a time" if self.config.int8 else "several texts at a time"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
@@ -139,8 +151,11 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     record = _record(job)
     with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=record) as staging:
         opened = yield from FORMATS[config.to](job, staging)
-        record |= yield from _checked(job, opened)
+        record |= portable((yield from _checked(job, opened)), config)
         _describe(job, record, staging)
+    for note in record["notes"]:
+        if note != job.known.missing:  # which was said before
+            yield Event(phase="export", overall=1.0, note=note)
     yield Event(phase="export", done=1, total=1, overall=1.0, note=f"complete: {config.out_folder}")
     return record
 
@@ -152,6 +167,7 @@ def _free(folder: Path) -> Path:
         raise FileError(f"an export cannot take the place of {out}", "choose a folder of its own with -o")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileError(f"{folder} exists and is not empty", "choose another folder with -o")
+    files.check_name(out)
     files.check_writable(out.parent)
     return out
 
@@ -217,7 +233,7 @@ def _history(folder: Path) -> dict[str, Any]:
 def _texts(config: ExportConfig, model: models.Model) -> Texts:
     """The data of the model's own task; where they are not here, built-in texts."""
     stored = models.stored_source(config.model)
-    chosen = {"data": config.data, "max_eval_samples": config.max_eval_samples}
+    chosen = {"data": config.data, "label_map": config.label_map, "max_eval_samples": config.max_eval_samples}
     place = config.data or stored.get("data", "")
     try:
         if not stored:
@@ -238,7 +254,8 @@ def _texts(config: ExportConfig, model: models.Model) -> Texts:
         if config.data or config.vocab or (place and Path(place).exists()):
             raise
         other = TaskConfig(task=FALLBACK.get(model.kind, "mr"))
-        missing = f"the task's own data are not here ({error.message}): logits are compared on texts of {other.task}"
+        reason = error.message.replace(place, shortened(place)) if place else error.message
+        missing = f"the task's own data are not here ({reason}): logits are compared on texts of {other.task}"
         return Texts(source=other, data=tasks.load(other, train=False), missing=missing)
 
 
@@ -313,9 +330,11 @@ def artefact(job: Job, staging: Path) -> Generator[Event, None, Opened]:
 def _settings(job: Job) -> dict[str, Any]:
     """What the artefact says of its run, its data where they are now, and how it was exported."""
     config, stored = job.config, models.stored_settings(job.config.model)
-    kept: dict[str, Any] = {"source": {}, **{name: stored[name] for name in KEPT_SETTINGS if name in stored}}
+    kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
+    kept["source"] = models.stored_source(config.model)
     if job.known.ours:
-        kept["source"] = {**kept["source"], "data": job.known.source.data}
+        now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
+        kept["source"] = {**kept["source"], **now}
     treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
     return {**kept, "export": treatment}
 
@@ -352,7 +371,9 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
         nonzero=onnx_model.nonzero(path, prunable, others),
         file_bytes=size,
         memory_bytes=size,
-        logits=lambda examples: onnx_model.outputs(runner, examples, job.on.token_budget, _event("after")),
+        logits=lambda examples: onnx_model.outputs(
+            runner, examples, 1 if job.config.int8 else job.on.token_budget, _event("after")
+        ),
     )
 
 
@@ -386,10 +407,12 @@ def _checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]
         },
         "metrics": None,
         "speed": None,
-        "notes": [job.known.missing] if job.known.missing else [],
+        "batching": job.batching,
+        "notes": [*[job.known.missing] * bool(job.known.missing), *[ALONE] * job.config.int8],
     }
     if job.lossy and job.known.ours:
-        found["metrics"] = yield from _metrics(job, opened)
+        found["metrics"], notes = yield from _metrics(job, opened)
+        found["notes"] += notes
     elif job.lossy:
         found["notes"].append("the weights were changed, and the accuracy was not measured again")
     if job.config.to in ("sliced", "onnx"):
@@ -408,8 +431,10 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
             raise CheckFailed("the new vocabulary reads none of the texts as the old one did", "keep more tokens")
     if opened.nonzero > before:
         raise CheckFailed(f"{opened.nonzero:,} weights are not zero in what was written, {before:,} before")
-    ours = compare.logits(compare.of(job.original, job.on.device), kind, job.original.tokenizer, texts, job.length)
-    theirs = compare.logits(opened.run, kind, opened.tokenizer, texts, job.length)
+    batch = 1 if job.config.int8 else compare.BATCH
+    original = compare.of(job.original, job.on.device)
+    ours = compare.logits(original, kind, job.original.tokenizer, texts, job.length, batch)
+    theirs = compare.logits(opened.run, kind, opened.tokenizer, texts, job.length, batch)
     found = compare.difference(kind, ours, theirs)
     allowed = found.tolerance if job.exact else sys.float_info.max
     if not found.largest <= allowed:
@@ -445,10 +470,11 @@ def _event(when: str) -> Callable[..., Event]:
     return event
 
 
-def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
-    """Metrics before and after, on the same examples."""
+def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str, Any], list[str]]]:
+    """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
     split, data, source = job.known.held_out, job.known.data, job.known.source
     found: dict[str, Any] = {"split": split.name, "primary": data.primary}
+    measured: list[evaluate.Measured] = []
     for when, model in (("before", job.original), ("after", opened.model or job.model)):
         examples = evaluate.encoded(model, split, source)
         if when == "after" and opened.logits is not None:
@@ -457,7 +483,11 @@ def _metrics(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]
         else:
             one = yield from evaluate.measure(model, examples, data.metrics, job.on, _event(when))
         found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
-    return found
+        measured.append(one)
+    before, after = measured
+    found["agreement"] = evaluate.agreed(after, before).value
+    same = [evaluate.same_answer("the export", split.name, after.constant)] if after.constant else []
+    return found, [*after.doubts, *same]
 
 
 def _speed(job: Job, opened: Opened) -> dict[str, Any]:
@@ -504,7 +534,7 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         rows.append(_planned(job, name, smaller if name in CUT_FORMATS else job.model))
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": config.model,
+        "model": shortened(config.model),
         "dense_bytes": 4 * job.original.before_slicing.total,
         "formats": rows,
         "notes": [job.known.missing] if job.known.missing else [],
@@ -537,18 +567,19 @@ def _planned(job: Job, name: str, model: models.Model) -> dict[str, Any]:
 
 def _record(job: Job) -> dict[str, Any]:
     config, cut = job.config, job.model.cut
-    return {
+    found = {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
         "format": config.to,
-        "out": str(config.out_folder),
-        "command": shlex.join(["cap", *sys.argv[1:]]),
+        "out": shortened(str(config.out_folder)),
+        "command": command_line(sys.argv[1:]),
         "versions": run.versions(),
         **{name: getattr(config, name) for name in ("dtype", "embeddings", "int8", "vocab", "threshold")},
         "vocabulary": job.words,
         "layers": {name: vars(size) for name, size in cut.sizes.items()} if cut else None,
         "run": job.history,
     }
+    return dict(portable(found, config))
 
 
 def _gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
@@ -606,7 +637,7 @@ def _report(job: Job, record: dict[str, Any]) -> dict[str, Any]:
         found["metrics"] = {}
     notes = found.get("notes")
     found["notes"] = [*(notes if isinstance(notes, list) else []), _treatment(job), *record["notes"]]
-    return found
+    return dict(portable(found, job.config))
 
 
 def _treatment(job: Job) -> str:

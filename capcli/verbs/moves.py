@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from capcli import files
-from capcli.config import Gates
+from capcli import files, metrics
+from capcli.config import Gates, shortened
 from capcli.errors import ConfigError, FileError
-from capcli.gates import Evidence, check
-from capcli.noise import EVALUATED_ON, MEASURED_ON, Estimate, difference, differing, ratio, stored
+from capcli.gates import Evidence, check, require
+from capcli.noise import EVALUATED_ON, MEASURED_ON, Estimate, difference, differing, mean_bounds, ratio, stored
 from capcli.text import finite, mapping, named, part
 
 SCHEMA_VERSION = 1
@@ -51,6 +51,8 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
                 "probe the same tasks, with the same examples and options",
             )
         shared += ["mean"] * (not alone and "mean" in ours and "mean" in theirs)
+    known = _bounds(command, before) | _bounds(command, after)
+    require(gates, known, known)
     if alone:
         notes.append("not compared, because not in both or measured otherwise: " + ", ".join(named(n) for n in alone))
     pairs = {name: (theirs[name], ours[name]) for name in shared}
@@ -58,8 +60,8 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
     result: Table = {
         "schema_version": SCHEMA_VERSION,
         "kind": command,
-        "old": old,
-        "new": new,
+        "old": shortened(old),
+        "new": shortened(new),
         **({name: after.get(name) for name in ("task", "split", "n_examples")} if command == "eval" else {}),
         "rows": [_moved(name, *pair) for name, pair in pairs.items()],
         "sizes": _exact(_sizes(before), _sizes(after)),
@@ -94,6 +96,15 @@ def _read(command: str, path: str) -> Mapping[str, Any]:
     if (version := data.get("schema_version")) != SCHEMA_VERSION:
         raise FileError(f"{path} has schema_version {version}, this cap reads {SCHEMA_VERSION}", "measure it again")
     return data
+
+
+def _bounds(command: str, result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """What the metrics of a result, or the scores of its tasks and their mean, can be."""
+    if command == "eval":
+        return {name: metrics.bounds(name.partition("@")[0]) for name in _eval_estimates(result)}
+    rows = part(result, "tasks")
+    found = {name: metrics.bounds(str(mapping(row).get("metric"))) for name, row in rows.items()}
+    return found | {"mean": mean_bounds(found.values())}
 
 
 def _same(before: Mapping[str, Any], after: Mapping[str, Any], names: tuple[str, ...], old: str, new: str) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from capcli import cache, classifiers, files, gates, metrics, noise, tasks, tokens, vectors
-from capcli.config import ProbeConfig
+from capcli.config import ProbeConfig, portable
 from capcli.errors import ConfigError, FileError
 from capcli.pruning.losses import NO_LABEL
 from capcli.run import Event
@@ -104,10 +104,11 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
     """
     stored = {source: _stored(source, config) for source in config.baselines if Path(source).is_file()}
     data = {name: _task_data(config, name) for name in config.task_names}
+    bounds = {name: metrics.bounds(one.primary) for name, one in data.items()}
+    bounds[MEAN] = noise.mean_bounds(bounds.values())
+    gates.require(config.gates, bounds, bounds)
     sources = [config.model, *(source for source in config.baselines if source not in stored)]
     encoders = {source: _encoder(config, source) for source in sources}
-    for doubt in gates.unknown(config.gates, [*data, MEAN], [*data, MEAN]):
-        yield Event(phase="gates", note=doubt)
     found: dict[str, dict[str, Probed]] = {}
     notes = [f"{name}: {note}" for name, one in data.items() for note in (*one.notes, *_own_ways(config, one))]
     for place, (source, encoder) in enumerate(encoders.items()):
@@ -138,7 +139,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
     first = baselines[0] if baselines else None
     result["gates"] = gates.check(config.gates, _evidence(ours, first, encoder, result["latency"]))
     result["passed"] = all(gate["passed"] for gate in result["gates"])
-    return result
+    return dict(portable(result, config))
 
 
 def _encoder(config: ProbeConfig, source: str) -> vectors.Encoder:
