@@ -593,7 +593,7 @@ ALL = {"bank-pretrained", "teacher", "bank-finetuned", "dense", "prune-steps", "
         ({"precision": "bf16"}, {"teacher"}),
         ({"max_time": 9.0}, ALL),
     ],
-    ids=str,
+    ids=lambda value: ",".join(sorted(value)),
 )
 def test_what_concerns_later_stages_may_change(
     tiny: Tiny, stopped: Path, tmp_path: Path, changed: dict[str, Any], kept: set[str]
