@@ -263,7 +263,7 @@ def _another(out: Path, changed: list[str]) -> ConfigError:
 def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) -> Iterator[Run]:
     """Lock OUT and check that what lies there belongs to this configuration, or may be overwritten by `begin`.
 
-    When it fails before anything of the run is kept, it leaves no folder behind that was not there.
+    When it fails before anything of the run is kept, it leaves no folder behind that was not there; stopped, it does.
 
     Raises `ConfigError` for the folder of another run or process, `FileError` for an unwritable or foreign folder.
     """
@@ -281,8 +281,8 @@ def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) ->
         if not overwrite:
             _refuse_other(config, run)
         yield run
-    except BaseException as error:
-        if not isinstance(error.__cause__, Timeout):
+    except Exception as error:
+        if not isinstance(error, Stopped) and not isinstance(error.__cause__, Timeout):
             refused = isinstance(error, CapError) and error.exit_code == CapError.exit_code
             _leave(run, made, forget=refused and not begun)
         raise
