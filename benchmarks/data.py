@@ -127,12 +127,12 @@ def repeated(args: argparse.Namespace, folder: Path) -> str:
     found = splits.find(Path(args.data)).files
     rows = pa.concat_tables([pq.read_table(path) for path in found.pop("train")])
     times = -(-args.repeat_to // rows.num_rows)
-    place = folder / "data"
-    place.mkdir()
-    pq.write_table(pa.concat_tables([rows] * times).slice(0, args.repeat_to), place / "train.parquet")
+    made = folder / "data"
+    made.mkdir()
+    pq.write_table(pa.concat_tables([rows] * times).slice(0, args.repeat_to), made / "train.parquet")
     for path in next(iter(found.values())):
-        (place / path.name).write_bytes(path.read_bytes())
-    return str(place)
+        (made / path.name).write_bytes(path.read_bytes())
+    return str(made)
 
 
 def arguments() -> argparse.Namespace:

@@ -119,9 +119,9 @@ def written_banks(folder: Path, n: int, width: int, on: models.Compute) -> dict[
     for name, n_vectors in (("prc", 1), ("snc", 3), ("fic", 1)):
         parts = []
         for index in range(n_vectors):
-            place = folder / f"{name}-{index}"
-            banks.save(place, synthetic.random_vectors(n, width, index).numpy(), np.zeros((n, 2), np.float32), 0.0)
-            parts.append(banks.load(place, on.device, n, n)[0])
+            folder_of = folder / f"{name}-{index}"
+            banks.save(folder_of, synthetic.random_vectors(n, width, index).numpy(), np.zeros((n, 2), np.float32), 0.0)
+            parts.append(banks.load(folder_of, on.device, n, n)[0])
         found[name] = banks.Bank(vectors=parts)
     return found
 

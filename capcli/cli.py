@@ -204,15 +204,15 @@ def prune(
     settings, machine = c.prune_config(chosen, config), wants_json(output, as_json)
     hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
     from capcli import run
-    from capcli.verbs import prune as verb
+    from capcli.verbs import prune as prune_verb
 
     if plan:
-        found = watch(verb.plan(settings), quiet)
-        emit(found, machine, lambda: report.facts(verb.plan_rows(found)))
+        found = watch(prune_verb.plan(settings), quiet)
+        emit(found, machine, lambda: report.facts(prune_verb.plan_rows(found)))
         return
     flag = run.StopFlag()
     with run.signals(flag):
-        found = watch(verb.prune(settings, flag=flag, overwrite=overwrite), quiet)
+        found = watch(prune_verb.prune(settings, flag=flag, overwrite=overwrite), quiet)
     emit(found, machine, lambda: report.prune_summary(found, settings.out_folder))
 
 
@@ -224,9 +224,9 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     """
 
     def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
-        from capcli.verbs import evaluate as verb
+        from capcli.verbs import evaluate
 
-        return verb.evaluate(verb.eval_config(layers))
+        return evaluate.evaluate(evaluate.eval_config(layers))
 
     documented("eval", start, chosen, **switches)
 
@@ -240,15 +240,15 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
     settings, machine = c.build(c.ExportConfig, chosen), wants_json(output, as_json)
     hello(quiet, f"cap export {settings.model} to {settings.to}")
     from capcli import run
-    from capcli.verbs import export as verb
+    from capcli.verbs import export as export_verb
 
     if plan:
-        found = watch(verb.plan(settings), quiet)
+        found = watch(export_verb.plan(settings), quiet)
         emit(found, machine, lambda: report.plan_summary(found))
         return
     flag = run.StopFlag()
     with run.signals(flag):
-        found = watch(verb.export(settings), quiet, flag)
+        found = watch(export_verb.export(settings), quiet, flag)
     emit(found, machine, lambda: report.export_summary(found))
 
 
@@ -261,9 +261,9 @@ def probe(chosen: dict[str, Any], **switches: Any) -> None:
 
     def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
         settings = c.build(c.ProbeConfig, layers)
-        from capcli.verbs import probe as verb
+        from capcli.verbs import probe as probe_verb
 
-        return verb.probe(settings)
+        return probe_verb.probe(settings)
 
     documented("probe", start, chosen, **switches)
 
@@ -321,9 +321,9 @@ def measured(
     if others := [name for name in chosen if name not in gates]:
         raise ConfigError(f"--compare measures nothing, {others[0]} has no use there", "leave it out; gates may stay")
     hello(quiet, f"cap {command} --compare {' '.join(compare)}")
-    from capcli.verbs import moves
+    from capcli.verbs import moves as compare_verb
 
-    return moves.compare(command, *compare, c.build(c.Gates, layers))
+    return compare_verb.compare(command, *compare, c.build(c.Gates, layers))
 
 
 # Output --------------------------------------------------------------------------------------------------------------

@@ -174,9 +174,9 @@ def _summary(command: str, result: Mapping[str, Any]) -> Group:
     from rich.text import Text
 
     shown: list[Any] = [facts(results.facts(command, result))]
-    tables = results.tables(command, result)
-    for table in tables:
-        shown += ["", Text(table.title, style="bold", overflow="fold")] if len(tables) > 1 else [""]
+    drawn = results.tables(command, result)
+    for table in drawn:
+        shown += ["", Text(table.title, style="bold", overflow="fold")] if len(drawn) > 1 else [""]
         shown.append(_table(table.columns, table.rows, n_text=table.n_text, narrow=True))
     if notes := results.notes(result):
         shown += ["", *(Text(f"note: {note}", overflow="fold") for note in notes)]

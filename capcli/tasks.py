@@ -405,9 +405,9 @@ def load(
     )
 
 
-def _list_notes(found: Mapping[str, Labels], splits: Mapping[str, Split]) -> list[str]:
+def _list_notes(found: Mapping[str, Labels], parts: Mapping[str, Split]) -> list[str]:
     """Which columns hold lists that were written as text."""
-    places = [(split.columns[0], name) for name, split in splits.items() if split.lists]
+    places = [(split.columns[0], name) for name, split in parts.items() if split.lists]
     places += [(one.columns[0], name) for name, one in found.items() if one.lists]
     columns = {column: [name for other, name in places if other == column] for column, _ in places}
     return [f"lists written as text in column {c!r} were read as lists: {', '.join(n)}" for c, n in columns.items()]

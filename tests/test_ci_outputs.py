@@ -260,10 +260,10 @@ def test_layer_curves(baselines: int) -> None:
 
 def test_strips_share_a_scale_and_stay_inside() -> None:
     marks = [figures.Mark(0.5, (0.4, 0.6), 0.9), figures.Mark(0.1, (-0.2, 0.2)), figures.Mark(None, None)]
-    strips = figures.strips(marks, zero=True)
-    assert strips is not None and strips.rows[2] == {} and strips.has_other
-    assert (strips.low, strips.high) == ("-0.2000", "0.9000")
-    places = [place for row in strips.rows for place in row.values()]
+    drawn = figures.strips(marks, zero=True)
+    assert drawn is not None and drawn.rows[2] == {} and drawn.has_other
+    assert (drawn.low, drawn.high) == ("-0.2000", "0.9000")
+    places = [place for row in drawn.rows for place in row.values()]
     assert min(places) == figures.STRIP_EDGE and max(places) == figures.STRIP_WIDTH - figures.STRIP_EDGE
     assert figures.strips([figures.Mark(1.0, None)]) is None
     for value in (0.0, 1e99, 5e-324, -1e99):

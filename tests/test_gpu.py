@@ -118,9 +118,9 @@ def test_run_is_exact_and_loads_on_the_cpu(tiny: Tiny, tmp_path: Path, method: s
     assert (report["memory"]["peak_device_bytes"] > 0) == ON_CUDA
     net = capcli.load(tmp_path / "out")
     assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}
-    tokens = torch.randint(5, 20, (4, 9), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(5, 20, (4, 9), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert bool(net(input_ids=tokens).logits.isfinite().all())
+        assert bool(net(input_ids=ids).logits.isfinite().all())
 
 
 @pytest.mark.parametrize("chosen", [{}, {"structure": "dimensions"}, {"structure": "dimensions", "losses": "kd,hid"}])

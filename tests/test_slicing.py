@@ -492,7 +492,7 @@ CUT = {"heads": 2, "head_size": 24, "neurons": 37}
 
 
 @pytest.mark.parametrize(
-    ("sliced", "expected"),
+    ("sizes", "expected"),
     [
         (None, f"sliced must hold exactly {FIRST}, {SECOND}, holds None"),
         ([], "sliced must hold exactly"),
@@ -511,12 +511,12 @@ CUT = {"heads": 2, "head_size": 24, "neurons": 37}
         ({FIRST: CUT, SECOND: FULL | {"neurons": -(10**30)}}, "neurons must be an integer from 1 to 40"),
     ],
 )
-def test_malformed_sizes_are_refused(store: Store, sliced: Any, expected: str) -> None:
+def test_malformed_sizes_are_refused(store: Store, sizes: Any, expected: str) -> None:
     _, out = store("bert")
     path = out / models.CONFIG_FILE
     settings = json.loads(path.read_text())
     assert settings["sliced"] == {FIRST: CUT, SECOND: FULL}
-    files.write_json(path, settings | {"sliced": sliced})
+    files.write_json(path, settings | {"sliced": sizes})
     with pytest.raises(FileError) as caught:
         models.load_artifact(out)
     assert caught.value.message.startswith(f"{path}: ")

@@ -31,7 +31,7 @@ import sparse_reader
 
 FUZZ = int(os.environ.get("CAP_FUZZ", "2000"))
 PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text("utf-8")
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 NAN_WITH_PAYLOAD = {"F32": 0x7FC12345, "F16": 0x7E21, "BF16": 0x7FD5, "F64": 0x7FF8000000012345}
 
 
@@ -55,7 +55,7 @@ def matrix(shape: tuple[int, ...], sparsity: float, dtype: str = "F32", seed: in
     special = [1 << (8 * itemsize - 1), 1, NAN_WITH_PAYLOAD[dtype]]
     bits[rng.random(n) < 0.1] = special[seed % 3]
     bits[rng.random(n) < sparsity] = 0
-    return torch.from_numpy(bits.view(np.uint8)).view(DTYPES[dtype]).reshape(shape)
+    return torch.from_numpy(bits.view(np.uint8)).view(TORCH_DTYPES[dtype]).reshape(shape)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 SIZES = st.sampled_from([0, 1, 7, 8, 9, 63, 64, 65])
 SHAPES = st.lists(SIZES, max_size=4).filter(lambda shape: math.prod(shape) <= 40_000).map(tuple)
 MATRICES = st.builds(
-    matrix, SHAPES, st.sampled_from([0.0, 0.5, 0.97, 1.0]), st.sampled_from(list(DTYPES)), st.integers(0, 999)
+    matrix, SHAPES, st.sampled_from([0.0, 0.5, 0.97, 1.0]), st.sampled_from(list(TORCH_DTYPES)), st.integers(0, 999)
 )
 
 
@@ -836,7 +836,7 @@ FLOATS = ["F32", "F16", "BF16"]
 def floats(shape: tuple[int, ...], sparsity: float = 0.0, dtype: str = "F32", seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     tensor = torch.randn(shape, generator=generator)
-    return tensor.masked_fill(torch.rand(shape, generator=generator) < sparsity, 0).to(DTYPES[dtype])
+    return tensor.masked_fill(torch.rand(shape, generator=generator) < sparsity, 0).to(TORCH_DTYPES[dtype])
 
 
 def product_of(factors: sparse.Factors) -> torch.Tensor:
@@ -916,7 +916,7 @@ def test_quantised_values_are_close_and_stable(tmp_path_factory, specs, size):
     tensors = {}
     for i, (shape, sparsity, dtype, seed, _) in enumerate(specs):
         largest = min(size, sparse.FLOAT_DTYPES[dtype] / 8)
-        tensors[str(i)] = (floats(shape, sparsity, seed=seed).clamp(-3, 3).double() * largest).to(DTYPES[dtype])
+        tensors[str(i)] = (floats(shape, sparsity, seed=seed).clamp(-3, 3).double() * largest).to(TORCH_DTYPES[dtype])
     pruned = [str(i) for i, spec in enumerate(specs) if spec[-1]]
     sizes = sparse.save(path, tensors, pruned, quantised=tensors)
     assert sizes == sparse.sizes(tensors, pruned, quantised=tensors)
@@ -941,8 +941,8 @@ def test_quantised_values_are_close_and_stable(tmp_path_factory, specs, size):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_largest_numbers_stay_finite(path, dtype):
     largest = sparse.FLOAT_DTYPES[dtype]
-    assert torch.finfo(DTYPES[dtype]).max == largest
-    tensor = torch.tensor([largest, -largest, largest / 3, 0], dtype=DTYPES[dtype])
+    assert torch.finfo(TORCH_DTYPES[dtype]).max == largest
+    tensor = torch.tensor([largest, -largest, largest / 3, 0], dtype=TORCH_DTYPES[dtype])
     sparse.save(path, {"w": tensor}, [], quantised=["w"])
     torch.testing.assert_close(sparse.load(path)["w"], tensor, rtol=0.01, atol=0)
 

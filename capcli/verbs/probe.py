@@ -398,7 +398,7 @@ def _from_file(path: str, ours: Mapping[str, Probed], found: Mapping[str, Any]) 
 
 
 def _evidence(
-    ours: Mapping[str, Probed], baseline: Baseline | None, encoder: vectors.Encoder, latency: Mapping[str, Any]
+    ours: Mapping[str, Probed], baseline: Baseline | None, encoder: vectors.Encoder, speed: Mapping[str, Any]
 ) -> gates.Evidence:
     """What the gates see: the tasks and `mean`, and the first baseline."""
     return gates.Evidence(
@@ -408,5 +408,5 @@ def _evidence(
         differences=baseline.differences if baseline else {},
         ratios=baseline.ratios if baseline else {},
         weights_bytes=encoder.weights_bytes,
-        latency_ms=noise.stored(latency.get("median_ms"), latency.get("confidence_95")),
+        latency_ms=noise.stored(speed.get("median_ms"), speed.get("confidence_95")),
     )
