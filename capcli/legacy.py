@@ -75,7 +75,7 @@ def layout(folder: Path) -> str | None:
 
     Raises `FileError` or `ModelError` for files that cannot be read.
     """
-    found = refusals.sparse_layout(refusals.read_json(folder / CONFIG))
+    found = refusals.sparse_layout(refusals.model_json(folder / CONFIG))
     if found is not None:
         return found
     names = _headers(folder)
@@ -94,7 +94,7 @@ def load(folder: Path, threshold: float | None) -> models.Model:
         ConfigError: a threshold that is missing, out of range or not used. FileError: a malformed weight file.
         ModelError: a configuration that is of no known kind, or does not fit the weights.
     """
-    config = refusals.read_json(folder / CONFIG)
+    config = refusals.model_json(folder / CONFIG)
     kind = _kind(config, folder)
     found = layout(folder)
     if found != MASKED:

@@ -176,9 +176,9 @@ def check_config(here: Path, source: str, *, legacy: bool = False) -> None:
 
     Sparse checkpoints of other tools are refused too, unless `legacy`: transformers would take random weights for them.
     """
-    config = read_json(here / CONFIG)
+    config = model_json(here / CONFIG)
     check_sizes(config, here / CONFIG)
-    tokenizer = read_json(here / "tokenizer_config.json") if (here / "tokenizer_config.json").is_file() else {}
+    tokenizer = model_json(here / "tokenizer_config.json") if (here / "tokenizer_config.json").is_file() else {}
     if config.get("auto_map") or tokenizer.get("auto_map"):
         where = CONFIG if config.get("auto_map") else "tokenizer_config.json"
         raise ModelError(
@@ -242,7 +242,7 @@ def _check_labels(config: Mapping[str, Any], where: str) -> None:
 def check_tokenizer_config(here: Path, source: str) -> None:
     """Refuse a `tokenizer_config.json` with a length or with inputs that no text has."""
     path = here / "tokenizer_config.json"
-    table, where = read_json(path) if path.is_file() else {}, f"{path.name} of {source}"
+    table, where = model_json(path) if path.is_file() else {}, f"{path.name} of {source}"
     length, names = table.get("model_max_length"), table.get("model_input_names", ["input_ids"])
     number = isinstance(length, int | float) and not isinstance(length, bool)
     if length is not None and not (number and length >= 1 and (math.isinf(length) or length == int(length))):
@@ -299,7 +299,7 @@ def check_no_pointer(path: Path, source: str) -> None:
             raise ModelError(f"{path} is a pointer of git-lfs, not the weights of {source}", "run: git lfs pull")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def model_json(path: Path) -> dict[str, Any]:
     """A JSON file of a model, which must be an object. Raises `ModelError`."""
     try:
         table = files.read_json(path)
