@@ -30,9 +30,12 @@ import table
 import torch
 from transformers import AutoTokenizer
 
-from capcli import hub, models, splits, tasks, tokens
-from capcli.config import Hardware, TaskConfig
-from capcli.run import peak_bytes
+from capcli.config.prune import Hardware, TaskConfig
+from capcli.data import dataset, layout, tokens
+from capcli.machine import peak_bytes
+from capcli.models import devices, loading, predict
+from capcli.models.model import place
+from capcli.sources import hub
 
 STAGES = ("libraries", "labels", "tokens, cold", "tokens, cached", "encoding", "training")
 
@@ -57,7 +60,7 @@ def main() -> None:
     found = {
         "model": Path(args.model).name,
         "task": args.task,
-        "device": models.compute(Hardware()).name,
+        "device": devices.compute(Hardware()).name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rows": rows,
@@ -92,7 +95,7 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(hub.resolve(args.model)[0])
     began, n = time.perf_counter(), 0
     if args.stage != "libraries":
-        split = tasks.load(TaskConfig(task=args.task, data=args.data, max_length=args.max_length)).train
+        split = dataset.load(TaskConfig(task=args.task, data=args.data, max_length=args.max_length)).train
         assert split is not None, "a training split was asked for"
         n = len(split)
         if args.stage != "labels":
@@ -104,14 +107,14 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
 def computed(args: argparse.Namespace) -> dict[str, float]:
     """Encoding or training of `args.few` examples."""
     chosen = synthetic.settings(task=args.task, data=args.data)
-    data = tasks.load(chosen.source, max_train=args.few)
+    data = dataset.load(chosen.source, max_train=args.few)
     assert data.train is not None, "a training split was asked for"
-    model, on = models.load_dense(args.model, data.labels, data.kind, 1), models.compute(Hardware())
+    model, on = loading.load_dense(args.model, data.labels, data.kind, 1), devices.compute(Hardware())
     examples = tokens.encode(data.train, model.tokenizer, args.max_length)
-    models.place(model, on)
+    place(model, on)
     if args.stage == "encoding":
         began = time.perf_counter()
-        collections.deque(models.encoded(model, examples, on, dict), maxlen=0)
+        collections.deque(predict.encoded(model, examples, on, dict), maxlen=0)
         return {"examples": len(examples), "seconds": time.perf_counter() - began, "peak": peak_bytes()}
     step = synthetic.Stepper(synthetic.cap_job(model, examples, on, chosen))
     step()
@@ -124,7 +127,7 @@ def computed(args: argparse.Namespace) -> dict[str, float]:
 
 def repeated(args: argparse.Namespace, folder: Path) -> str:
     """A folder with `args.repeat_to` training rows, those of `args.data` again and again, and its evaluation split."""
-    found = splits.find(Path(args.data)).files
+    found = layout.find(Path(args.data)).files
     rows = pa.concat_tables([pq.read_table(path) for path in found.pop("train")])
     times = -(-args.repeat_to // rows.num_rows)
     made = folder / "data"

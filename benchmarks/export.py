@@ -30,7 +30,7 @@ from typing import Any
 
 import table
 
-from capcli.run import peak_bytes
+from capcli.machine import peak_bytes
 
 LENGTH, BATCHES = 128, (1, 32)
 # What is exported from each run: label -> options of `cap export`.
@@ -111,7 +111,7 @@ def exported(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
 
 def exported_to(args: argparse.Namespace, model: str, folder: Path, options: dict[str, Any]) -> Path:
     import capcli
-    from capcli.config import ExportConfig
+    from capcli.config.export import ExportConfig
 
     print(f"exporting {model}: {options}", file=sys.stderr, flush=True)
     data = args.data if Path(model, "cap_config.json").is_file() else ""
@@ -140,36 +140,39 @@ def row_of(args: argparse.Namespace, label: str, run: str, folder: Path) -> dict
 
 def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """The primary metric on the first evaluation split, computed with what was exported."""
-    from capcli import models, onnx_model, run, tasks
-    from capcli.config import Hardware, TaskConfig
-    from capcli.verbs import evaluate
+    from capcli.config.prune import Hardware, TaskConfig
+    from capcli.data import dataset
+    from capcli.events import finished
+    from capcli.exporting import onnx_model
+    from capcli.measuring import scoring
+    from capcli.models import devices, loading, tokenizers
 
-    on = models.compute(Hardware(device="cpu", precision="fp32", threads=args.threads))
+    on = devices.compute(Hardware(device="cpu", precision="fp32", threads=args.threads))
     source = TaskConfig(task=args.task, data=args.data, max_eval_samples=args.max_eval_samples)
-    data = tasks.load(source, train=False)
+    data = dataset.load(source, train=False)
     split = next(iter(data.evals.values()))
     if (folder / "model.onnx").is_file():
-        model = models.load_dense(args.dense, data.classes, data.kind, 0, need_head=True)
-        model = dataclasses.replace(model, tokenizer=models.read_tokenizer(folder))
+        model = loading.load_dense(args.dense, data.classes, data.kind, 0, need_head=True)
+        model = dataclasses.replace(model, tokenizer=tokenizers.read_tokenizer(folder))
         runner = onnx_model.Runner(folder / "model.onnx", threads=args.threads)
-        examples = evaluate.encoded(model, split, source)
+        examples = scoring.encoded(model, split, source)
         alone = json.loads((folder / "export.json").read_text())["int8"]  # as cap export measures it
         budget = 1 if alone else on.token_budget
-        logits = run.finished(onnx_model.outputs(runner, examples, budget, lambda **_: None))
-        found = evaluate.scored(model.kind, model.labels, examples, data.metrics, logits)
+        logits = finished(onnx_model.outputs(runner, examples, budget, lambda **_: None))
+        found = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
     else:
-        model = models.load_model(str(folder), data.classes, data.kind, 0, need_head=True)
-        examples = evaluate.encoded(model, split, source)
-        found = run.finished(evaluate.measure(model, examples, data.metrics, on, lambda **_: None))
+        model = loading.load_model(str(folder), data.classes, data.kind, 0, need_head=True)
+        examples = scoring.encoded(model, split, source)
+        found = finished(scoring.measure(model, examples, data.metrics, on, lambda **_: None))
     return data.primary, found.metrics[data.primary]
 
 
 def hardware(args: argparse.Namespace) -> str:
     """What the processor is called."""
-    from capcli import models
-    from capcli.config import Hardware
+    from capcli.config.prune import Hardware
+    from capcli.models import devices
 
-    return models.compute(Hardware(device="cpu", threads=args.threads)).name
+    return devices.compute(Hardware(device="cpu", threads=args.threads)).name
 
 
 # One file in a process of its own ------------------------------------------------------------------------------------
@@ -223,7 +226,9 @@ def opened_cap(folder: Path, threads: int) -> Load:
     import transformers.models.auto.modeling_auto  # noqa: F401  what every format of ours needs, counted as a library
 
     import capcli
-    from capcli import models  # noqa: F401
+    from capcli.models import (
+        tokenizers,  # noqa: F401
+    )
 
     torch.set_num_threads(threads)
     return lambda: of_torch(capcli.load(folder))

@@ -35,8 +35,11 @@ import synthetic
 import table
 import torch
 
-from capcli import files, models
-from capcli.config import Hardware
+from capcli import files
+from capcli.config.prune import Hardware
+from capcli.models import devices, loading
+from capcli.models.devices import Compute
+from capcli.models.model import Model
 
 SPARE_SECONDS = 20.0
 
@@ -46,7 +49,7 @@ def main() -> None:
         return
     args = arguments()
     clock = Clock(args.budget)
-    on = models.compute(Hardware(device=args.device, precision="fp32" if args.device == "cpu" else "bf16"))
+    on = devices.compute(Hardware(device=args.device, precision="fp32" if args.device == "cpu" else "bf16"))
     found: dict[str, Any] = {
         "schema_version": 1,
         "command": shlex.join(["python", *sys.argv]),
@@ -64,8 +67,8 @@ def main() -> None:
         "notes": [],
     }
     batches, lengths = ((4,), (16,)) if args.small else ((32, 128), (32, 128))
-    sources: dict[str, Callable[[], models.Model]] = {
-        "MiniLM": lambda: models.load_dense(args.model, synthetic.LABELS, "classification", 1),
+    sources: dict[str, Callable[[], Model]] = {
+        "MiniLM": lambda: loading.load_dense(args.model, synthetic.LABELS, "classification", 1),
         "BERT-base, random weights": lambda: synthetic.random_bert(synthetic.SMALL if args.small else synthetic.BASE),
     }
     for name, make in sources.items():
@@ -107,9 +110,7 @@ class Clock:
 # Steps ---------------------------------------------------------------------------------------------------------------
 
 
-def steps(
-    make: Callable[[], models.Model], batch: int, length: int, on: models.Compute, args: argparse.Namespace
-) -> dict[str, Any]:
+def steps(make: Callable[[], Model], batch: int, length: int, on: Compute, args: argparse.Namespace) -> dict[str, Any]:
     """A plain fine-tuning step and a CAP step, one after the other, each alone in memory."""
     n = 64 if args.small else 65536
     chosen = synthetic.settings(batch_size=batch, max_length=length, method=args.method)
@@ -176,7 +177,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def flops(model: models.Model, batch: int, length: int) -> int:
+def flops(model: Model, batch: int, length: int) -> int:
     """Model FLOPs of a training step; see the top of the file."""
     config = model.net.config
     weights = sum(linear.weight.numel() for linear in model.prunable().values())

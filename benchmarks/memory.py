@@ -26,29 +26,35 @@ import synthetic
 import table
 import torch
 
-from capcli import files, models, tables, tasks, tokens
-from capcli.config import Hardware, TaskConfig
+from capcli import files
+from capcli.config.prune import Hardware, TaskConfig
+from capcli.data import dataset, tables, tokens
+from capcli.data.batches import Examples
+from capcli.data.splits import Split
+from capcli.machine import peak_bytes
+from capcli.models import devices, loading, predict
+from capcli.models.devices import Compute
+from capcli.models.model import longest_input, place
 from capcli.pruning import banks
-from capcli.run import peak_bytes
 
 
 def main() -> None:
     if table.handled("memory", render):
         return
     args = arguments()
-    on = models.compute(Hardware(device=args.device, threads=args.threads))
+    on = devices.compute(Hardware(device=args.device, threads=args.threads))
     stages: list[dict[str, Any]] = []
     began = time.perf_counter()
-    model = models.place(models.load_dense(args.model, synthetic.LABELS, "classification", 1), on)
+    model = place(loading.load_dense(args.model, synthetic.LABELS, "classification", 1), on)
     stages.append(stage("libraries and model", began, 0))
     began = time.perf_counter()
     split = read(args) if args.data else random_texts(args.examples, model.tokenizer)
     stages.append(stage("texts", began, len(split)))
     began = time.perf_counter()
-    examples = tokens.encode(split, model.tokenizer, models.longest_input(model, args.max_length), cache=False)
+    examples = tokens.encode(split, model.tokenizer, longest_input(model, args.max_length), cache=False)
     stages.append(stage("tokenising", began, len(examples)))
     del split
-    few = tokens.Examples(
+    few = Examples(
         tokens=examples.tokens,
         types=examples.types,
         offsets=examples.offsets[: args.encoded + 1],
@@ -56,7 +62,7 @@ def main() -> None:
         pad_id=examples.pad_id,
     )
     began = time.perf_counter()
-    exhaust(models.encoded(model, few, on, lambda **_: None))  # type: ignore[arg-type, return-value]
+    exhaust(predict.encoded(model, few, on, lambda **_: None))  # type: ignore[arg-type, return-value]
     stages.append(stage("encoding", began, len(few)))
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -97,23 +103,23 @@ def stage(name: str, began: float, n_examples: int) -> dict[str, Any]:
     return {"name": name, "seconds": seconds, "examples_per_second": speed, "peak_host_bytes": peak}
 
 
-def read(args: argparse.Namespace) -> tasks.Split:
+def read(args: argparse.Namespace) -> Split:
     """The training split of SST-2."""
-    data = tasks.load(TaskConfig(task="sst2", data=args.data), max_train=args.examples)
+    data = dataset.load(TaskConfig(task="sst2", data=args.data), max_train=args.examples)
     assert data.train is not None
     return data.train
 
 
-def random_texts(n: int, tokenizer: Any) -> tasks.Split:
+def random_texts(n: int, tokenizer: Any) -> Split:
     """N texts of 5 to 40 random words of the vocabulary."""
     rng = np.random.default_rng(0)
     words = np.asarray(sorted(word for word in tokenizer.get_vocab() if word.isalpha()))
     texts = [" ".join(rng.choice(words, rng.integers(5, 41))) for _ in range(n)]
     table = tables.in_memory("random", {"text": texts})
-    return tasks.Split(name="train", table=table, columns=("text",), labels=rng.integers(0, 2, n))
+    return Split(name="train", table=table, columns=("text",), labels=rng.integers(0, 2, n))
 
 
-def written_banks(folder: Path, n: int, width: int, on: models.Compute) -> dict[str, banks.Bank]:
+def written_banks(folder: Path, n: int, width: int, on: Compute) -> dict[str, banks.Bank]:
     """The banks of a run in its fourth epoch, saved and read back as a run does."""
     found = {}
     for name, n_vectors in (("prc", 1), ("snc", 3), ("fic", 1)):

@@ -50,10 +50,16 @@ from typing import Any
 import paired
 import table
 
-from capcli import files, models, tasks, tokens
-from capcli.config import METHODS, Hardware, PruneConfig, TaskConfig, build, leaves, prune_config
+from capcli import files
+from capcli.config.layers import build, prune_config
+from capcli.config.names import METHODS
+from capcli.config.options import leaves
+from capcli.config.prune import Hardware, PruneConfig, TaskConfig
+from capcli.data import dataset, tokens
 from capcli.errors import CapError
-from capcli.run import finished as returned
+from capcli.events import finished as returned
+from capcli.models import devices, loading, predict
+from capcli.models.model import longest_input, place
 
 STOPPED = (75, 130, -2, -15)
 ROOT = Path(__file__).resolve().parent.parent
@@ -356,13 +362,13 @@ def held_out(report: dict[str, Any]) -> float | None:
 
 def correct(out: Path, stored: dict[str, Any]) -> Any:
     """Which examples of the first evaluation split an artefact has right, as bits [N]."""
-    on = models.compute(build(Hardware, stored))
+    on = devices.compute(build(Hardware, stored))
     config = build(TaskConfig, stored)
-    data = tasks.load(config, train=False)
-    model = models.place(models.load_model(str(out), data.labels, data.kind, 1), on)
-    length = models.longest_input(model, config.longest)
+    data = dataset.load(config, train=False)
+    model = place(loading.load_model(str(out), data.labels, data.kind, 1), on)
+    length = longest_input(model, config.longest)
     examples = tokens.encode(next(iter(data.evals.values())), model.tokenizer, length)
-    coding = models.encoded(model, examples, on, lambda **_: None)  # type: ignore[arg-type, return-value]
+    coding = predict.encoded(model, examples, on, lambda **_: None)  # type: ignore[arg-type, return-value]
     return returned(coding)[0].argmax(dim=1).cpu().numpy() == examples.labels
 
 

@@ -22,7 +22,9 @@ import table
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from capcli import families, sparse
+from capcli.artifact import writer
+from capcli.artifact.entry import Factors
+from capcli.models import families
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 SPREAD = {"matrix": 0.3, "row": 0.5, "column": 0.5, "noise": 0.5}  # standard deviations of the logarithms
@@ -73,22 +75,22 @@ def variants(pruned: Pruned, vocab_rows: int, ranks: tuple[int, ...] = (192, 128
     yield "fp32, embeddings fp16", stored("fp32", words.half())
     yield "fp16", stored("fp16", words.half())
     for rank in ranks:
-        yield f"fp16, embeddings svd:{rank}", stored("fp16", halved(sparse.factorised(words, rank)))
+        yield f"fp16, embeddings svd:{rank}", stored("fp16", halved(writer.factorised(words, rank)))
     yield f"fp16, {vocab_rows:,} words", stored("fp16", words[:vocab_rows].half())
     yield "int8, embeddings fp16", stored("int8", words.half())
     yield "int8, embeddings int8", stored("int8", words, int8_words=True)
     for rank in ranks:
-        yield f"int8, embeddings svd:{rank} in int8", stored("int8", sparse.factorised(words, rank), int8_words=True)
+        yield f"int8, embeddings svd:{rank} in int8", stored("int8", writer.factorised(words, rank), int8_words=True)
     yield f"int8, {vocab_rows:,} words fp16", stored("int8", words[:vocab_rows].half())
     yield f"int8, {vocab_rows:,} words int8", stored("int8", words[:vocab_rows], int8_words=True)
 
 
-def halved(factors: sparse.Factors) -> sparse.Factors:
-    return sparse.Factors(factors.left.half(), factors.right.half())
+def halved(factors: Factors) -> Factors:
+    return Factors(factors.left.half(), factors.right.half())
 
 
 def measured(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = sparse.sizes(arguments["tensors"], arguments["pruned"], quantised=arguments["quantised"])
+    sizes = writer.sizes(arguments["tensors"], arguments["pruned"], quantised=arguments["quantised"])
     return {
         "file_bytes": sizes.file_bytes,
         "pruned_bytes": sizes.pruned_bytes,

@@ -24,7 +24,8 @@ import table
 import torch
 from safetensors.torch import load_file
 
-from capcli import files, sparse
+from capcli import files
+from capcli.artifact import reader, writer
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
@@ -51,8 +52,8 @@ def seconds(work: Callable[[], object], repeats: int = 3, clock: Callable[[], fl
 
 def measure_size(path: Path, sparsity: float, dtype: torch.dtype, quantised: bool = False) -> dict[str, Any]:
     tensors = weights(1, sparsity, dtype)
-    sizes = sparse.save(path, tensors, list(tensors), quantised=list(tensors) if quantised else ())
-    (entry,) = sparse.inspect(path)
+    sizes = writer.save(path, tensors, list(tensors), quantised=list(tensors) if quantised else ())
+    (entry,) = reader.inspect(path)
     return {
         "sparsity": sparsity,
         "dtype": entry.values or entry.dtype,
@@ -68,8 +69,8 @@ def measure_size(path: Path, sparsity: float, dtype: torch.dtype, quantised: boo
 def measure_speed(folder: Path, n_matrices: int, sparsity: float) -> dict[str, Any]:
     tensors = weights(n_matrices, sparsity, torch.float32)
     ours, plain = folder / "ours.safetensors", folder / "plain.safetensors"
-    save = seconds(lambda: sparse.save(ours, tensors, list(tensors)))
-    load = seconds(lambda: sparse.load(ours))
+    save = seconds(lambda: writer.save(ours, tensors, list(tensors)))
+    load = seconds(lambda: reader.load(ours))
     plain_save = seconds(lambda: files.write_tensors(plain, tensors))
     plain_load = seconds(lambda: {name: tensor.clone() for name, tensor in load_file(plain).items()})
     data = ours.read_bytes()
@@ -92,9 +93,9 @@ def measure_bert(folder: Path, small: bool) -> list[dict[str, Any]]:
         if "words" in what:
             continue
         began = time.process_time()
-        sizes = sparse.save(path, stored["tensors"], stored["pruned"], quantised=stored["quantised"])
+        sizes = writer.save(path, stored["tensors"], stored["pruned"], quantised=stored["quantised"])
         save = time.process_time() - began
-        load = seconds(lambda: sparse.load(path), clock=time.process_time)
+        load = seconds(lambda: reader.load(path), clock=time.process_time)
         rows.append({"stored": what, "file_bytes": sizes.file_bytes, "save_seconds": save, "load_seconds": load})
     return rows
 

@@ -20,22 +20,24 @@ import table
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from capcli import config, models, tasks, tokens, train
+from capcli.config.layers import prune_config
+from capcli.data import batches, dataset, tokens
+from capcli.models import devices, loading, model
+from capcli.pruning import train
+from capcli.pruning.objective import Job
 
 
-def jobs(args: argparse.Namespace) -> tuple[train.Job, train.Job]:
+def jobs(args: argparse.Namespace) -> tuple[Job, Job]:
     """A plain fine-tuning job (ce) and a full CAP job in the middle of its schedule, each with a model of its own."""
     common = {"model": args.model, "task": args.task, "data": args.data, "max_train_samples": args.samples}
-    settings = config.prune_config(
-        {**common, "method": args.method, "batch_size": args.batch, "precision": args.precision}
-    )
-    on = models.compute(settings.hardware)
-    data = tasks.load(settings.source, max_train=settings.max_train_samples, seed=settings.seed)
+    settings = prune_config({**common, "method": args.method, "batch_size": args.batch, "precision": args.precision})
+    on = devices.compute(settings.hardware)
+    data = dataset.load(settings.source, max_train=settings.max_train_samples, seed=settings.seed)
     assert data.train is not None
-    student = models.load_dense(args.model, data.labels, data.kind, settings.seed)
-    length = models.longest_input(student, settings.source.longest)
+    student = loading.load_dense(args.model, data.labels, data.kind, settings.seed)
+    length = model.longest_input(student, settings.source.longest)
     examples = tokens.encode(data.train, student.tokenizer, length)
-    plain = synthetic.plain_job(models.copy(student), examples, on, settings)
+    plain = synthetic.plain_job(model.copy(student), examples, on, settings)
     return plain, synthetic.cap_job(student, examples, on, settings)
 
 
@@ -69,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     both = jobs(args)
     tools = [(train.make_optimizer(job), torch.amp.GradScaler(job.on.device.type, enabled=False)) for job in both]
-    order = tokens.training_order(both[0].examples, args.batch, 0, 0)
+    order = batches.training_order(both[0].examples, args.batch, 0, 0)
     total = both[1].pruner.subject.total_steps if both[1].pruner else 1
     seconds: list[list[float]] = [[], []]
     for index in range(-3, args.steps):

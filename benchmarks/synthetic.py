@@ -12,29 +12,38 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from capcli import config, families, models, run, tokens, train
-from capcli.pruning import banks
+from capcli.config.layers import prune_config
+from capcli.config.prune import PruneConfig
+from capcli.data import batches
+from capcli.data.batches import Examples
+from capcli.events import Event, StopFlag
+from capcli.models import families
+from capcli.models.devices import Compute
+from capcli.models.model import Model, place
+from capcli.pruning import banks, train
+from capcli.pruning.objective import Job, Objective, Steps
 from capcli.pruning.pruner import make_pruner
+from capcli.stages import Run
 
 LABELS = ("negative", "positive")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 
 
-def random_bert(shape: dict[str, int]) -> models.Model:
+def random_bert(shape: dict[str, int]) -> Model:
     """A BERT with random weights; no download, no tokenizer."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
     net = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", num_labels=2, **shape))
     family = families.FAMILIES["bert"]
-    return models.Model(net=net, tokenizer=None, family=family, labels=LABELS, kind="classification", source="random")
+    return Model(net=net, tokenizer=None, family=family, labels=LABELS, kind="classification", source="random")
 
 
-def random_examples(n: int, length: int, vocabulary: int) -> tokens.Examples:
+def random_examples(n: int, length: int, vocabulary: int) -> Examples:
     """N examples of exactly `length` random tokens and two classes."""
     rng = np.random.default_rng(0)
-    return tokens.Examples(
+    return Examples(
         tokens=rng.integers(5, vocabulary, n * length, dtype=np.int32),
         types=np.zeros(n * length, dtype=np.uint8),
         offsets=np.arange(n + 1, dtype=np.int64) * length,
@@ -57,29 +66,27 @@ def random_bank_table(n: int, width: int, device: torch.device) -> dict[str, ban
     }
 
 
-def settings(**chosen: Any) -> config.PruneConfig:
+def settings(**chosen: Any) -> PruneConfig:
     """A configuration of `cap prune`; model and task are names only."""
-    return config.prune_config({"model": "synthetic", "task": "sst2", **chosen})
+    return prune_config({"model": "synthetic", "task": "sst2", **chosen})
 
 
-def plain_job(
-    model: models.Model, examples: tokens.Examples, on: models.Compute, chosen: config.PruneConfig
-) -> train.Job:
+def plain_job(model: Model, examples: Examples, on: Compute, chosen: PruneConfig) -> Job:
     """Plain fine-tuning: the task loss alone."""
-    return _job(model, examples, on, chosen, "teacher", train.Objective(losses=("ce",)))
+    return _job(model, examples, on, chosen, "teacher", Objective(losses=("ce",)))
 
 
 def cap_job(
-    model: models.Model,
-    examples: tokens.Examples,
-    on: models.Compute,
-    chosen: config.PruneConfig,
+    model: Model,
+    examples: Examples,
+    on: Compute,
+    chosen: PruneConfig,
     table: dict[str, banks.Bank] | None = None,
-) -> train.Job:
+) -> Job:
     """All losses of the method, with masks on the model and random banks unless given."""
     if table is None:
         table = random_bank_table(len(examples), model.net.config.hidden_size, on.device)
-    objective = train.Objective(
+    objective = Objective(
         losses=chosen.loss_names,
         logits=torch.randn(len(examples), len(model.labels), device=on.device),
         labels=torch.from_numpy(examples.labels).to(on.device),
@@ -89,23 +96,23 @@ def cap_job(
 
 
 def _job(
-    model: models.Model,
-    examples: tokens.Examples,
-    on: models.Compute,
-    chosen: config.PruneConfig,
+    model: Model,
+    examples: Examples,
+    on: Compute,
+    chosen: PruneConfig,
     phase: str,
-    objective: train.Objective,
-) -> train.Job:
+    objective: Objective,
+) -> Job:
     total = chosen.epochs * train.steps_per_epoch(examples, chosen.batch_size)
-    models.place(model, on)
+    place(model, on)
     model.net.train()
 
-    def nothing(*_: int) -> train.Steps:
+    def nothing(*_: int) -> Steps:
         return {}
         yield
 
-    return train.Job(
-        run=run.Run(out=Path("unused"), flag=run.StopFlag()),
+    return Job(
+        run=Run(out=Path("unused"), flag=StopFlag()),
         phase=phase,
         model=model,
         examples=examples,
@@ -117,18 +124,18 @@ def _job(
         pruner=make_pruner(model, chosen, total) if phase == "prune" else None,
         snapshot=nothing,
         epoch_end=nothing,
-        event=lambda **_: run.Event(phase=phase),
+        event=lambda **_: Event(phase=phase),
     )
 
 
 class Stepper:
     """Does one training step after the other, in the middle of the schedule, where the masks change."""
 
-    def __init__(self, job: train.Job) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.optimizer = train.make_optimizer(job)
         self.scaler = torch.amp.GradScaler(job.on.device.type, enabled=job.on.dtype == torch.float16)
-        self.order = tokens.training_order(job.examples, job.config.batch_size, 0, 0)
+        self.order = batches.training_order(job.examples, job.config.batch_size, 0, 0)
         self.total = job.config.epochs * len(self.order)
         self.index = 0
 

@@ -22,8 +22,9 @@ from typing import Any
 
 import table
 
-from capcli import tasks
-from capcli.config import TaskConfig
+from capcli.config.prune import TaskConfig
+from capcli.data import dataset
+from capcli.data.splits import TaskData
 
 SHORT = ["--max-train-samples", "512", "--epochs", "1"]
 # Folder name: the task, and further options that its files need.
@@ -51,7 +52,7 @@ def cap(*words: str) -> dict[str, Any]:
     return {**json.loads(done.stdout), "seconds": time.monotonic() - began}
 
 
-def most_frequent(data: tasks.TaskData, labels: Any) -> float | None:
+def most_frequent(data: TaskData, labels: Any) -> float | None:
     """Accuracy of always giving the most frequent label; None where that means nothing."""
     if data.primary != "accuracy":
         return None
@@ -69,7 +70,7 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     again = cap("eval", str(out))
     chosen = TaskConfig(task=task, data=str(folder), label_column=more.get("label_column", ""))
     holdout = float(more.get("holdout", 0))
-    data = tasks.load(chosen, train=False, holdout=holdout, seed=report["seed"])
+    data = dataset.load(chosen, train=False, holdout=holdout, seed=report["seed"])
     metrics = report["metrics"]
     return {
         "set": name,

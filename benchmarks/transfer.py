@@ -24,8 +24,9 @@ from typing import Any
 
 import table
 
-from capcli import files, noise
-from capcli.config import METHODS
+from capcli import files
+from capcli.config.names import METHODS
+from capcli.measuring import noise
 
 # Folder name: the task, and further options that its files need.
 SETS: dict[str, tuple[str, list[str]]] = {

@@ -12,16 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capcli.api import evaluate, export, load, load_tokenizer, probe, prune
-    from capcli.config import (
-        EvalConfig,
-        ExportConfig,
-        Gates,
-        Hardware,
-        ProbeConfig,
-        PruneConfig,
-        TaskConfig,
-        prune_config,
-    )
+    from capcli.config.export import ExportConfig
+    from capcli.config.layers import prune_config
+    from capcli.config.measure import EvalConfig, Gates, ProbeConfig
+    from capcli.config.prune import Hardware, PruneConfig, TaskConfig
     from capcli.errors import CapError
 
 __all__ = [
@@ -41,8 +35,17 @@ __all__ = [
     "prune",
     "prune_config",
 ]
-_HOMES = {"CapError": "errors", "Gates": "config", "Hardware": "config"}
-_HOMES |= {name: "config" for name in __all__ if "onfig" in name}
+_HOMES = {
+    "CapError": "errors",
+    "EvalConfig": "config.measure",
+    "ExportConfig": "config.export",
+    "Gates": "config.measure",
+    "Hardware": "config.prune",
+    "ProbeConfig": "config.measure",
+    "PruneConfig": "config.prune",
+    "TaskConfig": "config.prune",
+    "prune_config": "config.layers",
+}
 
 
 def __getattr__(name: str) -> Any:

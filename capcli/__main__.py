@@ -1,6 +1,6 @@
 """`python -m capcli` and the console script `cap`."""
 
-from capcli.cli import main
+from capcli.cli.app import main
 
 __all__ = ["main"]
 

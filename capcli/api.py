@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from capcli import models, run
-from capcli.config import EvalConfig, ExportConfig, ProbeConfig, PruneConfig
+from capcli.config.export import ExportConfig
+from capcli.config.measure import EvalConfig, ProbeConfig
+from capcli.config.prune import PruneConfig
 from capcli.errors import ModelError
+from capcli.events import finished
+from capcli.models import artifact, tokenizers
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
 from capcli.verbs import probe as probe_
@@ -20,35 +23,35 @@ def load(out: str | os.PathLike[str]) -> Any:
 
     Raises `FileError` or `ModelError` when a tensor is missing, left over, damaged or of the wrong shape.
     """
-    return models.load_artifact(_artifact(out)).net
+    return artifact.load_artifact(_artifact(out)).net
 
 
 def load_tokenizer(out: str | os.PathLike[str]) -> Any:
     """The tokenizer of the pruned model in folder `out`; its weights are not read."""
-    return models.read_tokenizer(_artifact(out))
+    return tokenizers.read_tokenizer(_artifact(out))
 
 
 def _artifact(out: str | os.PathLike[str]) -> Path:
-    if not models.is_artifact(os.fspath(out)):
+    if not tokenizers.is_artifact(os.fspath(out)):
         raise ModelError(f"{out} is not a folder written by cap prune", "for a dense model use transformers itself")
     return Path(out)
 
 
 def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`."""
-    return run.finished(prune_.prune(config, overwrite=overwrite))
+    return finished(prune_.prune(config, overwrite=overwrite))
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a model on a task; returns the result of `cap eval`."""
-    return run.finished(evaluate_.evaluate(config))
+    return finished(evaluate_.evaluate(config))
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a pruned model in another form; returns what `cap export` prints."""
-    return run.finished(export_.export(config))
+    return finished(export_.export(config))
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
     """Measure what a frozen encoder knows; returns the result of `cap probe`."""
-    return run.finished(probe_.probe(config))
+    return finished(probe_.probe(config))

@@ -1,4 +1,4 @@
-"""Every write of the package, atomic, synced, and reachable by the fault tests; and bounded reads of small files.
+"""Every write of the package: atomic, synced, and reachable by the fault tests.
 
 A file appears under its final name only when all its bytes are on disk. A folder of several files (a checkpoint, a
 bank, a teacher) is filled under a staging name, gets a `manifest.json` with the sha256 of each file as its last file,
@@ -11,7 +11,6 @@ writer of NAME can tell what a killed one left, and removes it.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import hashlib
@@ -27,14 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capcli.errors import CapError, FileError, RunFailed
+from capcli.stored import read_json
 
 if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
-MAX_JSON_BYTES = 32_000_000
-MAX_BRACKETS = 1_000_000  # in a JSON file: two bytes of it can take two hundred of memory
-MAX_HEADER_BYTES = 16 << 20  # of a safetensors file: enough for 100,000 tensors
 MAX_STAGED_CHARS = 50  # of a name, inside its staging name: file systems take 255 bytes
 
 
@@ -245,45 +242,6 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json_text(data))
 
 
-def read_bytes(path: Path, max_bytes: int, kind: str) -> bytes:
-    """A regular file of at most `max_bytes`; `kind` says what it is, such as "a vocabulary".
-
-    Raises `FileError` that names the file.
-    """
-    try:
-        if not path.is_file():  # looked at before it is opened: opening a FIFO waits, opening a device can do anything
-            raise FileError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) > max_bytes:
-        raise FileError(f"{path} is larger than {max_bytes:,} bytes, too large for {kind}")
-    return data
-
-
-def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file. Every failure is a `FileError` that names the file."""
-    data = read_bytes(path, max_bytes, "a JSON file of ours")
-    text = text_of(data, path)
-    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
-        raise FileError(f"{path} has more than {MAX_BRACKETS:,} brackets, too many for a JSON file of ours")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not valid JSON: {error}") from error
-
-
-def text_of(data: bytes, path: Path) -> str:
-    """The text of a file in UTF-8, with or without a mark of the byte order. Raises `FileError` for UTF-16 and 32."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
-        raise FileError(
-            f"{path} is in UTF-16 or UTF-32, not in UTF-8",
-            "save it as UTF-8; the > of Windows PowerShell writes UTF-16, | Out-File -Encoding utf8 FILE does not",
-        )
-    return data.decode("utf-8-sig")
-
-
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically. One metadata key at most: several would be stored in random order."""
     from safetensors.torch import save_file
@@ -306,35 +264,6 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found[name] = whole.clone() if whole.untyped_storage().data_ptr() in seen else whole
         seen.add(found[name].untyped_storage().data_ptr())
     return found
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file; the tensors are memory-mapped. Raises `FileError` naming the file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-        return tensors
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"cannot read {path}: {error}") from error
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in a safetensors file, by its header alone. Raises `FileError` naming the file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if not path.is_file():
-            raise FileError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        with path.open("rb") as raw:
-            length = int.from_bytes(raw.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise FileError(f"{path}: the header takes {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read")
-        with safe_open(path, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"cannot read {path}: {error}") from error
 
 
 def sha256(path: Path) -> str:

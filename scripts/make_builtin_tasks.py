@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write the built-in tasks capcli/data/tasks/{banking77,mr,subj,wnut17}/{train,validation}.parquet from parquet files.
+"""Write capcli/builtin/tasks/{banking77,mr,subj,wnut17}/{train,validation}.parquet from parquet files.
 
-usage: make_builtin_tasks.py --source FOLDER [-o capcli/data/tasks] [--seed 77]
+usage: make_builtin_tasks.py --source FOLDER [-o capcli/builtin/tasks] [--seed 77]
 
 FOLDER holds banking77/{train,test}.parquet, mr/train.parquet and subj/train.parquet with the columns text (string)
 and label (ClassLabel), and wnut17/{train,validation}.parquet with tokens (strings) and ner_tags (ClassLabels).
@@ -81,7 +81,7 @@ def split_task(source: Path, name: str, seed: int) -> dict[str, pa.Table]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("-o", "--output", type=Path, default=Path("capcli/data/tasks"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("capcli/builtin/tasks"))
     parser.add_argument("--seed", type=int, default=77)
     args = parser.parse_args()
     for name in ("banking77", *UNSPLIT, "wnut17"):

@@ -2,7 +2,7 @@
 """Make the built-in model `mini`: MiniLM-L6 with fewer layers and a smaller vocabulary, healed by distillation.
 
 fetch    make_mini.py --fetch MINILM
-make     make_mini.py --source MINILM --text PATH... -o capcli/data/mini
+make     make_mini.py --source MINILM --text PATH... -o capcli/builtin/mini
 compare  make_mini.py --source MINILM --text PATH... --compare 0,2,5 1,3,5 --tokens 50000
 score    make_mini.py --score MODEL... [--pairs STSB.parquet]
 
@@ -446,7 +446,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--score", type=Path, nargs="+", help="model folders to probe on --tasks")
     parser.add_argument("--pairs", type=Path, help="score on sentence pairs instead: sentence1, sentence2, label")
     parser.add_argument("--train-rows", type=int, default=4_000, help="training rows of a probe")
-    parser.add_argument("--tasks", type=Path, default=Path("capcli/data/tasks"))
+    parser.add_argument("--tasks", type=Path, default=Path("capcli/builtin/tasks"))
     return parser.parse_args()
 
 

@@ -16,7 +16,17 @@ from typing import Any
 import pyarrow.parquet  # type: ignore[import-untyped]
 import typer
 
-from capcli import cli, config, families, metrics, run, splits, tables, tasks
+from capcli import stages
+from capcli.cli import parameters
+from capcli.config.export import ExportConfig
+from capcli.config.measure import EvalConfig, ProbeConfig
+from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, CONFIG_FILE, METHODS, PRESETS, TASK_NAMES
+from capcli.config.options import leaves
+from capcli.config.prune import PruneConfig
+from capcli.data import layout, tables, tasks
+from capcli.data.tasks import Task
+from capcli.measuring import resampling
+from capcli.models import families
 from capcli.pruning import criteria
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -76,7 +86,7 @@ def codes(names: Iterable[object]) -> str:
 
 def command_line() -> str:
     """Every command with every option, as the parser has them."""
-    root: Any = typer.main.get_command(cli.app)
+    root: Any = typer.main.get_command(parameters.app)
     parts = [
         "# Command line\n",
         "```\ncap [--version] COMMAND MODEL [OPTIONS]\n```\n",
@@ -133,7 +143,7 @@ def configuration() -> str:
         "file (with dashes or underscores) and in Python (with underscores). Later wins: default, preset, preset for "
         "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
         "## Files\n",
-        f"`cap eval` and `cap probe` read `{config.CONFIG_FILE}` in the current folder, or the file that `--config` "
+        f"`cap eval` and `cap probe` read `{CONFIG_FILE}` in the current folder, or the file that `--config` "
         "names. `cap prune` reads a file only with `--config`, `cap export` none. The tables `[prune]`, `[eval]` and "
         "`[probe]` hold options of one command and win over what stands before them: there are options of both "
         "`cap eval` and `cap probe`, or those of `cap prune`. For `cap eval` and `cap probe`, `model` stands for "
@@ -148,22 +158,18 @@ def configuration() -> str:
         "`anew`: what depends on it is made anew, all else is kept. `no`: it is refused.\n",
         table(
             ("name", "type", "default", "meaning", "on resume"),
-            [
-                (*option_row(item, kind), on_resume(item))
-                for item, kind in config.leaves(config.PruneConfig)
-                if item.metadata
-            ],
+            [(*option_row(item, kind), on_resume(item)) for item, kind in leaves(PruneConfig) if item.metadata],
         ),
     ]
-    for title, kind in (("eval", config.EvalConfig), ("export", config.ExportConfig), ("probe", config.ProbeConfig)):
-        rows = [option_row(item, found) for item, found in config.leaves(kind) if item.metadata]
+    for title, kind in (("eval", EvalConfig), ("export", ExportConfig), ("probe", ProbeConfig)):
+        rows = [option_row(item, found) for item, found in leaves(kind) if item.metadata]
         text += [f"## Options of {title}\n", table(("name", "type", "default", "meaning"), rows)]
     return "\n".join([*text, methods(), presets()])
 
 
 def on_resume(item: Any) -> str:
     """What happens when a stopped run is continued with another value."""
-    return "free" if item.metadata["resumable"] else "anew" if item.name in run.MADE_ANEW else "no"
+    return "free" if item.metadata["resumable"] else "anew" if item.name in stages.MADE_ANEW else "no"
 
 
 def option_row(item: Any, kind: Any) -> tuple[str, str, str, str]:
@@ -182,7 +188,7 @@ def value(given: Any) -> str:
 def methods() -> str:
     """The method table: criterion, losses and properties."""
     rows = []
-    for name, method in config.METHODS.items():
+    for name, method in METHODS.items():
         criterion = criteria.CRITERIA[method.criterion]
         rows.append(
             (
@@ -210,7 +216,7 @@ def presets() -> str:
     """What each preset changes."""
     rows = [
         (code(preset), "any" if name == "*" else code(name), code(option), code(value(given)))
-        for preset, layers in config.PRESETS.items()
+        for preset, layers in PRESETS.items()
         for name, options in layers.items()
         for option, given in options.items()
     ]
@@ -229,7 +235,7 @@ def presets() -> str:
 
 def task_table() -> str:
     """The task table, and the sizes of the built-in tasks."""
-    rows = [(code(name), *task_row(name, tasks.TASKS[name])) for name in config.TASK_NAMES]
+    rows = [(code(name), *task_row(name, tasks.TASKS[name])) for name in TASK_NAMES]
     sizes = [(code(name), *(f"{rows_of(name, split):,}" for split in ("train", "validation"))) for name in built_in()]
     return "\n".join(
         [
@@ -240,17 +246,17 @@ def task_table() -> str:
             "Where several column names are listed, the first one that is present is read; `--text-column`, "
             "`--pair-column` and `--label-column` name others. Any task takes `--data` instead of its own source. "
             f"Files: {codes((*tables.SUFFIXES, *tables.PACKED))}. Splits: `train`, then those of "
-            f"{codes(splits.EVALS)} that are present, or `test` when none of them is. Names that are read: "
+            f"{codes(layout.EVALS)} that are present, or `test` when none of them is. Names that are read: "
             f"{split_names()}. More: [your own data](../how-to/own-data.md).\n",
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
             "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
             f"words that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that "
             f"of the words of the answer. The 95 % intervals of shares of examples (accuracy of "
             "classification, subset_accuracy, exact_match) are Wilson's; the others come from "
-            f"{metrics.RESAMPLES:,} bootstrap resamples of the examples.\n",
+            f"{resampling.RESAMPLES:,} bootstrap resamples of the examples.\n",
             "## Built-in tasks\n",
             "They need no network. Licence: CC BY 4.0; sources and changes are in "
-            "[capcli/data/tasks/README.md](../../capcli/data/tasks/README.md).\n",
+            "[capcli/builtin/tasks/README.md](../../capcli/builtin/tasks/README.md).\n",
             table(("task", "train", "validation"), sizes),
         ]
     )
@@ -258,13 +264,13 @@ def task_table() -> str:
 
 def split_names() -> str:
     """The names of files that are read as each split."""
-    meant = dict.fromkeys(splits.NAMES.values())
-    return "; ".join(f"{codes(n for n, one in splits.NAMES.items() if one == split)} as `{split}`" for split in meant)
+    meant = dict.fromkeys(layout.NAMES.values())
+    return "; ".join(f"{codes(n for n, one in layout.NAMES.items() if one == split)} as `{split}`" for split in meant)
 
 
 def built_in() -> Iterable[str]:
     """Names of the built-in tasks."""
-    return config.BUILTIN_TASKS
+    return BUILTIN_TASKS
 
 
 def rows_of(task: str, split: str) -> int:
@@ -272,7 +278,7 @@ def rows_of(task: str, split: str) -> int:
     return int(pyarrow.parquet.read_metadata(tasks.BUILTIN_FOLDER / task / f"{split}.parquet").num_rows)
 
 
-def task_row(name: str, task: tasks.Task) -> tuple[str, ...]:
+def task_row(name: str, task: Task) -> tuple[str, ...]:
     """One row of the task table, without the name."""
     texts = codes(task.text) + (" and " + codes(task.pair) if task.pair else "")
     labels = codes(task.labels) or {"regression": "numbers", "spans": "answers"}.get(task.kind, "those of the data")
@@ -283,19 +289,19 @@ def task_row(name: str, task: tasks.Task) -> tuple[str, ...]:
         codes(task.label),
         labels,
         codes(task.metrics),
-        source or ("built in" if name in config.BUILTIN_TASKS else "`--data`"),
+        source or ("built in" if name in BUILTIN_TASKS else "`--data`"),
     )
 
 
 def model_table() -> str:
     """Short names and architecture families."""
-    names = [(code(name), code(hub), code(MODEL_TYPES[name])) for name, hub in config.ALIASES.items()]
+    names = [(code(name), code(hub), code(MODEL_TYPES[name])) for name, hub in ALIASES.items()]
     return "\n".join(
         [
             "# Models\n",
             "`MODEL` is one of: a folder in Hugging Face layout; a hub id such as `google-bert/bert-base-uncased`, "
             "with a revision after `@` if wanted; a short name of the table below; "
-            f"`{config.BUILTIN_MODEL}`; and, except for `cap prune`, what `cap prune` wrote. "
+            f"`{BUILTIN_MODEL}`; and, except for `cap prune`, what `cap prune` wrote. "
             "More: [the hub](../how-to/hub.md).\n",
             "## Short names\n",
             table(("short name", "hub id", "family"), names),
@@ -321,9 +327,9 @@ def model_table() -> str:
                 ("family", "layers", "linear layers"),
                 [(code(n), code(f.layers), codes(f.linears)) for n, f in families.FAMILIES.items()],
             ),
-            f"## The built-in model `{config.BUILTIN_MODEL}`\n",
+            f"## The built-in model `{BUILTIN_MODEL}`\n",
             "A small, weak BERT for trying `cap` without a network. How it was made and what it scores: "
-            "[its card](../../capcli/data/mini/README.md).\n",
+            "[its card](../../capcli/builtin/mini/README.md).\n",
             "## What is refused\n",
             "Weights that are not in safetensors (pickles are never read). Models that need code of their own "
             "(`auto_map`, `trust_remote_code`). Adapters and quantised weights. For each of these, "

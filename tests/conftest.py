@@ -20,7 +20,7 @@ settings.register_profile("cap", deadline=None, derandomize=True)
 settings.load_profile("cap")
 
 pytest_plugins = ["tiny"]  # fixtures of the end-to-end tests
-MINI = Path(capcli.__file__).parent / "data" / "mini"
+MINI = Path(capcli.__file__).parent / "builtin" / "mini"
 
 
 @pytest.fixture(scope="session", autouse=True)

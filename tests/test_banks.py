@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from capcli import files
 from capcli.errors import FileError
 from capcli.pruning import banks
+from capcli.stored import read_json
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def saved(folder: Path, n: int = 7, width: int = 4, classes: int = 3) -> tuple[n
 def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:
     vectors, logits = saved(tmp_path / "bank")
     assert files.is_complete(tmp_path / "bank")
-    assert files.read_json(tmp_path / "bank" / "stage.json") == {"seconds": 1.5}
+    assert read_json(tmp_path / "bank" / "stage.json") == {"seconds": 1.5}
     found, found_logits = banks.load(tmp_path / "bank", CPU, 7, 7)
     assert (found.dtype, found_logits.dtype) == (torch.float16, torch.float32)
     assert np.array_equal(found.numpy(), vectors)

@@ -14,7 +14,7 @@ from tiny import Tiny, environment, write_csv, write_model
 
 import capcli
 import capcli.files
-from capcli.config import ExportConfig
+from capcli.config.export import ExportConfig
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizer
 
 import capcli
 
-DATA = Path(capcli.__file__).parent / "data"
+DATA = Path(capcli.__file__).parent / "builtin"
 MINI = DATA / "mini"
 TASKS = {"banking77": (77, 9_992, 3_080), "mr": (2, 9_596, 1_066), "subj": (2, 9_000, 1_000)}
 WNUT = {"train": (3_291, 60_676), "validation": (1_009, 15_733)}  # sentences, words

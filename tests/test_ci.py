@@ -194,10 +194,10 @@ def test_no_report_takes_the_place_of_another_or_of_what_is_read(folder: Path) -
 
 
 def test_junit_holds_the_seconds_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from capcli.verbs import moves
+    from capcli.verbs import compare
 
-    plainly, slow = moves.compare, lambda *_: time.sleep(0.05) or plainly(*_)
-    monkeypatch.setattr(moves, "compare", slow)
+    plainly, slow = compare.compare, lambda *_: time.sleep(0.05) or plainly(*_)
+    monkeypatch.setattr(compare, "compare", slow)
     assert compared("eval", evaluated(), evaluated(), "--junit", "a.xml", "--min", "ece=0").exit_code == 0
     assert compared("eval", evaluated(), evaluated(task="subj"), "--junit", "b.xml").exit_code == 2
     for name in ("a.xml", "b.xml"):
@@ -218,11 +218,11 @@ def test_a_link_stays_a_link(pruned: Path, folder: Path) -> None:
 
 
 def test_an_error_is_told_in_junit(folder: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from capcli import models
+    from capcli.models import loading
 
     assert invoke("eval", "no/such <model>", "--task", "mr", "--junit", "a.xml").exit_code == 2
     assert invoke("probe", "--junit", "b.xml").exit_code == 2
-    monkeypatch.setattr(models, "load_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: 1 / 0)
     assert invoke("eval", str(pruned), "--junit", "c.xml").exit_code == 3
     assert [junit(folder / name) for name in ("a.xml", "b.xml", "c.xml")] == [(1, 0, 1)] * 3
     assert "no/such <model>" in str(ElementTree.parse(folder / "a.xml").findall(".//error")[0].get("message"))

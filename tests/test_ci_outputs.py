@@ -16,11 +16,12 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from test_report import GATES, NASTY, Page, check_inert
 
-from capcli import ci, figures, report, results
-from capcli.text import plain
+from capcli.reporting import ci, documents, tables, terminal
+from capcli.reporting.charts import STRIP_EDGE, STRIP_WIDTH, Mark, strips
+from capcli.reporting.text import plain
 
 COMMANDS = ("eval", "probe", "compare")
-SUMMARIES = {"eval": report.eval_summary, "probe": report.probe_summary, "compare": report.moves_summary}
+SUMMARIES = {"eval": terminal.eval_summary, "probe": terminal.probe_summary, "compare": terminal.moves_summary}
 JUNK = [None, [], {}, "text", -1.5, True, float("nan"), float("inf"), 10**400, 1e308]
 
 
@@ -137,8 +138,8 @@ def check_all(command: str, result: Any) -> Page:
     printed(SUMMARIES[command](result))
     parsed_csv(command, result)
     parsed_markdown(command, result)
-    html = report.render_result_html(command, result)
-    assert html == report.render_result_html(command, copy.deepcopy(result)) and html.endswith("</html>\n")
+    html = documents.render_result_html(command, result)
+    assert html == documents.render_result_html(command, copy.deepcopy(result)) and html.endswith("</html>\n")
     return check_inert(html)
 
 
@@ -174,11 +175,11 @@ def test_any_part_may_be_junk(command: str, junk: Any) -> None:
     """Tables and CSV of every damage; of each twelfth, another one for each junk, the documents too."""
     for number, broken in enumerate(replaced(RESULTS[command](), junk)):
         ci.csv_text(command, broken)
-        results.tables(command, broken)
+        tables.tables(command, broken)
         if number % 12 == JUNK.index(junk):
             printed(SUMMARIES[command](broken))
             ci.markdown_text(command, broken)
-            report.render_result_html(command, broken)
+            documents.render_result_html(command, broken)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -195,7 +196,7 @@ def test_huge_results_stay_small(command: str) -> None:
     many = {f"name {i}": 0.5 for i in range(5000)}
     result |= {"metrics": many, "notes": ["x"] * 5000, "gates": GATES * 2000, "rows": result.get("rows", []) * 2000}
     result |= {"tasks": {name: {"mean": 0.5, "layers": [{"layer": 1, "mean": 1}]} for name in many}}
-    assert len(report.render_result_html(command, result)) < 2_000_000
+    assert len(documents.render_result_html(command, result)) < 2_000_000
     assert len(ci.markdown_text(command, result)) < 1_000_000  # GitHub takes 1 MiB of a step summary
 
 
@@ -204,7 +205,7 @@ def test_huge_results_stay_small(command: str) -> None:
 
 def test_an_evaluation_shows_its_figures() -> None:
     wanted = ("0.8168", "[0.8000, 0.8300]", "-0.0833", "0.0412", "97.25 %", "-0.0613", "90.75 %", "3.21 ms", "typos")
-    for text in (printed(report.eval_summary(eval_result())), check_all("eval", eval_result()).words()):
+    for text in (printed(terminal.eval_summary(eval_result())), check_all("eval", eval_result()).words()):
         assert not [word for word in wanted if word not in text]
     text = parsed_markdown("eval", eval_result())
     assert "| m | 0.9000 | -0.0833 | \\[-0.1033, -0.0732\\] | 90.75 % |" in text and "❌ 2 of 3 gates failed." in text
@@ -212,15 +213,15 @@ def test_an_evaluation_shows_its_figures() -> None:
 
 def test_a_probe_shows_its_figures() -> None:
     wanted = ("0.7124 ± 0.0042", "[0.6923, 0.7324]", "-0.0376", "mean of tasks", "0.7224", "Against m")
-    for text in (printed(report.probe_summary(probe_result())), check_all("probe", probe_result()).words()):
+    for text in (printed(terminal.probe_summary(probe_result())), check_all("probe", probe_result()).words()):
         assert not [word for word in wanted if word not in text]
     one_seed = probe_result()
     one_seed["tasks"]["m"]["deviation"] = None
-    assert "±" not in printed(report.probe_summary(one_seed))
+    assert "±" not in printed(terminal.probe_summary(one_seed))
 
 
 def test_a_comparison_says_what_moved() -> None:
-    text = printed(report.moves_summary(compare_result()))
+    text = printed(terminal.moves_summary(compare_result()))
     assert re.findall("yes, down|unknown| no$", text, re.MULTILINE)[:3] == ["yes, down", "unknown", " no"]
     assert "-800.0 kB" in text and "+2.00 points" in text
     words = check_all("compare", compare_result()).words()
@@ -232,14 +233,14 @@ def test_summaries_fit_a_terminal_of_80(command: str) -> None:
     result = json.loads(json.dumps(RESULTS[command]()).replace('"m"', '"matthews"'))
     for line in printed(SUMMARIES[command](result), 80).split("\n"):
         assert len(line) <= 80
-    assert "[0.8000, 0.8300]" in printed(report.eval_summary(eval_result()), 80)
+    assert "[0.8000, 0.8300]" in printed(terminal.eval_summary(eval_result()), 80)
 
 
 def test_layers_are_rows_and_tasks_columns() -> None:
     result = probe_result()
     result["tasks"] = {f"task{i}": copy.deepcopy(result["tasks"]["m"]) for i in range(8)}
     del result["tasks"]["task7"]["layers"][1]
-    first, second = results.layer_tables(result)
+    first, second = tables.layer_tables(result)
     assert first.columns == ("layer", *(f"task{i}" for i in range(6))) and [row[0] for row in first.rows] == list("012")
     assert second.columns == ("layer", "task6", "task7") and second.rows[1][2] == "–"
 
@@ -251,7 +252,7 @@ def test_layer_curves(baselines: int) -> None:
     result["baselines"] = result["baselines"][:baselines]
     if baselines:
         result["baselines"][0] = {**result["baselines"][0], "model": "theirs"}
-    page = check_inert(report.render_result_html("probe", result))
+    page = check_inert(documents.render_result_html("probe", result))
     charts = [value for name, value in page.attributes if name == "aria-labelledby"]
     assert len(charts) == (2 if baselines else 1)
     bands = [value for name, value in page.attributes if name == "class" and value.startswith("band ")]
@@ -259,16 +260,16 @@ def test_layer_curves(baselines: int) -> None:
 
 
 def test_strips_share_a_scale_and_stay_inside() -> None:
-    marks = [figures.Mark(0.5, (0.4, 0.6), 0.9), figures.Mark(0.1, (-0.2, 0.2)), figures.Mark(None, None)]
-    drawn = figures.strips(marks, zero=True)
+    marks = [Mark(0.5, (0.4, 0.6), 0.9), Mark(0.1, (-0.2, 0.2)), Mark(None, None)]
+    drawn = strips(marks, zero=True)
     assert drawn is not None and drawn.rows[2] == {} and drawn.has_other
     assert (drawn.low, drawn.high) == ("-0.2000", "0.9000")
     places = [place for row in drawn.rows for place in row.values()]
-    assert min(places) == figures.STRIP_EDGE and max(places) == figures.STRIP_WIDTH - figures.STRIP_EDGE
-    assert figures.strips([figures.Mark(1.0, None)]) is None
+    assert min(places) == STRIP_EDGE and max(places) == STRIP_WIDTH - STRIP_EDGE
+    assert strips([Mark(1.0, None)]) is None
     for value in (0.0, 1e99, 5e-324, -1e99):
-        alone = figures.strips([figures.Mark(value, (value, value))])
-        assert alone is not None and 0 <= alone.rows[0]["value"] <= figures.STRIP_WIDTH
+        alone = strips([Mark(value, (value, value))])
+        assert alone is not None and 0 <= alone.rows[0]["value"] <= STRIP_WIDTH
 
 
 # ------------------------------------------------------------------------------------------------------------------ CSV

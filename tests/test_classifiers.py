@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from capcli import classifiers
-from capcli.pruning.losses import NO_LABEL
+from capcli.data.kinds import NO_LABEL
+from capcli.measuring import classifiers
 
 
 def clouds(seed: int, n: int = 300, n_classes: int = 3, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:

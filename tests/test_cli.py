@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 from tiny import WEIGHTS, Tiny, cap, environment, invoke, write_csv
 
-from capcli import config as c
+from capcli.config.export import ExportConfig
+from capcli.config.layers import prune_config
+from capcli.config.measure import EvalConfig, ProbeConfig
+from capcli.config.options import leaves
+from capcli.config.prune import PruneConfig
 
-CONFIGS = {"prune": c.PruneConfig, "eval": c.EvalConfig, "export": c.ExportConfig, "probe": c.ProbeConfig}
+CONFIGS = {"prune": PruneConfig, "eval": EvalConfig, "export": ExportConfig, "probe": ProbeConfig}
 SMALL: dict[str, Any] = {"epochs": 1, "teacher_epochs": 1, "max_train_samples": 32, "losses": "ce"}
 FAST = ("-q", "--threads", "1", "--latency-length", "8")
 NASTY = [
@@ -104,7 +108,7 @@ def test_help_has_no_colour_off_a_terminal(changes: dict[str, str]) -> None:
 
 def test_progress_says_step_epoch_and_loss(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And never counts in two ways within a phase."""
-    monkeypatch.setattr("capcli.cli._lines.every_seconds", -1.0)
+    monkeypatch.setattr("capcli.cli.progress._lines.every_seconds", -1.0)
     chosen: dict[str, Any] = {**SMALL, "epochs": 2, "batch_size": 8, "max_train_samples": 32}
     result = invoke(*tiny.arguments(tmp_path / "out", **chosen))
     lines = [line.partition(": ")[2] for line in result.stderr.splitlines() if line.startswith("prune: ")]
@@ -268,12 +272,12 @@ def test_debug_shows_the_traceback(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_internal_error_is_one_line(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from capcli import models
+    from capcli.models import loading
 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("x\ny")
 
-    monkeypatch.setattr(models, "load_model", broken)
+    monkeypatch.setattr(loading, "load_model", broken)
     result = invoke("eval", str(pruned))
     assert result.exit_code == 3
     assert "error: internal error: ZeroDivisionError: x\n" in result.stderr
@@ -387,7 +391,7 @@ def test_help_lists_every_option(command: str) -> None:
     env = environment(COLUMNS="200")
     result = cap(command, "--help", env=env)
     assert result.returncode == 0
-    for item, _ in c.leaves(CONFIGS[command]):
+    for item, _ in leaves(CONFIGS[command]):
         if item.metadata:
             assert "--" + item.name.replace("_", "-") in result.stdout
             assert item.metadata["help"][1:].split()[0] in result.stdout
@@ -400,7 +404,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "sys.argv = ['cap', *sys.argv[1:]]\n"
-        "from capcli.cli import main\n"
+        "from capcli.cli.app import main\n"
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'sklearn', 'pandas'} & set(sys.modules)\n"
@@ -443,7 +447,7 @@ def test_config_file(tiny: Tiny, tmp_path: Path) -> None:
     file.write_text(
         'batch-size = 16\nmax_length = 12\nlr = 1\nmethod = "magnitude"\nsparsity = 0.5\nkeep_work = false\n'
     )
-    found = c.prune_config({"model": "m", "task": "mr", "sparsity": 0.6}, str(file))
+    found = prune_config({"model": "m", "task": "mr", "sparsity": 0.6}, str(file))
     assert (found.batch_size, found.source.max_length, found.lr, found.method) == (16, 12, 1.0, "magnitude")
     assert found.sparsity == 0.6
     start = ["prune", tiny.model, "--task", "mr", "--config"]

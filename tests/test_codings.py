@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capcli import codings
+from capcli.artifact import codings
 from capcli.errors import FileError
 
 GAPS = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 300), st.integers(0, 200_000)), max_size=60)

@@ -8,25 +8,41 @@ from typing import Any
 
 import pytest
 
-from capcli import config as c
+from capcli.config.export import ExportConfig
+from capcli.config.layers import build, differences, layered, options_file, prune_config
+from capcli.config.measure import EvalConfig, Gates, ProbeConfig
+from capcli.config.names import (
+    BUILTIN_TASKS,
+    EXPORT_FORMATS,
+    LOSSES,
+    METHODS,
+    NUMERIC_GATES,
+    PRESETS,
+    PROBE_TASKS,
+    QUESTION_TASKS,
+    TASK_NAMES,
+    nearest,
+)
+from capcli.config.options import flatten, leaves, parse_limits
+from capcli.config.prune import Hardware, PruneConfig, TaskConfig
 from capcli.errors import ConfigError
 
-SOURCE = c.TaskConfig(task="mr")
+SOURCE = TaskConfig(task="mr")
 
 
-def prune(**options: Any) -> c.PruneConfig:
-    return c.PruneConfig(source=SOURCE, model="mini", **options)
+def prune(**options: Any) -> PruneConfig:
+    return PruneConfig(source=SOURCE, model="mini", **options)
 
 
 REFUSED: list[tuple[Callable[[], Any], str, str]] = [
-    (lambda: c.TaskConfig(task=""), "no task given", "valid: banking77"),
-    (lambda: c.TaskConfig(task="sst-2"), "unknown task 'sst-2'", "did you mean sst2?"),
-    (lambda: c.TaskConfig(task="mr", max_length=7), "--max-length must be at least 8, got 7", ""),
-    (lambda: c.TaskConfig(task="mr", max_eval_samples=-1), "--max-eval-samples must be at least 0, got -1", ""),
-    (lambda: c.TaskConfig(task="regression"), "task regression needs your own data", "--data"),
-    (lambda: c.Hardware(device="gpu"), "unknown device 'gpu'", "valid: auto, cpu, cuda, mps"),
-    (lambda: c.Hardware(precision="fp61"), "unknown precision 'fp61'", "did you mean fp16?"),
-    (lambda: c.Hardware(threads=-1), "--threads must be at least 0, got -1", ""),
+    (lambda: TaskConfig(task=""), "no task given", "valid: banking77"),
+    (lambda: TaskConfig(task="sst-2"), "unknown task 'sst-2'", "did you mean sst2?"),
+    (lambda: TaskConfig(task="mr", max_length=7), "--max-length must be at least 8, got 7", ""),
+    (lambda: TaskConfig(task="mr", max_eval_samples=-1), "--max-eval-samples must be at least 0, got -1", ""),
+    (lambda: TaskConfig(task="regression"), "task regression needs your own data", "--data"),
+    (lambda: Hardware(device="gpu"), "unknown device 'gpu'", "valid: auto, cpu, cuda, mps"),
+    (lambda: Hardware(precision="fp61"), "unknown precision 'fp61'", "did you mean fp16?"),
+    (lambda: Hardware(threads=-1), "--threads must be at least 0, got -1", ""),
     (lambda: prune(method="cap_soft"), "unknown method 'cap_soft'", "did you mean cap-soft?"),
     (lambda: prune(preset="papr"), "unknown preset 'papr'", "did you mean paper?"),
     (lambda: prune(normalization="means"), "unknown normalization 'means'", "did you mean mean?"),
@@ -82,55 +98,55 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         for name in ("lr_warmup", "dense_share", "final_share", "holdout")
         for value in (1.0, -0.1, float("nan"))
     ],
-    (lambda: c.Gates(min="accuracy"), "--min needs METRIC=NUMBER, got 'accuracy'", "--min accuracy=0.8"),
-    (lambda: c.Gates(max_drop="f1=x"), "--max-drop needs METRIC=NUMBER, got 'f1=x'", ""),
-    (lambda: c.Gates(min="=0.5"), "--min needs METRIC=NUMBER", ""),
-    (lambda: c.Gates(min="f1=nan"), "--min needs METRIC=NUMBER", ""),
+    (lambda: Gates(min="accuracy"), "--min needs METRIC=NUMBER, got 'accuracy'", "--min accuracy=0.8"),
+    (lambda: Gates(max_drop="f1=x"), "--max-drop needs METRIC=NUMBER, got 'f1=x'", ""),
+    (lambda: Gates(min="=0.5"), "--min needs METRIC=NUMBER", ""),
+    (lambda: Gates(min="f1=nan"), "--min needs METRIC=NUMBER", ""),
     *[
-        (lambda t=text: c.Gates(min=t), f"--min needs METRIC=NUMBER, got {text!r}", "--min accuracy=0.8")
+        (lambda t=text: Gates(min=t), f"--min needs METRIC=NUMBER, got {text!r}", "--min accuracy=0.8")
         for text in ("f1>=0.5", "f1<0.5", "f1==0.5", "f1=80%%", "f1=%", "f1")
     ],
-    (lambda: c.Gates(min_retention=90), "--min-retention 90 can never pass", "did you mean 0.90 or 90%?"),
-    (lambda: c.Gates(min_retention=99.5), "--min-retention 99.5 can never pass", "did you mean 0.995 or 99.5%?"),
-    (lambda: c.Gates(confidence=95), "--confidence is a probability", "did you mean 0.95 or 95%?"),
+    (lambda: Gates(min_retention=90), "--min-retention 90 can never pass", "did you mean 0.90 or 90%?"),
+    (lambda: Gates(min_retention=99.5), "--min-retention 99.5 can never pass", "did you mean 0.995 or 99.5%?"),
+    (lambda: Gates(confidence=95), "--confidence is a probability", "did you mean 0.95 or 95%?"),
     *[
-        (lambda n=name: c.layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 is no gate", "leave it out")
-        for name in c.NUMERIC_GATES
+        (lambda n=name: layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 is no gate", "leave it out")
+        for name in NUMERIC_GATES
     ],
     *[
-        (lambda n=name, v=value: c.Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "leave one")
+        (lambda n=name, v=value: Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "leave one")
         for name, value in (("min", "f1=0.5,f1=0.9"), ("max", "f1=1, f1=1"), ("max_drop", "f1=1%,a=1,f1=2%"))
     ],
     *[
         (lambda m=make: m(seed=10**22), "--seed must be below 2**63", "smaller")
-        for make in (prune, c.ProbeConfig, lambda **options: c.EvalConfig(source=SOURCE, **options))
+        for make in (prune, ProbeConfig, lambda **options: EvalConfig(source=SOURCE, **options))
     ],
     (lambda: prune(seed=10**400), "--seed must be below 2**63", ""),
-    (lambda: c.EvalConfig(source=SOURCE, seed=-1), "--seed must be at least 0", ""),
+    (lambda: EvalConfig(source=SOURCE, seed=-1), "--seed must be at least 0", ""),
     *[
         (lambda m=make, n=name: m(n), f"--baseline {name.rpartition(',')[2]}: no such file", "--json")
         for make in (
-            lambda name: c.EvalConfig(source=SOURCE, baseline=name),
-            lambda name: c.ProbeConfig(baseline=name),
-            lambda name: c.ProbeConfig(baseline=f"bert-base,{name}"),
+            lambda name: EvalConfig(source=SOURCE, baseline=name),
+            lambda name: ProbeConfig(baseline=name),
+            lambda name: ProbeConfig(baseline=f"bert-base,{name}"),
         )
         for name in ("old.jsn", "old.json", "no/old.JSON", "./old", "../old", "/no/such", "./" + "x" * 10_000, "./\0")
     ],
-    (lambda: c.Gates(max_bytes=-1), "--max-bytes must be at least 0, got -1", ""),
+    (lambda: Gates(max_bytes=-1), "--max-bytes must be at least 0, got -1", ""),
     (
-        lambda: c.EvalConfig(source=SOURCE, gates=c.Gates(max_drop="f1=1")),
+        lambda: EvalConfig(source=SOURCE, gates=Gates(max_drop="f1=1")),
         "--max-drop compares with a baseline",
         "--baseline",
     ),
-    (lambda: c.EvalConfig(source=SOURCE, gates=c.Gates(min_retention=0.9)), "--min-retention compares", "--baseline"),
-    (lambda: c.EvalConfig(source=SOURCE, latency_batch=0), "--latency-batch must be at least 1, got 0", ""),
-    (lambda: c.ExportConfig(to="dens"), "unknown format 'dens'", "did you mean dense?"),
-    (lambda: c.ExportConfig(dtype="fp8"), "unknown dtype 'fp8'", "did you mean fp"),
-    (lambda: c.ProbeConfig(tasks="mr,sub"), "unknown task 'sub'", "did you mean subj?"),
-    (lambda: c.ProbeConfig(pooling="first"), "unknown pooling 'first'", "valid: head, cls, mean"),
-    (lambda: c.ProbeConfig(max_train_samples=-1), "--max-train-samples must be at least 0", ""),
-    (lambda: c.prune_config({"task": "mr", "preset": "qick"}), "unknown preset 'qick'", "did you mean quick?"),
-    (lambda: c.prune_config({"task": "mr", "method": "capm"}), "unknown method 'capm'", "did you mean cap-m?"),
+    (lambda: EvalConfig(source=SOURCE, gates=Gates(min_retention=0.9)), "--min-retention compares", "--baseline"),
+    (lambda: EvalConfig(source=SOURCE, latency_batch=0), "--latency-batch must be at least 1, got 0", ""),
+    (lambda: ExportConfig(to="dens"), "unknown format 'dens'", "did you mean dense?"),
+    (lambda: ExportConfig(dtype="fp8"), "unknown dtype 'fp8'", "did you mean fp"),
+    (lambda: ProbeConfig(tasks="mr,sub"), "unknown task 'sub'", "did you mean subj?"),
+    (lambda: ProbeConfig(pooling="first"), "unknown pooling 'first'", "valid: head, cls, mean"),
+    (lambda: ProbeConfig(max_train_samples=-1), "--max-train-samples must be at least 0", ""),
+    (lambda: prune_config({"task": "mr", "preset": "qick"}), "unknown preset 'qick'", "did you mean quick?"),
+    (lambda: prune_config({"task": "mr", "method": "capm"}), "unknown method 'capm'", "did you mean cap-m?"),
 ]
 
 
@@ -149,12 +165,12 @@ def test_what_is_valid_is_accepted() -> None:
     prune(sparsity=0.999999)
     prune(losses="kd", teacher="x", teacher_epochs=0)
     prune(dense_share=0.5, final_share=0.5)
-    c.Hardware(device="cuda:3", precision="bf16")
+    Hardware(device="cuda:3", precision="bf16")
     prune(seed=2**63 - 1)
     for name in ("gpt2", "owner/name-v1.5", "a.b/c.d@main"):
-        assert c.ProbeConfig(baseline=name).baselines == (name,)
-    c.Gates(max_drop="f1=1,f1=2%", min_retention=1.01)
-    c.EvalConfig(source=SOURCE, baseline="x", gates=c.Gates(max_drop="accuracy=0.01", min_retention=0.9))
+        assert ProbeConfig(baseline=name).baselines == (name,)
+    Gates(max_drop="f1=1,f1=2%", min_retention=1.01)
+    EvalConfig(source=SOURCE, baseline="x", gates=Gates(max_drop="accuracy=0.01", min_retention=0.9))
 
 
 @pytest.mark.parametrize(
@@ -178,29 +194,29 @@ def test_a_teacher_of_a_small_set_gets_more_passes(n: int, passes: int) -> None:
 
 
 def test_limits_and_folders(tmp_path: Path) -> None:
-    assert c.parse_limits("--min", "accuracy=0.9, f1 = .8,") == {"accuracy": 0.9, "f1": 0.8}
-    assert c.parse_limits("--min", "accuracy=80%,f1 = 7.5 %") == {"accuracy": 0.8, "f1": 0.075}
-    assert c.parse_limits("--min", "") == {}
+    assert parse_limits("--min", "accuracy=0.9, f1 = .8,") == {"accuracy": 0.9, "f1": 0.8}
+    assert parse_limits("--min", "accuracy=80%,f1 = 7.5 %") == {"accuracy": 0.8, "f1": 0.075}
+    assert parse_limits("--min", "") == {}
     assert prune(sparsity=0.97).out_folder == Path("runs/mini-mr-cap-soft-0.97")
     assert dataclasses.replace(prune(), model="a/b@v1/").out_folder == Path("runs/b-v1-mr-cap-soft-0.9")
     assert prune(out="x/y").out_folder == Path("x/y")
     source = {"task": "text-classification", "model": "mini"}
-    own = [c.prune_config({**source, "data": data}).out_folder for data in ("a/set", "b/set", "./a/set/", "a/set.csv")]
+    own = [prune_config({**source, "data": data}).out_folder for data in ("a/set", "b/set", "./a/set/", "a/set.csv")]
     assert own[0] == own[2]
     assert len(set(own)) == 3
     assert all(re.fullmatch(r"runs/mini-text-classification-set-[0-9a-f]{6}-cap-soft-0.9", str(one)) for one in own)
     (tmp_path / "x").mkdir()
-    assert c.ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
-    assert c.ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")
-    assert c.ProbeConfig(tasks="mr, subj,mr").task_names == ("mr", "subj")
+    assert ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
+    assert ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")
+    assert ProbeConfig(tasks="mr, subj,mr").task_names == ("mr", "subj")
 
 
 def test_a_path_may_hold_a_comma(tmp_path: Path) -> None:
     path = tmp_path / "a,b.json"
     path.write_text("{}")
-    assert c.ProbeConfig(baseline=str(path)).baselines == (str(path),)
-    assert c.ProbeConfig(baseline="a, b,a").baselines == ("a", "b")
-    assert c.ProbeConfig().baselines == ()
+    assert ProbeConfig(baseline=str(path)).baselines == (str(path),)
+    assert ProbeConfig(baseline="a, b,a").baselines == ("a", "b")
+    assert ProbeConfig().baselines == ()
 
 
 def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
@@ -208,12 +224,12 @@ def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
     file.write_text("text,label\n")
     for data, said in ((file, "is no folder"), (tmp_path / "typo", "is no folder"), (tmp_path, "has no folder of any")):
         with pytest.raises(ConfigError, match=said) as caught:
-            c.ProbeConfig(tasks="mr,subj", data=str(data)).source("subj")
+            ProbeConfig(tasks="mr,subj", data=str(data)).source("subj")
         assert str(data / "mr") in caught.value.hint
-        assert c.ProbeConfig(tasks="mr", data=str(data)).source("mr").data == str(data)
+        assert ProbeConfig(tasks="mr", data=str(data)).source("mr").data == str(data)
     (tmp_path / "mr").mkdir()
-    assert c.ProbeConfig(label_map="0=a").source("mr").label_names == {"0": "a"}
-    config = c.ProbeConfig(tasks="mr,subj", data=str(tmp_path))
+    assert ProbeConfig(label_map="0=a").source("mr").label_names == {"0": "a"}
+    config = ProbeConfig(tasks="mr,subj", data=str(tmp_path))
     assert [config.source(task).data for task in ("mr", "subj")] == [str(tmp_path / "mr"), ""]
 
 
@@ -221,33 +237,33 @@ def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
 
 
 def test_defaults_are_those_of_the_fields() -> None:
-    made = c.prune_config({"task": "mr", "model": "mini"})
+    made = prune_config({"task": "mr", "model": "mini"})
     assert made == prune()
-    assert c.prune_config({"task": "mr", "model": "mini", "lr": None}) == made
+    assert prune_config({"task": "mr", "model": "mini", "lr": None}) == made
 
 
-@pytest.mark.parametrize("preset", c.PRESETS)
-@pytest.mark.parametrize("method", c.METHODS)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_preset_makes_a_valid_configuration_of_every_method(preset: str, method: str) -> None:
-    made = c.flatten(c.prune_config({"task": "mr", "preset": preset, "method": method}))
-    table = c.PRESETS[preset]
-    wanted = table.get("*", {}) | table.get(c.METHODS[method].criterion, {})
+    made = flatten(prune_config({"task": "mr", "preset": preset, "method": method}))
+    table = PRESETS[preset]
+    wanted = table.get("*", {}) | table.get(METHODS[method].criterion, {})
     assert {name: made[name] for name in wanted} == wanted
-    names = {item.name for item, _ in c.leaves(c.PruneConfig)}
+    names = {item.name for item, _ in leaves(PruneConfig)}
     for values in table.values():
         assert set(values) <= names
-    assert set(table) <= {"*", *(m.criterion for m in c.METHODS.values())}
+    assert set(table) <= {"*", *(m.criterion for m in METHODS.values())}
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text('preset = "paper"\nmethod = "cap-f"\nlr = 1e-3\nbatch-size = 5\nepochs = 7\nkeep_work = true\n')
-    made = c.prune_config({"task": "mr", "epochs": 3, "seed": None}, str(file))
+    made = prune_config({"task": "mr", "epochs": 3, "seed": None}, str(file))
     assert (made.epochs, made.batch_size, made.lr, made.keep_work) == (3, 5, 1e-3, True)  # option, file
     assert (made.unsupervised_weight, made.kd_temperature) == (0.3, 1.0)  # preset for the criterion
     assert (made.score_lr, made.normalization) == (1e-2, "reference")  # preset
     assert made.seed == 1  # default
-    assert c.prune_config({"task": "mr", "preset": "default"}, str(file)).kd_temperature == 2.0
+    assert prune_config({"task": "mr", "preset": "default"}, str(file)).kd_temperature == 2.0
 
 
 @pytest.mark.parametrize(
@@ -268,7 +284,7 @@ def test_damaged_toml_is_refused(tmp_path: Path, text: str, message: str, hint: 
     file = tmp_path / "a.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        c.prune_config({"task": "mr"}, str(file))
+        prune_config({"task": "mr"}, str(file))
     assert message in caught.value.message
     assert hint in caught.value.hint
 
@@ -276,14 +292,14 @@ def test_damaged_toml_is_refused(tmp_path: Path, text: str, message: str, hint: 
 def test_toml_integers_serve_as_floats_and_a_missing_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text('lr = 1\ntask = "subj"\ndevice = "cpu"\n')
-    made = c.prune_config({}, str(file))
+    made = prune_config({}, str(file))
     assert (made.lr, type(made.lr), made.source.task, made.hardware.device) == (1.0, float, "subj", "cpu")
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match="cannot read"):
-            c.prune_config({"task": "mr"}, str(path))
+            prune_config({"task": "mr"}, str(path))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot read"):
-        c.prune_config({"task": "mr"}, str(file))
+        prune_config({"task": "mr"}, str(file))
 
 
 # Files of eval and probe ---------------------------------------------------------------------------------------------
@@ -310,21 +326,21 @@ def test_a_table_wins_over_the_top_and_the_command_line_over_both(tmp_path: Path
     file = tmp_path / "cap.toml"
     file.write_text(FILE)
     both = {"model": "m", "max_length": 32, "min_retention": 1.0}
-    assert c.layered("eval", {"baseline": "b"}, str(file)) == {**both, "seed": 6, "task": "subj", "baseline": "b"}
-    assert c.layered("probe", {"seed": 7, "min": None}, str(file)) == {**both, "seed": 7, "tasks": "subj"}
-    assert c.layered("eval", {"seed": 7, "min": None}) == {"seed": 7}
+    assert layered("eval", {"baseline": "b"}, str(file)) == {**both, "seed": 6, "task": "subj", "baseline": "b"}
+    assert layered("probe", {"seed": 7, "min": None}, str(file)) == {**both, "seed": 7, "tasks": "subj"}
+    assert layered("eval", {"seed": 7, "min": None}) == {"seed": 7}
 
 
 def test_a_byte_order_mark_is_no_name(tmp_path: Path) -> None:
     file = tmp_path / "cap.toml"
     file.write_text("\ufeffseed = 3\n", "utf-8")
-    assert c.layered("eval", {}, str(file)) == {"seed": 3}
+    assert layered("eval", {}, str(file)) == {"seed": 3}
 
 
 def test_prune_takes_a_table_too(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('task = "mr"\nsparsity = 0.5\nlr = 1e-3\n[prune]\nsparsity = 0.6\n[eval]\nlatency-batch = 2\n')
-    made = c.prune_config({"model": "m"}, str(file))
+    made = prune_config({"model": "m"}, str(file))
     assert (made.source.task, made.sparsity, made.lr) == ("mr", 0.6, 1e-3)
 
 
@@ -360,72 +376,73 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, command: str, text: st
     file = tmp_path / "cap.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        c.layered(command, {}, str(file))
+        layered(command, {}, str(file))
     assert message.replace("FILE", str(file)) in caught.value.message
     assert hint in caught.value.hint
 
 
 def test_the_file_of_the_folder_and_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert c.options_file("") == ""
+    assert options_file("") == ""
     (tmp_path / "cap.toml").write_text("")
-    assert c.options_file("") == "cap.toml"
-    assert c.options_file("/dev/null") == "/dev/null"
-    assert c.layered("probe", {}, "/dev/null") == {}
+    assert options_file("") == "cap.toml"
+    assert options_file("/dev/null") == "/dev/null"
+    assert layered("probe", {}, "/dev/null") == {}
 
 
-@pytest.mark.parametrize("cls", [c.PruneConfig, c.EvalConfig, c.ProbeConfig, c.ExportConfig])
+@pytest.mark.parametrize("cls", [PruneConfig, EvalConfig, ProbeConfig, ExportConfig])
 def test_build_is_the_inverse_of_flatten(cls: type) -> None:
     flat = {"task": "sst2", "model": "m", "seed": 9, "device": "cpu", "max_length": 64, "min": "accuracy=0.5"}
-    made = c.build(cls, flat)
-    again = c.flatten(made)
-    assert c.build(cls, again) == made
-    names = [item.name for item, _ in c.leaves(cls)]
+    made = build(cls, flat)
+    again = flatten(made)
+    assert build(cls, again) == made
+    names = [item.name for item, _ in leaves(cls)]
     assert list(again) == names
     assert len(names) == len(set(names))  # flat names are unique over nested groups
     assert all(again[name] == value for name, value in flat.items() if name in names)
 
 
 def test_differences_are_named_and_resumable_ones_are_not() -> None:
-    ours = c.flatten(prune(lr=1e-3, out="a", max_time=5, keep_work=True, checkpoint_seconds=1))
-    theirs = c.flatten(prune(out="b"))
-    assert c.differences(ours, theirs) == {"lr": "lr: 0.0001, now 0.001"}
-    assert c.differences(theirs, theirs) == {}
+    ours = flatten(prune(lr=1e-3, out="a", max_time=5, keep_work=True, checkpoint_seconds=1))
+    theirs = flatten(prune(out="b"))
+    assert differences(ours, theirs) == {"lr": "lr: 0.0001, now 0.001"}
+    assert differences(theirs, theirs) == {}
     del theirs["seed"]
-    assert c.differences(ours, theirs)["seed"] == "seed: None, now 1"
+    assert differences(ours, theirs)["seed"] == "seed: None, now 1"
 
 
 def test_nearest_names_all_when_nothing_is_near() -> None:
-    assert c.nearest("zzz", ["a", "b"]) == "valid: a, b"
-    assert c.nearest("SST2", c.TASK_NAMES).startswith("did you mean sst2? valid: ")
+    assert nearest("zzz", ["a", "b"]) == "valid: a, b"
+    assert nearest("SST2", TASK_NAMES).startswith("did you mean sst2? valid: ")
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
 def test_tables_agree_with_their_modules() -> None:
-    from capcli import hub, tasks
+    from capcli.data import tasks
+    from capcli.exporting import formats
     from capcli.pruning import criteria
-    from capcli.verbs import export
+    from capcli.sources import hub
 
-    assert {method.criterion for method in c.METHODS.values()} == set(criteria.CRITERIA)
-    assert set(c.TASK_NAMES) == set(tasks.TASKS)
+    assert {method.criterion for method in METHODS.values()} == set(criteria.CRITERIA)
+    assert set(TASK_NAMES) == set(tasks.TASKS)
     kinds = {name: task.kind for name, task in tasks.TASKS.items()}
-    assert {name for name, kind in kinds.items() if kind == "spans"} == set(c.QUESTION_TASKS)
-    assert set(c.EXPORT_FORMATS) == set(export.FORMATS)
-    assert len(c.TASK_NAMES) == len(set(c.TASK_NAMES))
-    assert c.ProbeConfig().task_names == c.PROBE_TASKS
-    assert {tasks.TASKS[name].kind for name in c.PROBE_TASKS} == {"classification"}
-    assert set(c.PROBE_TASKS) < set(c.BUILTIN_TASKS)
-    assert set(c.BUILTIN_TASKS) == {p.name for p in tasks.BUILTIN_FOLDER.iterdir() if p.is_dir()}
+    assert {name for name, kind in kinds.items() if kind == "spans"} == set(QUESTION_TASKS)
+    assert set(EXPORT_FORMATS) == set(formats.FORMATS)
+    assert len(TASK_NAMES) == len(set(TASK_NAMES))
+    assert ProbeConfig().task_names == PROBE_TASKS
+    assert {tasks.TASKS[name].kind for name in PROBE_TASKS} == {"classification"}
+    assert set(PROBE_TASKS) < set(BUILTIN_TASKS)
+    assert set(BUILTIN_TASKS) == {p.name for p in tasks.BUILTIN_FOLDER.iterdir() if p.is_dir()}
     assert (hub.BUILTIN_FOLDER / "config.json").is_file()
-    for method in c.METHODS.values():
-        assert set(method.losses) <= set(c.LOSSES)
+    for method in METHODS.values():
+        assert set(method.losses) <= set(LOSSES)
 
 
 def test_every_option_has_a_help_text() -> None:
-    for cls in (c.PruneConfig, c.EvalConfig, c.ExportConfig, c.ProbeConfig):
-        for item, kind in c.leaves(cls):
+    for cls in (PruneConfig, EvalConfig, ExportConfig, ProbeConfig):
+        for item, kind in leaves(cls):
             assert kind in (str, int, float, bool)
             assert item.name == "model" or item.metadata["help"], item.name
             assert item.name == "model" or type(item.default) is kind, item.name
@@ -433,8 +450,8 @@ def test_every_option_has_a_help_text() -> None:
 
 def test_shares_in_a_file_can_be_in_per_cent(tmp_path: Path) -> None:
     (tmp_path / "cap.toml").write_text('min-retention = "98%"\nconfidence = 0.95\nmin = "accuracy=80%"')
-    found = c.layered("eval", {}, str(tmp_path / "cap.toml"))
+    found = layered("eval", {}, str(tmp_path / "cap.toml"))
     assert found == {"min_retention": 0.98, "confidence": 0.95, "min": "accuracy=80%"}
     (tmp_path / "cap.toml").write_text('min-retention = "most"')
     with pytest.raises(ConfigError, match=r"min_retention in .* must be a number, got 'most'"):
-        c.layered("eval", {}, str(tmp_path / "cap.toml"))
+        layered("eval", {}, str(tmp_path / "cap.toml"))

@@ -12,9 +12,11 @@ import registry
 import torch
 import torch.nn.functional as F
 
-from capcli import families, models
-from capcli.config import METHODS, PruneConfig, TaskConfig
+from capcli.config.names import METHODS
+from capcli.config.prune import PruneConfig, TaskConfig
 from capcli.errors import ConfigError
+from capcli.models import families, loading, predict
+from capcli.models.model import Model
 from capcli.pruning import losses, masked, pruner, structures, topk
 from capcli.pruning.criteria import CRITERIA, first_order, movement
 from capcli.pruning.criteria.seat import Step
@@ -32,8 +34,8 @@ BY_CRITERION = {
 }
 
 
-def tiny(checkpoint: Make, family: str = "bert") -> models.Model:
-    return models.load_dense(str(checkpoint(family)), None, "classification", 1)
+def tiny(checkpoint: Make, family: str = "bert") -> Model:
+    return loading.load_dense(str(checkpoint(family)), None, "classification", 1)
 
 
 def config(**options: Any) -> PruneConfig:
@@ -48,12 +50,12 @@ def batch(seed: int, n: int = 6) -> tuple[dict[str, torch.Tensor], torch.Tensor]
     return inputs, torch.randint(0, 2, (n,), generator=rng)
 
 
-def loss_of(model: models.Model, seed: int) -> torch.Tensor:
+def loss_of(model: Model, seed: int) -> torch.Tensor:
     inputs, labels = batch(seed)
-    return F.cross_entropy(models.forward(model, inputs)[0], labels)
+    return F.cross_entropy(predict.forward(model, inputs)[0], labels)
 
 
-def steps(model: models.Model, found: pruner.Pruner, n: int, lr: float = 1e-2) -> list[tuple[float, torch.Tensor]]:
+def steps(model: Model, found: pruner.Pruner, n: int, lr: float = 1e-2) -> list[tuple[float, torch.Tensor]]:
     """Train `n` steps; the sparsity and the mask that held in each."""
     model.net.train()
     optimizer = torch.optim.AdamW(model.net.parameters(), lr=lr)
@@ -242,11 +244,11 @@ def test_every_criterion_ends_at_exactly_the_sparsity(checkpoint: Make, criterio
         assert abs(int(mask.sum()) - wanted) <= (NEURON / 2 if structured else 0), sparsity
     kept = found.matrices.kept()
     model.net.eval()
-    before = models.forward(model, batch(99)[0])[0]
+    before = predict.forward(model, batch(99)[0])[0]
     masked.bake(found.matrices)
     nonzero = sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values())
     assert nonzero == kept
-    assert torch.allclose(models.forward(model, batch(99)[0])[0], before, atol=1e-6)
+    assert torch.allclose(predict.forward(model, batch(99)[0])[0], before, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -322,14 +324,14 @@ def test_removed_heads_and_neurons_can_be_cut_out(checkpoint: Make) -> None:
     steps(model, found, 12)
     masked.bake(found.matrices)
     model.net.eval()
-    before = models.forward(model, batch(5)[0])[0]
+    before = predict.forward(model, batch(5)[0])[0]
     with torch.no_grad():
         for layer, heads, neurons in zip(model.layers(), *alive(found), strict=True):
             dead = ~heads.repeat_interleave(4)
             for slot in layer.heads.slots[:3]:
                 slot.linear.bias[dead] += 3
             layer.neurons.slots[0].linear.bias[~neurons] += 3
-    assert torch.equal(models.forward(model, batch(5)[0])[0], before)
+    assert torch.equal(predict.forward(model, batch(5)[0])[0], before)
 
 
 DIMENSIONS = {"method": "first-order", "structure": "dimensions"}
@@ -364,7 +366,7 @@ def test_removed_dimensions_can_be_cut_out(checkpoint: Make) -> None:
     steps(model, found, 20)
     masked.bake(found.matrices)
     model.net.eval()
-    before = models.forward(model, batch(5)[0])[0]
+    before = predict.forward(model, batch(5)[0])[0]
     alive = found.alive.split([units.count for units in found.structure.units])
     dead = 0
     with torch.no_grad():
@@ -374,7 +376,7 @@ def test_removed_dimensions_can_be_cut_out(checkpoint: Make) -> None:
                 if slot.axis == 0:
                     slot.linear.bias[~living] += 3
     assert dead > 50
-    assert torch.allclose(models.forward(model, batch(5)[0])[0], before, atol=1e-6)
+    assert torch.allclose(predict.forward(model, batch(5)[0])[0], before, atol=1e-6)
 
 
 def test_plan_of_bert_base_by_dimensions() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcli import decode
+from capcli.measuring import decode
 
 NAN = float("nan")
 

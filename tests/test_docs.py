@@ -18,17 +18,23 @@ import pytest
 import typer
 
 import capcli.errors as errors
-from capcli import cli, config
+from capcli.cli import output, parameters
+from capcli.config.export import ExportConfig
+from capcli.config.layers import build, layered, prune_config
+from capcli.config.measure import EvalConfig, Gates, ProbeConfig
+from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, LOSSES, METHODS, PRESETS, TASK_NAMES
+from capcli.config.options import leaves
+from capcli.config.prune import PruneConfig
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(parameters.app).commands  # type: ignore[attr-defined]
 CONFIGS = {
-    "prune": config.PruneConfig,
-    "eval": config.EvalConfig,
-    "export": config.ExportConfig,
-    "probe": config.ProbeConfig,
+    "prune": PruneConfig,
+    "eval": EvalConfig,
+    "export": ExportConfig,
+    "probe": ProbeConfig,
 }
 
 
@@ -56,7 +62,7 @@ def test_generated_pages_are_up_to_date() -> None:
 
 
 def test_every_short_name_has_a_family() -> None:
-    assert set(reference_script().MODEL_TYPES) == set(config.ALIASES)
+    assert set(reference_script().MODEL_TYPES) == set(ALIASES)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -73,7 +79,7 @@ def test_every_option_is_documented_and_explained(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_is_an_option(command: str) -> None:
-    fields = {item.name for item, _ in config.leaves(CONFIGS[command]) if item.metadata}
+    fields = {item.name for item, _ in leaves(CONFIGS[command]) if item.metadata}
     assert fields <= {item.name for item in COMMANDS[command].params}
     page = (REFERENCE / "configuration.md").read_text("utf-8")
     section = page.split(f"\n## Options of {command}\n")[1].split("\n## ")[0]
@@ -83,9 +89,9 @@ def test_every_field_is_an_option(command: str) -> None:
 def test_every_method_preset_task_and_model_is_documented() -> None:
     pages = {page: (REFERENCE / page).read_text("utf-8") for page in ("configuration.md", "tasks.md", "models.md")}
     names = {
-        "configuration.md": [*config.METHODS, *config.PRESETS, *config.LOSSES],
-        "tasks.md": config.TASK_NAMES,
-        "models.md": [*config.ALIASES, config.BUILTIN_MODEL],
+        "configuration.md": [*METHODS, *PRESETS, *LOSSES],
+        "tasks.md": TASK_NAMES,
+        "models.md": [*ALIASES, BUILTIN_MODEL],
     }
     missing = [(page, name) for page, expected in names.items() for name in expected if f"`{name}`" not in pages[page]]
     assert not missing
@@ -129,7 +135,7 @@ def test_every_error_and_exit_code_is_documented() -> None:
     children = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind is not errors.CapError]
     for kind in children:
         assert f"| `{kind.__name__}` | {kind.exit_code} |" in page
-    codes = {0, cli.EXIT_GATE, cli.EXIT_FAILED, cli.EXIT_INTERRUPTED, *(kind.exit_code for kind in children)}
+    codes = {0, output.EXIT_GATE, output.EXIT_FAILED, output.EXIT_INTERRUPTED, *(kind.exit_code for kind in children)}
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
 
 
@@ -204,10 +210,10 @@ def test_shown_commands_parse(page: str, line: str) -> None:
     with COMMANDS[command].make_context(command, arguments) as context:
         chosen = {key: value for key, value in context.params.items() if value is not None}
     if command == "prune" and "task" in chosen and not chosen["config"]:
-        config.prune_config({key: value for key, value in chosen.items() if key in FIELDS["prune"]})
+        prune_config({key: value for key, value in chosen.items() if key in FIELDS["prune"]})
     elif command != "prune":
         given = {"task": "mr"} if command == "eval" else {}
-        config.build(config.Gates if chosen.get("compare") else CONFIGS[command], {**given, **chosen})
+        build(Gates if chosen.get("compare") else CONFIGS[command], {**given, **chosen})
 
 
 def shown_files() -> list[tuple[str, str]]:
@@ -222,13 +228,13 @@ def test_shown_files_are_read(tmp_path: Path, page: str, text: str) -> None:
     file = tmp_path / "options.toml"
     file.write_text(text)
     if "cap prune" in text:
-        config.prune_config({}, str(file))
+        prune_config({}, str(file))
         return
-    config.build(config.ProbeConfig, config.layered("probe", {}, str(file)))
-    config.build(config.EvalConfig, {"task": "mr", **config.layered("eval", {}, str(file))})
+    build(ProbeConfig, layered("probe", {}, str(file)))
+    build(EvalConfig, {"task": "mr", **layered("eval", {}, str(file))})
 
 
-FIELDS = {command: {"model", *(item.name for item, _ in config.leaves(kind))} for command, kind in CONFIGS.items()}
+FIELDS = {command: {"model", *(item.name for item, _ in leaves(kind))} for command, kind in CONFIGS.items()}
 
 
 def test_make_demo_and_test_are_what_the_readme_says() -> None:
@@ -237,8 +243,8 @@ def test_make_demo_and_test_are_what_the_readme_says() -> None:
     assert demo is not None
     _, command, *arguments = shlex.split(demo[1])
     with COMMANDS[command].make_context(command, arguments) as context:
-        assert context.params["model"] == config.BUILTIN_MODEL
-        assert context.params["task"] in config.BUILTIN_TASKS
+        assert context.params["model"] == BUILTIN_MODEL
+        assert context.params["task"] in BUILTIN_TASKS
     for target in re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text("utf-8")):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
 

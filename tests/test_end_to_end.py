@@ -33,10 +33,14 @@ from tiny import (
 )
 
 import capcli
-from capcli import decode, files, models
-from capcli.config import METHODS, EvalConfig, ExportConfig, TaskConfig
+from capcli.config.export import ExportConfig
+from capcli.config.measure import EvalConfig
+from capcli.config.names import METHODS
+from capcli.config.prune import TaskConfig
 from capcli.errors import ConfigError
-from capcli.verbs import evaluate
+from capcli.measuring import decode, scoring
+from capcli.models import artifact
+from capcli.stored import read_json, read_tensors
 
 NAMES: dict[str, set[str]] = {
     "": {
@@ -467,7 +471,7 @@ def test_eval_answers_nothing_as_the_training_data_did(
     tiny.prune(out, task="question-answering", data=str(tmp_path / "set"), max_length=32, **QUICK)
     assert set(allowed) == {trained_with}
     assert json.loads((out / "cap_config.json").read_text())["no_answer"] is trained_with
-    assert models.known(str(out)).no_answer is trained_with
+    assert artifact.known(str(out)).no_answer is trained_with
     allowed.clear()
     result = evaluated(out, tmp_path / "other", "--baseline", str(out))
     assert result.exit_code == 0, result.stderr
@@ -502,7 +506,7 @@ def test_malformed_settings_are_one_line(pruned: Path, tmp_path: Path, settings:
 def test_the_report_says_what_was_not_read_and_equal_answers(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "constant", lambda *_: "'negative'")
+    monkeypatch.setattr(scoring, "constant", lambda *_: "'negative'")
     for split, n in (("train", 8), ("validation", 4)):
         rows = [(f"a {word} film " * 9, label) for label, word in (("negative", "bad"), ("positive", "good"))]
         write_csv(tmp_path / "data" / f"{split}.csv", ("text", "label"), [*rows, ("a ☃ film", "positive")] * n)
@@ -549,11 +553,11 @@ def test_holdout_chooses_the_best_epoch(tiny: Tiny, tmp_path: Path) -> None:
     report = tiny.prune(out, holdout=0.3, epochs=6, final_share=0.7, keep_work=True, losses="ce", method="magnitude")
     rows = [r for r in report["history"] if r["phase"] == "prune" and r["metrics"] and r["sparsity"] == 0.7]
     values = [row["metrics"]["accuracy"] for row in rows]
-    best = files.read_json(out / "work" / "best" / "best.json")
+    best = read_json(out / "work" / "best" / "best.json")
     assert len(values) >= 3
     assert best["value"] == max(values)
     assert best["step"] == rows[values.index(max(values))]["step"]
-    tensors = files.read_tensors(out / "work" / "best" / "best.safetensors")
+    tensors = read_tensors(out / "work" / "best" / "best.safetensors")
     expected = tensors["net.classifier.weight"]
     assert torch.equal(capcli.load(out).classifier.weight, expected)
     assert report["metrics"]["split"] == "validation"
@@ -701,7 +705,7 @@ def test_keep_work(tiny: Tiny, finished: Path, tmp_path: Path) -> None:
 def test_only_the_bank_of_the_teacher_holds_logits(tiny: Tiny, tmp_path: Path, task: str) -> None:
     data = tiny.tags if task == "ner" else tiny.data
     tiny.prune(tmp_path / "out", task=task, data=data, losses="ce,kd,prc,snc,fic", keep_work=True, **QUICK)
-    found = {folder.name: files.read_tensors(folder / "bank.safetensors") for folder in banks_of(tmp_path / "out")}
+    found = {folder.name: read_tensors(folder / "bank.safetensors") for folder in banks_of(tmp_path / "out")}
     assert {"bank-pretrained", "bank-finetuned"} < set(found)  # and a snapshot
     for name, tensors in found.items():
         n_outputs = len(tensors["logits"])

@@ -17,11 +17,11 @@ from scipy import stats
 from tiny import SETTINGS, WEIGHTS, Tiny, invoke, write_csv, write_jsonl
 
 import capcli
-from capcli import metrics, noise, sparse
-from capcli.config import ExportConfig
-from capcli.perturb import Change
-from capcli.verbs import evaluate
-from capcli.verbs.evaluate import Measured
+from capcli.artifact import reader, writer
+from capcli.config.export import ExportConfig
+from capcli.data.perturb import Change
+from capcli.measuring import latency, metrics, noise, scoring
+from capcli.measuring.scoring import Measured
 
 FAST = ("--threads", "1", "--latency-length", "8", "--json", "-q")
 NAMES = ("accuracy", "macro_f1")
@@ -79,17 +79,17 @@ ABC = ("a", "b", "c")
 def test_the_same_answer_to_everything(kind: str, labels: Any, truth: Any, outputs: Any, answer: str) -> None:
     if kind in ("classification", "multilabel", "regression"):
         truth, outputs = np.array(truth), np.array(outputs, dtype=float)
-    assert evaluate.constant(kind, labels, truth, outputs) == answer
+    assert scoring.constant(kind, labels, truth, outputs) == answer
 
 
 def test_what_was_not_read_and_equal_answers_are_in_every_document(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     """One text is too long, most words are unknown, and the head puts out one class."""
     shutil.copytree(pruned, tmp_path / "model")
-    tensors = sparse.load(pruned / WEIGHTS)
+    tensors = reader.load(pruned / WEIGHTS)
     tensors["classifier.weight"].zero_()
     tensors["classifier.bias"].copy_(torch.tensor([0.0, 1.0]))
-    kept = [entry.name for entry in sparse.inspect(pruned / WEIGHTS) if entry.kept is not None]
-    sparse.save(tmp_path / "model" / WEIGHTS, tensors, kept)
+    kept = [entry.name for entry in reader.inspect(pruned / WEIGHTS) if entry.kept is not None]
+    writer.save(tmp_path / "model" / WEIGHTS, tensors, kept)
     rows = [("GRAND FINALE", "positive"), ("MEH " * 30, "negative"), ("a bad film", "negative")]
     write_csv(tmp_path / "data" / "validation.csv", ("text", "label"), rows)
     documents = [str(tmp_path / name) for name in ("page.html", "table.md")]
@@ -112,16 +112,16 @@ def test_what_was_not_read_and_equal_answers_are_in_every_document(tiny: Tiny, p
 
 def test_the_interval_of_a_median_by_order() -> None:
     """Of 30: P(fewer than 10 of 30 below the median) = 0.0214 <= 0.025 < 0.0494, so the 10th and the 21st value."""
-    assert evaluate.median_interval(list(range(1, 31))) == [10, 21]
-    assert evaluate.median_interval(list(range(1, 31)), 0.99) == [8, 23]
-    assert all(map(math.isnan, evaluate.median_interval([1.0, 2.0, 3.0])))
-    assert evaluate.median_interval([1.0, 2.0, 3.0], 0.7) == [1, 3]
+    assert latency.median_interval(list(range(1, 31))) == [10, 21]
+    assert latency.median_interval(list(range(1, 31)), 0.99) == [8, 23]
+    assert all(map(math.isnan, latency.median_interval([1.0, 2.0, 3.0])))
+    assert latency.median_interval([1.0, 2.0, 3.0], 0.7) == [1, 3]
 
 
 def test_the_interval_of_a_median_covers_it() -> None:
     rng = np.random.default_rng(3)
     draws = np.sort(rng.lognormal(size=(3000, 30)), axis=1)  # median 1
-    inside = np.mean([low <= 1 <= high for low, high in map(evaluate.median_interval, draws)])
+    inside = np.mean([low <= 1 <= high for low, high in map(latency.median_interval, draws)])
     exact = 1 - 2 * stats.binom.cdf(9, 30, 0.5)
     assert inside == pytest.approx(exact, abs=0.015) and exact > 0.95
 
@@ -143,7 +143,7 @@ def test_paired_comparisons_know_that_the_examples_are_the_same() -> None:
     theirs = rng.normal(size=(300, 2)) + 2 * np.eye(2)[truth]
     ours = np.where(rng.random(300)[:, None] < 0.1, theirs[:, ::-1], theirs)  # other answers to one in ten
     a, b = measured(ours, truth), measured(theirs, truth)
-    differences, ratios = evaluate.paired(a, b)
+    differences, ratios = scoring.paired(a, b)
     right = [one.argmax(axis=1) == truth for one in (ours, theirs)]
     each = right[0].astype(float) - right[1].astype(float)
     low, high = differences["accuracy"].interval(0.95) or [1, 0]
@@ -154,7 +154,7 @@ def test_paired_comparisons_know_that_the_examples_are_the_same() -> None:
     assert ratios["accuracy"].value == pytest.approx(right[0].mean() / right[1].mean())
     low, high = ratios["accuracy"].interval(0.95) or [1, 0]
     assert low < ratios["accuracy"].value < high <= 1.02
-    same = evaluate.paired(a, a)
+    same = scoring.paired(a, a)
     assert [found["accuracy"].interval(0.95) for found in same] == [[0, 0], [1, 1]]
 
 
@@ -167,19 +167,19 @@ def test_a_ratio_to_what_may_be_zero_has_no_interval() -> None:
         for g in (rng.normal(size=(40, 2)) for _ in range(99))
         if 0 < measured(g, truth, ("matthews",)).metrics["matthews"] < 0.1
     )
-    _, ratios = evaluate.paired(measured(good, truth, ("matthews",)), measured(near, truth, ("matthews",)))
+    _, ratios = scoring.paired(measured(good, truth, ("matthews",)), measured(near, truth, ("matthews",)))
     assert ratios["matthews"].value > 5 and ratios["matthews"].interval(0.95) is None
     constant = np.tile([1.0, 0.0], (40, 1))
-    assert evaluate.paired(measured(guesses, truth, ("matthews",)), measured(constant, truth, ("matthews",)))[1] == {}
+    assert scoring.paired(measured(guesses, truth, ("matthews",)), measured(constant, truth, ("matthews",)))[1] == {}
 
 
 def test_agreement_has_the_interval_of_its_share() -> None:
     truth = np.arange(10) % 2
     ours, theirs = np.eye(2)[truth], np.eye(2)[np.r_[truth[:8], 1 - truth[8:]]]
-    found = evaluate.agreed(measured(ours, truth), measured(theirs, truth))
+    found = scoring.agreed(measured(ours, truth), measured(theirs, truth))
     assert found.value == 0.8 and found.interval(0.95) == metrics.wilson(8, 10)
     numbers = measured(np.arange(9.0)[:, None], np.arange(9.0), ("pearson",), "regression")
-    assert math.isnan(evaluate.agreed(numbers, numbers).value)
+    assert math.isnan(scoring.agreed(numbers, numbers).value)
 
 
 # Changed texts -------------------------------------------------------------------------------------------------------

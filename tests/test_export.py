@@ -20,9 +20,14 @@ from test_families import TOKENIZERS
 from tiny import HIDDEN, WEIGHTS, Tiny, digest, forked, invoke, wait
 
 import capcli
-from capcli import files, hub, models, onnx_model, report, sparse
-from capcli.config import EXPORT_FORMATS
-from capcli.verbs import export as verb
+from capcli import files
+from capcli.artifact import reader, writer
+from capcli.config.names import EXPORT_FORMATS
+from capcli.exporting import checks, onnx_model
+from capcli.models import artifact, loading
+from capcli.models.model import Model
+from capcli.reporting.card import eval_results
+from capcli.sources import hub
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -180,7 +185,7 @@ def test_the_base_model_is_what_the_run_knew(
         raise AssertionError(f"{source} was looked up")
 
     monkeypatch.setattr(hub, "resolve", never)
-    monkeypatch.setattr(models, "hub_id", never)
+    monkeypatch.setattr(loading, "hub_id", never)
     for to in ("sparse", "dense"):
         exported(run, tmp_path / to, "--to", to)
         front, _ = card_of(tmp_path / to)
@@ -251,7 +256,7 @@ def test_dense_in_16_bits(pruned: Path, tmp_path: Path, dtype: str, kind: torch.
 def test_results_for_the_hub() -> None:
     """One score of one benchmark in each file, as the hub reads them."""
     found = {"metrics": {"split": "validation", "n_examples": 872, "pruned": {"accuracy": 0.5, "f1": float("nan")}}}
-    made = report.eval_results(found, "nyu-mll/glue", "sst2")
+    made = eval_results(found, "nyu-mll/glue", "sst2")
     assert list(made) == ["sst2-accuracy.yaml"]
     (row,) = yaml.safe_load(made["sst2-accuracy.yaml"])
     assert row["dataset"] == {"id": "nyu-mll/glue", "task_id": "sst2"}
@@ -271,7 +276,7 @@ def test_types_of_sparse_values(pruned: Path, tmp_path: Path, dtype: str) -> Non
     """16 bits are a cast; 8 bits are half a step away at most; no zero becomes anything else."""
     found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
     before, after = (dict(capcli.load(folder).state_dict()) for folder in (pruned, tmp_path / "out"))
-    pruned_names = [e.name for e in sparse.inspect(pruned / WEIGHTS) if e.kept is not None]
+    pruned_names = [e.name for e in reader.inspect(pruned / WEIGHTS) if e.kept is not None]
     for name, tensor in before.items():
         if not tensor.is_floating_point():
             continue
@@ -649,8 +654,8 @@ def test_a_threshold_is_for_scores(pruned: Path, tmp_path: Path) -> None:
 
 def test_sliced_needs_a_known_family(tmp_path: Path) -> None:
     registry.write("gpt2", tmp_path / "model", TOKENIZERS)
-    model = models.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
-    models.save_artifact(model, tmp_path / "run", list(model.prunable()), {"source": {}})
+    model = loading.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
+    artifact.save_artifact(model, tmp_path / "run", list(model.prunable()), {"source": {}})
     said = refused(2, str(tmp_path / "run"), "--to", "sliced", "-o", str(tmp_path / "out"))
     assert "gpt2 model, whose heads and neurons capcli does not know" in said
     assert "hint: use --to sparse for a smaller file, or --to onnx" in said
@@ -688,7 +693,7 @@ def changed(save: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
-@pytest.mark.parametrize(("to", "writer"), [("dense", (files, "write_tensors")), ("sparse", (sparse, "save"))])
+@pytest.mark.parametrize(("to", "writer"), [("dense", (files, "write_tensors")), ("sparse", (writer, "save"))])
 def test_a_file_that_is_not_what_was_meant(
     pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, writer: tuple[Any, str]
 ) -> None:
@@ -700,17 +705,17 @@ def test_a_file_that_is_not_what_was_meant(
 
 def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last gate: whatever went wrong before, what computes otherwise is not kept."""
-    from capcli import compare
+    from capcli.exporting import agreement
 
-    honest = compare.of
+    honest = agreement.of
     calls: list[int] = []
 
-    def off(model: models.Model, device: torch.device) -> compare.Run:
+    def off(model: Model, device: torch.device) -> agreement.Run:
         calls.append(1)
         run, shift = honest(model, device), 0.01 * (len(calls) == 1)  # the opened export comes first
         return lambda inputs: run(inputs) + shift
 
-    monkeypatch.setattr(compare, "of", off)
+    monkeypatch.setattr(agreement, "of", off)
     said = refused(1, str(structured), "--to", "sliced", "-o", str(tmp_path / "out"))
     assert "the logits of the export differ by up to 0.01" in said
     assert not list(tmp_path.iterdir())
@@ -720,14 +725,14 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports that do not take the time to measure latencies."""
     row = {"before_ms": 1.0, "ms": 1.0, "times": 1.0, "runs": 1}
     speed = {"batch_1": row, "batch_32": row, "length": 64, "threads": 1, "hardware": "none"}
-    monkeypatch.setattr(verb, "_speed", lambda job, opened: speed)
+    monkeypatch.setattr(checks, "_speed", lambda job, opened: speed)
 
 
 def converted(monkeypatch: pytest.MonkeyPatch, graph: Path, change: Callable[[Any], None] = lambda proto: None) -> None:
     """Conversion gives this graph, changed by `change`, and takes no time."""
     import onnx
 
-    def convert(model: models.Model, folder: Path, length: int) -> Path:
+    def convert(model: Model, folder: Path, length: int) -> Path:
         proto = onnx.load(graph)
         change(proto)
         files.write_bytes(folder / onnx_model.MODEL_FILE, proto.SerializeToString(deterministic=True))

@@ -19,9 +19,13 @@ from registry import ROWS
 from tiny import Tiny, write_byte_tokenizer, write_csv, write_jsonl, write_tokenizer
 
 import capcli
-from capcli import families, models, tasks, tokens
-from capcli.config import EvalConfig, ExportConfig, TaskConfig
+from capcli.config.export import ExportConfig
+from capcli.config.measure import EvalConfig
+from capcli.config.prune import TaskConfig
+from capcli.data import dataset, tokens
 from capcli.errors import ConfigError, ModelError
+from capcli.models import artifact, families, loading, predict
+from capcli.models.model import Model, accepted_inputs
 from capcli.pruning import structures, topk
 
 TOKENIZERS = {
@@ -70,11 +74,11 @@ def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name
     report = prune(tiny, family(name), tmp_path / "out", kind)
     found = report["sparsity"]
     assert found["kept_weights"] == topk.kept_count(0.7, found["prunable_weights"])
-    model = models.load_artifact(tmp_path / "out")
+    model = artifact.load_artifact(tmp_path / "out")
     assert sum(int(linear.weight.count_nonzero()) for linear in model.prunable().values()) == found["kept_weights"]
     assert sum(linear.weight.numel() for linear in model.prunable().values()) == found["prunable_weights"]
 
-    source = TaskConfig(**models.stored_source(str(tmp_path / "out")))
+    source = TaskConfig(**artifact.stored_source(str(tmp_path / "out")))
     again = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / "out")))
     assert report["metrics"]["pruned"].items() <= again["metrics"].items()
     assert all(-1 <= value <= 1 for value in again["metrics"].values())
@@ -85,7 +89,7 @@ def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name
     texts = ["a good film", "the dull story was rather long"]
     batch = dict(model.tokenizer(texts, padding=True, return_tensors="pt"))
     with torch.no_grad():
-        ours = models.forward(model, batch)[0]
+        ours = predict.forward(model, batch)[0]
         theirs = plain_logits(tmp_path / "dense", kind, batch)
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)  # one output is summed in another order
     assert not torch.allclose(ours[0], ours[1], atol=1e-7)
@@ -99,7 +103,7 @@ def plain_logits(folder: Path, kind: str, batch: dict[str, torch.Tensor]) -> tor
     net = getattr(transformers, class_name).from_pretrained(folder).eval()
     heads = {"tokens": "ForTokenClassification", "spans": "ForQuestionAnswering"}
     assert heads.get(kind, "ForSequenceClassification") in class_name
-    out = net(**{key: value for key, value in batch.items() if key in models._accepted(net)})
+    out = net(**{key: value for key, value in batch.items() if key in accepted_inputs(net)})
     if kind == "spans":
         return torch.stack([out.start_logits, out.end_logits], dim=-1)
     return torch.as_tensor(out.logits)
@@ -121,8 +125,8 @@ def test_a_decoder_is_pruned_on_data_with_empty_texts(tiny: Tiny, family: Folder
     report = prune(tiny, family("qwen2"), tmp_path / "out", kind, data=data, max_eval_samples=0)
     assert report["status"] == "complete"
     assert report["metrics"]["n_examples"] == 48
-    model = models.load_artifact(tmp_path / "out")
-    split = tasks.load(TaskConfig(task=task, data=data)).evals["validation"]
+    model = artifact.load_artifact(tmp_path / "out")
+    split = dataset.load(TaskConfig(task=task, data=data)).evals["validation"]
     lengths = tokens.encode(split, model.tokenizer, 32).lengths
     assert (lengths == 1).sum() >= 12 and lengths.min() == 1
     again = capcli.evaluate(EvalConfig(source=TaskConfig(task=task, data=data, max_length=32), model=model.source))
@@ -133,7 +137,7 @@ def test_a_decoder_is_pruned_on_data_with_empty_texts(tiny: Tiny, family: Folder
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_structured_pruning(tiny: Tiny, family: Folder, tmp_path: Path, name: str) -> None:
     report = prune(tiny, family(name), tmp_path / "out", "classification", method="cap-f", sparsity=0.5, epochs=2)
-    found, model = report["sparsity"], models.load_artifact(tmp_path / "out")
+    found, model = report["sparsity"], artifact.load_artifact(tmp_path / "out")
     plan = structures.Heads(layers=model.layers(), linears={}, final=0.5).plan(0.5)
     assert found["kept_weights"] == plan.kept_weights
     alive = 0
@@ -150,7 +154,7 @@ def test_structured_pruning_by_dimensions(tiny: Tiny, family: Folder, tmp_path: 
     """95 % of the weights are gone, in whole units; those that stay are as many as planned."""
     settings = {"method": "first-order", "structure": "dimensions", "sparsity": 0.95, "epochs": 2}
     report = prune(tiny, family(name), tmp_path / "out", "classification", **settings)
-    model, kept = models.load_artifact(tmp_path / "out"), report["sparsity"]["kept_weights"]
+    model, kept = artifact.load_artifact(tmp_path / "out"), report["sparsity"]["kept_weights"]
     layers = model.layers()
     found = [
         (units, [any(slice_of(slot, unit).any() for slot in units.slots) for unit in range(units.count)])
@@ -175,49 +179,49 @@ def slice_of(slot: families.Slot, unit: int) -> torch.Tensor:
 def test_what_removed_heads_and_neurons_compute_reaches_nothing(family: Folder, name: str) -> None:
     """With its output columns zero, nothing else in a unit matters; a unit that is there does matter."""
     torch.manual_seed(1)
-    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(family(name)), ("x", "y"), "classification", 1)
     batch = dict(model.tokenizer(["a good film", "the dull story"], padding=True, return_tensors="pt"))
     picks = ("heads", "neurons", "value_output") if ROWS[name].dimensions else ("heads", "neurons")
     for pick in picks:
         for index, layer in enumerate(model.layers()):
             units, unit = getattr(layer, pick), 1
-            before = models.forward(model, batch)[0]
+            before = predict.forward(model, batch)[0]
             slice_of(units.slots[-1], unit).zero_()
-            after = models.forward(model, batch)[0]
+            after = predict.forward(model, batch)[0]
             assert not torch.equal(before, after), (pick, index)
             for slot in units.slots[:-1]:
                 assert slot.axis == 0
                 slice_of(slot, unit).add_(torch.randn(1))
-            assert torch.allclose(models.forward(model, batch)[0], after, atol=1e-6), (pick, index)
+            assert torch.allclose(predict.forward(model, batch)[0], after, atol=1e-6), (pick, index)
 
 
-def check_query_key(model: models.Model) -> None:
+def check_query_key(model: Model) -> None:
     """With its rows zero, a query-key unit adds the same to all places a token looks at, whatever its biases."""
     batch = dict(model.tokenizer(["a good film", "the dull story"], padding=True, return_tensors="pt"))
     for index, layer in enumerate(model.layers()):
         units, unit = layer.query_key, 1
         assert units is not None
-        before = models.forward(model, batch)[0]
+        before = predict.forward(model, batch)[0]
         for slot in units.slots:
             assert slot.axis == 0
             slice_of(slot, unit).zero_()
-        after = models.forward(model, batch)[0]
+        after = predict.forward(model, batch)[0]
         assert not torch.equal(before, after), index
         for slot in units.slots:
             if slot.linear.bias is not None:
                 slot.linear.bias[unit] += 0.5
-        assert torch.allclose(models.forward(model, batch)[0], after, atol=1e-6), index
+        assert torch.allclose(predict.forward(model, batch)[0], after, atol=1e-6), index
 
 
 @pytest.mark.parametrize("name", [name for name in STRUCTURED if ROWS[name].dimensions])
 @torch.no_grad()
 def test_what_removed_query_key_units_compute_reaches_nothing(family: Folder, name: str) -> None:
-    check_query_key(models.load_dense(str(family(name)), ("x", "y"), "classification", 1))
+    check_query_key(loading.load_dense(str(family(name)), ("x", "y"), "classification", 1))
 
 
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_dimensions_are_those_of_the_heads(family: Folder, name: str) -> None:
-    for layer in models.load_dense(str(family(name)), ("x", "y"), "classification", 1).layers():
+    for layer in loading.load_dense(str(family(name)), ("x", "y"), "classification", 1).layers():
         if not ROWS[name].dimensions:
             assert layer.query_key is layer.value_output is None
             assert structures.kinds(layer) == [layer.heads, layer.neurons]
@@ -234,7 +238,7 @@ def test_dimensions_are_those_of_the_heads(family: Folder, name: str) -> None:
 
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_units_share_out_every_prunable_weight(family: Folder, name: str) -> None:
-    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(family(name)), ("x", "y"), "classification", 1)
     for kinds in (lambda layer: [layer.heads, layer.neurons], structures.kinds):
         counted = {id(linear): torch.zeros_like(linear.weight) for linear in model.prunable().values()}
         for layer in model.layers():
@@ -266,7 +270,7 @@ def test_deberta_with_projections_of_its_own_for_positions(tmp_path: Path) -> No
 
     vocabulary = write_tokenizer(tmp_path)
     AutoModel.from_config(registry.config_of("deberta-v2", vocabulary, **row.config)).save_pretrained(tmp_path)
-    model = models.load_dense(str(tmp_path), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(tmp_path), ("x", "y"), "classification", 1)
     assert sum("pos_key_proj" in path or "pos_query_proj" in path for path in model.prunable()) == 4
     layer = model.layers()[0]
     assert layer.heads.weights == 6 * 4 * 16
@@ -281,7 +285,7 @@ def test_deberta_with_projections_of_its_own_for_positions(tmp_path: Path) -> No
 def test_a_family_outside_the_table_is_pruned_without_structure_only(
     tiny: Tiny, family: Folder, tmp_path: Path, name: str
 ) -> None:
-    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(family(name)), ("x", "y"), "classification", 1)
     assert f"{name} is not in capcli's table of families" in model.notes[-1]
     inside = {path.removesuffix(".weight") for path in model.prunable()}
     linears = {p for p, m in model.net.base_model.named_modules() if families._is_linear(m)}
@@ -298,22 +302,22 @@ UNKNOWN = [name for name, row in ROWS.items() if not row.structured]
 @torch.no_grad()
 def test_the_vector_of_a_family_outside_the_table_is_the_mean(family: Folder, kind: str) -> None:
     """It may be causal, and then the first token knows nothing of what follows."""
-    model = models.load_dense(str(family("gpt2")), ("x", "y"), kind, 1)
+    model = loading.load_dense(str(family("gpt2")), ("x", "y"), kind, 1)
     batch = dict(model.tokenizer(["the dull story was rather long", "the film"], padding=True, return_tensors="pt"))
     assert batch["input_ids"][0, 0] == batch["input_ids"][1, 0]
-    vectors = models.forward(model, batch)[1]
+    vectors = predict.forward(model, batch)[1]
     states = model.net.base_model(**batch).last_hidden_state
     for vector, own, mask in zip(vectors, states, batch["attention_mask"], strict=True):
         assert torch.allclose(vector, own[mask.bool()].mean(0), atol=1e-6)
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
-    first = models.forward(model, batch, "cls")[1]
+    first = predict.forward(model, batch, "cls")[1]
     assert torch.allclose(first[0], first[1], atol=1e-6)
     assert torch.equal(first, states[:, 0])
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_the_note_on_a_family_outside_the_table_says_how_much_is_prunable(family: Folder, name: str) -> None:
-    model = models.load_dense(str(family(name)), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(family(name)), ("x", "y"), "classification", 1)
     inside = {n: p for n, p in model.net.base_model.named_parameters() if re.search(r"(^|\.)(h|layers?)\.\d+\.", n)}
     linear = sum(weight.weight.numel() for weight in model.prunable().values())
     share = f"{100 * linear / sum(p.numel() for p in inside.values()):.0f}%"
@@ -324,4 +328,4 @@ def test_the_note_on_a_family_outside_the_table_says_how_much_is_prunable(family
 
 def test_a_family_without_a_head_of_the_kind_is_refused(family: Folder) -> None:
     with pytest.raises(ModelError, match="transformers has no head of this kind for"):
-        models.load_dense(str(family("bart")), ("x", "y"), "tokens", 1)
+        loading.load_dense(str(family("bart")), ("x", "y"), "tokens", 1)

@@ -17,8 +17,15 @@ import pytest
 import torch
 from tiny import SETTINGS, Tiny, forked, invoke, wait, write_model
 
-from capcli import cli, config, files, models, refusals
+from capcli import files, stored
+from capcli.cli import app
+from capcli.config.layers import MAX_TOML_BYTES, prune_config, read_toml
+from capcli.config.paths import command_line, portable
+from capcli.config.prune import Hardware
 from capcli.errors import CapError, FileError, ModelError, RunFailed
+from capcli.models import artifact, devices, loading, tokenizers
+from capcli.sources.checkpoint import MAX_TOKENIZER_BYTES
+from capcli.stored import MAX_JSON_BYTES, read_json
 
 TOKEN = "hf_" + "aB3" * 12
 SECRET = "do not touch"
@@ -142,8 +149,8 @@ def test_names_of_any_length_and_their_rights(tmp_path: Path) -> None:
 def test_tokenizers_are_saved_without_the_folder_for_temporary_files(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path / "none"))
-    models.save_tokenizer(tokenizer, tmp_path / "out")
+    monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path / "none"))
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "out")
     assert "tokenizer.json" in {path.name for path in (tmp_path / "out").iterdir()}
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
@@ -151,10 +158,10 @@ def test_tokenizers_are_saved_without_the_folder_for_temporary_files(
 def test_training_leaves_nothing_in_the_folder_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    models.compute(config.Hardware(device="cpu"))
+    devices.compute(Hardware(device="cpu"))
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
     assert not list(tmp_path.iterdir())
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(Path(os.environ["CAP_CACHE"]) / "torch")
@@ -210,33 +217,33 @@ def test_what_is_read_whole_is_a_regular_file_of_bounded_size(tmp_path: Path) ->
     expected = {"pipe": "is not a file", ".": "is not a file", "none": "does not exist", "wide": "UTF-16"}
     for name, reason in expected.items():
         with pytest.raises(FileError, match=reason):
-            files.read_json(tmp_path / name)
+            read_json(tmp_path / name)
     with pytest.raises(FileError, match="is not a file"):
-        files.read_json(Path("/dev/zero"))
+        read_json(Path("/dev/zero"))
     with pytest.raises(FileError, match="larger than 10 bytes"):
-        files.read_json(tmp_path / "big", max_bytes=10)
-    assert files.read_json(tmp_path / "marked") == {"a": 1}
+        read_json(tmp_path / "big", max_bytes=10)
+    assert read_json(tmp_path / "marked") == {"a": 1}
 
 
 def test_brackets_and_digits_and_depth_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("[" * 100_000, "9" * 100_000, "[" * 500 + "]" * 499):
         (tmp_path / "a").write_text(text)
         with pytest.raises(FileError, match="is not valid JSON"):
-            files.read_json(tmp_path / "a")
-    monkeypatch.setattr(files, "MAX_BRACKETS", 10)
+            read_json(tmp_path / "a")
+    monkeypatch.setattr(stored, "MAX_BRACKETS", 10)
     (tmp_path / "a").write_text("[" + "[]," * 10 + "1]")
     with pytest.raises(FileError, match="more than 10 brackets"):
-        files.read_json(tmp_path / "a")
+        read_json(tmp_path / "a")
 
 
 def test_options_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "big.toml").write_text("seed = 1\n" + "#" * config.MAX_TOML_BYTES)
+    (tmp_path / "big.toml").write_text("seed = 1\n" + "#" * MAX_TOML_BYTES)
     (tmp_path / "dots.toml").write_text(".".join("a" * 15_000) + " = 1")
     for name, reason in (("pipe", "is not a file"), ("big.toml", "larger than"), ("dots.toml", "dots")):
         began = time.monotonic()
         with pytest.raises(CapError, match=reason):
-            config.read_toml(str(tmp_path / name), "prune")
+            read_toml(str(tmp_path / name), "prune")
         assert time.monotonic() - began < 1
 
 
@@ -302,33 +309,33 @@ def test_a_small_configuration_describes_no_large_model(tiny: Tiny, pruned: Path
     settings = json.loads((artefact / "cap_config.json").read_text())
     settings["model_config"] |= BOMBS[bomb]
     (artefact / "cap_config.json").write_text(json.dumps(settings))
-    refused_at_once(lambda: models.load_artifact(artefact))
-    refused_at_once(lambda: models.load_dense(str(dense), ["a", "b"], "classification", 0))
+    refused_at_once(lambda: artifact.load_artifact(artefact))
+    refused_at_once(lambda: loading.load_dense(str(dense), ["a", "b"], "classification", 0))
 
 
 def test_a_configuration_beside_an_artefact_is_not_read(pruned: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(pruned, tmp_path / "a")
     (folder / "config.json").write_text('{"model_type": "bert", "num_labels": 1000000000, "auto_map": {"x": "y"}}')
-    assert models.load_artifact(folder).tokenizer("a film")["input_ids"]
+    assert artifact.load_artifact(folder).tokenizer("a film")["input_ids"]
 
 
 @pytest.mark.parametrize("family", ["albert", "deberta-v2", "modernbert", "llama", "distilbert"])
 def test_real_proportions_are_not_refused(checkpoint: Callable[..., Path], family: str) -> None:
     folder = checkpoint(family)
-    models.load_dense(str(folder), ["x", "y", "z"], "classification", 0)
+    loading.load_dense(str(folder), ["x", "y", "z"], "classification", 0)
 
 
 def test_large_files_of_a_model_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.model, tmp_path / "m")
-    for name, size in (("tokenizer.json", refusals.MAX_TOKENIZER_BYTES), ("config.json", files.MAX_JSON_BYTES)):
+    for name, size in (("tokenizer.json", MAX_TOKENIZER_BYTES), ("config.json", MAX_JSON_BYTES)):
         kept = (folder / name).read_bytes()
         with (folder / name).open("ab") as file:
             file.truncate(size + 1)
-        said = refused_at_once(lambda: models.load_dense(str(folder), ["a", "b"], "classification", 0))
+        said = refused_at_once(lambda: loading.load_dense(str(folder), ["a", "b"], "classification", 0))
         assert f"{name} is larger than" in said
         (folder / name).write_bytes(kept)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 90 << 20) + b" " * 100)
-    assert "header" in refused_at_once(lambda: models.load_dense(str(folder), ["a", "b"], "classification", 0))
+    assert "header" in refused_at_once(lambda: loading.load_dense(str(folder), ["a", "b"], "classification", 0))
 
 
 def test_an_index_of_any_size_is_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -336,7 +343,7 @@ def test_an_index_of_any_size_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with (folder / "model.safetensors.index.json").open("wb") as file:
         file.truncate(10 << 30)
-    assert "larger than" in refused_at_once(lambda: models.load_dense(str(folder), ["a", "b"], "classification", 0))
+    assert "larger than" in refused_at_once(lambda: loading.load_dense(str(folder), ["a", "b"], "classification", 0))
 
 
 # What reports say of this machine ------------------------------------------------------------------------------------
@@ -361,18 +368,18 @@ def test_reports_hold_no_absolute_path(tiny: Tiny, tmp_path: Path) -> None:
     assert [name for name, text in texts.items() if str(tmp_path) in text] == []
     report = json.loads((out / "report.json").read_text())
     assert report["model"] == "…/model" and report["config"]["data"] == "…/words"
-    assert models.stored_source(str(out))["data"] == str(tmp_path / "home" / "words")
+    assert artifact.stored_source(str(out))["data"] == str(tmp_path / "home" / "words")
     stored = json.loads((tmp_path / "sparse" / "cap_config.json").read_text())
     assert stored["source"]["data"] == "../home/words"
     assert invoke(*tiny.arguments(out, **{**chosen, "sparsity": 0.5})).exit_code == 2
 
 
 def test_portable_replaces_whole_paths_alone() -> None:
-    chosen = config.prune_config({"model": "/a/out", "task": "mr", "data": "/a/out/data/"})
+    chosen = prune_config({"model": "/a/out", "task": "mr", "data": "/a/out/data/"})
     text = "/a/out/data, /a/out2 b/a/out (/a/out): /a/out/data/train.csv"
-    found = config.portable({"x": text, "n": [1, None]}, chosen)
+    found = portable({"x": text, "n": [1, None]}, chosen)
     assert found == {"x": "…/data, /a/out2 b/a/out (…/out): …/data/train.csv", "n": [1, None]}
-    line = config.command_line(["prune", "/a/b", "--data=/c/d", "--tasks", "x,/e f", "b/c"])
+    line = command_line(["prune", "/a/b", "--data=/c/d", "--tasks", "x,/e f", "b/c"])
     assert shlex.split(line) == ["cap", "prune", "…/b", "--data=…/d", "--tasks", "x,…/e f", "b/c"]
 
 
@@ -399,9 +406,9 @@ def test_a_token_typed_as_an_argument_is_shown_nowhere(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     junit = ("--junit", "r.xml") if arguments[0] in ("eval", "probe") else ()
-    monkeypatch.setattr(cli.sys, "argv", ["cap", *arguments, *junit])
+    monkeypatch.setattr(app.sys, "argv", ["cap", *arguments, *junit])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 2
     shown = "".join(capsys.readouterr())
     assert "error: " in shown and TOKEN[:12] not in shown

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from capcli import gates
-from capcli.config import Gates
+from capcli.config.measure import Gates
 from capcli.errors import ConfigError
-from capcli.noise import Estimate
+from capcli.measuring import gates
+from capcli.measuring.noise import Estimate
 
 
 def noisy(value: float, half: float = 0.02) -> Estimate:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from capcli import families, models
-from capcli.config import METHODS, PruneConfig, TaskConfig
+from capcli.config.names import METHODS
+from capcli.config.prune import PruneConfig, TaskConfig
+from capcli.models import families
+from capcli.models.model import Model
 from capcli.pruning.criteria.seat import Step
 from capcli.pruning.pruner import make_pruner
 
@@ -50,7 +52,7 @@ def name_of(method: str, options: dict[str, str]) -> str:
     return " ".join([method, *options.values()])
 
 
-def network() -> models.Model:
+def network() -> Model:
     """A BERT of two layers whose parameters are drawn one after another by numpy."""
     net = BertForSequenceClassification(
         BertConfig(
@@ -66,7 +68,7 @@ def network() -> models.Model:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.from_numpy(rng.standard_normal(parameter.shape)))
-    return models.Model(
+    return Model(
         net=net, tokenizer=None, family=families.FAMILIES["bert"], labels=("a", "b"), kind="classification", source=""
     )
 

@@ -13,11 +13,19 @@ import torch
 from tiny import PRUNABLE, Tiny
 
 import capcli
-from capcli import models, run, tokens, train
-from capcli.config import METHODS, ExportConfig, Hardware
-from capcli.pruning import banks, losses, topk
+from capcli.config.export import ExportConfig
+from capcli.config.names import METHODS
+from capcli.config.prune import Hardware
+from capcli.data import batches
+from capcli.data.batches import Examples
+from capcli.events import Event, StopFlag
+from capcli.models import devices, loading
+from capcli.models.model import place
+from capcli.pruning import banks, losses, topk, train
 from capcli.pruning.criteria import CRITERIA
+from capcli.pruning.objective import Job, Objective, Steps
 from capcli.pruning.pruner import make_pruner
+from capcli.stages import Run
 
 pytest_plugins = ["tiny"]
 pytestmark = pytest.mark.gpu
@@ -33,9 +41,9 @@ def no_host_sync() -> Iterator[Any]:
     mode("default")
 
 
-def examples(n: int = 64, length: int = 12) -> tokens.Examples:
+def examples(n: int = 64, length: int = 12) -> Examples:
     rng = np.random.default_rng(0)
-    return tokens.Examples(
+    return Examples(
         tokens=rng.integers(5, 20, n * length, dtype=np.int32),
         types=np.zeros(n * length, dtype=np.uint8),
         offsets=np.arange(n + 1, dtype=np.int64) * length,
@@ -49,12 +57,12 @@ def random_vectors(n: int, width: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1)
 
 
-def job(tiny: Tiny, out: Path, method: str, device: torch.device) -> train.Job:
+def job(tiny: Tiny, out: Path, method: str, device: torch.device) -> Job:
     """A pruning phase with all losses of the method, random banks on the device."""
     data = examples()
     chosen = tiny.prune_config(out, method=method, device=str(device), precision="auto")
-    on = models.compute(chosen.hardware)
-    model = models.place(models.load_dense(tiny.model, ("negative", "positive"), "classification", 1), on)
+    on = devices.compute(chosen.hardware)
+    model = place(loading.load_dense(tiny.model, ("negative", "positive"), "classification", 1), on)
     model.net.train()
     width = model.net.config.hidden_size
     table = {
@@ -62,19 +70,19 @@ def job(tiny: Tiny, out: Path, method: str, device: torch.device) -> train.Job:
         for name, seeds in (("prc", [1]), ("snc", [2, 3]), ("fic", [4]))
         if name in chosen.loss_names
     }
-    objective = train.Objective(
+    objective = Objective(
         losses=chosen.loss_names,
         logits=torch.zeros(len(data), 2, device=device),
         labels=torch.from_numpy(data.labels).to(device),
         banks=table,
     )
 
-    def nothing(*_: int) -> train.Steps:
+    def nothing(*_: int) -> Steps:
         return {}
         yield
 
-    return train.Job(
-        run=run.Run(out=out, flag=run.StopFlag()),
+    return Job(
+        run=Run(out=out, flag=StopFlag()),
         phase="prune",
         model=model,
         examples=data,
@@ -86,7 +94,7 @@ def job(tiny: Tiny, out: Path, method: str, device: torch.device) -> train.Job:
         pruner=make_pruner(model, chosen, total_steps=100),
         snapshot=nothing,
         epoch_end=nothing,
-        event=lambda **_: run.Event(phase="prune"),
+        event=lambda **_: Event(phase="prune"),
     )
 
 
@@ -130,7 +138,7 @@ def test_structured_run_is_complete(tiny: Tiny, tmp_path: Path, chosen: dict[str
 
 
 def test_bf16_is_the_default() -> None:
-    on = models.compute(Hardware())
+    on = devices.compute(Hardware())
     assert on.device.type == DEVICE.type
     assert on.dtype == (torch.bfloat16 if ON_CUDA and torch.cuda.is_bf16_supported() else torch.float32)
 
@@ -141,7 +149,7 @@ def test_no_host_sync_in_a_step(tiny: Tiny, tmp_path: Path, method: str, no_host
     one = job(tiny, tmp_path / "out", method, DEVICE)
     optimizer = train.make_optimizer(one)
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=False)
-    order = tokens.training_order(one.examples, one.config.batch_size, 1, 0)
+    order = batches.training_order(one.examples, one.config.batch_size, 1, 0)
     for step in range(28, 32):
         train._step(one, optimizer, scaler, step, 100, order[step % len(order)])
     steps = [*range(32, 36), *range(90, 94)]
@@ -192,7 +200,7 @@ def test_contrastive_terms_equal_the_cpu(normalization: str) -> None:
 def test_a_run_is_in_bf16_on_the_gpu_by_default(tiny: Tiny, tmp_path: Path) -> None:
     report = tiny.prune(tmp_path / "out", method="magnitude", epochs=1, teacher_epochs=1)
     assert DEVICE.type in str(report["device"])
-    assert models.compute(Hardware()).precision in str(report["device"])
+    assert devices.compute(Hardware()).precision in str(report["device"])
 
 
 @pytest.mark.parametrize("to", ["dense", "sparse", "sliced"])

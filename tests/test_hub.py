@@ -22,9 +22,10 @@ import hub_server
 import pytest
 from tiny import FILLERS, PRUNABLE, WORDS, Tiny, cap, environment, invoke, write_model
 
-from capcli import config, hub
+from capcli.config.layers import prune_config
 from capcli.errors import CapError, ModelError
 from capcli.pruning import topk
+from capcli.sources import hub, requests
 
 PACKAGE = Path(hub.__file__).parent.parent
 MEND = ["mend"]
@@ -327,7 +328,7 @@ def test_names_resolve_to_folders_hub_ids_and_revisions(tmp_path: Path, monkeypa
 
 def test_the_output_folder_names_the_revision() -> None:
     def out(model: str) -> str:
-        return str(config.prune_config({"model": model, "task": "sst2"}).out_folder)
+        return str(prune_config({"model": model, "task": "sst2"}).out_folder)
 
     assert out("bert-base") == "runs/bert-base-sst2-cap-soft-0.9"
     assert out("someone/model@refs/pr/3") == "runs/model-refs-pr-3-sst2-cap-soft-0.9"
@@ -373,7 +374,7 @@ def test_a_local_folder_is_refused_for_the_same_reasons(folders: dict[str, Path]
 
 def test_no_file_of_a_model_runs_code(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     """S5: classes that a model names are neither imported nor looked for in its folder, in an artefact neither."""
-    from capcli import models
+    from capcli.models import loading
 
     ran = tmp_path / "ran"
     for source, file in ((Path(tiny.model), "tokenizer_config.json"), (pruned, "tokenizer_config.json")):
@@ -384,7 +385,7 @@ def test_no_file_of_a_model_runs_code(tiny: Tiny, pruned: Path, tmp_path: Path) 
             (folder / "tokenization_evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
             edit(folder, file, **{key: {"AutoTokenizer": [value, value]} if key == "auto_map" else value})
             with contextlib.suppress(ModelError):
-                models.load_model(str(folder), None, "classification", 1)
+                loading.load_model(str(folder), None, "classification", 1)
     assert not ran.exists()
 
 
@@ -404,8 +405,8 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, error: 
         sha="0" * 40, siblings=[SimpleNamespace(rfilename=n) for n in ("config.json", "vocab.txt")]
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_ask", lambda repo: listing)
-    monkeypatch.setattr(hub, "_download", full)
+    monkeypatch.setattr(requests, "_ask", lambda repo: listing)
+    monkeypatch.setattr(requests, "_download", full)
     with pytest.raises(CapError) as caught:
         hub.folder("owner/never-cached")
     assert caught.value.exit_code == code

@@ -12,9 +12,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import Tiny, invoke, write_model
 
-from capcli import inputs, run, tasks
-from capcli.config import PruneConfig, prune_config
+from capcli.config.layers import prune_config
+from capcli.config.prune import PruneConfig
+from capcli.data import dataset
 from capcli.errors import Stopped
+from capcli.events import StopFlag
+from capcli.pruning import inputs
 from capcli.verbs import prune
 
 QUICK: dict[str, Any] = {"epochs": 1, "teacher_epochs": 1, "max_train_samples": 32, "max_eval_samples": 16}
@@ -34,7 +37,7 @@ def arguments(**chosen: Any) -> list[str]:
 
 def stop(when: str = "bank finetuned", **chosen: Any) -> None:
     """Run until the first event of a phase, and stop there."""
-    flag = run.StopFlag()
+    flag = StopFlag()
     with pytest.raises(Stopped):
         for event in prune.prune(config(**chosen), flag=flag):
             flag.reason = "the test" if event.phase == when else ""
@@ -184,7 +187,7 @@ def test_every_kind_of_label_counts(tiny: Tiny, tmp_path: Path, name: str) -> No
     chosen = prune_config({"model": tiny.model, "task": task.get(name, "regression"), "data": str(folder)})
 
     def found() -> dict[str, str]:
-        return inputs.fingerprints(chosen, tasks.load(chosen.source))
+        return inputs.fingerprints(chosen, dataset.load(chosen.source))
 
     before = found()
     path = next(folder.glob("train.*"))
@@ -206,5 +209,5 @@ def test_every_kind_of_label_counts(tiny: Tiny, tmp_path: Path, name: str) -> No
 def test_another_model_has_other_fingerprints(tiny: Tiny, tmp_path: Path) -> None:
     write_model(tmp_path / "model", seed=5)
     chosen = [tiny.prune_config(tmp_path / "out", model=model) for model in (tiny.model, str(tmp_path / "model"))]
-    first, second = (inputs.fingerprints(one, tasks.load(one.source)) for one in chosen)
+    first, second = (inputs.fingerprints(one, dataset.load(one.source)) for one in chosen)
     assert {key for key in first if first[key] != second[key]} == {"model.safetensors of the model"}

@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import Tiny, environment, invoke, write_byte_tokenizer
 
-from capcli import hub, legacy, models
 from capcli.errors import ConfigError, FileError, ModelError
+from capcli.models import artifact, checkpoint_parts, legacy, loading, predict, stock
+from capcli.models.model import WEIGHTS_FILE, Model, copy
+from capcli.sources import hub
 
 Tensors = dict[str, torch.Tensor]
 LABELS = ("negative", "positive")
@@ -77,13 +79,13 @@ def rewrite(folder: Path, tensors: Tensors) -> None:
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
 
 
-def sparse_model(tiny: Tiny, kind: str = "classification", labels: tuple[str, ...] = LABELS) -> models.Model:
+def sparse_model(tiny: Tiny, kind: str = "classification", labels: tuple[str, ...] = LABELS) -> Model:
     """The tiny BERT with a head, and four fifths of its prunable weights zero; one row of each matrix wholly."""
-    return thinned(models.load_dense(tiny.model, labels, kind, 3))
+    return thinned(loading.load_dense(tiny.model, labels, kind, 3))
 
 
 @torch.no_grad()
-def thinned(model: models.Model) -> models.Model:
+def thinned(model: Model) -> Model:
     generator = torch.Generator().manual_seed(5)
     for linear in model.prunable().values():
         linear.weight.masked_fill_(torch.rand(linear.weight.shape, generator=generator) < 0.8, 0.0)
@@ -91,7 +93,7 @@ def thinned(model: models.Model) -> models.Model:
     return model
 
 
-def bitmask_folder(model: models.Model, folder: Path, *, whole_names: bool = False) -> Tensors:
+def bitmask_folder(model: Model, folder: Path, *, whole_names: bool = False) -> Tensors:
     """As compressed-tensors 0.9 and later wrote it; with `whole_names` as before 0.9, every tensor compressed."""
     dense = dense_folder(model.net, model.tokenizer, folder, **BITMASK_CONFIG)
     tensors: Tensors = {}
@@ -106,7 +108,7 @@ def bitmask_folder(model: models.Model, folder: Path, *, whole_names: bool = Fal
     return tensors
 
 
-def masked_folder(model: models.Model, folder: Path, method: str) -> Tensors:
+def masked_folder(model: Model, folder: Path, method: str) -> Tensors:
     """As movement pruning wrote it: whole weights, and scores beside those of the layers."""
     tensors = dense_folder(
         model.net, model.tokenizer, folder, **MASKED_CONFIG, pruning_method=method,
@@ -121,7 +123,7 @@ def masked_folder(model: models.Model, folder: Path, method: str) -> Tensors:
     return tensors
 
 
-def same(found: models.Model, expected: Any) -> None:
+def same(found: Model, expected: Any) -> None:
     ours, theirs = found.net.state_dict(), expected.state_dict()
     assert list(ours) == list(theirs)
     for name, tensor in theirs.items():
@@ -130,13 +132,13 @@ def same(found: models.Model, expected: Any) -> None:
 
 
 @torch.no_grad()
-def logits(model: models.Model) -> torch.Tensor:
+def logits(model: Model) -> torch.Tensor:
     batch = model.tokenizer(["the film was good", "a dull plot"], padding=True, return_tensors="pt")
-    return models.forward(models.Model(**{**vars(model), "net": model.net.eval()}), dict(batch))[0]
+    return predict.forward(Model(**{**vars(model), "net": model.net.eval()}), dict(batch))[0]
 
 
 @pytest.fixture(scope="module")
-def bitmask(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, models.Model]:
+def bitmask(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
     """A bitmask folder to read from, and the model that it holds."""
     folder = tmp_path_factory.mktemp("bitmask") / "model"
     model = sparse_model(tiny)
@@ -145,10 +147,10 @@ def bitmask(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 @pytest.fixture(scope="module")
-def masked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, models.Model]:
+def masked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
     """A folder with scores to read from, and the model without its masks."""
     folder = tmp_path_factory.mktemp("masked") / "model"
-    model = models.load_dense(tiny.model, LABELS, "classification", 3)
+    model = loading.load_dense(tiny.model, LABELS, "classification", 3)
     masked_folder(model, folder, "topK")
     return folder, model
 
@@ -172,13 +174,11 @@ def test_a_bitmask_checkpoint_is_the_dense_model_that_it_was_made_from(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_values_of_other_floats_become_32_bits(
-    bitmask: tuple[Path, models.Model], tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_values_of_other_floats_become_32_bits(bitmask: tuple[Path, Model], tmp_path: Path, dtype: torch.dtype) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     tensors = load_file(folder / "model.safetensors")
     rewrite(folder, {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()})
-    expected = models.copy(bitmask[1])
+    expected = copy(bitmask[1])
     expected.net.to(dtype).float()
     same(legacy.load(folder, None), expected.net)
 
@@ -191,14 +191,14 @@ def test_other_families_are_read_too(checkpoint: Any, tmp_path: Path, family: st
         shutil.copytree(tmp_path / "words", source, dirs_exist_ok=True)
     else:
         source = checkpoint(family)
-    model = thinned(models.load_dense(str(source), None, "classification", 1))
+    model = thinned(loading.load_dense(str(source), None, "classification", 1))
     bitmask_folder(model, tmp_path / "x")
     found = legacy.load(tmp_path / "x", None)
     same(found, model.net)
     assert torch.equal(logits(found), logits(model))
 
 
-def test_shards_are_read(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_shards_are_read(bitmask: tuple[Path, Model], tmp_path: Path) -> None:
     folder = sharded(bitmask[0], tmp_path / "x")
     assert legacy.layout(folder) == "bitmask"
     same(legacy.load(folder, None), bitmask[1].net)
@@ -227,7 +227,7 @@ def sharded(source: Path, folder: Path) -> Path:
     ],
 )
 def test_the_layout_is_known_wherever_the_configuration_says_it(
-    bitmask: tuple[Path, models.Model], tmp_path: Path, config: dict[str, Any]
+    bitmask: tuple[Path, Model], tmp_path: Path, config: dict[str, Any]
 ) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     edit(folder, **config)
@@ -272,7 +272,7 @@ print(legacy.layout(Path(folder)), legacy.zeros(legacy.load(Path(folder), None))
 """
 
 
-def test_a_hub_id_is_read_too(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_a_hub_id_is_read_too(bitmask: tuple[Path, Model], tmp_path: Path) -> None:
     with hub_server.serving() as server:
         server.add("owner/legacy", sharded(bitmask[0], tmp_path / "x"))
         env = environment(HF_ENDPOINT=server.address, HF_HOME=str(tmp_path / "home"))
@@ -355,7 +355,7 @@ MALFORMED: dict[str, tuple[Callable[[Tensors], Any], str]] = {
         "describes a model of .* weights|of another shape, first " + QUERY,
     ),
     "a matrix is missing": (
-        lambda t: [t.pop(f"{QUERY}.{part}") for part in legacy.PARTS],
+        lambda t: [t.pop(f"{QUERY}.{part}") for part in checkpoint_parts.PARTS],
         "describes a model of|of another shape, first " + QUERY,
     ),
     "left over": (lambda t: t.update({"extra.weight": torch.ones(9)}), "1 left over, first 'extra.weight'"),
@@ -370,9 +370,7 @@ MALFORMED: dict[str, tuple[Callable[[Tensors], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_bitmask_checkpoint_is_refused(
-    bitmask: tuple[Path, models.Model], tmp_path: Path, case: str
-) -> None:
+def test_a_malformed_bitmask_checkpoint_is_refused(bitmask: tuple[Path, Model], tmp_path: Path, case: str) -> None:
     change, expected = MALFORMED[case]
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     tensors = load_file(folder / "model.safetensors")
@@ -431,14 +429,14 @@ DAMAGED: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_file_is_refused(bitmask: tuple[Path, models.Model], tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_refused(bitmask: tuple[Path, Model], tmp_path: Path, damage: str) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     path = folder / "model.safetensors"
     path.write_bytes(DAMAGED[damage](path.read_bytes()))
     refused(folder, str(path))
 
 
-def test_what_is_no_regular_file_is_not_opened(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_not_opened(bitmask: tuple[Path, Model], tmp_path: Path) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     path = folder / "model.safetensors"
     path.unlink()
@@ -450,8 +448,8 @@ def test_what_is_no_regular_file_is_not_opened(bitmask: tuple[Path, models.Model
     refused(folder, "model.safetensors")
 
 
-def test_too_many_tensors_are_refused(bitmask: tuple[Path, models.Model], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(legacy, "MAX_TENSORS", 10)
+def test_too_many_tensors_are_refused(bitmask: tuple[Path, Model], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(checkpoint_parts, "MAX_TENSORS", 10)
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     refused(folder, "number of tensors: expected at most 10")
 
@@ -466,7 +464,7 @@ def test_too_many_tensors_are_refused(bitmask: tuple[Path, models.Model], tmp_pa
     ],
 )
 def test_a_hostile_index_is_refused(
-    bitmask: tuple[Path, models.Model], tmp_path: Path, change: Callable[[Any], Any], expected: str
+    bitmask: tuple[Path, Model], tmp_path: Path, change: Callable[[Any], Any], expected: str
 ) -> None:
     folder = sharded(bitmask[0], tmp_path / "x")
     path = folder / "model.safetensors.index.json"
@@ -476,7 +474,7 @@ def test_a_hostile_index_is_refused(
     refused(folder, expected)
 
 
-def test_a_tensor_in_two_files_is_refused(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_a_tensor_in_two_files_is_refused(bitmask: tuple[Path, Model], tmp_path: Path) -> None:
     folder = sharded(bitmask[0], tmp_path / "x")
     path = folder / "model-00001-of-00002.safetensors"
     other = load_file(folder / "model-00002-of-00002.safetensors")
@@ -508,14 +506,14 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("config", "expected"), CONFIGS)
 def test_a_configuration_that_does_not_fit_is_refused(
-    bitmask: tuple[Path, models.Model], tmp_path: Path, config: dict[str, Any], expected: str
+    bitmask: tuple[Path, Model], tmp_path: Path, config: dict[str, Any], expected: str
 ) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     edit(folder, **config)
     refused(folder, expected)
 
 
-def test_what_names_code_never_reaches_transformers(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_what_names_code_never_reaches_transformers(bitmask: tuple[Path, Model], tmp_path: Path) -> None:
     ran, folder = tmp_path / "ran", shutil.copytree(bitmask[0], tmp_path / "x")
     (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
     kernel = "evil/kernel"
@@ -538,7 +536,7 @@ def test_what_names_code_never_reaches_transformers(bitmask: tuple[Path, models.
     ],
 )
 def test_quantised_ones_are_refused_before_anything_else(
-    bitmask: tuple[Path, models.Model], tmp_path: Path, more: dict[str, Any]
+    bitmask: tuple[Path, Model], tmp_path: Path, more: dict[str, Any]
 ) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     edit(folder, quantization_config={**BITMASK_CONFIG["quantization_config"], **more})
@@ -547,14 +545,14 @@ def test_quantised_ones_are_refused_before_anything_else(
             hub.folder(str(folder), legacy=wanted)
 
 
-def test_pickled_weights_are_never_read(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_pickled_weights_are_never_read(bitmask: tuple[Path, Model], tmp_path: Path) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="only pickled weights"):
         hub.folder(str(folder), legacy=True)
 
 
-def test_a_threshold_is_refused_where_it_says_nothing(bitmask: tuple[Path, models.Model]) -> None:
+def test_a_threshold_is_refused_where_it_says_nothing(bitmask: tuple[Path, Model]) -> None:
     with pytest.raises(ConfigError, match=r"--threshold 0.5 is of no use for .*its file says what is zero"):
         legacy.load(bitmask[0], 0.5)
 
@@ -590,7 +588,7 @@ def slow_factor(method: str, weight: Any, scores: Any, threshold: float) -> np.n
     ],
 )  # fmt: skip
 def test_masks_are_those_of_a_slow_loop(tiny: Tiny, tmp_path: Path, method: str, threshold: float | None) -> None:
-    model = models.load_dense(tiny.model, LABELS, "classification", 3)
+    model = loading.load_dense(tiny.model, LABELS, "classification", 3)
     tensors = masked_folder(model, tmp_path / "x", method)
     assert legacy.layout(tmp_path / "x") == "masked"
     found = legacy.load(tmp_path / "x", threshold)
@@ -614,7 +612,7 @@ def test_masks_are_those_of_a_slow_loop(tiny: Tiny, tmp_path: Path, method: str,
     assert (found.labels, found.kind) == (LABELS, "classification")
 
 
-def test_of_equal_scores_the_first_are_kept(masked: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_of_equal_scores_the_first_are_kept(masked: tuple[Path, Model], tmp_path: Path) -> None:
     folder = shutil.copytree(masked[0], tmp_path / "x")
     tensors = load_file(folder / "model.safetensors")
     tensors[f"{QUERY}.mask_scores"].zero_()
@@ -626,7 +624,7 @@ def test_of_equal_scores_the_first_are_kept(masked: tuple[Path, models.Model], t
 
 @pytest.mark.parametrize("kind", ["spans", "tokens"])
 def test_masked_models_that_answer_per_token(tiny: Tiny, tmp_path: Path, kind: str) -> None:
-    model = models.load_dense(tiny.model, ("O", "B-x"), kind, 3)
+    model = loading.load_dense(tiny.model, ("O", "B-x"), kind, 3)
     tensors = masked_folder(model, tmp_path / "x", "topK")
     rewrite(tmp_path / "x", tensors | {"bert.pooler.dense.weight": torch.ones(32, 32)})
     found = legacy.load(tmp_path / "x", 0.1)
@@ -647,7 +645,7 @@ def test_masked_models_that_answer_per_token(tiny: Tiny, tmp_path: Path, kind: s
 def test_thresholds_that_are_missing_wrong_or_of_no_use(
     tiny: Tiny, tmp_path: Path, method: str, thresholds: tuple[float | None, ...]
 ) -> None:
-    model = models.load_dense(tiny.model, LABELS, "classification", 3)
+    model = loading.load_dense(tiny.model, LABELS, "classification", 3)
     masked_folder(model, tmp_path / "x", method)
     for threshold in thresholds:
         with pytest.raises(ConfigError, match="--threshold") as caught:
@@ -685,7 +683,7 @@ MASKS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", MASKS)
-def test_malformed_masks_are_refused(masked: tuple[Path, models.Model], tmp_path: Path, case: str) -> None:
+def test_malformed_masks_are_refused(masked: tuple[Path, Model], tmp_path: Path, case: str) -> None:
     change, expected = MASKS[case]
     folder = shutil.copytree(masked[0], tmp_path / "x")
     tensors = load_file(folder / "model.safetensors")
@@ -708,14 +706,14 @@ def test_malformed_masks_are_refused(masked: tuple[Path, models.Model], tmp_path
     ],
 )
 def test_configurations_of_masks_that_are_refused(
-    masked: tuple[Path, models.Model], tmp_path: Path, config: dict[str, Any], expected: str
+    masked: tuple[Path, Model], tmp_path: Path, config: dict[str, Any], expected: str
 ) -> None:
     folder = shutil.copytree(masked[0], tmp_path / "x")
     edit(folder, **config)
     refused(folder, expected, 0.5)
 
 
-def test_a_vocabulary_alone_is_enough_for_a_masked_model(masked: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_a_vocabulary_alone_is_enough_for_a_masked_model(masked: tuple[Path, Model], tmp_path: Path) -> None:
     """As such checkpoints were saved then: no tokenizer.json, no class of the tokenizer."""
     folder = shutil.copytree(masked[0], tmp_path / "x")
     words = masked[1].tokenizer.get_vocab()
@@ -758,9 +756,9 @@ def test_they_are_no_dense_models(
     assert hub.folder(str(folder), legacy=True) == str(folder)
 
 
-def converted(model: models.Model, out: Path) -> Path:
+def converted(model: Model, out: Path) -> Path:
     out.mkdir()
-    models.save_artifact(model, out, list(model.prunable()), {"source": {}})
+    artifact.save_artifact(model, out, list(model.prunable()), {"source": {}})
     return out
 
 
@@ -771,14 +769,14 @@ def test_the_artefact_holds_the_same_weights_and_can_be_evaluated(
     model = legacy.load(bitmask[0], None) if layout == "bitmask" else legacy.load(masked[0], 0.2)
     dense = tmp_path / "dense"
     dense.mkdir()
-    models.save_dense(model, dense)
+    stock.save_dense(model, dense)
     out = converted(model, tmp_path / "out")
-    again = models.load_artifact(out)
+    again = artifact.load_artifact(out)
     same(again, model.net)
     assert (again.labels, again.kind) == (model.labels, model.kind)
     assert torch.equal(logits(again), logits(model))
-    assert (out / models.WEIGHTS_FILE).stat().st_size < (dense / "model.safetensors").stat().st_size
-    assert models.stored_source(str(out)) == {}
+    assert (out / WEIGHTS_FILE).stat().st_size < (dense / "model.safetensors").stat().st_size
+    assert artifact.stored_source(str(out)) == {}
     results = []
     for source in (out, dense):
         result = invoke("eval", str(source), "--task", "text-classification", "--data", tiny.data, "--json")
@@ -788,7 +786,7 @@ def test_the_artefact_holds_the_same_weights_and_can_be_evaluated(
 
 
 def test_labels_of_a_converted_model_are_matched_by_name(
-    bitmask: tuple[Path, models.Model], tiny: Tiny, tmp_path: Path
+    bitmask: tuple[Path, Model], tiny: Tiny, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(bitmask[0], tmp_path / "x")
     edit(folder, id2label={"0": "LABEL_0", "1": "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1})
@@ -805,7 +803,7 @@ def test_labels_of_a_converted_model_are_matched_by_name(
     assert sum(accuracies) == pytest.approx(1.0)
 
 
-def test_a_converted_model_needs_a_task(bitmask: tuple[Path, models.Model], tmp_path: Path) -> None:
+def test_a_converted_model_needs_a_task(bitmask: tuple[Path, Model], tmp_path: Path) -> None:
     out = converted(legacy.load(bitmask[0], None), tmp_path / "out")
     result = invoke("eval", str(out))
     assert result.exit_code == 2

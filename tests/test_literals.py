@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcli import literals
+from capcli.data import literals
 
 TEXTS = st.text(max_size=8)
 

@@ -11,6 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from capcli.data import kinds
+from capcli.models import task_losses
 from capcli.pruning import losses
 
 NORMALIZATIONS = ("mean", "reference")
@@ -247,10 +249,12 @@ ROWS = st.lists(
 def test_distillation_equals_the_slow_loop(rows: int, seed: int, temperature: float) -> None:
     torch.manual_seed(seed)
     student, teacher = 3 * torch.randn(2, rows, 3)
-    found = float(losses.distillation(student, teacher, "classification", temperature))
+    found = float(task_losses.distillation(student, teacher, "classification", temperature))
     expected = reference.distillation(student.tolist(), teacher.tolist(), temperature)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert float(losses.distillation(teacher, teacher, "classification", temperature)) == pytest.approx(0, abs=1e-6)
+    assert float(task_losses.distillation(teacher, teacher, "classification", temperature)) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_distillation_gradient_scale_does_not_depend_on_the_temperature() -> None:
@@ -258,7 +262,7 @@ def test_distillation_gradient_scale_does_not_depend_on_the_temperature() -> Non
     teacher = torch.zeros(1, 4)
     for temperature in (1.0, 4.0):
         student = torch.tensor([[1e-3, -1e-3, 0.0, 0.0]], requires_grad=True)
-        losses.distillation(student, teacher, "classification", temperature).backward()
+        task_losses.distillation(student, teacher, "classification", temperature).backward()
         assert student.grad is not None
         assert student.grad.tolist()[0] == pytest.approx([2.5e-4, -2.5e-4, 0, 0], abs=2e-6)
 
@@ -266,21 +270,21 @@ def test_distillation_gradient_scale_does_not_depend_on_the_temperature() -> Non
 @given(rows=ROWS, seed=st.integers(0, 99))
 def test_task_loss_is_cross_entropy(rows: list[tuple[float, ...]], seed: int) -> None:
     labels = torch.randint(0, 3, (len(rows),), generator=torch.Generator().manual_seed(seed))
-    found = float(losses.task_loss(torch.tensor(rows), labels, "classification"))
+    found = float(task_losses.task_loss(torch.tensor(rows), labels, "classification"))
     assert found == pytest.approx(reference.cross_entropy(rows, labels.tolist()), rel=1e-4, abs=1e-5)
 
 
 def test_regression_forms_are_squared_errors() -> None:
     logits = torch.tensor([[1.0], [3.0]], dtype=torch.bfloat16)
-    assert float(losses.task_loss(logits, torch.tensor([0.0, 5.0], dtype=torch.float64), "regression")) == 2.5
-    assert float(losses.distillation(logits, torch.tensor([[2.0], [3.0]]), "regression", 9.0)) == 0.5
-    assert losses.task_loss(logits[:1], torch.tensor([4.0]), "regression").shape == ()
+    assert float(task_losses.task_loss(logits, torch.tensor([0.0, 5.0], dtype=torch.float64), "regression")) == 2.5
+    assert float(task_losses.distillation(logits, torch.tensor([[2.0], [3.0]]), "regression", 9.0)) == 0.5
+    assert task_losses.task_loss(logits[:1], torch.tensor([4.0]), "regression").shape == ()
 
 
 def test_losses_of_low_precision_logits_are_computed_in_32_bits() -> None:
     logits = torch.tensor([[2.0, 1.0]], dtype=torch.float16)
-    assert losses.task_loss(logits, torch.tensor([0]), "classification").dtype == torch.float32
-    assert losses.distillation(logits, logits, "classification", 2.0).dtype == torch.float32
+    assert task_losses.task_loss(logits, torch.tensor([0]), "classification").dtype == torch.float32
+    assert task_losses.distillation(logits, logits, "classification", 2.0).dtype == torch.float32
 
 
 def test_score_regulariser_weighs_matrices_alike() -> None:
@@ -340,11 +344,11 @@ def test_multilabel_terms_treat_each_label_as_a_yes_or_no(rows: int, seed: int, 
     student, teacher, labels = 3 * torch.randn(rows, 3), 3 * torch.randn(rows, 3), torch.randint(0, 2, (rows, 3))
     pairs = [[[float(x), 0.0] for x in row] for row in student.tolist()]
     wanted = [reference.cross_entropy(p, (1 - row).tolist()) for p, row in zip(pairs, labels, strict=True)]
-    found = float(losses.task_loss(student, labels.float(), "multilabel"))
+    found = float(task_losses.task_loss(student, labels.float(), "multilabel"))
     assert found == pytest.approx(sum(wanted) / rows, rel=1e-4, abs=1e-6)
     theirs = [[[float(x), 0.0] for x in row] for row in teacher.tolist()]
     flat = [pair for row in pairs for pair in row], [pair for row in theirs for pair in row]
-    kd = float(losses.distillation(student, teacher, "multilabel", temperature))
+    kd = float(task_losses.distillation(student, teacher, "multilabel", temperature))
     assert kd == pytest.approx(reference.distillation(*flat, temperature), rel=1e-4, abs=1e-6)
 
 
@@ -354,21 +358,21 @@ def test_token_terms_are_those_of_the_tokens_that_have_a_label(seed: int, temper
     torch.manual_seed(seed)
     student, teacher = 3 * torch.randn(2, 2, 5, 3)
     labels = torch.randint(0, 3, (2, 5))
-    labels[torch.rand(2, 5) < 0.4] = losses.NO_LABEL
+    labels[torch.rand(2, 5) < 0.4] = kinds.NO_LABEL
     labels[0, 0] = 1
-    have = labels != losses.NO_LABEL
-    found = float(losses.task_loss(student, labels, "tokens"))
+    have = labels != kinds.NO_LABEL
+    found = float(task_losses.task_loss(student, labels, "tokens"))
     assert found == pytest.approx(reference.cross_entropy(student[have].tolist(), labels[have].tolist()), rel=1e-4)
-    kd = float(losses.distillation(student, teacher, "tokens", temperature, have))
+    kd = float(task_losses.distillation(student, teacher, "tokens", temperature, have))
     wanted = reference.distillation(student[have].tolist(), teacher[have].tolist(), temperature)
     assert kd == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
 def test_a_batch_without_any_labelled_token_teaches_nothing() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
-    labels = torch.full((2, 3), losses.NO_LABEL)
-    total = losses.task_loss(logits, labels, "tokens")
-    total = total + losses.distillation(logits, torch.randn(2, 3, 4), "tokens", 2.0, labels != losses.NO_LABEL)
+    labels = torch.full((2, 3), kinds.NO_LABEL)
+    total = task_losses.task_loss(logits, labels, "tokens")
+    total = total + task_losses.distillation(logits, torch.randn(2, 3, 4), "tokens", 2.0, labels != kinds.NO_LABEL)
     total.backward()
     assert float(total.detach()) == 0
     assert logits.grad is not None
@@ -384,10 +388,12 @@ def test_span_terms_choose_among_the_real_tokens(seed: int, temperature: float) 
     mask, labels = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), torch.tensor([[0, 2], [4, 4]])
     rows = [(student[i, : int(mask[i].sum()), j].tolist(), int(labels[i, j])) for i in (0, 1) for j in (0, 1)]
     wanted = sum(reference.cross_entropy([row], [label]) for row, label in rows) / 4
-    assert float(losses.task_loss(student, labels, "spans", mask)) == pytest.approx(wanted, rel=1e-4)
+    assert float(task_losses.task_loss(student, labels, "spans", mask)) == pytest.approx(wanted, rel=1e-4)
     both = [(student[i, : int(mask[i].sum()), j], teacher[i, : int(mask[i].sum()), j]) for i in (0, 1) for j in (0, 1)]
     kd = sum(reference.distillation([a.tolist()], [b.tolist()], temperature) for a, b in both) / 4
-    found = float(losses.distillation(student, teacher, "spans", temperature, mask))
+    found = float(task_losses.distillation(student, teacher, "spans", temperature, mask))
     assert found == pytest.approx(kd, rel=1e-4, abs=1e-6)
     student[0, 3:], teacher[0, 3:] = 50, -50
-    assert float(losses.distillation(student, teacher, "spans", temperature, mask)) == pytest.approx(found, rel=1e-5)
+    assert float(task_losses.distillation(student, teacher, "spans", temperature, mask)) == pytest.approx(
+        found, rel=1e-5
+    )

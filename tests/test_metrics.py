@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from capcli import metrics
+from capcli.data import entities
+from capcli.measuring import metrics, resampling
 
 NAMES = ("accuracy", "macro_f1", "matthews")
 
@@ -146,7 +147,7 @@ def test_a_label_is_predicted_only_above_zero() -> None:
     ],
 )
 def test_entity_schemes(names: tuple[str, ...]) -> None:
-    assert metrics.is_entity_scheme(names)
+    assert entities.is_entity_scheme(names)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_entity_schemes(names: tuple[str, ...]) -> None:
      ("O", "B-PER", ""), ("o", "b-per"), ("O", "X-PER"), ("O", "PER-B"), ("O-PER", "B-PER"), ("O", "B_PER")],
 )  # fmt: skip
 def test_other_tags(names: tuple[str, ...]) -> None:
-    assert not metrics.is_entity_scheme(names)
+    assert not entities.is_entity_scheme(names)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_other_tags(names: tuple[str, ...]) -> None:
     ],
 )
 def test_entities_by_hand(tags: str, expected: str) -> None:
-    found = sorted(metrics.entities(tags.split()), key=lambda entity: entity[1])
+    found = sorted(entities.entities(tags.split()), key=lambda entity: entity[1])
     assert " ".join(f"{kind}:{first}-{last}" for kind, first, last in found) == expected
 
 
@@ -210,7 +211,7 @@ SENTENCES = st.lists(st.lists(st.tuples(TAGS, TAGS | st.none()), max_size=8), mi
 @given(st.lists(TAGS, max_size=10))
 @settings(max_examples=500)
 def test_entities_equal_the_rules_of_seqeval(tags: list[str]) -> None:
-    assert metrics.entities(tags) == seqeval_entities(tags)
+    assert entities.entities(tags) == seqeval_entities(tags)
 
 
 @given(SENTENCES)
@@ -468,7 +469,7 @@ def test_intervals_are_a_pure_function_of_the_seed_and_not_of_the_blocks(
     assert list(first) == list(names)
     assert first == metrics.intervals(kind, names, truth, outputs, 5)
     assert first != metrics.intervals(kind, names, truth, outputs, 6)
-    monkeypatch.setattr(metrics, "BLOCK", 777)
+    monkeypatch.setattr(resampling, "BLOCK", 777)
     assert metrics.intervals(kind, names, truth, outputs, 5) == first
 
 
@@ -534,15 +535,15 @@ def test_each_resample_is_a_choice_of_examples_that_both_outputs_share(
     names, truth, ours = example_of(kind)
     theirs = other_outputs(kind, ours)
     found = metrics.resampled(kind, names, truth, [ours, theirs], 4)
-    times = np.concatenate(list(metrics._draws(np.ones(80, dtype=np.int64), 80, 4)))
-    assert times.shape == (metrics.RESAMPLES, 80) and (times.sum(axis=1) == 80).all()
+    times = np.concatenate(list(resampling.draws(np.ones(80, dtype=np.int64), 80, 4)))
+    assert times.shape == (resampling.RESAMPLES, 80) and (times.sum(axis=1) == 80).all()
     for b in (0, 1, 17, 999):
         rows = np.repeat(np.arange(80), times[b].astype(int))
         for s, outputs in enumerate((ours, theirs)):
             naive = metrics.measure(kind, names, chosen_rows(truth, rows), chosen_rows(outputs, rows))
             for name in names:
                 assert found[name][s, b] == pytest.approx(naive[name], abs=1e-12), (name, s, b)
-    monkeypatch.setattr(metrics, "BLOCK", 777)
+    monkeypatch.setattr(resampling, "BLOCK", 777)
     again = metrics.resampled(kind, names, truth, [ours, theirs], 4)
     assert all(np.array_equal(found[name], again[name]) for name in names)
 
@@ -573,7 +574,7 @@ def test_the_same_outputs_never_differ(kind: str) -> None:
     names, truth, outputs = example_of(kind)
     drawn = metrics.resampled(kind, names, truth, [outputs, outputs], 1)
     for name in names:
-        assert drawn[name].shape == (2, metrics.RESAMPLES)
+        assert drawn[name].shape == (2, resampling.RESAMPLES)
         assert (drawn[name][0] == drawn[name][1]).all()
         assert drawn[name][0].std() > 0
 

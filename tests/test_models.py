@@ -15,25 +15,34 @@ from tiny import write_byte_tokenizer
 from torch import nn
 
 import capcli
-from capcli import families, files, models, sparse, tables, tasks, tokens
-from capcli.config import Hardware
+from capcli import files
+from capcli.artifact import writer
+from capcli.config.prune import Hardware
+from capcli.data import tables, tokens
+from capcli.data.batches import Batch, Examples, collate, evaluation_batches
+from capcli.data.splits import Split
 from capcli.errors import CapError, ConfigError, FileError, ModelError
+from capcli.models import artifact, devices, families, loading, predict, stock, tokenizers
+from capcli.models.devices import Compute
+from capcli.models.heads import output_layer
+from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, accepted_inputs, copy, longest_input
+from capcli.stored import read_json
 
 Make = Callable[..., Path]
 FAMILIES = tuple(families.FAMILIES)
 ABC = ("alpha", "beta", "gamma")
-CPU = models.Compute(device=torch.device("cpu"), dtype=torch.float32)
+CPU = Compute(device=torch.device("cpu"), dtype=torch.float32)
 
 
-def load(folder: Path, labels: tuple[str, ...] | None = None, **options: Any) -> models.Model:
-    return models.load_dense(
+def load(folder: Path, labels: tuple[str, ...] | None = None, **options: Any) -> Model:
+    return loading.load_dense(
         str(folder), labels, options.pop("kind", "classification"), options.pop("seed", 1), **options
     )
 
 
 def inputs(tokenizer: Any, net: Any = None) -> dict[str, torch.Tensor]:
     coded = tokenizer(["a good film", "dull"], ["really", "and much too long"], padding=True, return_tensors="pt")
-    return {name: value for name, value in coded.items() if net is None or name in models._accepted(net)}
+    return {name: value for name, value in coded.items() if net is None or name in accepted_inputs(net)}
 
 
 def edited(folder: Path, target: Path, **values: Any) -> Path:
@@ -55,19 +64,19 @@ def test_forward_gives_the_logits_of_transformers(checkpoint: Make, tokenizer: A
     folder = checkpoint(family, ABC)
     model, plain = load(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
     batch = inputs(tokenizer, plain)
-    logits, vector = models.forward(model, inputs(tokenizer))
+    logits, vector = predict.forward(model, inputs(tokenizer))
     expected = plain(**batch, output_hidden_states=True)
     assert torch.equal(logits, expected.logits)
     assert not torch.allclose(logits[0], logits[1])
-    assert torch.equal(models._output(model.net)[1](vector), logits)  # the vector is what enters the classifier
+    assert torch.equal(output_layer(model.net)[1](vector), logits)  # the vector is what enters the classifier
     states = expected.hidden_states[-1]
     last = batch["attention_mask"].sum(1) - 1
     summary = states[torch.arange(2), last] if model.family.causal else states[:, 0]
-    assert torch.equal(models.forward(model, batch, "cls")[1], summary)
-    mean = models.forward(model, batch, "mean")[1]
+    assert torch.equal(predict.forward(model, batch, "cls")[1], summary)
+    mean = predict.forward(model, batch, "mean")[1]
     for i in range(2):
         assert torch.allclose(mean[i], states[i][batch["attention_mask"][i].bool()].mean(0), atol=1e-6)
-    assert all(torch.equal(models.forward(model, batch, pooling)[0], logits) for pooling in ("cls", "mean"))
+    assert all(torch.equal(predict.forward(model, batch, pooling)[0], logits) for pooling in ("cls", "mean"))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
@@ -91,9 +100,9 @@ def test_prunable_are_the_six_matrices_of_each_layer(checkpoint: Make, family: s
 
 
 def test_longest_input_respects_positions_and_tokenizer(checkpoint: Make) -> None:
-    assert models.longest_input(load(checkpoint("bert")), 512) == 66
-    assert models.longest_input(load(checkpoint("roberta")), 512) == 65  # positions begin after the pad id
-    assert models.longest_input(load(checkpoint("bert")), 20) == 20
+    assert longest_input(load(checkpoint("bert")), 512) == 66
+    assert longest_input(load(checkpoint("roberta")), 512) == 65  # positions begin after the pad id
+    assert longest_input(load(checkpoint("bert")), 20) == 20
 
 
 # Heads and labels ----------------------------------------------------------------------------------------------------
@@ -103,10 +112,10 @@ def test_longest_input_respects_positions_and_tokenizer(checkpoint: Make) -> Non
 @torch.no_grad()
 def test_a_known_head_is_put_in_the_order_of_the_task(checkpoint: Make, tokenizer: Any, family: str) -> None:
     folder, batch = checkpoint(family, ABC), inputs(tokenizer)
-    own = models.forward(load(folder), batch)[0]
+    own = predict.forward(load(folder), batch)[0]
     model = load(folder, ("GAMMA", "alpha", "beta"), need_head=True)
     assert model.labels == ("GAMMA", "alpha", "beta")
-    assert torch.equal(models.forward(model, batch)[0], own[:, [2, 0, 1]])
+    assert torch.equal(predict.forward(model, batch)[0], own[:, [2, 0, 1]])
     assert model.net.config.id2label == {0: "GAMMA", 1: "alpha", 2: "beta"}
     assert not model.net.training
 
@@ -121,10 +130,10 @@ def test_labels_that_differ_in_case_only_keep_their_rows(checkpoint: Make) -> No
 @torch.no_grad()
 def test_label_map_renames_before_comparing(checkpoint: Make, tokenizer: Any) -> None:
     folder, batch = checkpoint("bert", ("LABEL_0", "LABEL_1")), inputs(tokenizer)
-    own = models.forward(load(folder), batch)[0]
+    own = predict.forward(load(folder), batch)[0]
     mapping = {"LABEL_0": "positive", "LABEL_1": "negative"}
     model = load(folder, ("negative", "positive"), need_head=True, label_map=mapping)
-    assert torch.equal(models.forward(model, batch)[0], own[:, [1, 0]])
+    assert torch.equal(predict.forward(model, batch)[0], own[:, [1, 0]])
 
 
 def test_labels_of_a_model_that_are_numbers_are_found_by_value(checkpoint: Make) -> None:
@@ -163,12 +172,12 @@ def test_other_labels_get_a_new_head_drawn_from_the_seed(
     folder = checkpoint(family, ABC)
     old = load(folder)
     nets = [load(folder, labels, seed=seed).net for seed in (1, 1, 2)]
-    heads = [models._output(net)[1] for net in nets]
+    heads = [output_layer(net)[1] for net in nets]
     assert heads[0].weight.shape == (len(labels) or 1, 16)
     assert torch.equal(heads[0].weight, heads[1].weight)
     assert not torch.equal(heads[0].weight, heads[2].weight)
     if len(labels) == 3:
-        assert not torch.equal(heads[0].weight, models._output(old.net)[1].weight)
+        assert not torch.equal(heads[0].weight, output_layer(old.net)[1].weight)
     for name, tensor in old.net.base_model.state_dict().items():
         assert torch.equal(tensor, nets[0].base_model.state_dict()[name]), name
 
@@ -200,7 +209,7 @@ def test_a_language_model_gives_its_base_to_every_kind(tmp_path: Path, family: s
         found = net.base_model.state_dict()
         assert list(found) == list(expected)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    heads = [models._output(net)[1].weight for net in nets]
+    heads = [output_layer(net)[1].weight for net in nets]
     assert heads[0].shape[0] == (2 if kind == "spans" else 3)
     assert not torch.equal(*heads)
 
@@ -217,7 +226,7 @@ def test_a_language_model_answers_as_transformers_own_class_does(tmp_path: Path)
     model = load(tmp_path, (), kind="spans")
     batch = dict(model.tokenizer(["a good film", "dull"], padding=True, return_tensors="pt"))
     out = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    assert torch.equal(models.forward(model, batch)[0], torch.stack([out.start_logits, out.end_logits], dim=-1))
+    assert torch.equal(predict.forward(model, batch)[0], torch.stack([out.start_logits, out.end_logits], dim=-1))
 
 
 def test_loading_is_in_32_bits(checkpoint: Make, tmp_path: Path) -> None:
@@ -318,7 +327,7 @@ def test_a_head_with_more_outputs_than_names_is_refused(checkpoint: Make, tmp_pa
 def test_the_file_does_not_say_how_the_network_is_called(checkpoint: Make, tokenizer: Any, tmp_path: Path) -> None:
     batch, folder = inputs(tokenizer), checkpoint("bert")
     other = edited(folder, tmp_path / "x", return_dict=False, chunk_size_feed_forward=5)
-    assert torch.equal(models.forward(load(other), batch)[0], models.forward(load(folder), batch)[0])
+    assert torch.equal(predict.forward(load(other), batch)[0], predict.forward(load(folder), batch)[0])
 
 
 def with_tokenizer(folder: Path, target: Path, file: str = "tokenizer_config.json", **values: Any) -> Path:
@@ -358,7 +367,7 @@ def test_a_length_that_is_none_is_refused(checkpoint: Make, tmp_path: Path, leng
 @pytest.mark.parametrize(("length", "read"), [(10**30, 66), (1e30, 66), (None, 66), (16.0, 16)])
 def test_a_length_may_be_huge_or_missing(checkpoint: Make, tmp_path: Path, length: Any, read: int) -> None:
     folder = with_tokenizer(checkpoint("bert"), tmp_path / "x", model_max_length=length)
-    assert models.longest_input(load(folder, ("x", "y")), 512) == read
+    assert longest_input(load(folder, ("x", "y")), 512) == read
 
 
 def test_a_length_must_leave_room_for_a_text(checkpoint: Make, tmp_path: Path) -> None:
@@ -472,7 +481,7 @@ def test_a_model_out_of_reach_names_the_builtin_one() -> None:
 
 
 @pytest.fixture
-def pruned(checkpoint: Make, tmp_path: Path) -> tuple[models.Model, Path]:
+def pruned(checkpoint: Make, tmp_path: Path) -> tuple[Model, Path]:
     """A model with nine tenths of its prunable weights gone, and the folder it was saved in."""
     model, out = load(checkpoint("roberta", ABC)), tmp_path / "out"
     out.mkdir()
@@ -480,33 +489,33 @@ def pruned(checkpoint: Make, tmp_path: Path) -> tuple[models.Model, Path]:
     with torch.no_grad():
         for linear in model.prunable().values():
             linear.weight.mul_(torch.rand_like(linear.weight) < 0.1).add_(0.0)
-    models.save_artifact(model, out, list(model.prunable()), {"method": "magnitude", "sparsity": 0.9})
+    artifact.save_artifact(model, out, list(model.prunable()), {"method": "magnitude", "sparsity": 0.9})
     return model, out
 
 
 @torch.no_grad()
-def test_an_artefact_gives_back_the_same_model(pruned: tuple[models.Model, Path], tokenizer: Any) -> None:
+def test_an_artefact_gives_back_the_same_model(pruned: tuple[Model, Path], tokenizer: Any) -> None:
     model, out = pruned
-    assert models.is_artifact(str(out))
+    assert tokenizers.is_artifact(str(out))
     assert not (out / "config.json").exists()  # no other loader can succeed on it with random weights
-    again = models.load_artifact(out)
+    again = artifact.load_artifact(out)
     ours, theirs = model.net.state_dict(), again.net.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     batch = inputs(tokenizer)
-    assert torch.equal(models.forward(model, batch)[0], models.forward(again, batch)[0])
+    assert torch.equal(predict.forward(model, batch)[0], predict.forward(again, batch)[0])
     assert (again.labels, again.kind, again.net.training) == (ABC, "classification", False)
     assert again.tokenizer("a good film")["input_ids"] == tokenizer("a good film")["input_ids"]
-    other = models.load_model(str(out), ("beta", "Gamma", "alpha"), "classification", 1)
-    own, swapped = models.forward(model, batch)[0], models.forward(other, batch)[0]
+    other = loading.load_model(str(out), ("beta", "Gamma", "alpha"), "classification", 1)
+    own, swapped = predict.forward(model, batch)[0], predict.forward(other, batch)[0]
     assert torch.equal(swapped, own[:, [1, 2, 0]])
     with pytest.raises(ModelError, match="are not those of the task"):
-        models.load_model(str(out), ("x", "y"), "classification", 1)
+        loading.load_model(str(out), ("x", "y"), "classification", 1)
 
 
-def test_the_tokenizer_of_an_artefact_is_read_without_its_weights(pruned: tuple[models.Model, Path]) -> None:
+def test_the_tokenizer_of_an_artefact_is_read_without_its_weights(pruned: tuple[Model, Path]) -> None:
     model, out = pruned
-    (out / models.WEIGHTS_FILE).write_bytes(b"no weights")
+    (out / WEIGHTS_FILE).write_bytes(b"no weights")
     assert capcli.load_tokenizer(out)("a good film") == model.tokenizer("a good film")
     with pytest.raises(FileError):
         capcli.load(out)
@@ -520,24 +529,24 @@ def test_the_tokenizer_of_an_artefact_is_read_without_its_weights(pruned: tuple[
     ],
 )
 def test_an_artefact_with_an_impossible_configuration_is_refused(
-    pruned: tuple[models.Model, Path], changes: dict[str, Any], message: str
+    pruned: tuple[Model, Path], changes: dict[str, Any], message: str
 ) -> None:
     path = pruned[1] / "cap_config.json"
-    settings = files.read_json(path)
+    settings = read_json(path)
     path.write_text(json.dumps({**settings, "model_config": settings["model_config"] | changes}))
     with pytest.raises(ModelError, match=message):
-        models.load_artifact(pruned[1])
+        artifact.load_artifact(pruned[1])
     path.write_text(json.dumps({**settings, "kind": "guesses"}))
     with pytest.raises(FileError, match="kind is missing or of the wrong type"):
-        models.load_artifact(pruned[1])
+        artifact.load_artifact(pruned[1])
 
 
 @torch.no_grad()
-def test_an_artefact_in_16_bits_loads_in_32(pruned: tuple[models.Model, Path]) -> None:
+def test_an_artefact_in_16_bits_loads_in_32(pruned: tuple[Model, Path]) -> None:
     model, out = pruned
     ours = {n: t.half() if t.is_floating_point() else t for n, t in model.net.state_dict().items()}
-    sparse.save(out / models.WEIGHTS_FILE, ours, list(model.prunable()), quantised=[LOST])
-    theirs = models.load_artifact(out).net.state_dict()
+    writer.save(out / WEIGHTS_FILE, ours, list(model.prunable()), quantised=[LOST])
+    theirs = artifact.load_artifact(out).net.state_dict()
     assert {t.dtype for t in theirs.values() if t.is_floating_point()} == {torch.float32}
     assert all(torch.equal(theirs[name], ours[name].to(theirs[name].dtype)) for name in ours if name != LOST)
 
@@ -555,14 +564,14 @@ LOST = "roberta.encoder.layer.0.output.dense.bias"
     ],
 )
 def test_an_artefact_with_other_tensors_is_refused(
-    pruned: tuple[models.Model, Path], change: Callable[[dict[str, Any]], Any], expected: str
+    pruned: tuple[Model, Path], change: Callable[[dict[str, Any]], Any], expected: str
 ) -> None:
     model, out = pruned
     tensors = dict(model.net.state_dict())
     change(tensors)
-    sparse.save(out / models.WEIGHTS_FILE, tensors, list(model.prunable()))
+    writer.save(out / WEIGHTS_FILE, tensors, list(model.prunable()))
     with pytest.raises(ModelError) as caught:
-        models.load_artifact(out)
+        artifact.load_artifact(out)
     assert expected in caught.value.message
 
 
@@ -580,12 +589,12 @@ def test_an_artefact_with_other_tensors_is_refused(
         {"labels": None},
     ],
 )
-def test_a_changed_cap_config_is_refused(pruned: tuple[models.Model, Path], change: dict[str, Any]) -> None:
+def test_a_changed_cap_config_is_refused(pruned: tuple[Model, Path], change: dict[str, Any]) -> None:
     _, out = pruned
-    path = out / models.CONFIG_FILE
+    path = out / CONFIG_FILE
     files.write_json(path, json.loads(path.read_text()) | change)
     with pytest.raises((FileError, ModelError)):
-        models.load_artifact(out)
+        artifact.load_artifact(out)
 
 
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_attn_implementation_internal")
@@ -593,64 +602,64 @@ KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementatio
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("kernel", ["evil/kernel", "eager"])
-def test_no_file_names_the_kernels(pruned: tuple[models.Model, Path], tmp_path: Path, name: str, kernel: str) -> None:
+def test_no_file_names_the_kernels(pruned: tuple[Model, Path], tmp_path: Path, name: str, kernel: str) -> None:
     """transformers would fetch and run what a configuration names; whatever it says, a model computes with its own."""
     plain, out = pruned
     usual = plain.net.config._attn_implementation
-    path = out / models.CONFIG_FILE
+    path = out / CONFIG_FILE
     table = json.loads(path.read_text())
     path.write_text(json.dumps(table | {"model_config": {**table["model_config"], name: kernel}}))
-    models.save_dense(plain, tmp_path / "dense")
+    stock.save_dense(plain, tmp_path / "dense")
     folder = edited(tmp_path / "dense", tmp_path / "edited", **{name: kernel})
-    for net in (models.load_artifact(out).net, load(folder, kind=plain.kind).net):
+    for net in (artifact.load_artifact(out).net, load(folder, kind=plain.kind).net):
         assert net.config._attn_implementation == usual
         assert kernel == "eager" or kernel not in net.config.to_json_string(use_diff=False)
         assert torch.equal(net.classifier.out_proj.weight, plain.net.classifier.out_proj.weight)
 
 
-def test_fewer_labels_than_the_head_has_rows_are_refused(pruned: tuple[models.Model, Path]) -> None:
+def test_fewer_labels_than_the_head_has_rows_are_refused(pruned: tuple[Model, Path]) -> None:
     _, out = pruned
-    path = out / models.CONFIG_FILE
+    path = out / CONFIG_FILE
     files.write_json(path, json.loads(path.read_text()) | {"labels": ["alpha", "beta"]})
     with pytest.raises((FileError, ModelError), match="label"):
-        models.load_artifact(out)
+        artifact.load_artifact(out)
 
 
-@pytest.mark.parametrize("name", [models.WEIGHTS_FILE, models.CONFIG_FILE])
-def test_an_artefact_with_a_damaged_file_is_refused(pruned: tuple[models.Model, Path], name: str) -> None:
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])
+def test_an_artefact_with_a_damaged_file_is_refused(pruned: tuple[Model, Path], name: str) -> None:
     _, out = pruned
     (out / name).write_bytes((out / name).read_bytes()[:-20])
     with pytest.raises(CapError) as caught:
-        models.load_artifact(out)
+        artifact.load_artifact(out)
     assert str(out / name) in caught.value.message
 
 
 @torch.no_grad()
-def test_a_dense_folder_loads_without_capcli(pruned: tuple[models.Model, Path], tmp_path: Path, tokenizer: Any) -> None:
+def test_a_dense_folder_loads_without_capcli(pruned: tuple[Model, Path], tmp_path: Path, tokenizer: Any) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model, folder = pruned[0], tmp_path / "dense"
     folder.mkdir()
-    models.save_dense(model, folder)
+    stock.save_dense(model, folder)
     plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     batch = inputs(AutoTokenizer.from_pretrained(folder), plain)
-    assert torch.equal(plain(**batch).logits, models.forward(model, inputs(tokenizer))[0])
+    assert torch.equal(plain(**batch).logits, predict.forward(model, inputs(tokenizer))[0])
     assert plain.config.id2label == dict(enumerate(ABC))
 
 
 # Computing -----------------------------------------------------------------------------------------------------------
 
 
-def examples_of(tokenizer: Any, n: int) -> tokens.Examples:
+def examples_of(tokenizer: Any, n: int) -> Examples:
     texts = ["a good film " * (1 + i * 7 % 5) + str(i) for i in range(n)]
     table = tables.in_memory("made here", {"text": texts})
-    split = tasks.Split(name="train", table=table, columns=("text",), labels=np.zeros(n, dtype=np.int64))
+    split = Split(name="train", table=table, columns=("text",), labels=np.zeros(n, dtype=np.int64))
     return tokens.encode(split, tokenizer, 32)
 
 
-def batches(examples: tokens.Examples, budget: int = 60) -> Iterator[tokens.Batch]:
-    for rows in tokens.evaluation_batches(examples, budget):
-        yield tokens.collate(examples, rows, CPU.device)
+def batches(examples: Examples, budget: int = 60) -> Iterator[Batch]:
+    for rows in evaluation_batches(examples, budget):
+        yield collate(examples, rows, CPU.device)
 
 
 def run(generator: Any) -> tuple[list[int], Any]:
@@ -666,7 +675,7 @@ def run(generator: Any) -> tuple[list[int], Any]:
 def test_encode_restores_the_order_and_runs_without_dropout(checkpoint: Make, tokenizer: Any, training: bool) -> None:
     model, examples = load(checkpoint("bert", ABC)), examples_of(tokenizer, 11)
     model.net.train(training)
-    seen, (logits, vectors) = run(models.encode(model, batches(examples), 11, 11, CPU))
+    seen, (logits, vectors) = run(predict.encode(model, batches(examples), 11, 11, CPU))
     assert model.net.training is training
     assert all(m.training is training for m in model.net.modules() if isinstance(m, nn.Dropout))
     assert seen[-1] == 11
@@ -676,8 +685,8 @@ def test_encode_restores_the_order_and_runs_without_dropout(checkpoint: Make, to
     model.net.eval()
     with torch.no_grad():
         for i in range(11):
-            batch = tokens.collate(examples, np.array([i]), CPU.device)
-            own, vector = models.forward(model, batch.inputs)
+            batch = collate(examples, np.array([i]), CPU.device)
+            own, vector = predict.forward(model, batch.inputs)
             assert torch.allclose(logits[i], own[0], atol=1e-5)
             unit = nn.functional.normalize(vector[0], dim=-1)
             assert torch.allclose(vectors[i].float(), unit, atol=1e-3)
@@ -686,31 +695,31 @@ def test_encode_restores_the_order_and_runs_without_dropout(checkpoint: Make, to
 
 def test_encode_does_not_depend_on_the_batches(checkpoint: Make, tokenizer: Any) -> None:
     model, examples = load(checkpoint("electra")), examples_of(tokenizer, 9)
-    one = run(models.encode(model, batches(examples, 1), 9, 9, CPU, "mean"))[1]
-    many = run(models.encode(model, batches(examples, 10_000), 9, 9, CPU, "mean"))[1]
+    one = run(predict.encode(model, batches(examples, 1), 9, 9, CPU, "mean"))[1]
+    many = run(predict.encode(model, batches(examples, 10_000), 9, 9, CPU, "mean"))[1]
     for a, b in zip(one, many, strict=True):
         assert torch.allclose(a.float(), b.float(), atol=1e-3)
 
 
 def test_encode_keeps_no_logits_that_nobody_wants(checkpoint: Make, tokenizer: Any) -> None:
     model, examples = load(checkpoint("bert", ABC)), examples_of(tokenizer, 5)
-    logits, vectors = run(models.encoded(model, examples, CPU, lambda done, total: done, logits=False))[1]
+    logits, vectors = run(predict.encoded(model, examples, CPU, lambda done, total: done, logits=False))[1]
     assert logits.shape == (0, 3)
-    assert torch.equal(vectors, run(models.encoded(model, examples, CPU, lambda done, total: done))[1][1])
+    assert torch.equal(vectors, run(predict.encoded(model, examples, CPU, lambda done, total: done))[1][1])
 
 
 def test_compute_finds_the_device_or_says_so() -> None:
-    found = models.compute(Hardware(device="cpu", precision="bf16"))
+    found = devices.compute(Hardware(device="cpu", precision="bf16"))
     assert (found.device.type, found.dtype) == ("cpu", torch.bfloat16)
-    assert models.compute(Hardware(device="cpu")).dtype == torch.float32
+    assert devices.compute(Hardware(device="cpu")).dtype == torch.float32
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(ConfigError, match=f"no {missing} device"):
-        models.compute(Hardware(device=missing))
+        devices.compute(Hardware(device=missing))
 
 
 def test_a_copy_has_weights_of_its_own(checkpoint: Make) -> None:
     model = load(checkpoint("bert"))
-    other = models.copy(model)
+    other = copy(model)
     with torch.no_grad():
         other.net.classifier.weight.zero_()
     assert model.net.classifier.weight.abs().sum() > 0

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcli import metrics, noise
-from capcli.noise import Estimate
+from capcli.measuring import metrics, noise
+from capcli.measuring.noise import Estimate
 
 
 def share(hits: int, n: int) -> Estimate:

@@ -17,11 +17,14 @@ from test_families import SOURCES, TOKENIZERS
 from tiny import Tiny
 from torch import Tensor, nn
 
-from capcli import models, onnx_model, run, tasks
-from capcli.config import Hardware, TaskConfig
+from capcli.config.prune import Hardware, TaskConfig
+from capcli.data import dataset
 from capcli.errors import ConfigError, FileError, ModelError
-from capcli.run import Event
-from capcli.verbs import evaluate
+from capcli.events import Event, finished
+from capcli.exporting import onnx_model
+from capcli.measuring import scoring
+from capcli.models import devices, loading, predict
+from capcli.models.model import Model
 
 LONGEST = 64
 SHAPES = ((1, 5), (7, 5), (1, LONGEST), (7, LONGEST), (3, 2))
@@ -36,12 +39,12 @@ LAYERS: dict[str, dict[str, int]] = {
 LABELS: dict[str, tuple[str, ...]] = {"regression": (), "spans": (), "tokens": ("O", "B-x", "I-x")}
 
 
-def load(name: str, folder: Path, kind: str = "classification", **changes: Any) -> models.Model:
+def load(name: str, folder: Path, kind: str = "classification", **changes: Any) -> Model:
     registry.write(name, folder, TOKENIZERS, **LAYERS.get(name, {"num_hidden_layers": 1}), **changes)
-    return models.load_dense(str(folder), LABELS.get(kind, ("x", "y", "z")), kind, 1)
+    return loading.load_dense(str(folder), LABELS.get(kind, ("x", "y", "z")), kind, 1)
 
 
-def batch(model: models.Model, n: int, length: int) -> dict[str, Tensor]:
+def batch(model: Model, n: int, length: int) -> dict[str, Tensor]:
     """Random inputs [n, length]; all rows but the first are padded, and end as the tokenizer ends a text."""
     rng = torch.Generator().manual_seed(length)
     ids = torch.randint(4, len(model.tokenizer), (n, length), generator=rng)
@@ -58,15 +61,15 @@ def batch(model: models.Model, n: int, length: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def difference(model: models.Model, runner: onnx_model.Runner, inputs: Mapping[str, Tensor]) -> float:
+def difference(model: Model, runner: onnx_model.Runner, inputs: Mapping[str, Tensor]) -> float:
     """The largest difference of the logits at real tokens over the largest logit."""
-    expected, found = models.forward(model, inputs)[0], runner.logits(inputs)
+    expected, found = predict.forward(model, inputs)[0], runner.logits(inputs)
     assert expected.shape == found.shape and found.dtype == torch.float32
     real = inputs["attention_mask"].bool() if model.per_token else slice(None)
     return float((expected[real] - found[real]).abs().max() / expected[real].abs().max())
 
 
-def check(model: models.Model, path: Path) -> onnx_model.Runner:
+def check(model: Model, path: Path) -> onnx_model.Runner:
     runner = onnx_model.Runner(path)
     assert runner.names == model.input_names
     assert max(difference(model, runner, batch(model, n, length)) for n, length in SHAPES) < 5e-6
@@ -90,18 +93,18 @@ def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind
     runner = check(model, onnx_model.convert(model, tmp_path / "out", LONGEST))
     names = ["start_logits", "end_logits"] if kind == "spans" else ["logits"]
     assert [value.name for value in runner.session.get_outputs()] == names
-    on = models.compute(Hardware(device="cpu"))
+    on = devices.compute(Hardware(device="cpu"))
     task, data = SOURCES[kind]
     source = TaskConfig(task=task, data=getattr(tiny, data), max_length=16, stride=4)
-    loaded = tasks.load(source, train=False)
-    model = models.load_dense(str(tmp_path / "model"), loaded.classes or (), kind, 1)
+    loaded = dataset.load(source, train=False)
+    model = loading.load_dense(str(tmp_path / "model"), loaded.classes or (), kind, 1)
     if kind in ("regression", "spans"):  # the other kinds have labels of their own in the data
-        examples = evaluate.encoded(model, loaded.evals["validation"], source)
-        expected, _ = run.finished(models.encoded(model, examples, on, event))
-        found = run.finished(onnx_model.outputs(runner, examples, 200, event))
+        examples = scoring.encoded(model, loaded.evals["validation"], source)
+        expected, _ = finished(predict.encoded(model, examples, on, event))
+        found = finished(onnx_model.outputs(runner, examples, 200, event))
         assert torch.allclose(expected, found, atol=1e-5 * float(expected.abs().max()))
-        ours = evaluate.scored(kind, model.labels, examples, loaded.metrics, found)
-        theirs = run.finished(evaluate.measure(model, examples, loaded.metrics, on, event))
+        ours = scoring.scored(kind, model.labels, examples, loaded.metrics, found)
+        theirs = finished(scoring.measure(model, examples, loaded.metrics, on, event))
         assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-5)
 
 
@@ -110,10 +113,10 @@ def event(done: float, total: float) -> Event:
 
 
 @pytest.fixture(scope="module")
-def converted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[models.Model, Path]:
+def converted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
     """A BERT with weights large enough that its answers differ, converted in an empty working folder."""
     root = tmp_path_factory.mktemp("onnx")
-    model = models.load_dense(tiny.model, ("negative", "positive"), "classification", 1)
+    model = loading.load_dense(tiny.model, ("negative", "positive"), "classification", 1)
     with torch.no_grad():
         for parameter in model.net.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.2)
@@ -124,7 +127,7 @@ def converted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[mod
     return model, path
 
 
-def test_any_batch_and_length(converted: tuple[models.Model, Path]) -> None:
+def test_any_batch_and_length(converted: tuple[Model, Path]) -> None:
     model, path = converted
     runner = check(model, path)
     assert [(v.name, v.type, v.shape) for v in runner.session.get_inputs()] == [
@@ -133,7 +136,7 @@ def test_any_batch_and_length(converted: tuple[models.Model, Path]) -> None:
     assert [(v.name, v.shape) for v in runner.session.get_outputs()] == [("logits", ["batch", 2])]
 
 
-def test_padding_changes_nothing(converted: tuple[models.Model, Path]) -> None:
+def test_padding_changes_nothing(converted: tuple[Model, Path]) -> None:
     model, path = converted
     runner, inputs = onnx_model.Runner(path), batch(model, 1, 9)
     padded = {name: nn.functional.pad(value, (0, 20)) for name, value in inputs.items()}
@@ -144,7 +147,7 @@ def test_padding_changes_nothing(converted: tuple[models.Model, Path]) -> None:
 
 
 def test_nothing_else_is_written_printed_or_changed(
-    converted: tuple[models.Model, Path], tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    converted: tuple[Model, Path], tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """And the second conversion gives the same bytes, which name no file of this machine."""
     model, path = converted
@@ -169,7 +172,7 @@ def test_nothing_else_is_written_printed_or_changed(
         assert b"site-packages" not in data and b"stack_trace" not in data
 
 
-def test_only_standard_operators(converted: tuple[models.Model, Path]) -> None:
+def test_only_standard_operators(converted: tuple[Model, Path]) -> None:
     import onnx
 
     graph = onnx.load(converted[1])
@@ -179,7 +182,7 @@ def test_only_standard_operators(converted: tuple[models.Model, Path]) -> None:
     assert not any(node.doc_string or node.metadata_props for node in graph.graph.node)
 
 
-def test_eight_bits_are_smaller_and_answer_alike(converted: tuple[models.Model, Path], tmp_path: Path) -> None:
+def test_eight_bits_are_smaller_and_answer_alike(converted: tuple[Model, Path], tmp_path: Path) -> None:
     import onnx
 
     model, path = converted
@@ -195,7 +198,7 @@ def test_eight_bits_are_smaller_and_answer_alike(converted: tuple[models.Model, 
     assert (tmp_path / "int8.onnx").stat().st_size < path.stat().st_size
 
 
-def smaller(model: models.Model) -> None:
+def smaller(model: Model) -> None:
     """Cut heads and neurons out of a BERT, another number of them in each layer; widths as in pruned models."""
     for index, layer in enumerate(model.net.bert.encoder.layer):
         heads, neurons = [0, 2, 3][: 2 + index], torch.arange(0, 64, 3 + index)
@@ -211,7 +214,7 @@ def smaller(model: models.Model) -> None:
 
 
 def test_a_model_with_layers_of_unlike_width(tiny: Tiny, tmp_path: Path) -> None:
-    model = models.load_dense(tiny.model, ("negative", "positive"), "classification", 1)
+    model = loading.load_dense(tiny.model, ("negative", "positive"), "classification", 1)
     smaller(model)
     narrow = model.net.bert.encoder.layer[0].attention.self
     for linear in (narrow.query, narrow.key):  # four of the eight numbers of each of two heads
@@ -237,7 +240,7 @@ def test_weights_beside_the_graph_when_protobuf_cannot_hold_them(
 
 @pytest.mark.parametrize("call", [onnx_model.convert, onnx_model.quantise, onnx_model.Runner])
 def test_missing_packages(
-    converted: tuple[models.Model, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+    converted: tuple[Model, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(onnx_model, "find_spec", lambda name: None if "onnx" in name else real(name))
@@ -251,7 +254,7 @@ def test_missing_packages(
 
 
 def test_what_the_exporter_cannot_convert(tiny: Tiny, tmp_path: Path) -> None:
-    model = models.load_dense(tiny.model, ("x", "y"), "classification", 1)
+    model = loading.load_dense(tiny.model, ("x", "y"), "classification", 1)
     whole = model.net.forward
 
     def forward(input_ids: Tensor, **inputs: Any) -> Any:

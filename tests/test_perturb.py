@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcli import perturb, tables, tasks, tokens
-from capcli.config import PERTURBATIONS
-from capcli.labels import Answers
-from capcli.perturb import Change
+from capcli.config.names import PERTURBATIONS
+from capcli.data import perturb, tables, tokens
+from capcli.data.labels import Answers
+from capcli.data.perturb import Change
+from capcli.data.splits import Split
 
 TEXT = "The actors were wonderful, and nobody minded that the story ended badly (or not at all)."
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=80)
@@ -206,9 +207,9 @@ def test_words_with_labels_keep_their_order() -> None:
 # Splits --------------------------------------------------------------------------------------------------------------
 
 
-def split_of(columns: dict[str, Any], labels: Any, kind: str = "classification", change: str = "typos") -> tasks.Split:
+def split_of(columns: dict[str, Any], labels: Any, kind: str = "classification", change: str = "typos") -> Split:
     table = tables.in_memory("made here", columns)
-    return tasks.Split(
+    return Split(
         name="validation",
         table=table,
         columns=tuple(columns),
@@ -218,7 +219,7 @@ def split_of(columns: dict[str, Any], labels: Any, kind: str = "classification",
     )
 
 
-def texts_of(split: tasks.Split, size: int = 100) -> list[Any]:
+def texts_of(split: Split, size: int = 100) -> list[Any]:
     """All texts, or pairs of them."""
     found = []
     for texts, pairs in split.chunks(size):

@@ -13,10 +13,14 @@ from safetensors.torch import load_file, save_file
 from tiny import FILLERS, Tiny, invoke, write_csv
 
 import capcli
-from capcli import cache, models, tasks, tokens, vectors
-from capcli.config import Gates, Hardware, ProbeConfig, TaskConfig
+from capcli.config.measure import Gates, ProbeConfig
+from capcli.config.prune import Hardware, TaskConfig
+from capcli.data import batches, cache, dataset, tokens
+from capcli.data.splits import Split
 from capcli.errors import ConfigError, FileError, RunFailed
-from capcli.run import Event, finished
+from capcli.events import Event, finished
+from capcli.measuring import vectors
+from capcli.models import loading
 
 KINDS = {  # task: folder of `Tiny`, metric
     "text-classification": ("data", "accuracy"),
@@ -52,16 +56,16 @@ def event(**_: Any) -> Event:
     return Event(phase="test")
 
 
-def split_of(tiny: Tiny, task: str = "text-classification") -> tuple[tasks.Split, TaskConfig]:
+def split_of(tiny: Tiny, task: str = "text-classification") -> tuple[Split, TaskConfig]:
     source = TaskConfig(task=task, data=getattr(tiny, KINDS[task][0]), max_length=32)
-    return tasks.load(source, train=False).evals["validation"], source
+    return dataset.load(source, train=False).evals["validation"], source
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_layers_are_the_hidden_states_of_the_plain_network(tiny: Tiny, pooling: str) -> None:
     split, source = split_of(tiny)
     found = finished(encoder(tiny.model, "all", pooling).vectors(split, source, event)).values
-    model = models.load_model(tiny.model, None, "classification", 1)
+    model = loading.load_model(tiny.model, None, "classification", 1)
     texts = [text for chunk, _ in split.chunks() for text in chunk]
     for row, text in list(enumerate(texts))[:5]:
         with torch.no_grad():
@@ -91,8 +95,8 @@ def test_each_token_has_its_vector(tiny: Tiny, task: str) -> None:
     examples = found.examples
     assert examples is not None
     assert found.values.shape == (len(examples.tokens), 1, 32)
-    model = models.load_model(tiny.model, None, "classification", 1)
-    batch = tokens.collate(examples, np.array([3]), torch.device("cpu"))
+    model = loading.load_model(tiny.model, None, "classification", 1)
+    batch = batches.collate(examples, np.array([3]), torch.device("cpu"))
     with torch.no_grad():
         states = model.net.base_model(**batch.inputs).last_hidden_state[0]
     wanted = torch.nn.functional.normalize(states, dim=-1).numpy()
@@ -108,7 +112,7 @@ def test_vectors_are_found_again_by_what_they_were_made_from(
     copied = tmp_path / "another name"
     shutil.copytree(tiny.model, copied)
     with monkeypatch.context() as patch:
-        patch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+        patch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
         again = finished(encoder(str(copied)).vectors(split, source, event))
     assert again.key == first.key
     assert (again.values == first.values).all()
@@ -209,7 +213,7 @@ def test_a_second_call_answers_the_same_without_the_model(
 ) -> None:
     config = settings(tiny, model=str(trained), baseline=tiny.model, seeds=3)
     first = capcli.probe(config)
-    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     assert capcli.probe(config) == first
 
 

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from capcli import figures, report
-from capcli.page import view
-from capcli.text import (
+from capcli.reporting import charts, documents, heat_map, terminal
+from capcli.reporting.card import render_card
+from capcli.reporting.run_page import view
+from capcli.reporting.text import (
     byte_size,
     counted,
     duration,
@@ -147,32 +148,32 @@ def check_inert(html: str) -> Page:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_page_is_whole_inert_and_deterministic(name: str) -> None:
-    html = report.render_html(REPORTS[name])
+    html = documents.render_html(REPORTS[name])
     check_inert(html)
-    assert html == report.render_html(json.loads(json.dumps(REPORTS[name])))
+    assert html == documents.render_html(json.loads(json.dumps(REPORTS[name])))
 
 
 def test_page_shows_the_figures() -> None:
-    words = check_inert(report.render_html(full_report())).words()
+    words = check_inert(documents.render_html(full_report())).words()
     for text in ("97.00 %", "0.9060", "99.22 %", "99.00 %", "108.4 MB", "3 h 59 min", "[0.9031, 0.9088]", "query"):
         assert text in words
 
 
 def test_long_histories_stay_small() -> None:
-    assert len(report.render_html(full_report())) < 300_000
+    assert len(documents.render_html(full_report())) < 300_000
     many = full_report(n_layers=400, n_history=20_000)
-    assert len(report.render_html(many)) < 1_500_000
+    assert len(documents.render_html(many)) < 1_500_000
 
 
 def test_empty_report_claims_nothing() -> None:
-    words = check_inert(report.render_html({})).words()
+    words = check_inert(documents.render_html({})).words()
     assert "not measured" in words and "No metric was measured" in words and "No history was recorded" in words
     assert not re.search(r"\d", words.replace("95 %", "").replace("sha256", ""))
 
 
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_page_with_hostile_strings(nasty: str) -> None:
-    page = check_inert(report.render_html(full_report(nasty, n_layers=2, n_history=60)))
+    page = check_inert(documents.render_html(full_report(nasty, n_layers=2, n_history=60)))
     shown = plain(nasty, 60) or "(empty)"
     assert any(shown == text.strip() for text in page.text) or shown.strip() in page.words()
 
@@ -183,9 +184,9 @@ def test_page_with_hostile_strings(nasty: str) -> None:
 def test_any_part_may_be_junk(junk: Any) -> None:
     whole = full_report(n_layers=1, n_history=20)
     for broken in _replaced(whole, junk):
-        assert report.render_html(broken).endswith("</html>\n")
-        report.render_card(broken)
-        Console(file=io.StringIO()).print(report.prune_summary(broken))
+        assert documents.render_html(broken).endswith("</html>\n")
+        render_card(broken)
+        Console(file=io.StringIO()).print(terminal.prune_summary(broken))
 
 
 def _replaced(whole: dict[str, Any], junk: Any) -> list[dict[str, Any]]:
@@ -225,7 +226,7 @@ ARCHITECTURES = {
 
 
 def labels(patterns: list[str], layers: int = 2) -> list[tuple[str, str]]:
-    return figures.matrix_labels([pattern.format(i) for i in range(layers) for pattern in patterns])
+    return heat_map.matrix_labels([pattern.format(i) for i in range(layers) for pattern in patterns])
 
 
 def test_bert_labels() -> None:
@@ -258,7 +259,7 @@ def test_labels_tell_stacks_apart() -> None:
         "decoder.block.0.layer.1.EncDecAttention.q.weight",
         "lm_head.weight",
     ]
-    assert figures.matrix_labels(names) == [
+    assert heat_map.matrix_labels(names) == [
         ("encoder 0", "SelfAttention.q"),
         ("decoder 0", "EncDecAttention.q"),
         ("other", "lm_head"),
@@ -271,7 +272,7 @@ def test_heat_map_is_in_reading_order_and_pools_its_margins() -> None:
         for name in sorted(ARCHITECTURES, reverse=True)
         for i in (10, 2, 0)
     ]
-    heat = figures.heat_map(rows)
+    heat = heat_map.heat_map(rows)
     assert heat is not None
     assert [label for _, label in heat.rows] == ["0", "2", "10", ""]
     assert [label for _, label in heat.columns] == [*ARCHITECTURES.values(), ""]
@@ -280,15 +281,15 @@ def test_heat_map_is_in_reading_order_and_pools_its_margins() -> None:
 
 
 def test_heat_map_counts_what_it_does_not_draw() -> None:
-    rows = [{"name": f"layer.{i}.q", "sparsity": 0.5} for i in range(figures.MAX_LAYERS + 7)]
-    heat = figures.heat_map([*rows, {"name": "x"}, None, {"name": "y", "sparsity": 1.5}])
+    rows = [{"name": f"layer.{i}.q", "sparsity": 0.5} for i in range(heat_map.MAX_LAYERS + 7)]
+    heat = heat_map.heat_map([*rows, {"name": "x"}, None, {"name": "y", "sparsity": 1.5}])
     assert heat is not None and heat.n_hidden == 10
-    assert figures.heat_map([]) is None and figures.heat_map(None) is None
+    assert heat_map.heat_map([]) is None and heat_map.heat_map(None) is None
 
 
 def test_charts_keep_spikes_and_count_what_is_not_finite() -> None:
     points = [(float(i), 1000.0 if i == 777 else 1.0) for i in range(5000)]
-    assert (777.0, 1000.0) in figures.thin(points) and len(figures.thin(points)) <= figures.MAX_POINTS
+    assert (777.0, 1000.0) in charts.thin(points) and len(charts.thin(points)) <= charts.MAX_POINTS
     rows = [{"step": 1, "losses": {"ce": 1.0}}, {"step": 2, "losses": {"ce": None}}]
     (_, (chart,)), = view({"history": rows})["phases"]  # fmt: skip
     assert chart.curves[0].dots and "1 value" in chart.notes[0]
@@ -299,17 +300,17 @@ def test_charts_keep_spikes_and_count_what_is_not_finite() -> None:
     [[0.0], [5.0, 5.0], [1e-300, 1e99], [-1e99, 1e99], [1.0, 1.0 + 1e-15], [5e-324, 1.0], [1e-99, 1.0], [1e99, 1e99]],
 )
 def test_charts_of_any_range_stay_inside(values: list[float]) -> None:
-    chart = figures.line_chart("t", (0.0, 1.0), "y", {"a": [(float(i % 2), v) for i, v in enumerate(values)]})
+    chart = charts.line_chart("t", (0.0, 1.0), "y", {"a": [(float(i % 2), v) for i, v in enumerate(values)]})
     assert chart is not None and chart.y_ticks and len(chart.y_ticks) <= 15
     numbers = [float(n) for n in re.findall(r"[-\d.]+", chart.curves[0].path)]
-    assert all(figures.TOP <= y <= figures.BOTTOM for y in numbers[1::2])
-    assert all(figures.LEFT <= x <= figures.RIGHT for x in numbers[::2])
+    assert all(charts.TOP <= y <= charts.BOTTOM for y in numbers[1::2])
+    assert all(charts.LEFT <= x <= charts.RIGHT for x in numbers[::2])
 
 
 @pytest.mark.parametrize("width", [24, 40, 80, 200])
 def test_no_number_breaks_on_a_narrow_terminal(width: int) -> None:
     out = io.StringIO()
-    Console(file=out, width=width).print(report.prune_summary(full_report(), "runs/x"))
+    Console(file=out, width=width).print(terminal.prune_summary(full_report(), "runs/x"))
     for text in ("0.9060", "99.22 %", "[0.9031, 0.9088]" if width > 24 else "0.9088]"):
         assert text in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= width
@@ -388,7 +389,7 @@ def front_matter(card: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_card_front_matter_reads_back(nasty: str) -> None:
-    card = report.render_card(
+    card = render_card(
         full_report(nasty, n_history=2), base_model=nasty, license=nasty, language=[nasty, "en"], datasets=[nasty]
     )
     data, body = front_matter(card)
@@ -404,27 +405,25 @@ def test_card_front_matter_reads_back(nasty: str) -> None:
 
 def test_card_is_read_by_the_hub_library() -> None:
     hub = pytest.importorskip("huggingface_hub")
-    card = hub.ModelCard(
-        report.render_card(full_report("acc"), base_model="a/b", license="mit", datasets=["nyu-mll/glue"])
-    )
+    card = hub.ModelCard(render_card(full_report("acc"), base_model="a/b", license="mit", datasets=["nyu-mll/glue"]))
     assert card.data.base_model == "a/b" and card.data.eval_results[0].metric_value == 0.90596
     assert card.data.tags[:3] == ["pruned", "cap", "capcli"]
 
 
 def test_card_leaves_out_what_is_not_known() -> None:
-    data, body = front_matter(report.render_card({}))
+    data, body = front_matter(render_card({}))
     assert data == {"library_name": "capcli", "tags": ["pruned", "cap", "capcli"]}
     assert "No metric was measured" in body and "not measured" in body
 
 
 def test_numbers_in_front_matter_stay_numbers() -> None:
     for value in (1e-5, 0.5, 1e20, -3.0, 7):
-        card = report.render_card({"metrics": {"pruned": {"accuracy": value}}})
+        card = render_card({"metrics": {"pruned": {"accuracy": value}}})
         assert front_matter(card)[0]["model-index"][0]["results"][0]["metrics"][0]["value"] == value
 
 
 def test_code_fence_cannot_be_closed() -> None:
-    body = front_matter(report.render_card({"command": "a ``` b ````` c"}))[1]
+    body = front_matter(render_card({"command": "a ``` b ````` c"}))[1]
     assert "\n``````\na ``` b ````` c\n``````\n" in body
 
 
@@ -454,25 +453,25 @@ GATES = [
 
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_terminal_shows_hostile_strings_as_they_are(nasty: str) -> None:
-    text = printed(report.prune_summary(full_report(nasty, n_history=2), nasty))
+    text = printed(terminal.prune_summary(full_report(nasty, n_history=2), nasty))
     assert (plain(nasty, 60) or "(empty)").rstrip() in text or len(nasty) > 60
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
 
 
 def test_terminal_colours_only_its_own_words() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
-    console.print(report.eval_summary({"model": "[bold red]x[/] http://x :smile:", "gates": GATES}))
+    console.print(terminal.eval_summary({"model": "[bold red]x[/] http://x :smile:", "gates": GATES}))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[bold red]x[/] http://x :smile:" in text and "\x1b]8" not in text
 
 
 def test_summaries_show_the_figures() -> None:
-    text = printed(report.prune_summary(full_report(), "runs/x"))
+    text = printed(terminal.prune_summary(full_report(), "runs/x"))
     assert all(
         word in text
         for word in ("97.00 % (30,040 kept), requested 97.00 %", "0.9060", "99.22 %", "4.0× smaller", "runs/x")
     )
-    text = printed(report.eval_summary({"metrics": {"accuracy": 0.81678}, "gates": GATES}))
+    text = printed(terminal.eval_summary({"metrics": {"accuracy": 0.81678}, "gates": GATES}))
     assert all(word in text for word in ("0.8168", "failed  low", "failed  bytes <= 100, measured not measured"))
 
 
@@ -480,7 +479,7 @@ def test_summaries_show_the_figures() -> None:
     "data", [{}, {"metrics": None, "tasks": [], "gates": "x"}, {"tasks": {"a": None}, "gates": [None]}]
 )
 def test_summaries_of_nothing(data: dict[str, Any]) -> None:
-    for summary in (report.prune_summary, report.eval_summary, report.probe_summary):
+    for summary in (terminal.prune_summary, terminal.eval_summary, terminal.probe_summary):
         assert printed(summary(data))
 
 

@@ -27,8 +27,11 @@ from safetensors.torch import load_file, save_file
 from tiny import WEIGHTS, Tiny, digest, environment, forked, invoke, outcome, wait, write_model
 
 import capcli
-from capcli import files, run, tokens
+from capcli import files, machine, run
+from capcli.data import tokens
 from capcli.errors import CapError, RunFailed, Stopped
+from capcli.events import StopFlag
+from capcli.stored import read_json
 
 # 3 + 9 steps with snapshots, a checkpoint after each, about half a second of work and 460 file operations.
 SMALL: dict[str, Any] = {
@@ -94,7 +97,7 @@ def stopped_at(tiny: Tiny, out: Path, phase: str, done: int) -> None:
     """Run until event `done` of `phase`, and stop there with a checkpoint."""
     from capcli.verbs import prune
 
-    flag = run.StopFlag()
+    flag = StopFlag()
     with pytest.raises(Stopped):
         for event in prune.prune(tiny.prune_config(out, **SMALL), flag=flag):
             if event.phase == phase and event.done >= done:
@@ -203,7 +206,7 @@ def test_killed_process_of_cap(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int
 
 def test_a_signal_that_was_ignored_stays_ignored() -> None:
     """A run under nohup outlives its terminal."""
-    from capcli.run import StopFlag, signals
+    from capcli.events import StopFlag, signals
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -255,7 +258,7 @@ def test_max_time(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
 def test_time_runs_out_in_the_middle(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
     from capcli.verbs import prune
 
-    flag = run.StopFlag()
+    flag = StopFlag()
     with pytest.raises(Stopped, match="stopped by the time limit at step 4 of 9"):
         for event in prune.prune(tiny.prune_config(tmp_path / "out", **SMALL), flag=flag):
             if event.phase == "prune" and event.done == 4:
@@ -298,7 +301,7 @@ def test_a_flag_that_is_set_from_the_start(tiny: Tiny, tmp_path: Path, monkeypat
     cut = tokens._texts
     monkeypatch.setattr(tokens, "_texts", lambda *arguments: chunks.append(1) or cut(*arguments))
     with pytest.raises(Stopped, match="stopped by the test") as caught:
-        list(prune.prune(tiny.prune_config(tmp_path / "out", **SMALL), flag=run.StopFlag(reason="the test")))
+        list(prune.prune(tiny.prune_config(tmp_path / "out", **SMALL), flag=StopFlag(reason="the test")))
     assert caught.value.exit_code == 75
     assert len(chunks) <= 1
 
@@ -514,11 +517,11 @@ def best(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pat
     for seed in range(1, 9):
         chosen = {**HELD, "seed": seed}
         out = folder / str(seed)
-        flag = run.StopFlag()
+        flag = StopFlag()
         with pytest.raises(Stopped):
             for event in prune.prune(tiny.prune_config(out, **chosen), flag=flag):
                 flag.reason = "the test" if event.phase == "evaluate pruned" else ""
-        if files.read_json(out / "work" / "best" / "best.json")["step"] < 9:
+        if read_json(out / "work" / "best" / "best.json")["step"] < 9:
             tiny.prune(folder / "whole", **chosen)
             return (outcome(folder / "whole"), seed), out
     raise AssertionError("the last epoch is always the best")
@@ -651,11 +654,12 @@ def test_the_advice_after_a_loss_that_is_not_finite_can_be_followed(tiny: Tiny, 
 def test_the_advice_after_memory_ran_out_can_be_followed(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    from capcli import train
+    from capcli.pruning import train
+    from capcli.pruning.objective import Job
 
     whole_step, out = train._step, tmp_path / "out"
 
-    def step(job: train.Job, *rest: Any) -> Any:
+    def step(job: Job, *rest: Any) -> Any:
         if job.phase == phase and job.config.batch_size > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole_step(job, *rest)
@@ -944,7 +948,7 @@ def test_memory_is_that_of_the_process_itself() -> None:
         [sys.executable, "-c", code], env=environment(), check=True, timeout=120, capture_output=True, text=True
     )
     assert 10_000_000 < int(found.stdout) < 150_000_000
-    assert (run.peak_bytes() or 0) > len(ballast)
+    assert (machine.peak_bytes() or 0) > len(ballast)
 
 
 # Numbers that are not finite -----------------------------------------------------------------------------------------
@@ -979,7 +983,7 @@ def test_diverging_loss(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any]) -> N
 
 def test_bad_number_in_a_gradient(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: the weights go bad in one step while the loss was fine."""
-    from capcli import train
+    from capcli.pruning import train
 
     clip, steps = torch.nn.utils.clip_grad_norm_, [0]
 

@@ -15,10 +15,14 @@ from registry import ROWS
 from torch import Tensor, nn
 
 import capcli
-from capcli import families, files, models, slicing, sparse
-from capcli.config import EvalConfig, TaskConfig
+from capcli import files
+from capcli.artifact import reader
+from capcli.config.measure import EvalConfig
+from capcli.config.prune import TaskConfig
 from capcli.errors import ConfigError, FileError, ModelError
-from capcli.slicing import Size
+from capcli.models import artifact, families, hf, predict, slicing, stock
+from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, copy, sliced
+from capcli.models.slicing import Size
 
 STRUCTURED = [name for name, row in ROWS.items() if row.structured]
 ROTARY = [name for name in STRUCTURED if families.FAMILIES[name].attention == "rotary"]
@@ -30,7 +34,7 @@ OWN_POSITIONS = {"share_att_key": False}
 CASES = [*STRUCTURED, "deberta-v2 with own positions"]
 
 
-def make(case: str, kind: str = "classification", *, wide: bool = True, **changes: Any) -> models.Model:
+def make(case: str, kind: str = "classification", *, wide: bool = True, **changes: Any) -> Model:
     """A random model in 64 bits, biases too, without a tokenizer."""
     name = case.split(" ")[0]
     torch.manual_seed(0)
@@ -40,15 +44,13 @@ def make(case: str, kind: str = "classification", *, wide: bool = True, **change
         changes |= OWN_POSITIONS
     attention = changes.pop("attention", None)
     config = registry.config_of(name, 50, num_labels=2 if kind == "spans" else 3, **changes)
-    net = models._auto(kind).from_config(config, **({"attn_implementation": attention} if attention else {}))
+    net = hf.auto_class(kind).from_config(config, **({"attn_implementation": attention} if attention else {}))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     labels = () if kind == "spans" else ("x", "y", "z")
     family = families.FAMILIES.get(name)
-    return models.Model(
-        net=net.double().eval(), tokenizer=None, family=family, labels=labels, kind=kind, source="folder"
-    )
+    return Model(net=net.double().eval(), tokenizer=None, family=family, labels=labels, kind=kind, source="folder")
 
 
 @pytest.fixture(autouse=True)
@@ -75,21 +77,21 @@ def batch() -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def outputs(model: models.Model) -> Tensor:
+def outputs(model: Model) -> Tensor:
     """Logits and sentence vectors at real tokens, flat."""
     inputs = batch()
-    logits, vectors = models.forward(model, inputs)
+    logits, vectors = predict.forward(model, inputs)
     if model.per_token:
         logits = logits[inputs["attention_mask"].bool()]
     return torch.cat([logits.flatten(), vectors.flatten()])
 
 
-def check_same(model: models.Model) -> models.Model:
+def check_same(model: Model) -> Model:
     """Slice, compare what is computed in 64 and in 32 bits, and give the sliced model back."""
     expected, before = outputs(model), {name: t.clone() for name, t in model.net.state_dict().items()}
     layers = slicing._layers(model.net, known(model)).items()
     planned = {name: slicing._kept(block, layer, known(model)).size for name, (block, layer) in layers}
-    small = models.sliced(model)
+    small = sliced(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
     assert small.cut is not None and small.cut.sizes == planned
     assert list(small.net.state_dict()) == list(before)
@@ -97,7 +99,7 @@ def check_same(model: models.Model) -> models.Model:
     exact = known(model).attention in ("plain", "biased")
     scale = expected.abs().max()
     assert (outputs(small) - expected).abs().max() < (1e-9 if exact else 1e-5) * scale
-    single = models.copy(small)
+    single = copy(small)
     single.net.float()
     assert (outputs(single) - expected).abs().max() < 1e-5 * scale
     for name, block in families.blocks(small.net, known(model)).items():
@@ -117,7 +119,7 @@ def check_sizes(block: nn.Module, family: families.Family, size: Size) -> None:
     assert value.shape[0] == size.heads * size.head_size * (3 if len(family.query_key_value) == 1 else 1)
 
 
-def known(model: models.Model) -> families.Family:
+def known(model: Model) -> families.Family:
     assert model.family is not None
     return model.family
 
@@ -137,11 +139,11 @@ def remove_dimensions(heads: families.Units, head: int, query_key: list[int], va
         slot.linear.weight.index_fill_(slot.axis, torch.tensor([slot.start + head * slot.size + d for d in dead]), 0.0)
 
 
-def parameters(model: models.Model) -> int:
+def parameters(model: Model) -> int:
     return sum(p.numel() for p in model.net.parameters())
 
 
-def sizes(model: models.Model) -> list[Size]:
+def sizes(model: Model) -> list[Size]:
     assert model.cut is not None
     return list(model.cut.sizes.values())
 
@@ -237,7 +239,7 @@ def test_nothing_to_gain_changes_nothing(case: str) -> None:
 # What counts as useless, one by one ----------------------------------------------------------------------------------
 
 
-def attention_of(model: models.Model) -> tuple[nn.Linear, ...]:
+def attention_of(model: Model) -> tuple[nn.Linear, ...]:
     block = next(iter(families.blocks(model.net, known(model)).values()))
     family = known(model)
     return tuple(block.get_submodule(path) for path in (*family.query_key_value, family.attention_output))  # type: ignore[misc]
@@ -247,7 +249,7 @@ LOW = list(range(24))  # dimensions of a head that go, so that 8 of 32 stay
 
 
 @torch.no_grad()
-def empty(model: models.Model, *, rows: str = "", columns: str = "", no_bias: str = "") -> None:
+def empty(model: Model, *, rows: str = "", columns: str = "", no_bias: str = "") -> None:
     """Zero the first 24 dimensions of each head in rows, columns or biases of the matrices q, k, v, o of layer 0."""
     dead = torch.tensor([32 * head + d for head in range(3) for d in LOW])
     q, k, v, o = attention_of(model)
@@ -401,7 +403,7 @@ def test_albert_is_sliced_once() -> None:
 def test_the_scaling_stays() -> None:
     model = make("bert")
     empty(model, rows="kv")
-    small = models.sliced(model)
+    small = sliced(model)
     ours, theirs = (m.net.bert.encoder.layer[0].attention.self for m in (model, small))
     assert (theirs.attention_head_size, theirs.num_attention_heads, theirs.all_head_size) == (8, 3, 24)
     assert ours.scaling == theirs.scaling == 32**-0.5
@@ -412,30 +414,30 @@ def test_the_scaling_stays() -> None:
 
 def test_unknown_families_and_sliced_models_are_refused() -> None:
     with pytest.raises(ConfigError, match="gpt2 model, whose heads and neurons capcli does not know"):
-        models.sliced(make("gpt2", wide=False))
-    small = models.sliced(make("bert"))
-    for action in (models.sliced, models.Model.layers):
+        sliced(make("gpt2", wide=False))
+    small = sliced(make("bert"))
+    for action in (sliced, Model.layers):
         with pytest.raises(ConfigError, match="is sliced"):
             action(small)
 
 
 def test_a_sliced_model_is_no_stock_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is sliced"):
-        models.save_dense(models.sliced(make("bert")), tmp_path)
+        stock.save_dense(sliced(make("bert")), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 # Stored --------------------------------------------------------------------------------------------------------------
 
 
-Store = Callable[[str], tuple[models.Model, Path]]
+Store = Callable[[str], tuple[Model, Path]]
 
 
 @pytest.fixture
 def store(tmp_path: Path, tokenizer: Any) -> Store:
     """Makes a sliced artefact of a family."""
 
-    def stored(case: str) -> tuple[models.Model, Path]:
+    def stored(case: str) -> tuple[Model, Path]:
         model = make(case)
         model.net.float()
         model.net.config.dtype = torch.float32
@@ -445,8 +447,8 @@ def store(tmp_path: Path, tokenizer: Any) -> Store:
             if case not in ROTARY:
                 for head in range(3):
                     remove_dimensions(layer.heads, head, list(range(9)), list(range(8, 32)))
-        small = dataclasses.replace(models.sliced(model), tokenizer=tokenizer)
-        models.save_artifact(small, tmp_path, list(small.prunable()), {})
+        small = dataclasses.replace(sliced(model), tokenizer=tokenizer)
+        artifact.save_artifact(small, tmp_path, list(small.prunable()), {})
         return small, tmp_path
 
     return stored
@@ -455,7 +457,7 @@ def store(tmp_path: Path, tokenizer: Any) -> Store:
 @pytest.mark.parametrize("case", CASES)
 def test_stored_and_loaded(store: Store, case: str) -> None:
     small, out = store(case)
-    again = models.load_artifact(out)
+    again = artifact.load_artifact(out)
     assert again.cut == small.cut and again.is_sliced
     assert again.before_slicing == small.before_slicing
     assert torch.equal(outputs(small), outputs(again))
@@ -463,21 +465,21 @@ def test_stored_and_loaded(store: Store, case: str) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert again.encoder_parameters() == small.encoder_parameters()
     assert again.before_slicing.prunable > sum(linear.weight.numel() for linear in again.prunable().values())
-    stored = {entry.name: tuple(entry.shape) for entry in sparse.inspect(out / models.WEIGHTS_FILE)}
+    stored = {entry.name: tuple(entry.shape) for entry in reader.inspect(out / WEIGHTS_FILE)}
     assert stored == {name: tuple(tensor.shape) for name, tensor in ours.items()}
 
 
 def test_cap_eval(pruned: Path, tmp_path: Path) -> None:
     """The tiny run of the default method, whose first layer loses a head and some neurons."""
-    model = models.load_artifact(pruned)
+    model = artifact.load_artifact(pruned)
     remove(model.layers()[0].heads, [0])
     remove(model.layers()[0].neurons, list(range(20)))
     given = ("model_config", "sliced", "labels", "kind", "format_version")
-    settings = {k: v for k, v in json.loads((pruned / models.CONFIG_FILE).read_text()).items() if k not in given}
+    settings = {k: v for k, v in json.loads((pruned / CONFIG_FILE).read_text()).items() if k not in given}
     results = {}
-    for name, one in {"masked": model, "sliced": models.sliced(model)}.items():
-        models.save_artifact(one, tmp_path / name, list(one.prunable()), settings)
-        source = TaskConfig(**models.stored_source(str(tmp_path / name)))
+    for name, one in {"masked": model, "sliced": sliced(model)}.items():
+        artifact.save_artifact(one, tmp_path / name, list(one.prunable()), settings)
+        source = TaskConfig(**artifact.stored_source(str(tmp_path / name)))
         results[name] = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / name)))
     ours, theirs = results["masked"], results["sliced"]
     assert ours["metrics"] == pytest.approx(theirs["metrics"])
@@ -513,56 +515,59 @@ CUT = {"heads": 2, "head_size": 24, "neurons": 37}
 )
 def test_malformed_sizes_are_refused(store: Store, sizes: Any, expected: str) -> None:
     _, out = store("bert")
-    path = out / models.CONFIG_FILE
+    path = out / CONFIG_FILE
     settings = json.loads(path.read_text())
     assert settings["sliced"] == {FIRST: CUT, SECOND: FULL}
     files.write_json(path, settings | {"sliced": sizes})
     with pytest.raises(FileError) as caught:
-        models.load_artifact(out)
+        artifact.load_artifact(out)
     assert caught.value.message.startswith(f"{path}: ")
     assert expected in caught.value.message
 
 
 def test_sizes_that_are_not_those_of_the_weights_are_refused(store: Store) -> None:
     _, out = store("bert")
-    path = out / models.CONFIG_FILE
+    path = out / CONFIG_FILE
     settings = json.loads(path.read_text())
     for other in ({FIRST: FULL, SECOND: FULL}, {FIRST: CUT | {"neurons": 36}, SECOND: FULL}):
         files.write_json(path, settings | {"sliced": other})
         with pytest.raises(ModelError, match="of another shape"):
-            models.load_artifact(out)
+            artifact.load_artifact(out)
     del settings["sliced"]
     files.write_json(path, settings)
     with pytest.raises(ModelError, match="of another shape"):
-        models.load_artifact(out)
+        artifact.load_artifact(out)
 
 
 @pytest.mark.parametrize(("name", "field"), [("llama", "head_size"), ("modernbert", "head_size"), ("mpnet", "heads")])
 def test_what_a_family_cannot_cut_is_refused(store: Store, name: str, field: str) -> None:
     _, out = store(name)
-    path = out / models.CONFIG_FILE
+    path = out / CONFIG_FILE
     settings = json.loads(path.read_text())
     next(iter(settings["sliced"].values()))[field] -= 1
     files.write_json(path, settings)
     with pytest.raises(FileError, match=f"{field} must be an integer from"):
-        models.load_artifact(out)
+        artifact.load_artifact(out)
 
 
 def test_unknown_families_have_no_sizes(store: Store) -> None:
     _, out = store("bert")
-    path = out / models.CONFIG_FILE
+    path = out / CONFIG_FILE
     settings = json.loads(path.read_text())
     settings["model_config"] = json.loads(registry.config_of("gpt2", 50, num_labels=3).to_json_string(use_diff=False))
     files.write_json(path, settings)
     with pytest.raises(FileError, match="gpt2"):
-        models.load_artifact(out)
+        artifact.load_artifact(out)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_network_that_waits_for_its_tensors_has_all_others(name: str) -> None:
     """What is computed and not stored, such as position ids and frequencies, is as in a network that is drawn."""
     config = registry.config_of(name, 50, num_labels=3)
-    drawn, waiting = models._auto("classification").from_config(config), models._empty(config, "classification", None)
+    drawn, waiting = (
+        hf.auto_class("classification").from_config(config),
+        artifact._empty(config, "classification", None),
+    )
     ours, theirs = dict(drawn.named_buffers()), dict(waiting.named_buffers())
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[buffer], theirs[buffer]) for buffer in ours if buffer not in drawn.state_dict())

@@ -23,7 +23,24 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capcli import codings, sparse
+from capcli.artifact import codings, reader, writer
+from capcli.artifact.entry import (
+    CHECKSUM_END,
+    DTYPES,
+    EXPANSION,
+    EXPANSION_FLOOR,
+    FLOAT_DTYPES,
+    MAX_BRACKETS,
+    MAX_DIMS,
+    MAX_ELEMENTS,
+    MAX_HEADER_BYTES,
+    MAX_NAME_CHARS,
+    MAX_TENSORS,
+    VERSIONS,
+    Factors,
+    dtype_names,
+    entropy_bits,
+)
 from capcli.errors import ConfigError, FileError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -50,7 +67,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 def matrix(shape: tuple[int, ...], sparsity: float, dtype: str = "F32", seed: int = 0) -> torch.Tensor:
     """Random bits, with -0.0, the smallest denormal and a NaN with a payload among them; a fraction is +0."""
     rng = np.random.default_rng(seed)
-    n, itemsize = math.prod(shape), sparse.DTYPES[dtype][0]
+    n, itemsize = math.prod(shape), DTYPES[dtype][0]
     bits = rng.integers(1, 1 << (8 * itemsize - 1), n, dtype=f"u{itemsize}")
     special = [1 << (8 * itemsize - 1), 1, NAN_WITH_PAYLOAD[dtype]]
     bits[rng.random(n) < 0.1] = special[seed % 3]
@@ -77,13 +94,12 @@ MATRICES = st.builds(
 def test_round_trip_is_bit_equal(tmp_path_factory, matrices, n_pruned):
     path = tmp_path_factory.getbasetemp() / "round_trip.safetensors"
     tensors = {f"layer.{i}.weight": tensor for i, tensor in enumerate(matrices)}
-    sizes = sparse.save(path, tensors, list(tensors)[:n_pruned])
-    assert same(sparse.load(path), tensors)
+    sizes = writer.save(path, tensors, list(tensors)[:n_pruned])
+    assert same(reader.load(path), tensors)
     assert sizes.weights_bytes <= sizes.dense_bytes == sum(len(bits_of(tensor)) for tensor in matrices)
     by_hand = sparse_reader.read(path.read_bytes())
     assert {name: (dtype, array.shape, array.tobytes()) for name, (dtype, array) in by_hand.items()} == {
-        name: (sparse._dtype_names()[tensor.dtype], tuple(tensor.shape), bits_of(tensor))
-        for name, tensor in tensors.items()
+        name: (dtype_names()[tensor.dtype], tuple(tensor.shape), bits_of(tensor)) for name, tensor in tensors.items()
     }
 
 
@@ -101,32 +117,32 @@ def test_codes_of_every_width_are_packed_and_unpacked(width, count):
 def test_gaps_beyond_the_widest_code(path, far):
     tensor = torch.zeros(1_000_000)
     tensor[[far, far + 1, far + 9]] = -0.0
-    sparse.save(path, {"w": tensor}, ["w"])
-    assert same(sparse.load(path), {"w": tensor})
+    writer.save(path, {"w": tensor}, ["w"])
+    assert same(reader.load(path), {"w": tensor})
 
 
 def test_every_dtype_is_kept_in_tensors_that_are_not_pruned(path):
-    tensors = {name: torch.ones(3, 5).to(getattr(torch, torch_name)) for name, (_, torch_name) in sparse.DTYPES.items()}
-    sparse.save(path, tensors, [])
-    assert same(sparse.load(path), dict(sorted(tensors.items())))
+    tensors = {name: torch.ones(3, 5).to(getattr(torch, torch_name)) for name, (_, torch_name) in DTYPES.items()}
+    writer.save(path, tensors, [])
+    assert same(reader.load(path), dict(sorted(tensors.items())))
     assert {name: entry[0] for name, entry in sparse_reader.read(path.read_bytes()).items()} == {n: n for n in tensors}
 
 
 def test_tied_transposed_and_trainable_tensors(path):
     base = torch.nn.Parameter(torch.randn(4, 6))
     tensors = {"a": base, "b": base, "c": base.T, "d": base[1:3], "e": base[:, 2]}
-    sparse.save(path, tensors, ["b", "c"])
-    assert same(sparse.load(path), tensors)
+    writer.save(path, tensors, ["b", "c"])
+    assert same(reader.load(path), tensors)
 
 
 def test_names_come_back_sorted(path):
-    sparse.save(path, {"z": torch.ones(1), "ä b/../c": torch.ones(2), "a": torch.ones(3)}, ["a"])
-    assert list(sparse.load(path)) == ["a", "z", "ä b/../c"]
+    writer.save(path, {"z": torch.ones(1), "ä b/../c": torch.ones(2), "a": torch.ones(3)}, ["a"])
+    assert list(reader.load(path)) == ["a", "z", "ä b/../c"]
 
 
 def test_a_file_without_tensors(path):
-    sparse.save(path, {}, [])
-    assert sparse.load(path) == {} == sparse_reader.read(path.read_bytes())
+    writer.save(path, {}, [])
+    assert reader.load(path) == {} == sparse_reader.read(path.read_bytes())
 
 
 # Golden bytes
@@ -146,7 +162,7 @@ def block(kind: str) -> str:
 
 
 def test_golden_bytes_are_those_of_the_page(path):
-    sparse.save(path, example(), ["w"])
+    writer.save(path, example(), ["w"])
     header = block("header").encode()
     expected = bytes.fromhex(block("length")) + header + b" " * (-len(header) % 8) + bytes.fromhex(block("data"))
     assert path.read_bytes() == expected
@@ -156,20 +172,20 @@ def test_golden_bytes_are_those_of_the_page(path):
 
 def test_same_input_same_bytes(path):
     tensors = {f"w{i}": matrix((9, 65), 0.9, seed=i) for i in range(20)}
-    sparse.save(path, tensors, list(tensors))
+    writer.save(path, tensors, list(tensors))
     first = path.read_bytes()
-    sparse.save(path, dict(reversed(tensors.items())), set(tensors))
+    writer.save(path, dict(reversed(tensors.items())), set(tensors))
     assert path.read_bytes() == first
 
 
 def test_the_limits_on_the_page_are_those_of_the_code():
-    limits = [sparse.MAX_HEADER_BYTES, sparse.MAX_BRACKETS, sparse.MAX_TENSORS, sparse.MAX_ELEMENTS, sparse.EXPANSION]
-    for limit in [*limits, sparse.EXPANSION_FLOOR, sparse.MAX_NAME_CHARS, sparse.MAX_DIMS]:
+    limits = [MAX_HEADER_BYTES, MAX_BRACKETS, MAX_TENSORS, MAX_ELEMENTS, EXPANSION]
+    for limit in [*limits, EXPANSION_FLOOR, MAX_NAME_CHARS, MAX_DIMS]:
         assert f"| {limit:,}" in PAGE or f" {limit:,} " in PAGE, limit
     assert f"{codings.MIN_BITS} ≤ b ≤ {codings.MAX_BITS}" in PAGE
-    assert "format versions {} and {}".format(*sparse.VERSIONS) in PAGE
-    assert all(f"`{dtype}`" in PAGE for dtype in sparse.DTYPES)
-    assert f"from its byte {sparse._CHECKSUM_END} on" in PAGE
+    assert "format versions {} and {}".format(*VERSIONS) in PAGE
+    assert all(f"`{dtype}`" in PAGE for dtype in DTYPES)
+    assert f"from its byte {CHECKSUM_END} on" in PAGE
 
 
 # Size
@@ -178,7 +194,7 @@ def test_the_limits_on_the_page_are_those_of_the_code():
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 @pytest.mark.parametrize("sparsity", [0.80, 0.85, 0.90, 0.93, 0.95, 0.97, 0.98, 0.99])
 def test_within_5_percent_of_the_information_bound(path, dtype, sparsity):
-    sizes = sparse.save(path, {"w": matrix((700, 700), sparsity, dtype)}, ["w"])
+    sizes = writer.save(path, {"w": matrix((700, 700), sparsity, dtype)}, ["w"])
     assert sizes.pruned_bytes <= 1.05 * sizes.pruned_bound_bytes
     assert sizes.bound_bytes == sizes.pruned_bound_bytes <= sizes.weights_bytes == sizes.pruned_bytes
     assert sizes.file_bytes == path.stat().st_size < sizes.weights_bytes + 800
@@ -200,23 +216,23 @@ def test_within_5_percent_of_the_information_bound(path, dtype, sparsity):
 def test_the_smallest_coding_is_chosen(path, positions, n, coding):
     tensor = torch.zeros(n)
     tensor[list(positions)] = 1
-    sizes = sparse.save(path, {"w": tensor}, ["w"])
-    (entry,) = sparse.inspect(path)
+    sizes = writer.save(path, {"w": tensor}, ["w"])
+    (entry,) = reader.inspect(path)
     assert (entry.coding, entry.kept, entry.shape, entry.dtype) == (coding, len(positions), (n,), "F32")
     assert entry.bytes == sizes.pruned_bytes == sizes.weights_bytes
-    assert same(sparse.load(path), {"w": tensor})
+    assert same(reader.load(path), {"w": tensor})
 
 
 def test_entropy_by_hand():
-    assert sparse.entropy_bits(8, 4) == pytest.approx(8)
-    assert sparse.entropy_bits(4, 1) == pytest.approx(-4 * (0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)))
-    assert sparse.entropy_bits(9, 0) == sparse.entropy_bits(9, 9) == sparse.entropy_bits(0, 0) == 0
-    assert sparse.entropy_bits(10**12, 1) == pytest.approx(math.log2(10**12) + 1 / math.log(2), rel=1e-6)
+    assert entropy_bits(8, 4) == pytest.approx(8)
+    assert entropy_bits(4, 1) == pytest.approx(-4 * (0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)))
+    assert entropy_bits(9, 0) == entropy_bits(9, 9) == entropy_bits(0, 0) == 0
+    assert entropy_bits(10**12, 1) == pytest.approx(math.log2(10**12) + 1 / math.log(2), rel=1e-6)
 
 
 def test_inspect_tells_pruned_from_never_pruned(path):
-    sparse.save(path, {"never": torch.ones(3), "full": torch.ones(3)}, ["full"])
-    assert [(entry.name, entry.coding, entry.kept) for entry in sparse.inspect(path)] == [
+    writer.save(path, {"never": torch.ones(3), "full": torch.ones(3)}, ["full"])
+    assert [(entry.name, entry.coding, entry.kept) for entry in reader.inspect(path)] == [
         ("full", "dense", 3),
         ("never", "dense", None),
     ]
@@ -242,31 +258,31 @@ def test_inspect_tells_pruned_from_never_pruned(path):
 )
 def test_the_writer_refuses_what_the_reader_would(path, name, tensor, pruned, message):
     with pytest.raises(FileError, match=re.escape(message)) as caught:
-        sparse.save(path, {name: tensor}, [name] if pruned else [])
+        writer.save(path, {name: tensor}, [name] if pruned else [])
     assert caught.value.message.startswith(f"cannot write {path}") and caught.value.message.isprintable()
     assert not path.exists()
 
 
 def test_the_writer_refuses_a_header_that_is_too_large(path):
     with pytest.raises(FileError, match="header bytes: expected at most 8,388,608"):
-        sparse.save(path, {f"{'é' * 200}{i}": torch.ones(0) for i in range(9_000)}, [])
+        writer.save(path, {f"{'é' * 200}{i}": torch.ones(0) for i in range(9_000)}, [])
     with pytest.raises(FileError, match="brackets in the header"):
-        sparse.save(path, {f"{'[' * 20}{i}": torch.ones(0) for i in range(9_000)}, [])
+        writer.save(path, {f"{'[' * 20}{i}": torch.ones(0) for i in range(9_000)}, [])
     with pytest.raises(FileError, match="number of tensors: expected at most 10,000, got 10,001"):
-        sparse.save(path, {str(i): torch.ones(0) for i in range(10_001)}, [])
+        writer.save(path, {str(i): torch.ones(0) for i in range(10_001)}, [])
 
 
 def test_ten_thousand_pruned_matrices_fit(path):
     tensors = {f"a_rather_long_name.{i}.weight": torch.zeros(64, 1) for i in range(10_000)}
-    sparse.save(path, tensors, tensors.keys())
-    assert len(sparse.inspect(path)) == 10_000
+    writer.save(path, tensors, tensors.keys())
+    assert len(reader.inspect(path)) == 10_000
 
 
 def test_matrices_too_empty_for_the_readers_limit_become_bitmasks(path):
     tensor = torch.zeros(4097, 4096)
-    assert sparse.save(path, {"w": tensor}, ["w"]).weights_bytes == 4097 * 512
-    assert sparse.inspect(path)[0].coding == "bitmask"
-    assert torch.equal(sparse.load(path)["w"], tensor)
+    assert writer.save(path, {"w": tensor}, ["w"]).weights_bytes == 4097 * 512
+    assert reader.inspect(path)[0].coding == "bitmask"
+    assert torch.equal(reader.load(path)["w"], tensor)
 
 
 # Malformed files (S1): a good file taken apart, changed, and put together again with fitting checksums
@@ -342,8 +358,8 @@ def framed(header: Any, data: bytes = b"") -> bytes:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("good") / "good.safetensors"
-    sparse.save(path, PRUNED | DENSE, PRUNED.keys())
-    assert [(e.name, e.coding) for e in sparse.inspect(path)] == [
+    writer.save(path, PRUNED | DENSE, PRUNED.keys())
+    assert [(e.name, e.coding) for e in reader.inspect(path)] == [
         ("bias", "dense"), ("flag", "dense"), ("gap", "gap"), ("mask", "bitmask"), ("none", "dense")]  # fmt: skip
     return path.read_bytes()
 
@@ -358,12 +374,12 @@ def refused(path: Path, raw: bytes, peak_bytes: int = 2 << 20) -> str:
     tracemalloc.start()
     try:
         with pytest.raises(FileError) as caught:
-            sparse.load(path)
+            reader.load(path)
         assert tracemalloc.get_traced_memory()[1] < peak_bytes + 4 * len(raw)
     finally:
         tracemalloc.stop()
     try:
-        sparse.inspect(path)
+        reader.inspect(path)
     except FileError as error:
         assert error.message == caught.value.message
     message = caught.value.message
@@ -680,7 +696,7 @@ def test_not_a_regular_file(path, kind):
     target = {"device": Path("/dev/zero"), "NUL in the name": Path("a\0b"), "name too long": path / ("a" * 9999)}.get(
         kind, path
     )
-    for read in (sparse.load, sparse.inspect):
+    for read in (reader.load, reader.inspect):
         with pytest.raises(FileError, match=r"cannot read|expected a regular file"):
             read(target)
 
@@ -688,7 +704,7 @@ def test_not_a_regular_file(path, kind):
 def test_a_link_to_a_file_is_read(path, good):
     (path.parent / "real").write_bytes(good)
     path.symlink_to("real")
-    assert same(sparse.load(path), dict(sorted((PRUNED | DENSE).items())))
+    assert same(reader.load(path), dict(sorted((PRUNED | DENSE).items())))
 
 
 # Bombs (S4)
@@ -720,7 +736,7 @@ def test_claims_are_refused_before_allocation(path, good, name):
 )
 def test_large_headers(path, fill, message):
     """A header of a million tensors is refused by its length alone; one of the largest length costs little to parse."""
-    length = 100_000_000 if message == "header length" else sparse.MAX_HEADER_BYTES
+    length = 100_000_000 if message == "header length" else MAX_HEADER_BYTES
     header = b"[" + (fill * (length // len(fill)))[: length - 2].rstrip(b",") + b"]"
     raw = length.to_bytes(8, "little") + header.ljust(length)
     message_got = refused(path, raw, peak_bytes=160 << 20 if fill == b'"aa",' else 1 << 20)
@@ -732,7 +748,7 @@ def test_a_sparse_100_gb_file_is_not_read(path):
     os.truncate(path, 100 << 30)
     tracemalloc.start()
     with pytest.raises(FileError, match="header length"):
-        sparse.load(path)
+        reader.load(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -741,13 +757,13 @@ def test_a_sparse_100_gb_file_is_not_read(path):
 
 
 def test_no_single_bit_can_be_flipped(path):
-    sparse.save(path, example(), ["w"])
+    writer.save(path, example(), ["w"])
     raw = path.read_bytes()
     for at in range(len(raw)):
         for bit in range(8) if FUZZ > 2000 else {5, at % 8}:
             path.write_bytes(flip(raw, at, bit))
             with pytest.raises(FileError):
-                sparse.load(path)
+                reader.load(path)
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:
@@ -780,7 +796,7 @@ def outcome(path: Path, raw: bytes) -> dict[str, torch.Tensor] | None:
     """What `load` makes of `raw`; None for a `FileError`. Anything else fails the test."""
     path.write_bytes(raw)
     try:
-        return sparse.load(path)
+        return reader.load(path)
     except FileError as error:
         assert error.message.isprintable()
         return None
@@ -839,7 +855,7 @@ def floats(shape: tuple[int, ...], sparsity: float = 0.0, dtype: str = "F32", se
     return tensor.masked_fill(torch.rand(shape, generator=generator) < sparsity, 0).to(TORCH_DTYPES[dtype])
 
 
-def product_of(factors: sparse.Factors) -> torch.Tensor:
+def product_of(factors: Factors) -> torch.Tensor:
     return factors.left.float() @ factors.right.float()
 
 
@@ -849,8 +865,8 @@ QUANTISED = {
     "qd": floats((3, 100), 0, "BF16"),
 }
 FACTORED = {
-    "f": sparse.Factors(floats((5, 1), dtype="F16"), floats((1, 7), dtype="F32")),
-    "fq": sparse.Factors(floats((4, 2)), floats((2, 3), dtype="BF16")),
+    "f": Factors(floats((5, 1), dtype="F16"), floats((1, 7), dtype="F32")),
+    "fq": Factors(floats((4, 2)), floats((2, 3), dtype="BF16")),
 }
 PLAIN = {"p": floats((33, 40), 0.9, seed=5), "bias": torch.tensor([1.0, 2.0])}
 VERSION_2 = {**QUANTISED, **FACTORED, **PLAIN}
@@ -860,8 +876,8 @@ PRUNED_2, QUANTISED_2 = ["q", "qm", "p"], [*QUANTISED, "fq"]
 @pytest.fixture(scope="module")
 def good_2(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("good_2") / "good.safetensors"
-    sparse.save(path, VERSION_2, PRUNED_2, quantised=QUANTISED_2)
-    assert {e.name: (e.coding, e.quantised) for e in sparse.inspect(path)} == {
+    writer.save(path, VERSION_2, PRUNED_2, quantised=QUANTISED_2)
+    assert {e.name: (e.coding, e.quantised) for e in reader.inspect(path)} == {
         "bias": ("dense", False), "f": ("factors", False), "fq": ("factors", True), "p": ("rice", False),
         "q": ("rice", True), "qd": ("dense", True), "qm": ("bitmask", True)}  # fmt: skip
     return path.read_bytes()
@@ -869,7 +885,7 @@ def good_2(tmp_path_factory) -> bytes:
 
 def alike(tensor: torch.Tensor, dtype: str, bits: np.ndarray, factored: bool) -> bool:
     """Whether both readers say the same: to the bit, the products of factors to rounding (where they are finite)."""
-    if tuple(tensor.shape) != bits.shape or sparse._dtype_names()[tensor.dtype] != dtype:
+    if tuple(tensor.shape) != bits.shape or dtype_names()[tensor.dtype] != dtype:
         return False
     if not factored:
         return bits_of(tensor) == bits.tobytes()
@@ -882,14 +898,14 @@ def test_golden_bytes_of_version_2_are_those_of_the_page(path):
     w = torch.zeros(64)
     w[[0, 3, 6, 23, 27]] = torch.tensor([1.0, -0.5, 0.001, 0.25, -1.0])
     left, right = torch.tensor([[1.0], [2.0], [3.0]]).half(), torch.tensor([[0.5, 0.0, -1.0, 2.0]]).half()
-    tensors = {"w": w.reshape(4, 16), "m": sparse.Factors(left, right)}
-    sparse.save(path, tensors, ["w"], quantised=["w"])
+    tensors = {"w": w.reshape(4, 16), "m": Factors(left, right)}
+    writer.save(path, tensors, ["w"], quantised=["w"])
     header = block("header2").encode()
     expected = bytes.fromhex(block("length2")) + header + b" " * (-len(header) % 8) + bytes.fromhex(block("data2"))
     assert path.read_bytes() == expected
     assert json.loads(json.loads(header)["__metadata__"]["cap"]) == json.loads(block("json2"))
     assert hashlib.sha256(expected).hexdigest() == "8f763c7c6977957c0dd1db80641697b2ee5e23b5fe6c246dc54d45babab7b5c7"
-    loaded = sparse.load(path)
+    loaded = reader.load(path)
     assert torch.equal(loaded["m"], left.float() @ right.float())
     scale = 127.0 * float.fromhex("0x1.0204p-7")
     expected_w = torch.zeros(64).index_put((torch.tensor([0, 3, 23, 27]),), torch.tensor([127.0, -64, 32, -127]))
@@ -898,10 +914,10 @@ def test_golden_bytes_of_version_2_are_those_of_the_page(path):
 
 def test_a_file_without_the_new_codings_is_of_version_1(path):
     tensors = {"w": floats((64, 64), 0.97)}
-    sparse.save(path, tensors, ["w"])
-    assert b'\\"version\\":1}' in path.read_bytes() and sparse.inspect(path)[0].coding == "gap"
-    sparse.save(path, tensors | {"b": torch.ones(4)}, ["w"], quantised=["b"])
-    assert b'\\"version\\":2}' in path.read_bytes() and sparse.inspect(path)[1].coding == "rice"
+    writer.save(path, tensors, ["w"])
+    assert b'\\"version\\":1}' in path.read_bytes() and reader.inspect(path)[0].coding == "gap"
+    writer.save(path, tensors | {"b": torch.ones(4)}, ["w"], quantised=["b"])
+    assert b'\\"version\\":2}' in path.read_bytes() and reader.inspect(path)[1].coding == "rice"
 
 
 QUANTISABLE = st.tuples(
@@ -915,24 +931,24 @@ def test_quantised_values_are_close_and_stable(tmp_path_factory, specs, size):
     path = tmp_path_factory.getbasetemp() / "quantised.safetensors"
     tensors = {}
     for i, (shape, sparsity, dtype, seed, _) in enumerate(specs):
-        largest = min(size, sparse.FLOAT_DTYPES[dtype] / 8)
+        largest = min(size, FLOAT_DTYPES[dtype] / 8)
         tensors[str(i)] = (floats(shape, sparsity, seed=seed).clamp(-3, 3).double() * largest).to(TORCH_DTYPES[dtype])
     pruned = [str(i) for i, spec in enumerate(specs) if spec[-1]]
-    sizes = sparse.save(path, tensors, pruned, quantised=tensors)
-    assert sizes == sparse.sizes(tensors, pruned, quantised=tensors)
-    loaded = sparse.load(path)
+    sizes = writer.save(path, tensors, pruned, quantised=tensors)
+    assert sizes == writer.sizes(tensors, pruned, quantised=tensors)
+    loaded = reader.load(path)
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype and loaded[name].shape == tensor.shape
         step = max(float(tensor.abs().max()) / 127, 2.0**-126) if tensor.numel() else 0.0
         assert ((loaded[name].double() - tensor.double()).abs() <= step * 1.01).all()
-    assert [entry.kept for entry in sparse.inspect(path) if entry.name in pruned] == [
+    assert [entry.kept for entry in reader.inspect(path) if entry.name in pruned] == [
         int(loaded[name].count_nonzero()) for name in sorted(pruned)
     ]
     by_hand = sparse_reader.read(path.read_bytes())
     assert all(alike(loaded[name], *by_hand[name], factored=False) for name in loaded)
     first = path.read_bytes()
-    sparse.save(path, loaded, pruned, quantised=loaded)
-    again = sparse.load(path)
+    writer.save(path, loaded, pruned, quantised=loaded)
+    again = reader.load(path)
     assert all(torch.equal(again[name] != 0, loaded[name] != 0) for name in pruned)
     if all(spec[2] == "F32" for spec in specs):
         assert path.read_bytes() == first
@@ -940,21 +956,21 @@ def test_quantised_values_are_close_and_stable(tmp_path_factory, specs, size):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_largest_numbers_stay_finite(path, dtype):
-    largest = sparse.FLOAT_DTYPES[dtype]
+    largest = FLOAT_DTYPES[dtype]
     assert torch.finfo(TORCH_DTYPES[dtype]).max == largest
     tensor = torch.tensor([largest, -largest, largest / 3, 0], dtype=TORCH_DTYPES[dtype])
-    sparse.save(path, {"w": tensor}, [], quantised=["w"])
-    torch.testing.assert_close(sparse.load(path)["w"], tensor, rtol=0.01, atol=0)
+    writer.save(path, {"w": tensor}, [], quantised=["w"])
+    torch.testing.assert_close(reader.load(path)["w"], tensor, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("quantised", [[], ["m"]])
 @pytest.mark.parametrize("dtypes", [("F32", "F32"), ("F16", "BF16")])
 def test_factors_come_back_as_their_product(path, dtypes, quantised):
     left, right = (floats(shape, dtype=dtype) for shape, dtype in zip(((70, 9), (9, 300)), dtypes, strict=True))
-    factors = sparse.Factors(left, right)
-    sizes = sparse.save(path, {"m": factors}, [], quantised=quantised)
-    assert sizes == sparse.sizes({"m": factors}, [], quantised=quantised)
-    loaded = sparse.load(path)["m"]
+    factors = Factors(left, right)
+    sizes = writer.save(path, {"m": factors}, [], quantised=quantised)
+    assert sizes == writer.sizes({"m": factors}, [], quantised=quantised)
+    loaded = reader.load(path)["m"]
     (dtype, bits) = sparse_reader.read(path.read_bytes())["m"]
     assert loaded.dtype == torch.float32 and alike(loaded, dtype, bits, factored=True)
     expected = product_of(factors)
@@ -970,7 +986,7 @@ def test_factors_are_the_best_of_their_rank(shape):
     matrix = floats(shape) @ torch.diag(torch.logspace(0, -3, shape[1]))
     u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     for rank in (1, 7, 14):
-        factors = sparse.factorised(matrix, rank)
+        factors = writer.factorised(matrix, rank)
         assert (factors.left.shape, factors.right.shape) == ((shape[0], rank), (rank, shape[1]))
         best = (u[:, :rank] * s[:rank] @ v[:rank] - matrix).norm()
         assert (product_of(factors) - matrix).norm() <= best * (1 + 1e-4)
@@ -980,12 +996,12 @@ def test_factors_are_the_best_of_their_rank(shape):
         assert (factors.right.gather(1, factors.right.abs().argmax(dim=1, keepdim=True)) > 0).all()
         assert all(
             torch.equal(a, b)
-            for a, b in zip(vars(factors).values(), vars(sparse.factorised(matrix, rank)).values(), strict=True)
+            for a, b in zip(vars(factors).values(), vars(writer.factorised(matrix, rank)).values(), strict=True)
         )
 
 
 def test_factors_of_a_matrix_of_zeros():
-    assert torch.equal(product_of(sparse.factorised(torch.zeros(9, 8), 2)), torch.zeros(9, 8))
+    assert torch.equal(product_of(writer.factorised(torch.zeros(9, 8), 2)), torch.zeros(9, 8))
 
 
 @pytest.mark.parametrize(
@@ -993,20 +1009,20 @@ def test_factors_of_a_matrix_of_zeros():
 )
 def test_ranks_that_save_nothing_are_refused(rank, shape, most):
     with pytest.raises(ConfigError, match=f"rank {rank} does not make") as caught:
-        sparse.factorised(torch.ones(shape), rank)
+        writer.factorised(torch.ones(shape), rank)
     assert f"from 1 to {most}" in caught.value.hint
 
 
 def test_a_matrix_that_is_not_finite_has_no_factors():
     with pytest.raises(ConfigError, match="not finite"):
-        sparse.factorised(torch.full((9, 9), torch.inf), 1)
+        writer.factorised(torch.full((9, 9), torch.inf), 1)
 
 
 @pytest.mark.parametrize("dtype", ["I8", "F16", "F32"])
 @pytest.mark.parametrize("sparsity", [0.80, 0.85, 0.90, 0.95, 0.97, 0.98, 0.99])
 def test_version_2_is_within_2_5_percent_of_the_information_bound(path, dtype, sparsity):
     tensors = {"w": floats((700, 700), sparsity, "F32" if dtype == "I8" else dtype), "b": torch.ones(1)}
-    sizes = sparse.sizes(tensors, ["w"], quantised=["w", "b"] if dtype == "I8" else ["b"])
+    sizes = writer.sizes(tensors, ["w"], quantised=["w", "b"] if dtype == "I8" else ["b"])
     assert sizes.pruned_bytes <= 1.025 * sizes.pruned_bound_bytes
 
 
@@ -1015,26 +1031,26 @@ def test_version_2_is_within_2_5_percent_of_the_information_bound(path, dtype, s
     [
         ({"w": torch.tensor([1.0, torch.nan])}, [], ["w"], "tensor 'w': values to be quantised: expected finite"),
         ({"w": torch.tensor([0, -torch.inf])}, ["w"], ["w"], "tensor 'w': values to be quantised"),
-        ({"w": sparse.Factors(torch.full((2, 1), torch.nan), torch.ones(1, 2))}, [], ["w"], "values to be quantised"),
+        ({"w": Factors(torch.full((2, 1), torch.nan), torch.ones(1, 2))}, [], ["w"], "values to be quantised"),
         ({"w": torch.ones(2, dtype=torch.float64)}, [], ["w"], "dtype: expected F16, BF16, F32, got 'F64'"),
         ({"w": torch.ones(2, dtype=torch.int64)}, [], ["w"], "dtype: expected F16, BF16, F32, got 'I64'"),
-        ({"w": sparse.Factors(torch.ones(2, 2), torch.ones(1, 2))}, [], [], "factors: expected [rows, rank]"),
-        ({"w": sparse.Factors(torch.ones(2), torch.ones(2))}, [], [], "factors: expected [rows, rank]"),
-        ({"w": sparse.Factors(torch.ones(2, 0), torch.ones(0, 2))}, [], [], "rank: expected 1 to 2, got 0"),
-        ({"w": sparse.Factors(torch.ones(2, 3), torch.ones(3, 2))}, [], [], "rank: expected 1 to 2, got 3"),
-        ({"w": sparse.Factors(torch.ones(2, 1).int(), torch.ones(1, 2))}, [], [], "dtype: expected F16, BF16, F32"),
-        ({"w": sparse.Factors(torch.ones(2, 1).double(), torch.ones(1, 2))}, [], [], "dtype: expected F16, BF16, F32"),
+        ({"w": Factors(torch.ones(2, 2), torch.ones(1, 2))}, [], [], "factors: expected [rows, rank]"),
+        ({"w": Factors(torch.ones(2), torch.ones(2))}, [], [], "factors: expected [rows, rank]"),
+        ({"w": Factors(torch.ones(2, 0), torch.ones(0, 2))}, [], [], "rank: expected 1 to 2, got 0"),
+        ({"w": Factors(torch.ones(2, 3), torch.ones(3, 2))}, [], [], "rank: expected 1 to 2, got 3"),
+        ({"w": Factors(torch.ones(2, 1).int(), torch.ones(1, 2))}, [], [], "dtype: expected F16, BF16, F32"),
+        ({"w": Factors(torch.ones(2, 1).double(), torch.ones(1, 2))}, [], [], "dtype: expected F16, BF16, F32"),
         ({"w.cap.scales": torch.ones(1)}, [], [], "none that the format uses"),
         ({"w.cap.left": torch.ones(1)}, [], [], "none that the format uses"),
-        ({"w": sparse.Factors(torch.ones(30_000, 1), torch.ones(1, 30_000))}, [], [], "dense bytes of the pruned"),
+        ({"w": Factors(torch.ones(30_000, 1), torch.ones(1, 30_000))}, [], [], "dense bytes of the pruned"),
     ],
 )  # fmt: skip
 def test_what_version_2_cannot_hold_is_refused_before_writing(path, tensors, pruned, quantised, message):
     with pytest.raises(FileError, match=re.escape(message)) as caught:
-        sparse.save(path, tensors, pruned, quantised=quantised)
+        writer.save(path, tensors, pruned, quantised=quantised)
     assert caught.value.message.startswith(f"cannot write {path}") and not path.exists()
     with pytest.raises(FileError, match="cannot store the tensors: "):
-        sparse.sizes(tensors, pruned, quantised=quantised)
+        writer.sizes(tensors, pruned, quantised=quantised)
 
 
 def scales(name: str, value: float) -> Callable[[Parts], None]:
@@ -1167,7 +1183,7 @@ def test_version_1_may_use_names_that_version_2_reserves(path, good):
     parts = Parts(good)
     rename("bias", "x.cap.left")(parts)
     path.write_bytes(parts.pack())
-    assert torch.equal(sparse.load(path)["x.cap.left"], DENSE["bias"])
+    assert torch.equal(reader.load(path)["x.cap.left"], DENSE["bias"])
 
 
 def test_what_is_in_extra_is_ignored(path, good, good_2):
@@ -1175,7 +1191,7 @@ def test_what_is_in_extra_is_ignored(path, good, good_2):
         parts = Parts(raw)
         parts.meta["extra"] = {"made by": ["hand", None]}
         path.write_bytes(parts.pack())
-        assert sparse.load(path)
+        assert reader.load(path)
 
 
 # What the page says of files that no writer of ours makes: both readers accept them alike, or ours refuses them
@@ -1214,7 +1230,7 @@ def spelled(change: Callable[[str], str]) -> Callable[[Parts], None]:
     def apply(parts: Parts) -> None:
         raw = parts.pack()
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        rest = change(header["__metadata__"]["cap"][sparse._CHECKSUM_END :])
+        rest = change(header["__metadata__"]["cap"][CHECKSUM_END:])
         parts.cap = '{"checksum":"' + hashlib.sha256(rest.encode()).hexdigest() + rest
 
     return apply
@@ -1247,7 +1263,7 @@ def test_what_the_page_allows_is_read(path, good, case):
     parts = Parts(good)
     ACCEPTED[case](parts)
     path.write_bytes(parts.pack())
-    ours, by_hand = sparse.load(path), sparse_reader.read(path.read_bytes())
+    ours, by_hand = reader.load(path), sparse_reader.read(path.read_bytes())
     assert ours.keys() == by_hand.keys() == parts.records.keys()
     assert all(alike(ours[name], *by_hand[name], factored=False) for name in ours)
 
@@ -1305,13 +1321,13 @@ def test_header_entries_may_come_in_any_order(path, good):
         name: dict(reversed(entry.items())) if name != "__metadata__" else entry for name, entry in header.items()
     }
     path.write_bytes(framed(dict(reversed(turned.items())), good[8 + length :]))
-    assert same(sparse.load(path), dict(sorted((PRUNED | DENSE).items())))
+    assert same(reader.load(path), dict(sorted((PRUNED | DENSE).items())))
 
 
 def test_factors_that_are_not_finite_are_read(path):
     left, right = torch.tensor([[1.0], [math.inf], [3.0e38]]), torch.tensor([[math.nan, 2.0]])
-    sparse.save(path, {"m": sparse.Factors(left, right)}, [])
-    found = sparse.load(path)["m"]
+    writer.save(path, {"m": Factors(left, right)}, [])
+    found = reader.load(path)["m"]
     assert found[:, 0].isnan().all() and found[:, 1].tolist() == [2.0, math.inf, math.inf]
     with np.errstate(all="ignore"):
         by_hand = sparse_reader.read(path.read_bytes())["m"]
@@ -1344,7 +1360,7 @@ def test_version_2_taken_apart_and_put_together_is_unchanged(good_2):
 
 def test_mutated_bytes_of_version_2_are_refused_or_harmless(path, good_2):
     path.write_bytes(good_2)
-    rng, tensors = random.Random(2), sparse.load(path)
+    rng, tensors = random.Random(2), reader.load(path)
     for _ in range(FUZZ):
         loaded = outcome(path, mutated(good_2, rng))
         assert loaded is None or same(loaded, tensors)

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from capcli import splits, tables
+from capcli.data import layout, tables
 from capcli.errors import DataError
 
 TABLE = "a,b\n1,2\n"
@@ -23,7 +23,7 @@ def make(root: Path, names: str) -> Path:
 
 def found(root: Path, names: str) -> dict[str, list[str]]:
     """The splits of such a folder, as paths from it."""
-    files = splits.find(make(root, names)).files
+    files = layout.find(make(root, names)).files
     return {name: [path.relative_to(root).as_posix() for path in paths] for name, paths in files.items()}
 
 
@@ -70,10 +70,10 @@ def test_parts_are_one_split_in_their_order(tmp_path: Path, names: str) -> None:
 
 
 def test_parts_without_a_number_of_them_are_said(tmp_path: Path) -> None:
-    assert splits.find(make(tmp_path / "a", "train.csv, train_2.csv")).notes == (
+    assert layout.find(make(tmp_path / "a", "train.csv, train_2.csv")).notes == (
         "train is read from train.csv, train_2.csv",
     )
-    assert splits.find(make(tmp_path / "b", "train-0-of-2.csv, train-1-of-2.csv, val.csv")).notes == ()
+    assert layout.find(make(tmp_path / "b", "train-0-of-2.csv, train-1-of-2.csv, val.csv")).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_parts_without_a_number_of_them_are_said(tmp_path: Path) -> None:
 )
 def test_folders_that_are_unclear(tmp_path: Path, names: str, expected: str) -> None:
     with pytest.raises(DataError, match=expected):
-        splits.find(make(tmp_path / "set", names))
+        layout.find(make(tmp_path / "set", names))
 
 
 @pytest.mark.parametrize(
     ("names", "where"), [("data/train.csv, data/val.csv, README.md", "data"), ("a/b/train/1.csv, a/b/dev/1.csv", "a/b")]
 )
 def test_the_only_folder_with_splits_is_read_and_said(tmp_path: Path, names: str, where: str) -> None:
-    one = splits.find(make(tmp_path, names))
+    one = layout.find(make(tmp_path, names))
     assert all(path.is_relative_to(tmp_path / where) for paths in one.files.values() for path in paths)
     assert one.notes == (f"the splits are read from the folder {where}",)
 
@@ -122,14 +122,14 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     make(tmp_path, "raw/a/b.csv, README.md, train.py, LICENSE, dataset_infos.json")
     make(tmp_path, "out/report.json, out/x.csv, stopped/work/config.json, stopped/work/x/history.json")
     make(tmp_path, ".hidden.csv, ._train.csv, .~lock.train.csv#, ~$a.xlsx, train.csv~")
-    (note,) = splits.find(tmp_path).notes
+    (note,) = layout.find(tmp_path).notes
     assert note == (
         "in the data folder, but not read: extra.csv, old/, raw/, train (1).csv, train.zip, train_clean.csv and 1 more"
     )
 
 
 def test_a_split_that_cannot_be_read_is_known(tmp_path: Path) -> None:
-    one = splits.find(make(tmp_path, "train.csv, val.csv.zst, test.csv"))
+    one = layout.find(make(tmp_path, "train.csv, val.csv.zst, test.csv"))
     assert set(one.files) == {"train", "test"}
     assert one.unread == {"validation": tmp_path / "val.csv.zst"}
 
@@ -143,7 +143,7 @@ def test_files_of_a_test_split_that_is_not_used_may_be_anything(tmp_path: Path) 
 
 def test_one_file_is_the_training_split(tmp_path: Path) -> None:
     path = make(tmp_path, "anything.csv") / "anything.csv"
-    assert splits.find(path).files == {"train": [path]}
+    assert layout.find(path).files == {"train": [path]}
 
 
 def test_what_save_to_disk_writes_is_read_by_its_own_list(tmp_path: Path) -> None:
@@ -153,18 +153,18 @@ def test_what_save_to_disk_writes_is_read_by_its_own_list(tmp_path: Path) -> Non
     shards = {"train": 2, "test": 1}
     datasets.DatasetDict(train=whole, test=whole).save_to_disk(tmp_path / "set", num_shards=shards)
     (tmp_path / "set" / "train" / "cache-0123456789abcdef.arrow").write_bytes(b"not of the set")
-    one = splits.find(tmp_path / "set")
+    one = layout.find(tmp_path / "set")
     assert {name: len(paths) for name, paths in one.files.items()} == shards
     assert one.notes == ()
     table = tables.open_files(one.files["train"])
     assert [batch["a"] for batch in table.batches(["a"], 3)] == [[0, 1, 2], [3], [4, 5, 6], [7]]
     assert table.class_names == {"y": ("no", "yes")}
     whole.save_to_disk(tmp_path / "alone")
-    assert [path.name for path in splits.find(tmp_path / "alone").files["train"]] == ["data-00000-of-00001.arrow"]
+    assert [path.name for path in layout.find(tmp_path / "alone").files["train"]] == ["data-00000-of-00001.arrow"]
     state = tmp_path / "alone" / "state.json"
     state.write_text(state.read_text().replace("data-0", "../data-0"))
     with pytest.raises(DataError, match="names no files of its folder"):
-        splits.find(tmp_path / "alone")
+        layout.find(tmp_path / "alone")
 
 
 def test_what_is_no_folder_of_files(tmp_path: Path) -> None:
@@ -176,9 +176,9 @@ def test_what_is_no_folder_of_files(tmp_path: Path) -> None:
         (tmp_path / ("x" * 5000), "File name too long"),
     ):
         with pytest.raises(DataError, match=expected):
-            splits.find(path)
+            layout.find(path)
 
 
 def test_folders_that_hold_one_another_end(tmp_path: Path) -> None:
     (make(tmp_path, "train.csv") / "again").symlink_to(tmp_path)
-    assert splits.find(tmp_path).notes == ("in the data folder, but not read: again/",)
+    assert layout.find(tmp_path).notes == ("in the data folder, but not read: again/",)

@@ -11,8 +11,12 @@ import torch
 from test_families import TOKENIZERS
 from torch import nn
 
-from capcli import models, sparse, storage
+from capcli.artifact import reader, writer
+from capcli.artifact.entry import Factors
 from capcli.errors import CheckFailed, ModelError
+from capcli.exporting import storage
+from capcli.models import artifact, loading, stock
+from capcli.models.model import Model
 
 
 def with_outliers(shape: tuple[int, int], kept: float, outliers: float) -> torch.Tensor:
@@ -31,8 +35,8 @@ def network(*matrices: torch.Tensor) -> Any:
     return net
 
 
-def model_of(net: Any) -> models.Model:
-    return models.Model(net=net, tokenizer=None, family=None, labels=("x",), kind="classification", source="test")
+def model_of(net: Any) -> Model:
+    return Model(net=net, tokenizer=None, family=None, labels=("x",), kind="classification", source="test")
 
 
 @pytest.mark.parametrize(("shape", "kept", "outliers"), [((384, 1536), 0.1, 0.0), ((384, 384), 0.03, 0.002)])
@@ -41,9 +45,9 @@ def test_ordinary_matrices_in_8_bits(tmp_path: Path, shape: tuple[int, int], kep
     net, pruned = network(with_outliers(shape, kept, outliers)), ["0.weight"]
     wanted = storage.stored(model_of(net), pruned, "int8")
     assert wanted.quantised == set(pruned) and wanted.tensors["0.bias"].dtype == torch.float16
-    sparse.save(tmp_path / "file", wanted.tensors, pruned, quantised=wanted.quantised)
+    writer.save(tmp_path / "file", wanted.tensors, pruned, quantised=wanted.quantised)
     found = network(torch.zeros(shape))
-    found.load_state_dict(sparse.load(tmp_path / "file"))
+    found.load_state_dict(reader.load(tmp_path / "file"))
     storage.check(wanted, found)
     before, after = net[0].weight.detach(), found[0].weight.detach()
     step, error = float(before.abs().max()) / 127, float((before - after).abs().max())
@@ -80,23 +84,23 @@ def test_what_differs_is_found(change: str) -> None:
 def test_tied_embeddings(tmp_path: Path, embeddings: str, rank: int, dtype: str) -> None:
     """BART holds its word embeddings under three names: all are treated alike, or the last that is loaded wins."""
     registry.write("bart", tmp_path / "model", TOKENIZERS)
-    model = models.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
     names = storage.embedding_names(model)
     assert len(names) == 3 and names < set(model.net.state_dict())
     pruned = list(model.prunable())
     wanted = storage.stored(model, pruned, dtype, embeddings, rank)
     kinds = {type(wanted.tensors[name]) for name in names}
-    assert kinds == ({sparse.Factors} if rank else {torch.Tensor})
+    assert kinds == ({Factors} if rank else {torch.Tensor})
     assert names <= wanted.quantised or not (embeddings == "int8" or (rank and dtype == "int8"))
-    models.save_artifact(model, tmp_path / "out", pruned, {"source": {}}, wanted.tensors, wanted.quantised)
-    found = models.load_artifact(tmp_path / "out")
+    artifact.save_artifact(model, tmp_path / "out", pruned, {"source": {}}, wanted.tensors, wanted.quantised)
+    found = artifact.load_artifact(tmp_path / "out")
     storage.check(wanted, found.net)
     assert len({id(found.net.get_parameter(name)) for name in names}) == 1
 
 
 def test_a_network_without_word_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.write("bert", tmp_path / "model", TOKENIZERS)
-    model = models.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
 
     def none(self: Any) -> Any:
         raise NotImplementedError("no embeddings of words")
@@ -115,10 +119,10 @@ def test_a_network_without_word_embeddings(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_tied_embeddings_in_a_stock_folder(tmp_path: Path, dtype: str) -> None:
     registry.write("bart", tmp_path / "model", TOKENIZERS)
-    model = models.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
+    model = loading.load_dense(str(tmp_path / "model"), ("x", "y"), "classification", 1)
     wanted = storage.stored(model, (), dtype)
     tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}
-    models.save_dense(model, tmp_path / "out", tensors, storage.DTYPES[dtype])
-    found = models.reload_dense(tmp_path / "out", model.kind)
+    stock.save_dense(model, tmp_path / "out", tensors, storage.DTYPES[dtype])
+    found = stock.reload_dense(tmp_path / "out", model.kind)
     storage.check(wanted, found)
     assert {parameter.dtype for parameter in found.parameters()} == {storage.DTYPES[dtype]}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import Tiny, with_cap
 
-from capcli import streams
+from capcli.cli import streams
 
 FAST = "--threads 1 --latency-length 8"
 

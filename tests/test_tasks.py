@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcli import tables, tasks
-from capcli.config import GLUE_TASKS, TaskConfig
+from capcli.config.names import GLUE_TASKS
+from capcli.config.prune import TaskConfig
+from capcli.data import dataset, tables, tasks
+from capcli.data.splits import Split, TaskData
 from capcli.errors import DataError
 
 TEXTS = ["a good film", "dull, and long", "bright", "an awful plot", "the actor was great", "bad"]
@@ -45,17 +47,17 @@ def folder(root: Path, suffix: str = ".csv", labels: list[Any] | None = None, te
     return str(root)
 
 
-def texts_of(split: tasks.Split | None) -> list[Any]:
+def texts_of(split: Split | None) -> list[Any]:
     assert split is not None
     return [text for texts, _ in split.chunks(7) for text in texts]
 
 
-def pairs_of(split: tasks.Split | None) -> list[str]:
+def pairs_of(split: Split | None) -> list[str]:
     assert split is not None
     return [pair for _, pairs in split.chunks(7) for pair in pairs or ()]
 
 
-def labels_of(split: tasks.Split | None) -> list[Any]:
+def labels_of(split: Split | None) -> list[Any]:
     assert split is not None
     return split.labels.tolist()
 
@@ -69,7 +71,7 @@ def config(data: str, task: str = "text-classification", **options: Any) -> Task
 
 @pytest.mark.parametrize("suffix", tables.SUFFIXES)
 def test_every_format_reads_alike(tmp_path: Path, suffix: str) -> None:
-    data = tasks.load(config(folder(tmp_path, suffix)))
+    data = dataset.load(config(folder(tmp_path, suffix)))
     assert texts_of(data.train) == TEXTS
     assert data.labels == ("negative", "positive")
     assert labels_of(data.train) == [1, 0, 1, 0, 1, 0]
@@ -79,14 +81,14 @@ def test_every_format_reads_alike(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", tables.SUFFIXES)
 def test_number_labels_read_alike(tmp_path: Path, suffix: str) -> None:
-    data = tasks.load(config(folder(tmp_path, suffix, labels=[10, 2, 10, 2, 9, 2])))
+    data = dataset.load(config(folder(tmp_path, suffix, labels=[10, 2, 10, 2, 9, 2])))
     assert data.labels == ("2", "9", "10")  # as numbers, not as text
     assert labels_of(data.train) == [2, 0, 2, 0, 1, 0]
 
 
 @pytest.mark.parametrize("suffix", tables.SUFFIXES)
 def test_regression_reads_numbers(tmp_path: Path, suffix: str) -> None:
-    data = tasks.load(config(folder(tmp_path, suffix, labels=[0.5, 1, 2, 3, 4.25, 5]), task="regression"))
+    data = dataset.load(config(folder(tmp_path, suffix, labels=[0.5, 1, 2, 3, 4.25, 5]), task="regression"))
     assert labels_of(data.train) == [0.5, 1, 2, 3, 4.25, 5]
     assert (data.labels, data.metrics) == ((), ("pearson", "spearman"))
 
@@ -95,14 +97,14 @@ def test_quotes_mean_nothing_in_a_tsv_and_group_in_a_csv(tmp_path: Path) -> None
     rows = 'sentence\tlabel\n"half open\t0\nhe said "no" "\t1\n"whole"\t1\n'
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text(rows)
-    data = tasks.load(config(str(tmp_path), task="sst2"))
+    data = dataset.load(config(str(tmp_path), task="sst2"))
     assert texts_of(data.train) == ['"half open', 'he said "no" "', '"whole"']
     assert list(data.evals) == ["dev"]
     other = tmp_path / "csv"
     other.mkdir()
     for split in ("train", "test"):
         (other / f"{split}.csv").write_text('text,label\n"one, two ""three""",x\nfour,y\n')
-    data = tasks.load(config(str(other)))
+    data = dataset.load(config(str(other)))
     assert texts_of(data.train) == ['one, two "three"', "four"]
     assert list(data.evals) == ["test"]
 
@@ -110,7 +112,7 @@ def test_quotes_mean_nothing_in_a_tsv_and_group_in_a_csv(tmp_path: Path) -> None
 def test_words_that_pandas_takes_for_missing_stay_text(tmp_path: Path) -> None:
     texts = ["NA", "null", "None", "nan", "123", "1e5"]
     for suffix in (".csv", ".tsv", ".jsonl"):
-        data = tasks.load(config(folder(tmp_path / suffix[1:], suffix, texts=texts)))
+        data = dataset.load(config(folder(tmp_path / suffix[1:], suffix, texts=texts)))
         assert texts_of(data.train) == texts
 
 
@@ -118,7 +120,7 @@ def test_both_mnli_evaluation_splits_are_used_and_test_is_not(tmp_path: Path) ->
     columns = {"premise": ["a", "b", "c"], "hypothesis": ["d", "e", "f"], "label": [0, 1, 2]}
     for split in ("train", "validation_matched", "validation_mismatched", "test"):
         write(tmp_path / f"{split}.parquet", columns)
-    data = tasks.load(config(str(tmp_path), task="mnli"))
+    data = dataset.load(config(str(tmp_path), task="mnli"))
     assert list(data.evals) == ["validation_matched", "validation_mismatched"]
     assert data.labels == ("entailment", "neutral", "contradiction")
     assert pairs_of(data.train) == ["d", "e", "f"]
@@ -127,8 +129,8 @@ def test_both_mnli_evaluation_splits_are_used_and_test_is_not(tmp_path: Path) ->
 def test_one_file_needs_a_holdout_to_evaluate_on(tmp_path: Path) -> None:
     file = write(tmp_path / "all.csv", {"text": TEXTS * 5, "label": NAMES * 5})
     with pytest.raises(DataError, match="no validation or test split"):
-        tasks.load(config(str(file)))
-    data = tasks.load(config(str(file)), holdout=0.2)
+        dataset.load(config(str(file)))
+    data = dataset.load(config(str(file)), holdout=0.2)
     assert {name: len(split) for name, split in data.evals.items()} == {"holdout": 6}
     assert len(data.train) == 24
     assert "held-out" in data.notes[0]
@@ -138,7 +140,7 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / f"{split}.csv", {"body": TEXTS, "title": TEXTS[::-1], "class": NAMES, "text": ["x"] * 6})
     chosen = {"text_column": "body", "pair_column": "title", "label_column": "class"}
-    data = tasks.load(config(str(tmp_path), **chosen))
+    data = dataset.load(config(str(tmp_path), **chosen))
     assert (texts_of(data.train), pairs_of(data.train)) == (TEXTS, TEXTS[::-1])
 
 
@@ -166,14 +168,14 @@ def test_damaged_tables_are_refused_with_the_place(tmp_path: Path, columns: dict
     names = ["a"] * 6 if columns.get("label") == ["a"] * 6 else NAMES
     write(tmp_path / "test.parquet", {"text": TEXTS, "label": names})
     with pytest.raises(DataError) as caught:
-        texts_of(tasks.load(config(str(tmp_path))).train)
+        texts_of(dataset.load(config(str(tmp_path))).train)
     assert expected in caught.value.message
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_an_empty_cell_is_a_missing_label(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match="1 labels of the train split are missing, the first in row 2"):
-        tasks.load(config(folder(tmp_path, suffix, labels=["a", "b", "", "a", "b", "a"])))
+        dataset.load(config(folder(tmp_path, suffix, labels=["a", "b", "", "a", "b", "a"])))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_an_empty_cell_is_a_missing_label(tmp_path: Path, suffix: str) -> None:
 def test_unreadable_files_are_named(tmp_path: Path, suffix: str, content: bytes) -> None:
     (tmp_path / f"train{suffix}").write_bytes(content)
     with pytest.raises(DataError, match=f"cannot read .*train{suffix}"):
-        tasks.load(config(str(tmp_path)), holdout=0.5)
+        dataset.load(config(str(tmp_path)), holdout=0.5)
 
 
 @pytest.mark.parametrize(
@@ -198,29 +200,29 @@ def test_unreadable_files_are_named(tmp_path: Path, suffix: str, content: bytes)
 def test_folders_that_are_no_data_set(tmp_path: Path, make: Callable[[Path], Any], expected: str) -> None:
     make(tmp_path / "set")
     with pytest.raises(DataError, match=expected):
-        tasks.load(config(str(tmp_path / "set")))
+        dataset.load(config(str(tmp_path / "set")))
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"is no \.parquet"):
-        tasks.load(config(str(tmp_path / "train.xlsx")), holdout=0.5)
+        dataset.load(config(str(tmp_path / "train.xlsx")), holdout=0.5)
 
 
 @pytest.mark.parametrize("value", ["good", float("nan"), float("inf")])
 def test_regression_needs_finite_numbers(tmp_path: Path, value: Any) -> None:
     labels = [str(value), "1", "2", "3", "4", "5"]
     with pytest.raises(DataError, match=r"not a number|not finite"):
-        tasks.load(config(folder(tmp_path, labels=labels), task="regression"))
+        dataset.load(config(folder(tmp_path, labels=labels), task="regression"))
 
 
 # Labels --------------------------------------------------------------------------------------------------------------
 
 
-def glue(root: Path, train: list[Any], dev: list[Any] | None = None) -> tasks.TaskData:
+def glue(root: Path, train: list[Any], dev: list[Any] | None = None) -> TaskData:
     write(root / "train.parquet", {"sentence": TEXTS, "label": train})
     write(root / "validation.parquet", {"sentence": TEXTS, "label": dev or train})
-    return tasks.load(config(str(root), task="sst2"))
+    return dataset.load(config(str(root), task="sst2"))
 
 
 @pytest.mark.parametrize(
@@ -242,9 +244,9 @@ def test_class_label_features_are_read_by_name(tmp_path: Path) -> None:
     """The file's own order of names differs from the task's."""
     for split in ("train", "validation"):
         with_feature(tmp_path / f"{split}.parquet", ["positive", "negative"], [0, 1, 0, 1, 1, 1])
-    data = tasks.load(config(str(tmp_path), task="sst2"))
+    data = dataset.load(config(str(tmp_path), task="sst2"))
     assert labels_of(data.train) == [1, 0, 1, 0, 0, 0]
-    data = tasks.load(config(str(tmp_path)))
+    data = dataset.load(config(str(tmp_path)))
     assert data.labels == ("positive", "negative")  # a task without names takes the file's
 
 
@@ -258,7 +260,7 @@ def test_hidden_labels_under_a_class_label_feature(tmp_path: Path) -> None:
     with_feature(tmp_path / "train.parquet", ["negative", "positive"], [0, 1, 0, 1, 1, 1])
     with_feature(tmp_path / "validation.parquet", ["negative", "positive"], [-1] * 6)
     with pytest.raises(DataError, match="hidden"):
-        tasks.load(config(str(tmp_path), task="sst2"))
+        dataset.load(config(str(tmp_path), task="sst2"))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_unknown_labels_of_an_evaluation_split_are_refused(
     write(tmp_path / "train.parquet", {"text": TEXTS, "label": train})
     write(tmp_path / "validation.parquet", {"text": TEXTS, "label": dev})
     with pytest.raises(DataError) as caught:
-        tasks.load(config(str(tmp_path)))
+        dataset.load(config(str(tmp_path)))
     assert f"unknown labels in the validation split: {shown}" in caught.value.message
 
 
@@ -287,14 +289,14 @@ def test_codes_outside_the_table_are_refused(tmp_path: Path) -> None:
 
 
 def test_labels_that_differ_in_case_only_are_two_classes(tmp_path: Path) -> None:
-    data = tasks.load(config(folder(tmp_path, labels=["US", "us", "US", "us", "it", "us"])))
+    data = dataset.load(config(folder(tmp_path, labels=["US", "us", "US", "us", "it", "us"])))
     assert sorted(data.labels) == ["US", "it", "us"]
     assert [data.labels[i] for i in data.train.labels] == ["US", "us", "US", "us", "it", "us"]
 
 
 @pytest.mark.parametrize("odd", ["²", "--1", "+"])
 def test_label_names_that_nearly_look_like_numbers(tmp_path: Path, odd: str) -> None:
-    data = tasks.load(config(folder(tmp_path, labels=[odd, "1", "2"] * 2)))
+    data = dataset.load(config(folder(tmp_path, labels=[odd, "1", "2"] * 2)))
     assert set(data.labels) == {odd, "1", "2"}
 
 
@@ -302,17 +304,17 @@ def test_too_many_classes_suggest_regression(tmp_path: Path) -> None:
     n = 1001
     write(tmp_path / "train.parquet", {"text": ["a"] * n, "label": list(range(n))})
     with pytest.raises(DataError) as caught:
-        tasks.load(config(str(tmp_path)), holdout=0.1)
+        dataset.load(config(str(tmp_path)), holdout=0.1)
     assert "1001 different labels" in caught.value.message
     assert "--task regression" in caught.value.hint
 
 
-def labelled(root: Path, train: list[Any], validation: list[Any], **chosen: Any) -> tasks.TaskData:
+def labelled(root: Path, train: list[Any], validation: list[Any], **chosen: Any) -> TaskData:
     """Rows of JSON with these labels, each with its own type."""
     for split, cells in (("train", train), ("validation", validation)):
         rows = [json.dumps({"text": f"text {i}", "label": cell}) for i, cell in enumerate(cells)]
         (root / f"{split}.jsonl").write_text("\n".join(rows))
-    return tasks.load(config(str(root), **chosen))
+    return dataset.load(config(str(root), **chosen))
 
 
 @pytest.mark.parametrize(
@@ -382,10 +384,10 @@ def test_labels_of_a_known_task_are_its_codes_also_with_decimals(tmp_path: Path)
 def test_codes_of_a_table_are_its_names_and_no_others(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         with_feature(tmp_path / f"{split}.parquet", ["5", "7"], [0, 1, 0, 1, 1, 1])
-    data = tasks.load(config(str(tmp_path), text_column="sentence"))
+    data = dataset.load(config(str(tmp_path), text_column="sentence"))
     assert (data.labels, labels_of(data.train)) == (("5", "7"), [0, 1, 0, 1, 1, 1])
     write(tmp_path / "validation.parquet", {"sentence": TEXTS, "label": [7, 5, 7, 7, 7, 7]})
-    data = tasks.load(config(str(tmp_path), text_column="sentence"))
+    data = dataset.load(config(str(tmp_path), text_column="sentence"))
     assert labels_of(data.evals["validation"]) == [1, 0, 1, 1, 1, 1]
 
 
@@ -426,7 +428,7 @@ def test_a_missing_text_column_never_suggests_the_labels(tmp_path: Path) -> None
     ):
         write(tmp_path / "train.csv", columns)
         with pytest.raises(DataError) as caught:
-            tasks.load(config(str(tmp_path), label_column="test" if "test" in columns else ""), holdout=0.5)
+            dataset.load(config(str(tmp_path), label_column="test" if "test" in columns else ""), holdout=0.5)
         header = "the file must begin with a header, a line such as text,label"
         known = "texts" in columns
         hint = "did you mean --text-column 'texts'?" if known else f"name it with --text-column; {header}"
@@ -445,21 +447,21 @@ def sorted_by_class(root: Path, n: int = 100) -> str:
 
 def test_samples_are_drawn_at_random_and_by_seed(tmp_path: Path) -> None:
     source = config(sorted_by_class(tmp_path), max_eval_samples=20)
-    first = tasks.load(source, max_train=20, seed=1)
+    first = dataset.load(source, max_train=20, seed=1)
     assert len(first.train) == len(first.evals["test"]) == 20
     for split in (first.train, first.evals["test"]):
         assert 4 <= int(split.labels.sum()) <= 16  # both classes, though the file is sorted by class
         places = [int(text.split()[1]) for text in texts_of(split)]
         assert places == sorted(set(places))
         assert [int(label) for label in split.labels] == [int(place >= 50) for place in places]
-    again, other = tasks.load(source, max_train=20, seed=1), tasks.load(source, max_train=20, seed=2)
+    again, other = dataset.load(source, max_train=20, seed=1), dataset.load(source, max_train=20, seed=2)
     assert texts_of(again.train) == texts_of(first.train) != texts_of(other.train)
     assert texts_of(other.evals["test"]) == texts_of(first.evals["test"])  # the measure does not move with the seed
 
 
 @pytest.mark.parametrize("share", [0.1, 0.35])
 def test_holdout_and_training_part_are_apart_and_complete(tmp_path: Path, share: float) -> None:
-    data = tasks.load(config(sorted_by_class(tmp_path)), holdout=share)
+    data = dataset.load(config(sorted_by_class(tmp_path)), holdout=share)
     assert len(data.holdout) == round(100 * share)
     assert sorted(texts_of(data.train) + texts_of(data.holdout)) == sorted(f"word {i}" for i in range(100))
     assert 0 < int(data.holdout.labels.sum()) < len(data.holdout)
@@ -468,7 +470,7 @@ def test_holdout_and_training_part_are_apart_and_complete(tmp_path: Path, share:
 
 def test_holdout_is_the_same_whatever_the_limit(tmp_path: Path) -> None:
     source = config(sorted_by_class(tmp_path))
-    whole, cut = tasks.load(source, holdout=0.2), tasks.load(source, holdout=0.2, max_train=10)
+    whole, cut = dataset.load(source, holdout=0.2), dataset.load(source, holdout=0.2, max_train=10)
     assert texts_of(whole.holdout) == texts_of(cut.holdout)
     assert len(cut.train) == 10
 
@@ -477,14 +479,14 @@ def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Pa
     columns = {"text": TEXTS, "label": NAMES}
     for name in ("train.csv", "val.csv", "test.csv"):
         write(tmp_path / name, columns)
-    data = tasks.load(config(str(tmp_path)))
+    data = dataset.load(config(str(tmp_path)))
     assert (list(data.evals), data.notes) == (["validation"], ("evaluated on validation; not used: test",))
     (tmp_path / "val.csv").rename(tmp_path / "val.csv.zst")
     for train in (True, False):
         with pytest.raises(DataError, match=r"val\.csv\.zst is no \.parquet"):
-            tasks.load(config(str(tmp_path)), train=train)
+            dataset.load(config(str(tmp_path)), train=train)
     (tmp_path / "val.csv.zst").rename(tmp_path / "other.csv")
-    data = tasks.load(config(str(tmp_path)))
+    data = dataset.load(config(str(tmp_path)))
     assert list(data.evals) == ["test"]
     assert data.notes == (
         "in the data folder, but not read: other.csv",
@@ -492,14 +494,14 @@ def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Pa
     )
     (tmp_path / "test.csv").unlink()
     with pytest.raises(DataError, match=r"no validation or test split .*but not read: other\.csv"):
-        tasks.load(config(str(tmp_path)))
+        dataset.load(config(str(tmp_path)))
 
 
 def test_all_parts_of_a_split_are_read(tmp_path: Path) -> None:
     for name, i in (("train.csv", 0), ("train_2.csv", 3)):
         write(tmp_path / name, {"text": TEXTS[i : i + 3], "label": NAMES[i : i + 3]})
     write(tmp_path / "valid.csv", {"text": TEXTS, "label": NAMES})
-    data = tasks.load(config(str(tmp_path)))
+    data = dataset.load(config(str(tmp_path)))
     assert texts_of(data.train) == TEXTS
     assert data.notes == ("train is read from train.csv, train_2.csv",)
 
@@ -507,14 +509,14 @@ def test_all_parts_of_a_split_are_read(tmp_path: Path) -> None:
 def test_a_file_without_a_header_is_told_of_it(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("a nice long day,good\na dull one,bad\n")
     with pytest.raises(DataError, match="has no text column 'text'") as caught:
-        tasks.load(config(str(tmp_path)), holdout=0.5)
+        dataset.load(config(str(tmp_path)), holdout=0.5)
     assert "the file must begin with a header" in caught.value.hint
 
 
 def test_evaluation_alone_reads_no_training_split(tmp_path: Path) -> None:
     folder(tmp_path)
     (tmp_path / "train.csv").write_text("text,label\nx,unheard-of\n")
-    data = tasks.load(config(str(tmp_path)), train=False)
+    data = dataset.load(config(str(tmp_path)), train=False)
     assert data.train is None
     assert list(data.evals) == ["validation"]
     assert data.labels == ("negative", "positive")
@@ -524,7 +526,7 @@ def test_evaluation_alone_reads_no_training_split(tmp_path: Path) -> None:
 
 
 def test_builtin_tasks_load_and_their_readme_names_them() -> None:
-    data = tasks.load(TaskConfig(task="subj", max_eval_samples=10), max_train=50)
+    data = dataset.load(TaskConfig(task="subj", max_eval_samples=10), max_train=50)
     assert (len(data.train), len(data.evals["validation"]), len(data.labels)) == (50, 10, 2)
     assert json.dumps(data.labels)
 
@@ -532,7 +534,7 @@ def test_builtin_tasks_load_and_their_readme_names_them() -> None:
 def test_f1_needs_two_classes(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / f"{split}.csv", {"sentence1": TEXTS, "sentence2": TEXTS, "label": ["a", "b", "c"] * 2})
-    data = tasks.load(config(str(tmp_path), task="text-pair-classification"))
+    data = dataset.load(config(str(tmp_path), task="text-pair-classification"))
     assert data.metrics == ("accuracy", "macro_f1")
     assert tasks.TASKS["qqp"].metrics == ("accuracy", "f1")
 
@@ -546,7 +548,7 @@ def test_every_row_of_the_table_is_whole(name: str) -> None:
 
 
 def test_builtin_entities_load_with_their_names() -> None:
-    data = tasks.load(TaskConfig(task="wnut17"))
+    data = dataset.load(TaskConfig(task="wnut17"))
     assert (data.kind, data.metrics) == ("tokens", ("f1", "precision", "recall", "accuracy"))
     assert data.labels[:3] == ("O", "B-corporation", "I-corporation")
     words, tags = texts_of(data.train)[0], labels_of(data.train)[0]
@@ -602,7 +604,7 @@ def test_the_files_of_glue_itself_are_read(tmp_path: Path, name: str) -> None:
         text = "".join(line.replace("|", "\t") + "\r\n" for line in lines)
         (tmp_path / f"{file}.tsv").write_text("\ufeff" * (name == "mrpc") + text)
     (tmp_path / "test.tsv").write_text("index\tnothing\n")
-    data = tasks.load(config(str(tmp_path), task=name))
+    data = dataset.load(config(str(tmp_path), task=name))
     assert list(data.evals) == [split]
     assert (texts_of(data.train), labels_of(data.train)) == (texts, labels)
     assert pairs_of(data.train) == ([] if name in ("cola", "sst2") else ["b", "d"])
@@ -613,7 +615,7 @@ def test_the_files_of_glue_itself_are_read(tmp_path: Path, name: str) -> None:
 def test_only_glue_leaves_broken_rows_out(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\n")
     with pytest.raises(DataError, match=r"train\.tsv: line 3 has 1 fields, the header has 2"):
-        tasks.load(config(str(tmp_path)), holdout=0.5)
+        dataset.load(config(str(tmp_path)), holdout=0.5)
 
 
 @pytest.mark.parametrize("task", ["mnli", "text-classification"])
@@ -622,7 +624,7 @@ def test_the_mark_of_no_gold_label_is_refused(tmp_path: Path, task: str) -> None
         columns = {"sentence1": ["a", "b", "c"], "sentence2": ["a"] * 3, "gold_label": ["neutral", "-", "entailment"]}
         write(tmp_path / f"{split}.jsonl", columns)
     with pytest.raises(DataError) as caught:
-        tasks.load(config(str(tmp_path), task=task, label_column="gold_label"))
+        dataset.load(config(str(tmp_path), task=task, label_column="gold_label"))
     assert caught.value.message == "1 row of the train split has the label - (no agreed label), the first is row 1"
     assert caught.value.hint.startswith("leave those rows out")
 
@@ -632,7 +634,7 @@ def test_the_mark_of_no_gold_label_is_refused(tmp_path: Path, task: str) -> None
 
 def test_chunks_hold_the_chosen_rows_in_order_at_most_so_many_at_a_time() -> None:
     table = tables.in_memory("x", {"text": [str(i) for i in range(10_000)], "pair": [f"p{i}" for i in range(10_000)]})
-    split = tasks.Split(name="train", table=table, columns=("text", "pair"), labels=np.arange(10_000))
+    split = Split(name="train", table=table, columns=("text", "pair"), labels=np.arange(10_000))
     rows = np.asarray([0, 3, 1999, 2000, 4001, 4002, 4003, 9999])
     taken = split.take(rows)
     assert [taken.row(i) for i in range(8)] == rows.tolist() == taken.labels.tolist()
@@ -650,7 +652,7 @@ def test_chunks_hold_the_chosen_rows_in_order_at_most_so_many_at_a_time() -> Non
 def test_chunks_cover_any_selection(data: st.DataObject, n: int, size: int) -> None:
     rows = np.asarray(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))))
     table = tables.in_memory("x", {"text": [str(i) for i in range(n)]})
-    split = tasks.Split(name="x", table=table, columns=("text",), labels=np.arange(n)).take(rows)
+    split = Split(name="x", table=table, columns=("text",), labels=np.arange(n)).take(rows)
     chunks = [texts for texts, _ in split.chunks(size)]
     assert [text for texts in chunks for text in texts] == [str(row) for row in rows]
     assert all(len(texts) == size for texts in chunks[:-1])
@@ -658,18 +660,18 @@ def test_chunks_cover_any_selection(data: st.DataObject, n: int, size: int) -> N
 
 def test_a_missing_text_is_named_by_its_row_of_the_file() -> None:
     table = tables.in_memory("x", {"text": ["a", "b", "c", None]})
-    split = tasks.Split(name="dev", table=table, columns=("text",), labels=np.zeros(4)).take(np.asarray([1, 3]))
+    split = Split(name="dev", table=table, columns=("text",), labels=np.zeros(4)).take(np.asarray([1, 3]))
     with pytest.raises(DataError, match="row 3 of column 'text' of the dev split is missing"):
         texts_of(split)
 
 
 def test_an_empty_text_is_one_but_a_column_of_them_is_an_error(tmp_path: Path) -> None:
-    data = tasks.load(config(folder(tmp_path / "a", texts=["", *TEXTS[1:]])))
+    data = dataset.load(config(folder(tmp_path / "a", texts=["", *TEXTS[1:]])))
     assert texts_of(data.train)[0] == ""
     columns = {"text": TEXTS, "pair": ["", " "] * 3, "label": NAMES}
     for split in ("train", "dev"):
         write(tmp_path / "b" / f"{split}.csv", columns)
-    data = tasks.load(config(str(tmp_path / "b"), task="text-pair-classification"))
+    data = dataset.load(config(str(tmp_path / "b"), task="text-pair-classification"))
     with pytest.raises(DataError, match="every text in column 'pair' of the train split is empty"):
         texts_of(data.train)
 
@@ -677,7 +679,7 @@ def test_an_empty_text_is_one_but_a_column_of_them_is_an_error(tmp_path: Path) -
 def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text('{"text": "é", "label": "a"}\n{"text": "x\\ud800", "label": "b"}\n')
-    data = tasks.load(config(str(tmp_path)))
+    data = dataset.load(config(str(tmp_path)))
     with pytest.raises(DataError, match=r"row 1 of column 'text' .* surrogate"):
         texts_of(data.train)
 
@@ -686,17 +688,17 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
 
 
 def test_labels_can_be_read_as_a_legend(tmp_path: Path) -> None:
-    assert tasks.load(config(folder(tmp_path))).legend == "0 negative, 1 positive"
+    assert dataset.load(config(folder(tmp_path))).legend == "0 negative, 1 positive"
 
 
 Rows = dict[str, list[Any]]
 
 
-def of_kind(root: Path, task: str, rows: Rows, suffix: str = ".jsonl", **options: Any) -> tasks.TaskData:
+def of_kind(root: Path, task: str, rows: Rows, suffix: str = ".jsonl", **options: Any) -> TaskData:
     """The same rows as training and evaluation split."""
     for split in ("train", "validation"):
         write(root / f"{split}{suffix}", rows)
-    return tasks.load(config(str(root), task=task, **options))
+    return dataset.load(config(str(root), task=task, **options))
 
 
 SETS = [["red", "round"], ["round"], [], ["red"], ["blue", "red"], ["round"]]
@@ -721,7 +723,7 @@ def test_sets_of_codes_with_names(tmp_path: Path) -> None:
     rows = {"text": ["a", "b", "c"], "labels": [[0], [1, 0], []]}
     for split in ("train", "test"):
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
-    data = tasks.load(config(str(tmp_path), task="multi-label-classification"))
+    data = dataset.load(config(str(tmp_path), task="multi-label-classification"))
     assert (data.labels, labels_of(data.train)) == (("round", "red"), [[1, 0], [1, 1], [0, 0]])
 
 
@@ -804,7 +806,7 @@ def test_sets_that_are_not_clear_are_refused(tmp_path: Path, cells: Cells) -> No
 def test_the_training_set_says_what_separates_labels(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", {"text": TEXTS[:3], "labels": ["a", "b", "c"]})
     write(tmp_path / "validation.csv", {"text": TEXTS[:1], "labels": ["a,c"]})
-    data = tasks.load(config(str(tmp_path), task="multi-label-classification"))
+    data = dataset.load(config(str(tmp_path), task="multi-label-classification"))
     assert labels_of(data.evals["validation"]) == [[1, 0, 1]]
 
 
@@ -897,18 +899,20 @@ def tagged(root: Path, train: list[list[Any]], validation: list[list[Any]]) -> s
 
 def test_a_tag_that_occurs_in_evaluation_only_has_an_index_and_is_said(tmp_path: Path) -> None:
     """The others keep theirs: those that are learned come first."""
-    data = tasks.load(config(tagged(tmp_path, MARKS, [["O", "B-PER"], ["I-PER", "I-ORG"], ["I-ORG", "O"]]), task="ner"))
+    data = dataset.load(
+        config(tagged(tmp_path, MARKS, [["O", "B-PER"], ["I-PER", "I-ORG"], ["I-ORG", "O"]]), task="ner")
+    )
     assert data.labels == ("B-LOC", "B-PER", "I-LOC", "O", "I-ORG", "I-PER")
     assert [row.tolist() for row in data.train.labels] == [[1, 3, 1], [3, 3], [3, 0, 2]]
     assert [row.tolist() for row in data.evals["validation"].labels] == [[3, 1], [5, 4], [4, 3]]
     assert data.notes == ("only in evaluation, so never learned: I-ORG, I-PER",)
-    same = tasks.load(config(tagged(tmp_path / "same", MARKS, MARKS[:1]), task="ner"))
+    same = dataset.load(config(tagged(tmp_path / "same", MARKS, MARKS[:1]), task="ner"))
     assert (same.labels, same.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
 
 
 def test_tags_of_evaluation_are_known_by_case_too(tmp_path: Path) -> None:
     """As the labels of sentences are: these are no new tags."""
-    data = tasks.load(config(tagged(tmp_path, MARKS, [["b-loc", "O", "i-loc", "O"]]), task="token-classification"))
+    data = dataset.load(config(tagged(tmp_path, MARKS, [["b-loc", "O", "i-loc", "O"]]), task="token-classification"))
     assert data.labels == ("B-LOC", "B-PER", "I-LOC", "O")
     assert data.notes == (
         "validation: labels matched although they are written differently: 'b-loc' as 'B-LOC', 'i-loc' as 'I-LOC'",
@@ -919,13 +923,13 @@ def test_tags_of_evaluation_are_known_by_case_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("train", "validation"), [(MARKS, [[0, 1, 2, 3]]), ([[0, 1], [1, 0]], MARKS)])
 def test_numbers_of_words_are_not_matched_with_names(tmp_path: Path, train: list[Any], validation: list[Any]) -> None:
     with pytest.raises(DataError, match=r"unknown labels in the validation split: .*; the task has "):
-        tasks.load(config(tagged(tmp_path, train, validation), task="token-classification"))
+        dataset.load(config(tagged(tmp_path, train, validation), task="token-classification"))
 
 
 @pytest.mark.parametrize("task", ["ner", "token-classification"])
 def test_hidden_tags_are_said_to_be_hidden(tmp_path: Path, task: str) -> None:
     with pytest.raises(DataError, match=r"the labels of the validation split are hidden \(-1\)"):
-        tasks.load(config(tagged(tmp_path, MARKS, [[-1, -1], [-1]]), task=task))
+        dataset.load(config(tagged(tmp_path, MARKS, [[-1, -1], [-1]]), task=task))
 
 
 def test_words_and_labels_of_different_number_are_named(tmp_path: Path) -> None:
@@ -1005,7 +1009,7 @@ def test_questions_without_any_answer_teach_nothing_but_can_be_measured(tmp_path
     rows = {"question": ["who?", "where?"], "context": [CONTEXT] * 2, "answers": [[], []]}
     with pytest.raises(DataError, match="no question of the training set has an answer"):
         of_kind(tmp_path, "squad_v2", rows)
-    assert len(tasks.load(config(str(tmp_path), task="squad_v2"), train=False).evals["validation"]) == 2
+    assert len(dataset.load(config(str(tmp_path), task="squad_v2"), train=False).evals["validation"]) == 2
 
 
 HELD = ["Bob"]
@@ -1034,7 +1038,7 @@ def test_whether_a_question_may_have_no_answer(
     tmp_path: Path, task: str, train: list[Any], validation: list[Any], expected: bool
 ) -> None:
     """The task says it, or the training set does; not those that happen to be measured."""
-    data = tasks.load(config(asked(tmp_path, train, validation), task=task))
+    data = dataset.load(config(asked(tmp_path, train, validation), task=task))
     assert data.no_answer is expected
     assert data.train is not None
     assert [split.no_answer for split in (data.train, *data.evals.values())] == [expected] * 2
@@ -1043,7 +1047,7 @@ def test_whether_a_question_may_have_no_answer(
 
 def test_a_sample_without_unanswerable_questions_does_not_change_what_they_are(tmp_path: Path) -> None:
     cells = [HELD] * 40 + [[]]
-    sample = tasks.load(config(asked(tmp_path, cells, cells), task="question-answering", max_eval_samples=3))
+    sample = dataset.load(config(asked(tmp_path, cells, cells), task="question-answering", max_eval_samples=3))
     split = sample.evals["validation"]
     assert len(split) == 3 and all(answers.texts for answers in split.labels)
     assert split.no_answer
@@ -1055,10 +1059,10 @@ def test_in_evaluation_the_model_says_whether_it_may_answer_nothing(
     tmp_path: Path, known: bool, cells: list[Any]
 ) -> None:
     source = config(asked(tmp_path, cells, cells), task="question-answering")
-    assert tasks.load(source, train=False, no_answer=known).no_answer is known
-    assert tasks.load(source, train=False).no_answer is ([] in cells)  # a dense model does not say
+    assert dataset.load(source, train=False, no_answer=known).no_answer is known
+    assert dataset.load(source, train=False).no_answer is ([] in cells)  # a dense model does not say
     for task, fixed in (("squad", False), ("squad_v2", True)):
-        found = tasks.load(config(source.data, task=task), train=False, no_answer=known)
+        found = dataset.load(config(source.data, task=task), train=False, no_answer=known)
         assert found.no_answer is fixed
 
 
@@ -1076,7 +1080,7 @@ def test_the_official_files_of_squad_are_read(tmp_path: Path) -> None:
         ]
         articles = [{"title": "T", "paragraphs": [{"context": CONTEXT, "qas": asked}]}]
         (tmp_path / f"{name}.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
-    data = tasks.load(config(str(tmp_path), task="squad_v2"))
+    data = dataset.load(config(str(tmp_path), task="squad_v2"))
     assert list(data.evals) == ["dev"]
     assert (texts_of(data.train), pairs_of(data.train)) == (["who?", "why?"], [CONTEXT] * 2)
     assert [answers.texts for answers in data.evals["dev"].labels] == [("Bob",), ()]

@@ -18,10 +18,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import write_byte_tokenizer
 
-from capcli import cache as disk
-from capcli import files, tables, tasks, tokens
+from capcli import files
+from capcli.data import cache as disk
+from capcli.data import tables, tokens
+from capcli.data.batches import Examples, collate, evaluation_batches, training_order
+from capcli.data.labels import Answers
+from capcli.data.splits import Split
 from capcli.errors import DataError, FileError, Stopped
-from capcli.labels import Answers
 
 CPU = torch.device("cpu")
 TEXTS = ["a good film", "dull, and long", "bright", "an awful plot", "the actor was great", "bad"]
@@ -30,7 +33,7 @@ LONG = "a film that is long " * 30
 
 def split_of(columns: dict[str, Sequence[Any]], labels: Any, kind: str = "classification", name: str = "train") -> Any:
     table = tables.in_memory("made here", columns)
-    return tasks.Split(name=name, table=table, columns=tuple(columns), labels=labels, kind=kind)
+    return Split(name=name, table=table, columns=tuple(columns), labels=labels, kind=kind)
 
 
 def objects(values: Sequence[Any]) -> Any:
@@ -40,7 +43,7 @@ def objects(values: Sequence[Any]) -> Any:
     return found
 
 
-def coded(tokenizer: Any, texts: list[str], pairs: list[str] | None = None, length: int = 32) -> tokens.Examples:
+def coded(tokenizer: Any, texts: list[str], pairs: list[str] | None = None, length: int = 32) -> Examples:
     columns = {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
     return tokens.encode(split_of(columns, np.arange(len(texts))), tokenizer, length, chunk=3)
 
@@ -158,7 +161,7 @@ def test_several_labels_are_floats_and_follow_their_rows(tokenizer: Any) -> None
     labels = np.asarray([[0, 1], [1, 1], [0, 0]], dtype=np.uint8)
     examples = tokens.encode(split_of({"text": TEXTS[:3]}, labels, "multilabel"), tokenizer, 16)
     assert (examples.labels.dtype, examples.kind, examples.n_outputs) == (np.float32, "multilabel", 3)
-    batch = tokens.collate(examples, np.asarray([2, 1]), CPU)
+    batch = collate(examples, np.asarray([2, 1]), CPU)
     assert batch.labels.tolist() == [[0, 0], [1, 1]]
     assert batch.places is None
 
@@ -228,19 +231,19 @@ def test_an_empty_text_without_special_tokens_is_one_padding_token(plain: Any, k
         assert examples.labels[[0, 2]].tolist() == [[0, 0]] * 2
         assert examples.owner.tolist() == [0, 1, 2]
 
-    batches = list(tokens.evaluation_batches(examples, 1))
+    batches = list(evaluation_batches(examples, 1))
     assert sorted(i for rows in batches for i in rows.tolist()) == [0, 1, 2]
     for rows in (*batches, np.asarray([2, 0]), np.arange(3)):
-        batch = tokens.collate(examples, rows, CPU)
+        batch = collate(examples, rows, CPU)
         assert batch.inputs["attention_mask"].sum(1).tolist() == examples.lengths[rows].tolist()
-    assert tokens.collate(examples, np.asarray([2, 0]), CPU).inputs["input_ids"].tolist() == [[7], [7]]
+    assert collate(examples, np.asarray([2, 0]), CPU).inputs["input_ids"].tolist() == [[7], [7]]
 
 
 def test_texts_that_are_all_empty_in_a_batch_have_a_batch(plain: Any) -> None:
     """Without a padding token it is id 0 that stands there."""
     examples = coded(plain, ["", "", "a film", ""])
     assert examples.tokens[[0, 1, -1]].tolist() == [0, 0, 0]
-    rows = list(tokens.evaluation_batches(examples, 4096))
+    rows = list(evaluation_batches(examples, 4096))
     assert [len(some) for some in rows] == [4]
 
 
@@ -292,7 +295,7 @@ SENTENCES = [
 ]
 
 
-def of_words(tokenizer: Any, sentences: list[list[str]], length: int = 64) -> tokens.Examples:
+def of_words(tokenizer: Any, sentences: list[list[str]], length: int = 64) -> Examples:
     labels = objects([np.arange(len(words)) % 7 for words in sentences])
     return tokens.encode(split_of({"tokens": sentences}, labels, "tokens"), tokenizer, length, chunk=2)
 
@@ -354,7 +357,7 @@ def test_words_that_are_cut_away_have_no_label(tokenizer: Any) -> None:
 
 def test_labels_of_words_are_padded(tokenizer: Any) -> None:
     examples = of_words(tokenizer, [["film", "plot"], ["film"]])
-    batch = tokens.collate(examples, np.asarray([1, 0]), CPU)
+    batch = collate(examples, np.asarray([1, 0]), CPU)
     none = tokens.NO_LABEL
     assert batch.labels.tolist() == [[none, 0, none, none], [none, 0, 1, none]]
     assert batch.places is not None
@@ -376,7 +379,7 @@ def asked(
     name: str = "train",
     question: str = "who?",
     **options: Any,
-) -> tokens.Examples:
+) -> Examples:
     n = len(answers)
     columns = {"question": [question] * n, "context": [STORY] * n}
     return tokens.encode(split_of(columns, objects(answers), "spans", name), tokenizer, length, chunk=2, **options)
@@ -386,7 +389,7 @@ def answer(text: str, start: int) -> Answers:
     return Answers(texts=(text,), starts=(start,))
 
 
-def windows_with_answer(examples: tokens.Examples, question: int = 0) -> list[tuple[int, int, str]]:
+def windows_with_answer(examples: Examples, question: int = 0) -> list[tuple[int, int, str]]:
     """(begin, end, text) in the context that the labels of each window point at."""
     assert examples.owner is not None and examples.chars is not None
     found = []
@@ -480,7 +483,7 @@ def test_an_answer_from_elsewhere_is_an_error_in_training_only(tokenizer: Any) -
 def test_a_question_without_answer_points_at_the_first_token(tokenizer: Any) -> None:
     examples = asked(tokenizer, [Answers(texts=(), starts=()), answer("Ada", -1)])
     assert windows_with_answer(examples, 0) == []
-    batch = tokens.collate(examples, np.asarray([len(examples) - 1, 0]), CPU)
+    batch = collate(examples, np.asarray([len(examples) - 1, 0]), CPU)
     assert batch.labels.shape == (2, 2)
     assert batch.places is not None
     assert batch.places[1, :3].tolist() == [0, 1, 2]
@@ -512,7 +515,7 @@ def of_every_kind() -> dict[str, Any]:
 ARRAYS = ("tokens", "types", "offsets", "labels", "owner", "words", "chars", "n_cut", "kind")
 
 
-def assert_same(ours: tokens.Examples, theirs: tokens.Examples) -> None:
+def assert_same(ours: Examples, theirs: Examples) -> None:
     for name in ARRAYS:
         one, other = getattr(ours, name), getattr(theirs, name)
         np.testing.assert_array_equal(one, other)
@@ -538,7 +541,7 @@ def test_a_set_is_tokenised_once(monkeypatch: pytest.MonkeyPatch, cache: Path, t
     assert_same(again, plain)
     assert isinstance(again.tokens.base, np.memmap) and not again.tokens.flags.writeable
     rows = np.arange(len(again))[::-1].copy()
-    ours, theirs = tokens.collate(again, rows, CPU), tokens.collate(plain, rows, CPU)
+    ours, theirs = collate(again, rows, CPU), collate(plain, rows, CPU)
     assert torch.equal(ours.inputs["input_ids"], theirs.inputs["input_ids"])
     assert torch.equal(ours.labels, theirs.labels)
 
@@ -764,7 +767,7 @@ def test_the_layout_of_an_entry_can_be_read_by_eye(cache: Path, tokenizer: Any) 
 def test_padding_is_masked_and_rows_are_whole(tokenizer: Any) -> None:
     examples = coded(tokenizer, [*TEXTS, LONG])
     rows = np.array([6, 2, 0])
-    batch = tokens.collate(examples, rows, CPU)
+    batch = collate(examples, rows, CPU)
     width = int(examples.lengths[rows].max())
     assert batch.ids.tolist() == [6, 2, 0]
     assert batch.labels.tolist() == [6, 2, 0]
@@ -777,14 +780,14 @@ def test_padding_is_masked_and_rows_are_whole(tokenizer: Any) -> None:
 
 
 def test_padding_uses_the_pad_id_of_the_tokenizer() -> None:
-    examples = tokens.Examples(
+    examples = Examples(
         tokens=np.array([5, 6, 7], dtype=np.int32),
         types=None,
         offsets=np.array([0, 1, 3]),
         labels=np.array([0.5, 1.5]),
         pad_id=9,
     )
-    batch = tokens.collate(examples, np.array([1, 0]), CPU)
+    batch = collate(examples, np.array([1, 0]), CPU)
     assert batch.inputs["input_ids"].tolist() == [[6, 7], [5, 9]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert set(batch.inputs) == {"input_ids", "attention_mask"}
@@ -794,14 +797,14 @@ def test_padding_uses_the_pad_id_of_the_tokenizer() -> None:
 def test_numbers_to_learn_are_in_32_bits(tokenizer: Any) -> None:
     values = np.asarray([0.1, 2.5, -1.0])
     examples = tokens.encode(split_of({"text": TEXTS[:3]}, values, "regression"), tokenizer, 16)
-    batch = tokens.collate(examples, np.asarray([2, 0]), CPU)
+    batch = collate(examples, np.asarray([2, 0]), CPU)
     assert batch.labels.dtype == torch.float32
     assert batch.labels.tolist() == [-1.0, np.float32(0.1)]
-    assert tokens.collate(coded(tokenizer, TEXTS), np.asarray([1]), CPU).labels.dtype == torch.int64
+    assert collate(coded(tokenizer, TEXTS), np.asarray([1]), CPU).labels.dtype == torch.int64
 
 
-def of_lengths(lengths: list[int]) -> tokens.Examples:
-    return tokens.Examples(
+def of_lengths(lengths: list[int]) -> Examples:
+    return Examples(
         tokens=np.zeros(sum(lengths), dtype=np.int32),
         types=None,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -817,29 +820,29 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200)
 @settings(max_examples=50)
 def test_an_epoch_covers_every_id_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
     examples = of_lengths(lengths)
-    batches = tokens.training_order(examples, batch_size, seed, epoch)
+    batches = training_order(examples, batch_size, seed, epoch)
     assert sorted(i for batch in batches for i in batch.tolist()) == list(range(len(lengths)))
     assert all(0 < len(batch) <= batch_size for batch in batches)
     assert len(batches) == -(-len(lengths) // batch_size)
-    again = tokens.training_order(examples, batch_size, seed, epoch)
+    again = training_order(examples, batch_size, seed, epoch)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
 def test_order_depends_on_seed_and_epoch_only() -> None:
     examples = of_lengths([5] * 64)
     orders = {
-        (seed, epoch): tuple(np.concatenate(tokens.training_order(examples, 8, seed, epoch)).tolist())
+        (seed, epoch): tuple(np.concatenate(training_order(examples, 8, seed, epoch)).tolist())
         for seed, epoch in itertools.product((0, 1), (0, 1))
     }
     assert len(set(orders.values())) == 4
     np.random.seed(3)  # global state must not matter
-    assert tuple(np.concatenate(tokens.training_order(examples, 8, 0, 0)).tolist()) == orders[0, 0]
+    assert tuple(np.concatenate(training_order(examples, 8, 0, 0)).tolist()) == orders[0, 0]
 
 
 def test_batches_hold_like_lengths() -> None:
     rng = np.random.default_rng(0)
     examples = of_lengths(rng.integers(1, 60, 512).tolist())
-    batches = tokens.training_order(examples, 8, 0, 0)
+    batches = training_order(examples, 8, 0, 0)
     padded = sum(len(b) * int(examples.lengths[b].max()) for b in batches)
     assert padded < 1.15 * examples.lengths.sum()  # shuffled alone: about 1.8
     means = [examples.lengths[b].mean() for b in batches]
@@ -850,7 +853,7 @@ def test_batches_hold_like_lengths() -> None:
 @settings(max_examples=50)
 def test_evaluation_covers_every_id_within_its_budget(lengths: list[int], budget: int) -> None:
     examples = of_lengths(lengths)
-    batches = list(tokens.evaluation_batches(examples, budget))
+    batches = list(evaluation_batches(examples, budget))
     assert sorted(i for batch in batches for i in batch.tolist()) == list(range(len(lengths)))
     for batch in batches:
         longest = int(examples.lengths[batch].max())

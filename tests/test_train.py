@@ -8,13 +8,18 @@ import pytest
 import torch
 from tiny import Tiny, write_model
 
-from capcli import models, run, tokens, train
-from capcli.config import METHODS
-from capcli.pruning import schedules
+from capcli.config.names import METHODS
+from capcli.data import batches
+from capcli.data.batches import Batch, Examples
+from capcli.events import Event, StopFlag
+from capcli.measuring.scoring import retention
+from capcli.models import devices, loading
+from capcli.pruning import schedules, train
 from capcli.pruning.criteria.seat import Step
+from capcli.pruning.objective import Job, Objective, Steps, compared, loss_terms, make_projections, term_weights
 from capcli.pruning.pruner import make_pruner
-from capcli.train import PHASES, compared, step_seed
-from capcli.verbs.evaluate import retention
+from capcli.pruning.train import PHASES, step_seed
+from capcli.stages import Run
 
 
 def test_every_seed_phase_and_step_has_noise_of_its_own() -> None:
@@ -44,56 +49,54 @@ def test_hidden_states_of_the_embeddings_every_second_layer_and_the_last_are_com
     assert compared(n_states) == expected
 
 
-def hidden_job(tiny: Tiny, tmp_path: Path, structure: str, losses: str, step: int) -> tuple[train.Job, tokens.Batch]:
+def hidden_job(tiny: Tiny, tmp_path: Path, structure: str, losses: str, step: int) -> tuple[Job, Batch]:
     """A phase at `step` of 100 with a teacher of other weights, and a batch."""
     write_model(tmp_path / "teacher", seed=3)
     chosen = tiny.prune_config(tmp_path / "out", method="first-order", structure=structure, losses=losses)
     labels = ("negative", "positive")
     student, teacher = (
-        models.load_dense(folder, labels, "classification", 1) for folder in (tiny.model, str(tmp_path / "teacher"))
+        loading.load_dense(folder, labels, "classification", 1) for folder in (tiny.model, str(tmp_path / "teacher"))
     )
     rng = np.random.default_rng(0)
-    examples = tokens.Examples(
+    examples = Examples(
         tokens=rng.integers(5, 20, 96, dtype=np.int32),
         types=np.zeros(96, dtype=np.uint8),
         offsets=np.arange(9, dtype=np.int64) * 12,
         labels=rng.integers(0, 2, 8),
         pad_id=0,
     )
-    batch = tokens.collate(examples, np.arange(8), torch.device("cpu"))
-    objective = train.Objective(
-        losses=chosen.loss_names, teacher=teacher, projections=train.make_projections(teacher, batch)
-    )
+    batch = batches.collate(examples, np.arange(8), torch.device("cpu"))
+    objective = Objective(losses=chosen.loss_names, teacher=teacher, projections=make_projections(teacher, batch))
     pruner = make_pruner(student, chosen, total_steps=100)
     pruner.sparsity = pruner.scheduled(step)
 
-    def nothing(*_: int) -> train.Steps:
+    def nothing(*_: int) -> Steps:
         return {}
         yield
 
-    return train.Job(
-        run=run.Run(out=tmp_path / "out", flag=run.StopFlag()),
+    return Job(
+        run=Run(out=tmp_path / "out", flag=StopFlag()),
         phase="prune",
         model=student,
         examples=examples,
         config=chosen,
-        on=models.compute(chosen.hardware),
+        on=devices.compute(chosen.hardware),
         epochs=1,
         lr=1e-4,
         objective=objective,
         pruner=pruner,
         snapshot=nothing,
         epoch_end=nothing,
-        event=lambda **_: run.Event(phase="prune"),
+        event=lambda **_: Event(phase="prune"),
     ), batch
 
 
-def gradients(job: train.Job, terms: dict[str, Any], *, plainly: bool) -> dict[str, torch.Tensor]:
+def gradients(job: Job, terms: dict[str, Any], *, plainly: bool) -> dict[str, torch.Tensor]:
     parameters = train._parameters(job)
     for parameter in parameters.values():
         parameter.grad = None
     if plainly:
-        weights = train.term_weights(job.config, job.objective.losses)
+        weights = term_weights(job.config, job.objective.losses)
         torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
     else:
         train._backward(job, torch.amp.GradScaler(enabled=False), terms, Step(number=0, lr=1e-3))
@@ -110,9 +113,9 @@ def test_hidden_states_teach_but_do_not_decide_what_is_removed(
     for losses in ("ce", "ce,hid"):
         job, batch = hidden_job(tiny, tmp_path, structure, losses, step)
         torch.manual_seed(0)
-        found = gradients(job, train.loss_terms(job, batch, step), plainly=False)
+        found = gradients(job, loss_terms(job, batch, step), plainly=False)
         torch.manual_seed(0)
-        wanted = gradients(job, train.loss_terms(job, batch, step), plainly=True)
+        wanted = gradients(job, loss_terms(job, batch, step), plainly=True)
         assert found.keys() == wanted.keys()
         assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
         assert any(name.startswith(train.PROJECTION) for name in found) is (losses == "ce,hid")

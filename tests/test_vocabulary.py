@@ -17,8 +17,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import FILLERS, WORDS, write_byte_tokenizer, write_tokenizer
 
-from capcli import models, refusals, tables, tasks, vocabulary
+from capcli.data import tables
+from capcli.data.splits import Split
 from capcli.errors import DataError, FileError, ModelError
+from capcli.models import artifact, loading, predict, tokenizers, vocabulary
+from capcli.models.loading import WordLevel
+from capcli.models.model import Model
+from capcli.models.stock import save_dense
+from capcli.sources import checkpoint
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 TEXTS = ["a good film", "dull, and long", "the actor was great", "bright and awful plots", "", "a good film"]
@@ -44,14 +50,14 @@ NASTY = [
 KINDS = ["words", "lookup", "bytes", "suffix", "prefix", "fallback", "pieces", "piece-bytes"]
 
 
-def split_of(texts: Sequence[Any], pairs: Sequence[str] | None = None, kind: str = "classification") -> tasks.Split:
+def split_of(texts: Sequence[Any], pairs: Sequence[str] | None = None, kind: str = "classification") -> Split:
     columns = {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
     labels: Any = np.zeros(len(texts), dtype=np.int64)
     if kind == "tokens":
         labels = np.empty(len(texts), dtype=object)
         labels[:] = [np.zeros(len(words), dtype=np.int64) for words in texts]
     table = tables.in_memory("made here", columns)
-    return tasks.Split(name="train", table=table, columns=tuple(columns), labels=labels, kind=kind)
+    return Split(name="train", table=table, columns=tuple(columns), labels=labels, kind=kind)
 
 
 def joined_everywhere(backend: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def tokenizer_of(kind: str) -> Any:
     )
 
 
-def model_of(tokenizer: Any, family: str = "bert", **changes: Any) -> models.Model:
+def model_of(tokenizer: Any, family: str = "bert", **changes: Any) -> Model:
     """A tiny random model for a tokenizer."""
     from transformers import AutoModelForSequenceClassification
 
@@ -151,13 +157,11 @@ def model_of(tokenizer: Any, family: str = "bert", **changes: Any) -> models.Mod
     config = registry.config_of(family, len(tokenizer), num_labels=2, **{**ids, **changes})
     torch.manual_seed(0)
     net = AutoModelForSequenceClassification.from_config(config).eval()
-    return models.Model(
-        net=net, tokenizer=tokenizer, family=None, labels=("no", "yes"), kind="classification", source="tiny"
-    )
+    return Model(net=net, tokenizer=tokenizer, family=None, labels=("no", "yes"), kind="classification", source="tiny")
 
 
 @functools.cache
-def small_of(kind: str) -> tuple[models.Model, models.Model]:
+def small_of(kind: str) -> tuple[Model, Model]:
     """A model of this kind and the same reduced to the texts."""
     model = model_of(tokenizer_of(kind))
     return model, vocabulary.reduced(model, vocabulary.needed(model.tokenizer, [split_of(TEXTS)]))
@@ -172,10 +176,10 @@ def specials(tokenizer: Any) -> set[int]:
     return set(tokenizer.all_special_ids)
 
 
-def logits(model: models.Model, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
+def logits(model: Model, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
     inputs = model.tokenizer(list(texts), pairs and list(pairs), padding=True, return_tensors="pt")
     with torch.inference_mode():
-        found: torch.Tensor = models.forward(model, inputs)[0]
+        found: torch.Tensor = predict.forward(model, inputs)[0]
     return found
 
 
@@ -440,14 +444,14 @@ def test_every_family_through_an_artefact_and_a_stock_folder(family: str, tmp_pa
     from transformers import AutoTokenizer
 
     registry.write(family, tmp_path / "dense", STYLES)
-    model = models.load_dense(str(tmp_path / "dense"), ("no", "yes"), "classification", 0)
+    model = loading.load_dense(str(tmp_path / "dense"), ("no", "yes"), "classification", 0)
     small = vocabulary.reduced(model, vocabulary.needed(model.tokenizer, [split_of(FEW)]))
     assert len(small.tokenizer) < len(model.tokenizer)
     assert torch.equal(logits(small, FEW), logits(model, FEW))
-    models.save_artifact(small, tmp_path / "out", sorted(model.prunable())[:1], {})
-    models.save_dense(small, tmp_path / "stock")
-    again = models.load_artifact(tmp_path / "out")
-    stock = models.load_dense(str(tmp_path / "stock"), None, "classification", 0, need_head=True)
+    artifact.save_artifact(small, tmp_path / "out", sorted(model.prunable())[:1], {})
+    save_dense(small, tmp_path / "stock")
+    again = artifact.load_artifact(tmp_path / "out")
+    stock = loading.load_dense(str(tmp_path / "stock"), None, "classification", 0, need_head=True)
     for one in (again, stock):
         assert torch.equal(logits(one, FEW), logits(model, FEW))
         assert one.net.config.vocab_size == len(one.tokenizer) == len(small.tokenizer)
@@ -459,12 +463,12 @@ def test_every_family_through_an_artefact_and_a_stock_folder(family: str, tmp_pa
 def test_no_file_of_the_old_vocabulary_is_carried_over(tmp_path: Path) -> None:
     registry.write("bert", tmp_path / "dense", STYLES)
     words = json.loads((tmp_path / "dense" / "tokenizer.json").read_text())["model"]["vocab"]
-    for name in set(refusals.TOKENIZER_FILES) - {"tokenizer.json", "tokenizer_config.json"}:
+    for name in set(checkpoint.TOKENIZER_FILES) - {"tokenizer.json", "tokenizer_config.json"}:
         text = {"vocab.txt": "\n".join(words), "chat_template.jinja": "{{ messages }}"}
         (tmp_path / "dense" / name).write_text(text.get(name, "{}"))
-    model = models.load_dense(str(tmp_path / "dense"), ("no", "yes"), "classification", 0)
+    model = loading.load_dense(str(tmp_path / "dense"), ("no", "yes"), "classification", 0)
     small = vocabulary.reduced(model, vocabulary.needed(model.tokenizer, [split_of(FEW)]))
-    models.save_tokenizer(small.tokenizer, tmp_path / "out")
+    tokenizers.save_tokenizer(small.tokenizer, tmp_path / "out")
     found = {path.name for path in (tmp_path / "out").iterdir()}
     assert found == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert str(tmp_path) not in (tmp_path / "out" / "tokenizer_config.json").read_text()
@@ -498,7 +502,7 @@ def test_tokenizers_of_own_classes(name: str, tmp_path: Path) -> None:
     tokenizer = getattr(transformers, name)(**settings, **special, **extra)
     model = model_of(tokenizer)
     small = vocabulary.reduced(model, vocabulary.needed(tokenizer, [split_of(TEXTS)]))
-    models.save_tokenizer(small.tokenizer, tmp_path)
+    tokenizers.save_tokenizer(small.tokenizer, tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert type(again) is type(tokenizer)
     for text in TEXTS:
@@ -532,11 +536,11 @@ def test_line_ends_marks_and_repetitions(begin: str, end: str, tmp_path: Path) -
 
 
 def test_other_line_separators_are_part_of_tokens(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     tokens = ["<unk>", "<pad>", "\u2028", "\x85", "\x0b", "a"]
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    backend = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
     assert vocabulary.from_file(tokenizer, written(tmp_path / "v", tokens)) == set(range(6))

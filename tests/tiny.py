@@ -101,7 +101,7 @@ class Tiny:
 
     def prune_config(self, out: Path, **chosen: Any) -> Any:
         """A configuration of `cap prune` on the two-class task, changed by `chosen`."""
-        from capcli.config import prune_config
+        from capcli.config.layers import prune_config
 
         base = {"model": self.model, "task": "text-classification", "data": self.data, "out": str(out)}
         return prune_config({**base, **SETTINGS, **chosen})
@@ -328,7 +328,7 @@ def invoke(*arguments: str) -> Any:
     """Run `cap` in this process; the result has exit_code, stdout and stderr."""
     from typer.testing import CliRunner
 
-    from capcli.cli import app
+    from capcli.cli.parameters import app
 
     return CliRunner().invoke(app, list(arguments))
 

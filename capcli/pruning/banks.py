@@ -17,6 +17,7 @@ from torch import Tensor
 
 from capcli import files
 from capcli.errors import FileError
+from capcli.stored import read_tensors
 
 FILE = "bank.safetensors"
 
@@ -53,7 +54,7 @@ def save(
 
 def load(folder: Path, device: torch.device, n_examples: int, n_outputs: int) -> tuple[Tensor, Tensor]:
     """Vectors [N, H] and `n_outputs` logits of a published bank; memory-mapped on the CPU, else moved to the device."""
-    tensors = files.read_tensors(folder / FILE)
+    tensors = read_tensors(folder / FILE)
     if {name: len(tensor) for name, tensor in tensors.items()} != {"vectors": n_examples, "logits": n_outputs}:
         raise FileError(f"{folder / FILE} is not a bank of {n_examples:,} examples", "start anew with --overwrite")
     return tensors["vectors"].to(device), tensors["logits"].to(device)

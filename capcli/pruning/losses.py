@@ -1,6 +1,6 @@
-"""The terms of a training step, as pure functions.
+"""The contrastive terms, the distillation of hidden states and the score regulariser, as pure functions.
 
-Letters: B batch, C labels, S tokens, K bank vectors per example, X examples drawn from the bank, H hidden size. Section
+Letters: B batch, S tokens, K bank vectors per example, X examples drawn from the bank, H hidden size. Section
 numbers are those of the design's ALGORITHM; the paper is arXiv 2112.07198.
 """
 
@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-NO_LABEL = -100  # of a token, which the loss leaves out
 
 
 def contrastive_terms(
@@ -72,65 +69,6 @@ def _over_positives(logp: Tensor, positive: Tensor, normalization: str) -> Tenso
     anchor_mean = torch.where(positive, logp, 0.0).sum(dim=1) / count.clamp(min=1)
     anchors = (count > 0).sum() if normalization == "mean" else count.sum()
     return -anchor_mean.sum() / anchors.clamp(min=1)
-
-
-def task_loss(logits: Tensor, labels: Tensor, kind: str, mask: Tensor | None = None) -> Tensor:
-    """CE of section 1, the mean over examples, in 32-bit floats.
-
-    classification: cross-entropy of logits [B, C] and labels [B]. multilabel: binary cross-entropy of logits [B, C] and
-    labels [B, C], the mean over both. regression: squared error of logits [B, 1] and labels [B]. tokens: cross-entropy
-    of logits [B, S, C] and labels [B, S], the mean over tokens that have a label. spans: the mean of the cross-entropy
-    over the real tokens (mask [B, S]) of begin and end, logits [B, S, 2] and labels [B, 2].
-    """
-    logits = logits.float()
-    if kind == "regression":
-        return F.mse_loss(logits.squeeze(-1), labels.float())
-    if kind == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, labels.float())
-    if kind == "tokens":
-        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum")
-        return total / (labels != NO_LABEL).sum().clamp(min=1)
-    if kind == "spans":
-        assert mask is not None
-        return F.cross_entropy(_over_tokens(logits, mask).flatten(0, 1), labels.flatten())
-    return F.cross_entropy(logits, labels)
-
-
-def distillation(logits: Tensor, teacher: Tensor, kind: str, temperature: float, mask: Tensor | None = None) -> Tensor:
-    """KD of section 1: T²·KL(teacher ‖ student), the mean over examples; squared error for regression.
-
-    Shapes are those of `task_loss`. multilabel: the KL of each label's yes and no. tokens: over the tokens of mask
-    [B, S]. spans: the KL of begin and of end over the real tokens of mask [B, S].
-    """
-    logits, teacher = logits.float(), teacher.float()
-    if kind == "regression":
-        return F.mse_loss(logits, teacher)
-    if kind == "multilabel":
-        return _divergence(_yes_or_no(logits), _yes_or_no(teacher), temperature).mean()
-    if kind == "tokens":
-        assert mask is not None
-        return (_divergence(logits, teacher, temperature) * mask).sum() / mask.sum().clamp(min=1)
-    if kind == "spans":
-        assert mask is not None
-        return _divergence(_over_tokens(logits, mask), _over_tokens(teacher, mask), temperature).mean()
-    return _divergence(logits, teacher, temperature).mean()
-
-
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T²·KL(teacher ‖ student) over the last dimension of logits."""
-    student_logp = F.log_softmax(student / temperature, dim=-1)
-    teacher_logp = F.log_softmax(teacher / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student_logp, teacher_logp, log_target=True, reduction="none").sum(dim=-1)
-
-
-def _yes_or_no(logits: Tensor) -> Tensor:
-    """The logit of each label as the logits of yes and no."""
-    return torch.stack([logits, torch.zeros_like(logits)], dim=-1)
-
-
-def _over_tokens(logits: Tensor, mask: Tensor) -> Tensor:
-    """Logits [B, S, 2] as [B, 2, S], where padding is out of the question."""
-    return logits.transpose(1, 2).masked_fill(mask[:, None] == 0, -1e4)
 
 
 def hidden_distillation(

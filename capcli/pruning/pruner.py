@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capcli.config import PruneConfig
-from capcli.models import Model
+from capcli.config.prune import PruneConfig
+from capcli.models.model import Model
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.movement import initial_scores
 from capcli.pruning.criteria.seat import Criterion, State, Step, Subject, window_of

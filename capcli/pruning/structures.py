@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from capcli.config import PruneConfig
+from capcli.config.prune import PruneConfig
 from capcli.errors import ConfigError
-from capcli.families import Layer, Units
-from capcli.models import Model
+from capcli.models.families import Layer, Units
+from capcli.models.model import Model
 from capcli.pruning.schedules import Shape, cubic, cubic_in_steps, equal_steps
 from capcli.pruning.topk import kept_count, select, topk
 

@@ -7,131 +7,38 @@ write into a staging folder; open what was written and compare; publish in one r
 from __future__ import annotations
 
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from capcli import (
-    compare,
-    files,
-    hub,
-    legacy,
-    models,
-    onnx_model,
-    refusals,
-    report,
-    run,
-    sparse,
-    storage,
-    tasks,
-    vocabulary,
-)
-from capcli.config import ARTEFACT_FORMATS, ExportConfig, Hardware, TaskConfig, build, command_line, portable, shortened
-from capcli.errors import CapError, CheckFailed, ConfigError, FileError, ModelError
-from capcli.run import Event
-from capcli.text import mapping, part
-from capcli.verbs import evaluate
+from capcli import files, machine, stages
+from capcli.artifact import writer
+from capcli.config.export import ExportConfig
+from capcli.config.layers import build
+from capcli.config.names import ARTEFACT_FORMATS
+from capcli.config.paths import command_line, portable, shortened
+from capcli.config.prune import Hardware, TaskConfig
+from capcli.data import dataset, splits, tasks
+from capcli.data.splits import TaskData
+from capcli.errors import CapError, ConfigError, ModelError
+from capcli.events import Event
+from capcli.exporting import agreement, onnx_model, storage
+from capcli.exporting.checks import FALLBACK, checked
+from capcli.exporting.formats import FORMATS, KEPT_OF_RUN, check_format, cut_model
+from capcli.exporting.job import CUT_FORMATS, Job, Texts, check_free, total_bytes
+from capcli.measuring import scoring
+from capcli.models import artifact, devices, heads, legacy, tokenizers, vocabulary
+from capcli.models.model import Model
+from capcli.reporting.card import eval_results, render_card
+from capcli.sources import checkpoint, hub
+from capcli.stored import mapping, part, read_json
 
 SCHEMA_VERSION = 1
 RECORD = "export.json"
-CUT_FORMATS = ("sliced", "onnx")  # that compute without what is zero
-FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
-ALONE = (
-    "8-bit answers depend on the texts that share a batch: agreement and accuracy were measured one text at a time, "
-    "and in other batches single answers may differ"
-)
-LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
-KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
-# What an export remembers of the report of its run.
-KEPT_OF_RUN = (
-    *("model", "base_model", "task", "method", "losses", "seed", "command", "versions", "device", "labels"),
-    *("teacher", "sparsity", "metrics", "notes"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """The data of an export: those of the model's own task, or built-in texts that stand in for them.
-
-    ours: they are the model's own, so that its accuracy can be measured; else `missing` says why not.
-    """
-
-    source: TaskConfig
-    data: tasks.TaskData
-    missing: str = ""
-
-    @property
-    def ours(self) -> bool:
-        return not self.missing
-
-    @property
-    def held_out(self) -> tasks.Split:
-        """The first evaluation split."""
-        return next(iter(self.data.evals.values()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is exported: the model as it was loaded, and as it is to be written (other vocabulary, smaller layers).
-
-    texts, texts_of: what the logits are compared on, and the split that they are from. words: the new vocabulary.
-    history: the report of the run, as far as it is known.
-    """
-
-    config: ExportConfig
-    on: models.Compute
-    original: models.Model
-    model: models.Model
-    known: Texts
-    texts: list[compare.Text]
-    texts_of: str
-    words: dict[str, Any] | None
-    history: dict[str, Any]
-
-    @property
-    def length(self) -> int:
-        """Longest input in tokens."""
-        return models.longest_input(self.original, self.known.source.longest)
-
-    @property
-    def exact(self) -> bool:
-        """Whether only rounding may tell the logits of the export from those of the model, on the same tokens."""
-        return self.config.dtype == "fp32" and self.config.embeddings == "keep" and not self.config.int8
-
-    @property
-    def lossy(self) -> bool:
-        """Whether the export answers otherwise than the model, so that its accuracy has to be measured again."""
-        return bool(self.config.vocab) or not self.exact
-
-    @property
-    def batching(self) -> str:
-        """How texts are put together wherever answers are compared or scored.
-
-        Integer weights go with activations that are quantised by the range of all that is in a batch, so that the
-        answer to a text depends on the others: each is asked alone. Of floats nothing but rounding depends on it.
-        """
-        return "one text at a time" if self.config.int8 else "several texts at a time"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """What was written, opened again: how it computes, its tokenizer, non-zero weights of its matrices, and the bytes
-    that its weights take on disk and in memory. `model` or `logits`, of tokenised examples, serve the measurement."""
-
-    run: compare.Run
-    tokenizer: Any
-    nonzero: int
-    file_bytes: int
-    memory_bytes: int
-    logits: Callable[[Any], Generator[Event, None, torch.Tensor]] | None = None
-    model: models.Model | None = None
 
 
 def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
@@ -141,17 +48,17 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         ModelError, ConfigError, FileError: nothing that can be exported, or a folder that is not empty.
         CheckFailed: what was written is not what it should be. Nothing is left of an export that fails.
     """
-    out = _free(config.out_folder)
+    out = check_free(config.out_folder)
     if config.to == "onnx":
         onnx_model.check_packages()
     job = yield from _job(config)
-    _check_format(job.model, config.to)
+    check_format(job.model, config.to)
     if config.to in CUT_FORMATS:
-        job = replace(job, model=_cut(job.model))
+        job = replace(job, model=cut_model(job.model))
     record = _record(job)
     with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=record) as staging:
         opened = yield from FORMATS[config.to](job, staging)
-        record |= portable((yield from _checked(job, opened)), config)
+        record |= portable((yield from checked(job, opened)), config)
         _describe(job, record, staging)
     for note in record["notes"]:
         if note != job.known.missing:  # which was said before
@@ -160,25 +67,13 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     return record
 
 
-def _free(folder: Path) -> Path:
-    """An absolute path that is free for a new folder. Raises `FileError`."""
-    out = folder.resolve()  # without the `..` of new/..
-    if out == Path.cwd() or out == out.parent:
-        raise FileError(f"an export cannot take the place of {out}", "choose a folder of its own with -o")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileError(f"{folder} exists and is not empty", "choose another folder with -o")
-    files.check_name(out)
-    files.check_writable(out.parent)
-    return out
-
-
 # What is exported ----------------------------------------------------------------------------------------------------
 
 
 def _job(config: ExportConfig) -> Generator[Event, None, Job]:
     yield Event(phase="export", note=f"loading {config.model}")
     device = "cpu" if config.to == "onnx" else config.device  # onnxruntime computes there
-    on = models.compute(Hardware(device=device, precision="fp32", threads=config.threads))
+    on = devices.compute(Hardware(device=device, precision="fp32", threads=config.threads))
     original = _load(config)
     known = _texts(config, original)
     if not known.ours:
@@ -195,22 +90,22 @@ def _job(config: ExportConfig) -> Generator[Event, None, Job]:
         original=original,
         model=model,
         known=known,
-        texts=compare.texts(tasks.cut(split, config.samples, seed=0)),
+        texts=agreement.texts(splits.cut(split, config.samples, seed=0)),
         texts_of=f"{split.name} of {known.data.name}",
         words=words,
         history=_history(Path(config.model)),
     )
 
 
-def _load(config: ExportConfig) -> models.Model:
+def _load(config: ExportConfig) -> Model:
     source = config.model
-    if models.is_artifact(source):
+    if tokenizers.is_artifact(source):
         folder = Path(source)
-        if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (run.REPORT, RECORD)):
-            raise refusals.unfinished(source)
+        if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (stages.REPORT, RECORD)):
+            raise checkpoint.unfinished(source)
         if config.threshold:
             raise ConfigError(f"--threshold is for checkpoints of movement pruning; {source} says what is zero")
-        return models.load_artifact(folder)
+        return artifact.load_artifact(folder)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)
@@ -221,26 +116,26 @@ def _load(config: ExportConfig) -> models.Model:
 
 def _history(folder: Path) -> dict[str, Any]:
     """What is known of the run that made the model: from its report, or what an earlier export kept of it."""
-    if (folder / run.REPORT).is_file():
-        found = mapping(files.read_json(folder / run.REPORT))
+    if (folder / stages.REPORT).is_file():
+        found = mapping(read_json(folder / stages.REPORT))
     elif (folder / RECORD).is_file():
-        found = part(files.read_json(folder / RECORD), "run")
+        found = part(read_json(folder / RECORD), "run")
     else:
         return {}
     return {name: found[name] for name in KEPT_OF_RUN if name in found}
 
 
-def _texts(config: ExportConfig, model: models.Model) -> Texts:
+def _texts(config: ExportConfig, model: Model) -> Texts:
     """The data of the model's own task; where they are not here, built-in texts."""
-    stored = models.stored_source(config.model)
+    stored = artifact.stored_source(config.model)
     chosen = {"data": config.data, "label_map": config.label_map, "max_eval_samples": config.max_eval_samples}
     place = config.data or stored.get("data", "")
     try:
         if not stored:
             raise ConfigError(f"the task of {config.model} is not known")
         source: TaskConfig = build(TaskConfig, {**stored, **{name: value for name, value in chosen.items() if value}})
-        known = models.known(config.model)
-        data = tasks.load(
+        known = artifact.known(config.model)
+        data = dataset.load(
             source,
             train=bool(config.vocab),
             holdout=known.holdout,
@@ -256,12 +151,10 @@ def _texts(config: ExportConfig, model: models.Model) -> Texts:
         other = TaskConfig(task=FALLBACK.get(model.kind, "mr"))
         reason = error.message.replace(place, shortened(place)) if place else error.message
         missing = f"the task's own data are not here ({reason}): logits are compared on texts of {other.task}"
-        return Texts(source=other, data=tasks.load(other, train=False), missing=missing)
+        return Texts(source=other, data=dataset.load(other, train=False), missing=missing)
 
 
-def _with_vocabulary(
-    config: ExportConfig, model: models.Model, data: tasks.TaskData
-) -> tuple[models.Model, dict[str, Any]]:
+def _with_vocabulary(config: ExportConfig, model: Model, data: TaskData) -> tuple[Model, dict[str, Any]]:
     """The model with the tokens that `--vocab` keeps, and what that does to held-out text."""
     held_out = next(iter(data.evals.values()))
     if config.vocab == "task":
@@ -283,252 +176,13 @@ def _vocabulary_note(found: dict[str, Any]) -> str:
     )
 
 
-def _check_format(model: models.Model, to: str) -> None:
-    """Raise `ModelError` for a format that cannot hold this model."""
-    if to == "dense":
-        models.check_stock(model)
-    if to == "sliced" and model.family is None:
-        raise ModelError(
-            f"{model.source} is a {model.net.config.model_type} model, whose heads and neurons capcli does not know",
-            "use --to sparse for a smaller file, or --to onnx",
-        )
-
-
-def _cut(model: models.Model) -> models.Model:
-    """The model without the heads, dimensions and neurons that compute nothing, where they are known."""
-    return model if model.family is None or model.is_sliced else models.sliced(model)
-
-
-# The formats ---------------------------------------------------------------------------------------------------------
-
-
-def dense(job: Job, staging: Path) -> Generator[Event, None, Opened]:
-    """A stock Hugging Face folder: zeros stored, loads everywhere without capcli; no smaller and no faster."""
-    yield Event(phase="export", overall=0.3, note="writing a stock folder")
-    dtype = storage.DTYPES[job.config.dtype]
-    wanted = storage.stored(job.model, (), job.config.dtype)
-    tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}
-    models.save_dense(job.model, staging, tensors, dtype)
-    found = models.reload_dense(staging, job.model.kind)
-    storage.check(wanted, found)
-    weights = staging / "model.safetensors"
-    opened = replace(job.model, net=found.float(), tokenizer=models.read_tokenizer(staging))
-    return _opened(job, opened, weights, _bytes(found, dtype.itemsize))
-
-
-def artefact(job: Job, staging: Path) -> Generator[Event, None, Opened]:
-    """Our own file: kept values and positions. From smaller layers, when the job's model was cut."""
-    config, pruned = job.config, list(job.model.prunable())
-    yield Event(phase="export", overall=0.3, note="writing the weights")
-    wanted = storage.stored(job.model, pruned, config.dtype, config.embeddings, config.svd_rank)
-    models.save_artifact(job.model, staging, pruned, _settings(job), wanted.tensors, wanted.quantised)
-    opened = models.load_artifact(staging)
-    storage.check(wanted, opened.net)
-    return _opened(job, opened, staging / models.WEIGHTS_FILE, _bytes(opened.net, 4))
-
-
-def _settings(job: Job) -> dict[str, Any]:
-    """What the artefact says of its run, its data where they are now, and how it was exported."""
-    config, stored = job.config, models.stored_settings(job.config.model)
-    kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
-    kept["source"] = models.stored_source(config.model)
-    if job.known.ours:
-        now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
-        kept["source"] = {**kept["source"], **now}
-    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
-    return {**kept, "export": treatment}
-
-
-def _opened(job: Job, model: models.Model, weights: Path, memory_bytes: int) -> Opened:
-    models.place(model, job.on)
-    return Opened(
-        run=compare.of(model, job.on.device),
-        tokenizer=model.tokenizer,
-        nonzero=model.nonzero(),
-        file_bytes=weights.stat().st_size,
-        memory_bytes=memory_bytes,
-        model=model,
-    )
-
-
-def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
-    """An ONNX graph with dynamic batch and length, by transformers' own exporter, for onnxruntime and others."""
-    yield Event(phase="export", overall=0.3, note="converting to onnx")
-    path = onnx_model.convert(job.model, staging, job.length)
-    models.save_tokenizer(job.model.tokenizer, staging)
-    models.save_config(job.model, staging)
-    if job.config.int8:
-        yield Event(phase="export", overall=0.5, note="quantising to int8")
-        onnx_model.quantise(path, path)
-        files.remove(staging / onnx_model.DATA_FILE)
-    runner = onnx_model.Runner(path, threads=torch.get_num_threads())
-    prunable = [linear.weight for linear in job.model.prunable().values()]
-    others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
-    size = sum(file.stat().st_size for file in staging.glob(f"{onnx_model.MODEL_FILE}*"))
-    return Opened(
-        run=runner.logits,
-        tokenizer=models.read_tokenizer(staging),
-        nonzero=onnx_model.nonzero(path, prunable, others),
-        file_bytes=size,
-        memory_bytes=size,
-        logits=lambda examples: onnx_model.outputs(
-            runner, examples, 1 if job.config.int8 else job.on.token_budget, _event("after")
-        ),
-    )
-
-
-FORMATS: dict[str, Callable[[Job, Path], Generator[Event, None, Opened]]] = {
-    "dense": dense,
-    "sparse": artefact,
-    "sliced": artefact,
-    "onnx": onnx,
-}
-
-
-def _bytes(net: Any, itemsize: int) -> int:
-    """Bytes of the weights in memory."""
-    n: int = sum(parameter.numel() for parameter in net.parameters())
-    return n * itemsize
-
-
-# Checks --------------------------------------------------------------------------------------------------------------
-
-
-def _checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
-    """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
-    yield Event(phase="export", overall=0.6, note="comparing what was written with the original")
-    models.place(job.original, job.on)
-    found: dict[str, Any] = {
-        "check": _compared(job, opened),
-        "size": {
-            "dense_bytes": 4 * job.original.before_slicing.total,
-            "weights_bytes": opened.file_bytes,
-            "memory_bytes": opened.memory_bytes,
-        },
-        "metrics": None,
-        "speed": None,
-        "batching": job.batching,
-        "notes": [*[job.known.missing] * bool(job.known.missing), *[ALONE] * job.config.int8],
-    }
-    if job.lossy and job.known.ours:
-        found["metrics"], notes = yield from _metrics(job, opened)
-        found["notes"] += notes
-    elif job.lossy:
-        found["notes"].append("the weights were changed, and the accuracy was not measured again")
-    if job.config.to in ("sliced", "onnx"):
-        yield Event(phase="export", overall=0.875, note="measuring latency beside the model as it was")
-        found["speed"] = _speed(job, opened)
-    found["gives"] = _gives(found["size"], found["speed"])
-    return found
-
-
-def _compared(job: Job, opened: Opened) -> dict[str, Any]:
-    """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
-    texts, kind, before = job.texts, job.original.kind, job.original.nonzero()
-    if job.config.vocab:
-        texts = [text for text in texts if _reads_alike(job, opened.tokenizer, text)]
-        if not texts:
-            raise CheckFailed("the new vocabulary reads none of the texts as the old one did", "keep more tokens")
-    if opened.nonzero > before:
-        raise CheckFailed(f"{opened.nonzero:,} weights are not zero in what was written, {before:,} before")
-    batch = 1 if job.config.int8 else compare.BATCH
-    original = compare.of(job.original, job.on.device)
-    ours = compare.logits(original, kind, job.original.tokenizer, texts, job.length, batch)
-    theirs = compare.logits(opened.run, kind, opened.tokenizer, texts, job.length, batch)
-    found = compare.difference(kind, ours, theirs)
-    allowed = found.tolerance if job.exact else sys.float_info.max
-    if not found.largest <= allowed:
-        raise CheckFailed(
-            f"the logits of the export differ by up to {found.largest:.3g} on {len(texts)} texts, "
-            f"{allowed:.3g} is allowed; nothing was kept"
-        )
-    return {
-        "texts": len(texts),
-        "of": job.texts_of,
-        "exact": job.exact,
-        "largest_difference": found.largest,
-        "largest_logit": found.scale,
-        "tolerance": allowed if job.exact else None,
-        "argmax_agreement": found.agreement,
-        "nonzero_weights": {"before": before, "after": opened.nonzero},
-    }
-
-
-def _reads_alike(job: Job, tokenizer: Any, text: compare.Text) -> bool:
-    first, second = (compare.pieces(one, text, job.length) for one in (job.original.tokenizer, tokenizer))
-    return first == second
-
-
-def _event(when: str) -> Callable[..., Event]:
-    """A maker of events of the measurement `before` or `after`, each an eighth of the whole."""
-    begin = 0.75 if when == "after" else 0.625
-
-    def event(done: float = 0, total: float = 0) -> Event:
-        share = begin + 0.125 * (done / total if total else 0)
-        return Event(phase=f"accuracy {when}", done=done, total=total, overall=share)
-
-    return event
-
-
-def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str, Any], list[str]]]:
-    """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
-    split, data, source = job.known.held_out, job.known.data, job.known.source
-    found: dict[str, Any] = {"split": split.name, "primary": data.primary}
-    measured: list[evaluate.Measured] = []
-    for when, model in (("before", job.original), ("after", opened.model or job.model)):
-        examples = evaluate.encoded(model, split, source)
-        if when == "after" and opened.logits is not None:
-            logits = yield from opened.logits(examples)
-            one = evaluate.scored(model.kind, model.labels, examples, data.metrics, logits)
-        else:
-            one = yield from evaluate.measure(model, examples, data.metrics, job.on, _event(when))
-        found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
-        measured.append(one)
-    before, after = measured
-    found["agreement"] = evaluate.agreed(after, before).value
-    same = [evaluate.same_answer("the export", split.name, after.constant)] if after.constant else []
-    return found, [*after.doubts, *same]
-
-
-def _speed(job: Job, opened: Opened) -> dict[str, Any]:
-    """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
-    length = models.longest_input(job.original, LATENCY_LENGTH)
-    runs = ((compare.of(job.original, job.on.device), job.original.tokenizer), (opened.run, opened.tokenizer))
-    rows = {}
-    for batch in LATENCY_BATCHES:
-        pairs = _timed([partial(run, evaluate.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs])
-        rows[f"batch_{batch}"] = {
-            "before_ms": 1000 * statistics.median(a for a, _ in pairs),
-            "ms": 1000 * statistics.median(b for _, b in pairs),
-            "times": statistics.median(a / b for a, b in pairs),
-            "runs": len(pairs),
-        }
-    return {**rows, "length": length, "threads": torch.get_num_threads(), "hardware": job.on.name}
-
-
-def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
-    """Seconds of each call, by turns, after one round that is not counted; 3 to 30 rounds, as the time allows."""
-    rounds: list[list[float]] = []
-    began = time.perf_counter()
-    for number in range(31):
-        times = []
-        for call in calls:
-            start = time.perf_counter()
-            call().cpu()  # waits for the device
-            times.append(time.perf_counter() - start)
-        rounds += [times] if number else []
-        if len(rounds) >= 3 and time.perf_counter() - began > LATENCY_SECONDS:
-            break
-    return rounds
-
-
 # Without writing -----------------------------------------------------------------------------------------------------
 
 
 def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     """What every format would take and give, with these options where they apply; nothing is written."""
     job = yield from _job(config)
-    smaller, rows = _cut(job.model), []
+    smaller, rows = cut_model(job.model), []
     for name in FORMATS:
         yield Event(phase="plan", note=f"sizing {name}")
         rows.append(_planned(job, name, smaller if name in CUT_FORMATS else job.model))
@@ -541,20 +195,20 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     }
 
 
-def _planned(job: Job, name: str, model: models.Model) -> dict[str, Any]:
+def _planned(job: Job, name: str, model: Model) -> dict[str, Any]:
     """One row of the plan: bytes of the weights on disk and in memory, and the share of the matrices that is left."""
     config = job.config
     try:
-        _check_format(model, name)
+        check_format(model, name)
     except CapError as error:
         return {"format": name, "refused": error.message}
     dtype = config.dtype if name in ARTEFACT_FORMATS or (name == "dense" and config.dtype != "int8") else "fp32"
-    size = memory = _bytes(model.net, storage.DTYPES[dtype].itemsize)
+    size = memory = total_bytes(model.net, storage.DTYPES[dtype].itemsize)
     if name in ARTEFACT_FORMATS:
         pruned = list(model.prunable())
         wanted = storage.stored(model, pruned, dtype, config.embeddings, config.svd_rank)
-        size = sparse.sizes(wanted.tensors, pruned, quantised=wanted.quantised).file_bytes
-        memory = _bytes(model.net, 4)
+        size = writer.sizes(wanted.tensors, pruned, quantised=wanted.quantised).file_bytes
+        memory = total_bytes(model.net, 4)
     elif name == "onnx" and config.int8:
         kinds = (torch.nn.Linear, torch.nn.Embedding)
         size = memory = size - 3 * sum(m.weight.numel() for m in model.net.modules() if isinstance(m, kinds))
@@ -573,7 +227,7 @@ def _record(job: Job) -> dict[str, Any]:
         "format": config.to,
         "out": shortened(str(config.out_folder)),
         "command": command_line(sys.argv[1:]),
-        "versions": run.versions(),
+        "versions": machine.versions(),
         **{name: getattr(config, name) for name in ("dtype", "embeddings", "int8", "vocab", "threshold")},
         "vocabulary": job.words,
         "layers": {name: vars(size) for name, size in cut.sizes.items()} if cut else None,
@@ -582,24 +236,14 @@ def _record(job: Job) -> dict[str, Any]:
     return dict(portable(found, config))
 
 
-def _gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
-    """How many times smaller, lighter in memory and, where it was measured, faster; 1.0 is as dense."""
-    dense = size["dense_bytes"]
-    return {
-        "smaller_file": dense / size["weights_bytes"],
-        "less_memory": dense / size["memory_bytes"],
-        "faster": {name: row["times"] for name, row in speed.items() if name.startswith("batch")} if speed else None,
-    }
-
-
 def _describe(job: Job, record: dict[str, Any], staging: Path) -> None:
     """Write the model card, and in a stock folder the results as the hub reads them."""
     found, config, source = _report(job, record), job.config, job.known.source
     base = found.get("base_model")
-    card = report.render_card(
+    card = render_card(
         found,
         base_model=base if isinstance(base, str) else None,
-        pipeline_tag=models.PIPELINE_TAGS[job.original.kind],
+        pipeline_tag=heads.PIPELINE_TAGS[job.original.kind],
         form=config.to,
         exported=record,
     )
@@ -608,7 +252,7 @@ def _describe(job: Job, record: dict[str, Any], staging: Path) -> None:
         tasks.TASKS[source.task].hub if job.known.ours and not source.data and not source.max_eval_samples else None
     )
     if config.to == "dense" and hub_set:
-        for name, text in report.eval_results(found, *hub_set).items():
+        for name, text in eval_results(found, *hub_set).items():
             files.write_text(staging / ".eval_results" / name, text)
 
 
@@ -631,7 +275,7 @@ def _report(job: Job, record: dict[str, Any]) -> dict[str, Any]:
             **{name: metrics[name] for name in ("primary", "split", "n_examples", "confidence_95")},
             "dense": dense if same else {},
             "pruned": metrics["after"],
-            "retention": evaluate.retention(metrics["after"], dense) if same else {},
+            "retention": scoring.retention(metrics["after"], dense) if same else {},
         }
     elif job.lossy:
         found["metrics"] = {}

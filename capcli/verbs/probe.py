@@ -16,63 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from capcli import cache, classifiers, files, gates, metrics, noise, tasks, tokens, vectors
-from capcli.config import ProbeConfig, portable
+from capcli.config.measure import ProbeConfig
+from capcli.config.paths import portable
+from capcli.data import cache, dataset
+from capcli.data.batches import Examples, collate
+from capcli.data.kinds import NO_LABEL
+from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, FileError
-from capcli.pruning.losses import NO_LABEL
-from capcli.run import Event
-from capcli.text import mapping, named, part
-from capcli.verbs import evaluate
+from capcli.events import Event
+from capcli.measuring import classifiers, gates, latency, metrics, noise, scoring, vectors
+from capcli.measuring.probing import MEAN, SHARE, Array, Score
+from capcli.reporting.text import named
+from capcli.stored import mapping, part, read_json
 
 SCHEMA_VERSION = 1
-SHARE = 0.8  # of the training examples that each probe is trained on
 SPARE = 0.2  # of a task without test examples that is held out
-MEAN = "mean"
 BATCH_SIZE = 32
 CACHE_FORMAT = 2
-
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A score of S probes: their values [S], and resamples [B] of their mean.
-
-    n_examples: of how many independent examples it is a share; 0 of other metrics. The interval of a share is never
-    narrower than Wilson's, as resamples of examples that are all right know no other.
-    """
-
-    values: Array
-    draws: Array
-    n_examples: int = 0
-
-    @property
-    def mean(self) -> float:
-        """Mean over the probes."""
-        return float(self.values.mean())
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation over the probes; None of one."""
-        return float(self.values.std(ddof=1)) if len(self.values) > 1 else None
-
-    @property
-    def estimate(self) -> noise.Estimate:
-        """The mean with its interval."""
-        drawn = noise.sampled(self.mean, self.draws)
-        return noise.widened(drawn, self.n_examples) if self.n_examples else drawn
-
-    def row(self) -> dict[str, Any]:
-        """For the result."""
-        return {
-            "mean": self.mean,
-            "deviation": self.deviation,
-            "confidence_95": self.estimate.interval(0.95),
-            "values": self.values.tolist(),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,16 +110,16 @@ def _encoder(config: ProbeConfig, source: str) -> vectors.Encoder:
     )
 
 
-def _task_data(config: ProbeConfig, name: str) -> tasks.TaskData:
-    return tasks.load(config.source(name), max_train=config.max_train_samples, seed=config.seed, spare=SPARE)
+def _task_data(config: ProbeConfig, name: str) -> TaskData:
+    return dataset.load(config.source(name), max_train=config.max_train_samples, seed=config.seed, spare=SPARE)
 
 
 def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> dict[str, Any]:
     """Milliseconds of one input of 128 tokens; only measured for a gate."""
-    return evaluate.latency(encoder.model, encoder.on, 1, 128) if config.gates.max_latency_ms else {}
+    return latency.latency(encoder.model, encoder.on, 1, 128) if config.gates.max_latency_ms else {}
 
 
-def _own_ways(config: ProbeConfig, data: tasks.TaskData) -> list[str]:
+def _own_ways(config: ProbeConfig, data: TaskData) -> list[str]:
     """Which of the options do not count for a task."""
     found = []
     if data.kind in vectors.PER_TOKEN:
@@ -188,7 +150,7 @@ class _Share:
 
 
 def _probed(
-    config: ProbeConfig, encoder: vectors.Encoder, data: tasks.TaskData, share: _Share
+    config: ProbeConfig, encoder: vectors.Encoder, data: TaskData, share: _Share
 ) -> Generator[Event, None, Probed]:
     assert data.train is not None, "a training split was asked for"
     phase, test = f"probe {data.name}", next(iter(data.evals.values()))
@@ -210,13 +172,13 @@ def _probed(
     return Probed(scores=_scored(data, asked, outputs, [config.seed, zlib.crc32(data.name.encode())]), about=about)
 
 
-def _scored(data: tasks.TaskData, asked: vectors.Vectors, outputs: Array, seed: Sequence[int]) -> tuple[Score, ...]:
+def _scored(data: TaskData, asked: vectors.Vectors, outputs: Array, seed: Sequence[int]) -> tuple[Score, ...]:
     """The scores of the layers, of outputs [S, L, R, C] for the test vectors."""
     n_seeds, n_layers = outputs.shape[:2]
     answers = [np.asarray(one, dtype=np.float64) for one in outputs.reshape(-1, *outputs.shape[2:])]
     truth: Any = asked.split.labels
     if asked.examples is not None:
-        pairs = [evaluate.answers(data.kind, data.labels, asked.examples, one) for one in answers]
+        pairs = [scoring.answers(data.kind, data.labels, asked.examples, one) for one in answers]
         truth, answers = pairs[0][0], [answer for _, answer in pairs]
     names = (data.primary,)
     values = np.array([metrics.measure(data.kind, names, truth, answer)[data.primary] for answer in answers])
@@ -240,7 +202,7 @@ def _part(n: int, seed: int) -> Array:
 
 
 def _outputs(
-    config: ProbeConfig, known: vectors.Vectors, asked: vectors.Vectors, data: tasks.TaskData, event: vectors.Progress
+    config: ProbeConfig, known: vectors.Vectors, asked: vectors.Vectors, data: TaskData, event: vectors.Progress
 ) -> Generator[Event, None, Array]:
     """Outputs [S, L, R, C] of every probe for the test vectors; kept on disk as the vectors are."""
     labels = _labels(known)
@@ -267,7 +229,7 @@ def _outputs(
     return outputs
 
 
-def _n_outputs(data: tasks.TaskData) -> int:
+def _n_outputs(data: TaskData) -> int:
     return {"regression": 1, "spans": 2}.get(data.kind, len(data.labels))
 
 
@@ -281,7 +243,7 @@ def _answered(
     known: vectors.Vectors,
     asked: vectors.Vectors,
     labels: Array,
-    data: tasks.TaskData,
+    data: TaskData,
     layer: int,
     seed: int,
 ) -> Array:
@@ -301,7 +263,7 @@ def _answered(
 
 
 def _batches(
-    labels: Array, examples: tokens.Examples | None, rows: Array, seed: int, epoch: int
+    labels: Array, examples: Examples | None, rows: Array, seed: int, epoch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     """Shuffled batches of an epoch, see `classifiers.Batches`."""
     order = np.random.default_rng([seed, epoch]).permutation(rows)
@@ -310,7 +272,7 @@ def _batches(
         if examples is None:
             yield torch.from_numpy(some), torch.from_numpy(labels[some]), None
             continue
-        batch = tokens.collate(examples, some, torch.device("cpu"))
+        batch = collate(examples, some, torch.device("cpu"))
         assert batch.places is not None, "it answers per token"
         yield batch.places, batch.labels, batch.inputs["attention_mask"]
 
@@ -360,7 +322,7 @@ def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Prob
 
 def _stored(path: str, config: ProbeConfig) -> dict[str, Any]:
     """The result of an earlier `cap probe`. Raises `FileError` or `ConfigError`."""
-    found = mapping(files.read_json(Path(path)))
+    found = mapping(read_json(Path(path)))
     theirs = part(found, "tasks")
     if not theirs or MEAN not in found:
         raise FileError(

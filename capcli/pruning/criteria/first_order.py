@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capcli.families import Units
+from capcli.models.families import Units
 from capcli.pruning.criteria.seat import Criterion, State, Step, Subject
 
 WINDOW_SHARE, LONGEST_WINDOW = 0.05, 500  # of the run's steps; GRAIN's decay of 0.998 is a window of 500 steps

@@ -1,0 +1,1 @@
+"""The file format, with numpy alone: entries and their limits, codings, writer, reader; docs/format.md specifies it."""

@@ -1,0 +1,211 @@
+"""The commands of `cap`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capcli.cli import streams
+from capcli.cli.output import EXIT_FAILED, check_reports, emit, finish, hello, tell_junit, tell_lines, wants_json
+from capcli.cli.parameters import MEASURES, Start, app, options
+from capcli.cli.progress import watch
+from capcli.config.export import ExportConfig
+from capcli.config.layers import build, layered, options_file, prune_config
+from capcli.config.measure import EvalConfig, Gates, ProbeConfig
+from capcli.config.names import CONFIG_FILE
+from capcli.config.options import leaves, split_list
+from capcli.config.prune import PruneConfig
+from capcli.errors import CapError, ConfigError
+from capcli.reporting import terminal
+
+if TYPE_CHECKING:
+    from capcli.events import Event
+
+
+def main() -> None:
+    """Entry point of `cap` and `python -m capcli`."""
+    streams.guard()
+    code = _exit_code()
+    if failure := streams.failure():
+        reason = failure.strerror or str(failure)
+        tell_lines(f"cannot write to stdout: {reason}", "what was written to files is kept", annotate=code == 0)
+        code = code or EXIT_FAILED
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Run the command of the command line; returns its exit code."""
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # it would write colours under GITHUB_ACTIONS
+    try:
+        return int(app(prog_name="cap", standalone_mode=False) or 0)
+    except Exception as error:
+        shown = getattr(error, "format_message", None)  # of what the parser refuses; its classes are Typer's own affair
+        if shown is None:
+            raise
+        return refused(error, shown())
+
+
+def refused(error: Any, message: str) -> int:
+    """Say what the parser could not read, as every other error is said; returns the exit code."""
+    context = getattr(error, "ctx", None)
+    if message.strip():  # or the help was printed
+        path = context.command_path if context else "cap"
+        tell_lines(message[:1].lower() + message[1:].rstrip("."), f"{path} --help lists what there is")
+    return int(getattr(error, "exit_code", CapError.exit_code))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"cap {importlib.metadata.version('capcli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _cap(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@options("prune", PruneConfig, "overwrite", "plan", "config")
+def prune(
+    chosen: dict[str, Any], overwrite: bool, plan: bool, config: str, output: str, as_json: bool, quiet: bool
+) -> None:
+    """Prune MODEL while it learns TASK; write a sparse model and a report.
+
+    The same command again continues a stopped run.
+    """
+    settings, machine = prune_config(chosen, config), wants_json(output, as_json)
+    hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
+    from capcli.events import StopFlag, signals
+    from capcli.pruning import plan as planning
+    from capcli.verbs import prune as prune_verb
+
+    if plan:
+        found = watch(planning.plan(settings), quiet)
+        emit(found, machine, lambda: terminal.facts(planning.plan_rows(found)))
+        return
+    flag = StopFlag()
+    with signals(flag):
+        found = watch(prune_verb.prune(settings, flag=flag, overwrite=overwrite), quiet)
+    emit(found, machine, lambda: terminal.prune_summary(found, settings.out_folder))
+
+
+@options("eval", EvalConfig, *MEASURES)
+def eval_(chosen: dict[str, Any], **switches: Any) -> None:
+    """Measure MODEL on a task: metrics with intervals, size, latency; check gates.
+
+    For a model of `cap prune` the task and data of the run are the default. Options may stand in `cap.toml`.
+    """
+
+    def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
+        from capcli.verbs import evaluate
+
+        return evaluate.evaluate(evaluate.eval_config(layers))
+
+    documented("eval", start, chosen, **switches)
+
+
+@options("export", ExportConfig, "plan")
+def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
+    """Write a pruned MODEL in the form that its next home needs, and check it.
+
+    dense loads everywhere; sparse is a smaller file; sliced and onnx compute without what was removed.
+    """
+    settings, machine = build(ExportConfig, chosen), wants_json(output, as_json)
+    hello(quiet, f"cap export {settings.model} to {settings.to}")
+    from capcli.events import StopFlag, signals
+    from capcli.verbs import export as export_verb
+
+    if plan:
+        found = watch(export_verb.plan(settings), quiet)
+        emit(found, machine, lambda: terminal.plan_summary(found))
+        return
+    flag = StopFlag()
+    with signals(flag):
+        found = watch(export_verb.export(settings), quiet, flag)
+    emit(found, machine, lambda: terminal.export_summary(found))
+
+
+@options("probe", ProbeConfig, *MEASURES)
+def probe(chosen: dict[str, Any], **switches: Any) -> None:
+    """Measure what the frozen encoder of MODEL knows about other tasks; check gates.
+
+    Options may stand in `cap.toml`.
+    """
+
+    def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
+        settings = build(ProbeConfig, layers)
+        from capcli.verbs import probe as probe_verb
+
+        return probe_verb.probe(settings)
+
+    documented("probe", start, chosen, **switches)
+
+
+def documented(
+    command: str,
+    start: Start,
+    chosen: dict[str, Any],
+    file: str,
+    compare: tuple[str, str] | None,
+    output: str,
+    as_json: bool,
+    quiet: bool,
+    **reports: str,
+) -> None:
+    """Measure or compare, show the result and write the reports, of an error that in JUnit."""
+    began, file = time.monotonic(), options_file(file)
+    kind, name = ("compare", f"cap {command} --compare") if compare else (command, f"cap {command}")
+    read = [file, *(compare or ()), *read_files(chosen)]
+    try:
+        machine = wants_json(output, as_json)
+        layers = layered(command, chosen, file)
+        read += read_files(layers)
+        check_reports(reports, read)
+        if file:
+            hello(quiet, f"options from {file}")
+        found = measured(command, start, chosen, layers, compare, quiet)
+    except Exception as error:
+        tell_junit(reports["junit"], read, name, error, time.monotonic() - began)
+        raise
+    finish(kind, name, found, machine, reports, time.monotonic() - began)
+
+
+def read_files(chosen: Mapping[str, Any]) -> list[str]:
+    """What the options may name as files to read; of a list of baselines all of the text, and each name in it."""
+    baseline = chosen.get("baseline", "")
+    return [chosen.get("data", ""), baseline, *split_list(baseline)]
+
+
+def measured(
+    command: str,
+    start: Start,
+    chosen: Mapping[str, Any],
+    layers: dict[str, Any],
+    compare: tuple[str, str] | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """The result of eval or probe with all the options, or the comparison of two results."""
+    if compare is None:
+        if not layers.get("model"):
+            raise ConfigError("no MODEL given", f"name one after cap {command}, or as model in {CONFIG_FILE}")
+        hello(quiet, f"cap {command} {layers['model']}")
+        return watch(start(layers), quiet)
+    gates = {item.name for item, _ in leaves(Gates)}
+    if others := [name for name in chosen if name not in gates]:
+        raise ConfigError(f"--compare measures nothing, {others[0]} has no use there", "leave it out; gates may stay")
+    hello(quiet, f"cap {command} --compare {' '.join(compare)}")
+    from capcli.verbs import compare as compare_verb
+
+    return compare_verb.compare(command, *compare, build(Gates, layers))

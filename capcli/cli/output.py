@@ -1,0 +1,199 @@
+"""What is printed and written: results, reports, errors with their exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from capcli import files
+from capcli.errors import CapError, ConfigError, FileError
+from capcli.reporting import ci, documents
+from capcli.reporting.terminal import eval_summary, moves_summary, probe_summary
+from capcli.reporting.text import plain
+
+EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+
+
+# Output --------------------------------------------------------------------------------------------------------------
+
+
+def wants_json(output: str, as_json: bool) -> bool:
+    """Whether stdout gets JSON. Raises `ConfigError` for an unknown format."""
+    if output not in ("", "human", "json"):
+        raise ConfigError(f"unknown format {output!r}", "valid: human, json")
+    return as_json or output == "json"
+
+
+def hello(quiet: bool, text: str) -> None:
+    """The first line, before anything heavy is imported."""
+    if not quiet:
+        say(text)
+
+
+def say(text: str) -> None:
+    """One line on stderr; control characters are shown, not obeyed."""
+    print(shown(text), file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> str:
+    """One line for people in which nothing acts, neither on a terminal nor in a log."""
+    return logged(plain(text, 2000))
+
+
+def logged(text: str) -> str:
+    """Text as it may be printed where GitHub reads along."""
+    return ci.inert(text) if on_github() else text
+
+
+def emit(found: Mapping[str, Any], machine: bool, summary: Callable[[], Any]) -> None:
+    """The result on stdout: one JSON object, or what `summary` renders."""
+    if machine:
+        sys.stdout.write(files.json_text(found).replace("##[", "\\u0023#["))  # a command to GitHub; the same value
+        sys.stdout.flush()
+        return
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout, markup=False, highlight=False, width=None if terminal else 100, soft_wrap=not terminal
+    )
+    with console.capture() as captured:
+        console.print(summary())
+    sys.stdout.write(logged(captured.get()))
+    sys.stdout.flush()
+
+
+def check_reports(reports: Mapping[str, str], read: Iterable[str]) -> None:
+    """Raise `FileError` for a report that could not be written, or would overwrite another one or what is `read`."""
+    taken = {Path(file).resolve(): f"{file} is read" for file in read if file and "\0" not in file}
+    for name, file in reports.items():
+        if file:
+            path = report_path(name, file)
+            if path in taken:
+                raise FileError(f"--{name} {file}: {taken[path]} as well", "choose another file")
+            taken[path] = f"--{name} is written there"
+            try:
+                files.check_writable(path.parent)
+            except FileError as error:
+                raise FileError(f"--{name} {file}: {error.message}", "choose another file") from error
+
+
+def report_path(name: str, file: str) -> Path:
+    """Where a report goes; a link stays and its target is written, if that lies in the same folder or below.
+
+    Raises `FileError` for a folder, a device, and a link that leads elsewhere, which may be that of a checkout.
+    """
+    path, named = Path(file).resolve(), Path(file)
+    if named.is_symlink() and not path.is_relative_to(named.parent.resolve()):
+        raise FileError(f"--{name} {file}: a link that leads out of its folder", "name the file that it points to")
+    if path.exists() and not path.is_file():
+        raise FileError(f"--{name} {file}: not a file", "choose another file")
+    return path
+
+
+def tell_junit(junit: str, read: Iterable[str], name: str, error: Exception, seconds: float) -> None:
+    """Write an error also as JUnit XML, so that a job shows it where it shows gates; never over what is `read`."""
+    if junit:
+        message, hint, _ = explained(error)
+        with contextlib.suppress(CapError, OSError):  # the error itself matters more
+            check_reports({"junit": junit}, read)
+            files.write_text(report_path("junit", junit), ci.junit_error(name, message, hint, seconds))
+
+
+def finish(
+    kind: str, name: str, found: Mapping[str, Any], machine: bool, reports: Mapping[str, str], seconds: float
+) -> None:
+    """Show the result, write the reports, tell GitHub; exit 1 when a gate failed, also when a report did too."""
+    summaries = {"eval": eval_summary, "probe": probe_summary, "compare": moves_summary}
+    emit(found, machine, lambda: summaries[kind](found))
+    texts = {
+        "junit": lambda: ci.junit_xml(name, found["gates"], seconds),
+        "csv": lambda: ci.csv_text(kind, found),
+        "markdown": lambda: ci.markdown_text(kind, found),
+        "html": lambda: documents.render_result_html(kind, found),
+    }
+    failures = []
+    for form, file in reports.items():
+        if file:
+            try:
+                files.write_text(report_path(form, file), texts[form]())
+            except Exception as error:  # the other reports and the gates still count
+                failures.append(error)
+    tell_github(kind, found)
+    if found["passed"] and failures:
+        raise failures[0]
+    for failure in failures:
+        tell(failure)
+    if not found["passed"]:
+        raise typer.Exit(EXIT_GATE)
+
+
+def tell_github(kind: str, found: Mapping[str, Any]) -> None:
+    """Annotations for failed gates, and the Markdown as summary of the step; nothing elsewhere."""
+    if not on_github():
+        return
+    for line in ci.github_annotations(found["gates"]):
+        print(ci.inert(line), file=sys.stderr)
+    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(target).open("a", encoding="utf-8") as file:
+                file.write(ci.markdown_text(kind, found))
+        except OSError as error:  # a summary never changes the outcome
+            say(f"no step summary written: {error}")
+
+
+def on_github() -> bool:
+    """Whether this is a job of GitHub Actions, which reads commands from stdout and stderr."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+@contextlib.contextmanager
+def guarded(debug: bool) -> Iterator[None]:
+    """Turn every failure into one line, a hint and the right exit code."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except BaseException as error:
+        if debug:
+            print(logged(traceback.format_exc()), file=sys.stderr, end="")
+        raise typer.Exit(tell(error)) from None
+
+
+def tell(error: BaseException) -> int:
+    """The lines of an error on stderr; returns its exit code."""
+    message, hint, code = explained(error)
+    tell_lines(message, hint, annotate=code <= EXIT_FAILED)
+    return code
+
+
+def tell_lines(message: str, hint: str, *, annotate: bool = True) -> None:
+    """An error as one line, a hint, and on GitHub an annotation that stands on the page of the job."""
+    print(f"error: {shown(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {shown(hint)}", file=sys.stderr)
+    if annotate and on_github():
+        print(f"::error title=cap::{shown(message).replace('%', '%25')}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def explained(error: BaseException) -> tuple[str, str, int]:
+    """Message, hint and exit code of any failure."""
+    if isinstance(error, CapError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "run the same command again; what is finished is kept", EXIT_INTERRUPTED
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"this name is too long for a file: {plain(str(error.filename), 80)}", "shorten it", CapError.exit_code
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+        return "out of memory", "free some memory, use shorter texts or a smaller model", EXIT_FAILED
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"internal error: {type(error).__name__}: {first}", "run again with --debug and report it", EXIT_FAILED

@@ -1,0 +1,132 @@
+"""From the fields of a configuration to the options of a command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import MISSING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capcli.cli.output import guarded
+from capcli.config.names import BUILTIN_MODEL, CONFIG_FILE
+from capcli.config.options import leaves, share
+
+if TYPE_CHECKING:
+    from capcli.events import Event
+
+FROM_FILE = f"; may stand in {CONFIG_FILE} instead"
+MODEL_HELP = {
+    "prune": f"hub id, folder, the built-in {BUILTIN_MODEL!r}, or a short name such as bert-base",
+    "eval": "what prune wrote, or any fine-tuned model" + FROM_FILE,
+    "export": "what prune wrote, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
+    "probe": "what prune wrote, or any model" + FROM_FILE,
+}
+CONFIG_HELP = "TOML file with options; the command line wins."
+FILE_HELP = f"{CONFIG_HELP} Instead of {CONFIG_FILE}."
+COMPARE_HELP = "Measure nothing: say what moved between two stored results (--json) beyond the noise; gates judge NEW."
+REPORTS = {
+    "junit": "Write the gates as JUnit XML; of an error, a file that says so.",
+    "csv": "Write what was measured as a CSV table.",
+    "markdown": "Write the result as Markdown.",
+    "html": "Write the result as one HTML page that needs no network.",
+}
+SWITCHES: dict[str, tuple[Any, Any]] = {
+    "overwrite": (bool, typer.Option("--overwrite", help="Start anew, even over a finished run.")),
+    "plan": (bool, typer.Option("--plan", help="Print what it would take and give, and do nothing.")),
+    "config": (str, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, rich_help_panel="Options")),
+    "file": (str, typer.Option("--config", metavar="FILE", help=FILE_HELP, rich_help_panel="Options")),
+    "compare": (
+        tuple[str, str] | None,
+        typer.Option("--compare", metavar="OLD NEW", help=COMPARE_HELP, rich_help_panel="Options"),
+    ),
+    **{name: (str, typer.Option(f"--{name}", metavar="FILE", help=text)) for name, text in REPORTS.items()},
+    "output": (str, typer.Option("--format", help="What stdout gets: human or json.")),
+    "as_json": (bool, typer.Option("--json", help="Short for --format json.")),
+    "quiet": (bool, typer.Option("--quiet", "-q", help="No progress on stderr.")),
+    "debug": (bool, typer.Option("--debug", help="Show the traceback of an error.")),
+}
+COMMON = ("output", "as_json", "quiet", "debug")
+MEASURES = ("file", "compare", *REPORTS)  # switches of the commands that measure, whose MODEL may stand in a file
+
+Start = Callable[[dict[str, Any]], "Generator[Event, None, dict[str, Any]]"]
+
+app = typer.Typer(
+    name="cap",
+    help="Make a pre-trained language model small for one task, and prove that it still works.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command that takes MODEL, the fields of `config` as options, and `switches`.
+
+    The command is called with the options that the user chose, by field name, and the switches by keyword.
+    """
+    model = _model(name, optional="compare" in switches)
+    fields = [_parameter(item, kind) for item, kind in leaves(config) if item.metadata]
+    chosen = {"model", *(item.name for item in fields)}
+    fields += [_switch(switch) for switch in (*switches, *COMMON)]
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            given = {key: value for key, value in values.items() if key in chosen and value is not None}
+            with guarded(values["debug"]):
+                function(given, **{s: values[s] for s in (*switches, *COMMON[:3])})
+
+        signature = inspect.Signature([model, *fields])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {item.name: item.annotation for item in signature.parameters.values()}
+        command.__doc__ = function.__doc__
+        app.command(name)(command)
+        return function
+
+    return register
+
+
+def _model(command: str, optional: bool) -> inspect.Parameter:
+    info = typer.Argument(metavar="MODEL", help=MODEL_HELP[command], show_default=False)
+    kind, default = (str | None, None) if optional else (str, inspect.Parameter.empty)
+    return inspect.Parameter(
+        "model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def _parameter(item: Any, kind: Any) -> inspect.Parameter:
+    """One field as a Typer option; the default is shown but not filled in, so that a preset can stand below it."""
+    meta, default = item.metadata, item.default
+    unset = default in ("", MISSING) or default is False or meta["panel"] == "Gates"  # there 0 is no gate
+    flag = "--" + item.name.replace("_", "-")
+    info = typer.Option(
+        *filter(None, (f"{flag}/--no-{flag[2:]}" if kind is bool else flag, meta["flag"])),
+        help=meta["help"][:1].upper() + meta["help"][1:] + ("." if unset else f" (default {default})."),
+        show_default=False,
+        rich_help_panel=meta["panel"] or "Options",
+        metavar=None if kind is bool else {str: "TEXT", int: "N", float: "X"}[kind],
+        parser=_share if meta["share"] else None,
+    )
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
+    )
+
+
+def _share(text: str) -> float:
+    """What a share on the command line is. Raises `typer.BadParameter`."""
+    try:
+        return share(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number, nor one in per cent such as 98%.") from error
+
+
+def _switch(name: str) -> inspect.Parameter:
+    kind, info = SWITCHES[name]
+    default = {bool: False, str: ""}.get(kind)
+    info.show_default, info.rich_help_panel = False, info.rich_help_panel or "Output"
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])

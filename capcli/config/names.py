@@ -1,0 +1,132 @@
+"""The names that a user can choose from: models, tasks, methods, presets, formats."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+ALIASES = {
+    "bert-base": "google-bert/bert-base-uncased",
+    "bert-base-cased": "google-bert/bert-base-cased",
+    "bert-large": "google-bert/bert-large-uncased",
+    "roberta-base": "FacebookAI/roberta-base",
+    "roberta-large": "FacebookAI/roberta-large",
+    "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
+    "distilbert-base": "distilbert/distilbert-base-uncased",
+    "electra-small": "google/electra-small-discriminator",
+    "electra-base": "google/electra-base-discriminator",
+    "deberta-v3-base": "microsoft/deberta-v3-base",
+    "deberta-v3-small": "microsoft/deberta-v3-small",
+    "albert-base": "albert/albert-base-v2",
+    "mpnet-base": "microsoft/mpnet-base",
+    "modernbert-base": "answerdotai/ModernBERT-base",
+    "minilm": "nreimers/MiniLM-L6-H384-uncased",
+}
+BUILTIN_MODEL = "mini"
+CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
+BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
+PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
+GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+SQUAD_TASKS = ("squad", "squad_v2")
+GENERIC_TASKS = (
+    "text-classification",
+    "text-pair-classification",
+    "multi-label-classification",
+    "regression",
+    "token-classification",
+    "ner",
+    "question-answering",
+)
+QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
+TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
+LOSSES = ("ce", "kd", "prc", "snc", "fic", "hid")
+STRUCTURES = ("heads", "dimensions")
+PERTURBATIONS = ("typos", "case", "order")
+PROBES = ("linear", "head")
+EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
+ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
+DEVICES = ("auto", "cpu", "cuda", "mps")
+MOST = 2**63 - 1  # the largest whole number of every library and of TOML
+MOST_RETENTION = 2.0  # twice the metric of a baseline; who asks for more means per cent
+NUMERIC_GATES = ("min_retention", "max_bytes", "max_latency_ms")  # of which 0 is the default, and no gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A pruning method: a criterion that says what a weight is worth, and the losses it is trained with.
+
+    structured: whole units are removed (`STRUCTURES`), not single weights.
+    """
+
+    criterion: str
+    losses: tuple[str, ...]
+    structured: bool = False
+
+
+_CAP, _PLAIN = ("ce", "kd", "prc", "snc", "fic"), ("ce", "kd")
+METHODS = {
+    "cap-soft": Method(criterion="soft-movement", losses=_CAP),
+    "cap-m": Method(criterion="movement", losses=_CAP),
+    "cap-f": Method(criterion="first-order", losses=_CAP, structured=True),
+    "soft-movement": Method(criterion="soft-movement", losses=_PLAIN),
+    "movement": Method(criterion="movement", losses=_PLAIN),
+    "first-order": Method(criterion="first-order", losses=_PLAIN, structured=True),
+    "magnitude": Method(criterion="magnitude", losses=_PLAIN),
+    "cap-pins": Method(criterion="pins", losses=_CAP),
+    "pins": Method(criterion="pins", losses=_PLAIN),
+    "platon": Method(criterion="platon", losses=_PLAIN),
+}
+
+# Section 5 of the design's ALGORITHM: the reference's values on GLUE. Warm-up lengths are shares of the run, so that
+# they scale: 11,000 of 122,720 steps, dense twice and final three times as long.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "quick": {"*": {"epochs": 2, "teacher_epochs": 2, "lr": 2e-4, "teacher_lr": 3e-4}},
+    "paper": {
+        "*": {
+            "epochs": 10,
+            "teacher_epochs": 3,
+            "teacher_lr": 2e-5,
+            "batch_size": 32,
+            "lr": 3e-5,
+            "score_lr": 1e-2,
+            "weight_decay": 0.0,
+            "lr_warmup": 0.1,
+            "dense_share": 0.18,
+            "final_share": 0.27,
+            "tau": 0.1,
+            "extra_examples": 4096,
+            "unsupervised_weight": 0.1,
+            "supervised_weight": 10.0,
+            "ce_weight": 0.1,
+            "kd_weight": 0.9,
+            "kd_temperature": 2.0,
+            "normalization": "reference",
+            "init": "pretrained",
+            "score_init": "zero",
+        },
+        "first-order": {
+            "epochs": 20,
+            "batch_size": 16,
+            "lr": 2e-5,
+            "weight_decay": 0.01,
+            "dense_share": 0.1,
+            "final_share": 0.1,
+            "unsupervised_weight": 0.3,
+            "supervised_weight": 3.0,
+            "kd_temperature": 1.0,
+        },
+        "movement": {"scope": "matrix"},
+        "soft-movement": {"reg_weight": 290.0},
+    },
+}
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint that names the nearest valid names, or all of them."""
+    choices = list(valid)
+    close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.55)
+    close = close or [choice for choice in choices if len(name) > 1 and choice.lower().startswith(name.lower())]
+    return (f"did you mean {close[0]}? " if close else "") + "valid: " + ", ".join(choices)

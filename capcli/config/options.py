@@ -1,0 +1,147 @@
+"""One option: its default and help as a dataclass field, how its text is read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any
+
+from capcli.config.names import MOST, nearest
+from capcli.errors import ConfigError
+
+
+def option(
+    default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False, share: bool = False
+) -> Any:
+    """A dataclass field with its help text.
+
+    `resumable` marks what may differ when a run is continued, at no price, `share` what can also be given in per cent.
+    """
+    metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "share": share}
+    return field(default=default, metadata=metadata)
+
+
+def exists(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list, in the order given, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def typed_fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a configuration with their types resolved."""
+    hints = typing.get_type_hints(cls)
+    return [(item, hints[item.name]) for item in fields(cls)]
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """A configuration as one flat mapping of field names; the inverse of `build`."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        flat.update(flatten(value) if dataclasses.is_dataclass(value) else {item.name: value})
+    return flat
+
+
+def leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
+    """Every option of a configuration with its type, those of nested groups where the group stands."""
+    for item, kind in typed_fields(cls):
+        if dataclasses.is_dataclass(kind):
+            yield from leaves(typing.cast(type, kind))
+        else:
+            yield item, kind
+
+
+def parse_limits(flag: str, text: str) -> dict[str, float]:
+    """`accuracy=0.9,f1=80%` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
+    limits: dict[str, float] = {}
+    for part in pieces(text):
+        name, limit = _limit(flag, part)
+        if name in limits:
+            raise _twice(flag, name)
+        limits[name] = limit
+    return limits
+
+
+def pieces(text: str) -> list[str]:
+    return [piece.strip() for piece in text.split(",") if piece.strip()]
+
+
+def _limit(flag: str, text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        limit = share(value)
+    except ValueError:
+        limit = math.nan
+    if not name.strip() or name.strip()[-1] in "<>!" or not math.isfinite(limit):
+        raise ConfigError(f"{flag} needs METRIC=NUMBER, got {text!r}", f"for example {flag} accuracy=0.8")
+    return name.strip(), limit
+
+
+def share(text: str) -> float:
+    """A number, which may be given in per cent: 0.8 of `0.8` and of `80%`. Raises `ValueError`."""
+    number = float(text.strip().removesuffix("%"))
+    return number / 100 if text.strip().endswith("%") else number
+
+
+def meant(value: float) -> str:
+    """A hint for who gave per cent where a share is expected; empty when the value is neither."""
+    if not 1 <= value <= 100:
+        return ""
+    whole, _, decimals = f"{value / 100:.10g}".partition(".")
+    return f"did you mean {whole}.{decimals.ljust(2, '0')} or {value:.10g}%?"
+
+
+def _twice(flag: str, name: str) -> ConfigError:
+    return ConfigError(f"{flag} has two limits for {name!r}", "leave one of them")
+
+
+def parse_drops(text: str) -> list[tuple[str, float, bool]]:
+    """`accuracy=0.01,f1=2%` as (name, largest drop, whether that is a share of the baseline's value).
+
+    A metric may have a limit of each kind. Raises `ConfigError` for anything else.
+    """
+    found: dict[tuple[str, bool], float] = {}
+    for part in pieces(text):
+        relative = part.endswith("%")
+        name, limit = _limit("--max-drop", part)
+        if (name, relative) in found:
+            raise _twice("--max-drop", name)
+        found[name, relative] = limit
+    return [(name, limit, relative) for (name, relative), limit in found.items()]
+
+
+def parse_label_map(text: str) -> dict[str, str]:
+    """`LABEL_0=negative,LABEL_1=positive` as a mapping. Raises `ConfigError` for anything else."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(old.strip() and sign and new.strip() for old, sign, new in pairs):
+        raise ConfigError(
+            f"--label-map needs OLD=NEW pairs, got {text!r}", "for example LABEL_0=negative,LABEL_1=positive"
+        )
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+def check_name(what: str, name: str, valid: Iterable[str]) -> None:
+    if name not in valid:
+        raise ConfigError(f"unknown {what} {name!r}" if name else f"no {what} given", nearest(name, valid))
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def at_least(low: float, **values: float) -> None:
+    for name, value in values.items():
+        if isinstance(value, int) and abs(value) > MOST:
+            raise ConfigError(f"{flag_name(name)} must be below 2**63", "choose a smaller number")
+        if not (math.isfinite(value) and value >= low):
+            raise ConfigError(f"{flag_name(name)} must be at least {low:g}, got {value:g}")

@@ -1,0 +1,250 @@
+"""The configuration of `cap prune`: which examples, where to compute, how to prune.
+
+Each option is one dataclass field: its default and its help text are written once, here. The command line, the TOML
+file, the docs and the stored configuration of a run are all derived from these fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from capcli.config.names import DEVICES, GENERIC_TASKS, LOSSES, METHODS, PRESETS, QUESTION_TASKS, STRUCTURES, TASK_NAMES
+from capcli.config.options import at_least, check_name, flag_name, option, parse_label_map
+from capcli.errors import ConfigError
+
+LABEL_MAP = "other names for labels of the data, or of a model: LABEL_0=negative,2=neutral"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Which examples, and how they are read."""
+
+    task: str = option("", "task name; see the task table in the docs", panel="Task")
+    data: str = option(
+        "", "folder of splits, or one file: parquet, arrow, csv, tsv, jsonl, json; text also as .gz", panel="Task"
+    )
+    text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
+    pair_column: str = option("", "column of the second text, or of the context", panel="Task")
+    label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
+    label_map: str = option("", LABEL_MAP, panel="Task")
+    max_length: int = option(
+        0, "longest input in tokens, longer texts are cut; 0 for 128, for 384 in question answering", panel="Task"
+    )
+    stride: int = option(
+        0, "tokens that two windows of a long context share; 0 for 128, or less in short windows", panel="Task"
+    )
+    max_eval_samples: int = option(0, "evaluate on at most so many examples, 0 for all", panel="Task")
+
+    def __post_init__(self) -> None:
+        check_name("task", self.task, TASK_NAMES)
+        parse_label_map(self.label_map)
+        at_least(8, max_length=self.longest)
+        at_least(0, max_eval_samples=self.max_eval_samples, stride=self.stride)
+        if self.task in GENERIC_TASKS and not self.data:
+            raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
+
+    @property
+    def label_names(self) -> dict[str, str]:
+        """The label map: a name of the model or of the data -> the name to use."""
+        return parse_label_map(self.label_map)
+
+    @property
+    def longest(self) -> int:
+        """The longest input in tokens, chosen or by the kind of task."""
+        return self.max_length or (384 if self.task in QUESTION_TASKS else 128)
+
+    @property
+    def name(self) -> str:
+        """The task, and of own data the name too with some digits of its path: another folder has another name."""
+        if not self.data:
+            return self.task
+        path = os.path.normpath(self.data)
+        name, digits = (
+            Path(path).stem[:40] or "data",
+            hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:6],
+        )
+        return f"{self.task}-{name}-{digits}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where and in which precision to compute."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", panel="Hardware")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU, fp32 elsewhere", panel="Hardware")
+    threads: int = option(0, "CPU threads, 0 for all cores; results repeat only with the same count", panel="Hardware")
+
+    def __post_init__(self) -> None:
+        check_name("device", self.device.split(":")[0], DEVICES)
+        check_name("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        at_least(0, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Everything that determines a pruning run."""
+
+    source: TaskConfig
+    model: str = ""
+    out: str = option(
+        "",
+        "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default, with --data its name after TASK",
+        flag="-o",
+        resumable=True,
+    )
+    sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)")
+    method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
+    losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic,hid; the method's own by default")
+    teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
+    preset: str = option("default", "values to start from: " + ", ".join(PRESETS), resumable=True)
+    max_train_samples: int = option(0, "train on at most so many examples, 0 for all", panel="Task")
+    holdout: float = option(
+        0.0,
+        "share of the training set held out to choose the best epoch (to evaluate on, if no split is)",
+        panel="Task",
+    )
+    seed: int = option(1, "seed of everything random", panel="Training")
+    epochs: int = option(4, "passes over the training set while pruning", panel="Training")
+    teacher_epochs: int = option(
+        0,
+        "passes over the training set for the teacher; 0 for 2, or more on a small set: 150 steps, at most 8 passes",
+        panel="Training",
+    )
+    batch_size: int = option(32, "examples per step", panel="Training")
+    lr: float = option(1e-4, "peak learning rate of the weights", panel="Training")
+    teacher_lr: float = option(5e-5, "peak learning rate of the teacher", panel="Training")
+    score_lr: float = option(3e-2, "peak learning rate of the scores (movement methods)", panel="Training")
+    weight_decay: float = option(0.01, "weight decay of AdamW", panel="Training")
+    lr_warmup: float = option(0.1, "share of the steps in which the learning rates rise", panel="Training")
+    init: str = option("teacher", "weights the student starts from: teacher or pretrained", panel="Training")
+    dense_share: float = option(0.05, "share of the steps before pruning begins", panel="Pruning")
+    final_share: float = option(0.4, "share of the steps at the final sparsity", panel="Pruning")
+    initial_sparsity: float = option(
+        0.0, "fraction removed at once when pruning begins; the rest follows step by step", panel="Pruning"
+    )
+    update_every: float = option(
+        0.0, "share of the steps between two rises of the sparsity, 0 for as often as the method can", panel="Pruning"
+    )
+    lr_schedule: str = option(
+        "run",
+        "learning rates rise and fall once in the run, or anew after each rise of the sparsity: run, cycle",
+        panel="Training",
+    )
+    structure: str = option(
+        "heads",
+        "what cap-f and first-order remove beside neurons: heads, or dimensions inside them, all in one ranking",
+        panel="Pruning",
+    )
+    scope: str = option("auto", "rank weights within each matrix or over all: auto, matrix, global", panel="Pruning")
+    score_init: str = option("magnitude", "scores start at zero or at the weights' magnitude", panel="Pruning")
+    pooling: str = option("head", "sentence vector: head (what enters the classifier), cls, mean", panel="Losses")
+    tau: float = option(0.1, "temperature of the contrastive terms", panel="Losses")
+    extra_examples: int = option(4096, "bank vectors drawn per step and module", panel="Losses")
+    normalization: str = option("mean", "mean, or reference: the reference code's own scaling", panel="Losses")
+    unsupervised_weight: float = option(0.005, "weight of the unsupervised contrastive terms", panel="Losses")
+    supervised_weight: float = option(0.02, "weight of the supervised contrastive terms", panel="Losses")
+    ce_weight: float = option(0.1, "weight of the task loss (1 when it is the only loss)", panel="Losses")
+    kd_weight: float = option(0.9, "weight of distillation", panel="Losses")
+    kd_temperature: float = option(2.0, "temperature of distillation", panel="Losses")
+    hidden_weight: float = option(1.0, "weight of the hidden-state distillation (hid)", panel="Losses")
+    reg_weight: float = option(0.0, "weight of the score regulariser (soft movement)", panel="Losses")
+    checkpoint_seconds: float = option(120.0, "seconds between checkpoints", panel="Run", resumable=True)
+    max_time: float = option(
+        0.0, "stop with a checkpoint after so many minutes, 0 for never", panel="Run", resumable=True
+    )
+    keep_work: bool = option(False, "keep the work folder of a finished run", panel="Run", resumable=True)
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def __post_init__(self) -> None:
+        check_name("method", self.method, METHODS)
+        check_name("preset", self.preset, PRESETS)
+        check_name("normalization", self.normalization, ("mean", "reference"))
+        check_name("pooling", self.pooling, ("head", "cls", "mean"))
+        check_name("scope", self.scope, ("auto", "matrix", "global"))
+        check_name("structure", self.structure, STRUCTURES)
+        check_name("score-init", self.score_init, ("zero", "magnitude"))
+        check_name("init", self.init, ("teacher", "pretrained"))
+        check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
+        for name in self.loss_names:
+            check_name("loss", name, LOSSES)
+        if not {"ce", "kd"} & set(self.loss_names):
+            raise ConfigError("losses need ce or kd: the other terms alone do not teach the task")
+        if self.structure != STRUCTURES[0] and not METHODS[self.method].structured:
+            raise ConfigError(
+                f"--structure {self.structure} is for structured methods, {self.method} removes single weights",
+                "leave it out, or use --method cap-f",
+            )
+        if not 0 <= self.sparsity < 1:
+            hint = f"did you mean --sparsity {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
+            raise ConfigError(f"sparsity is the fraction of weights removed, in [0, 1), got {self.sparsity:g}", hint)
+        at_least(
+            0, max_train_samples=self.max_train_samples, teacher_epochs=self.teacher_epochs, max_time=self.max_time
+        )
+        at_least(0, extra_examples=self.extra_examples, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        positive = {
+            "lr": self.lr,
+            "teacher_lr": self.teacher_lr,
+            "tau": self.tau,
+            "kd_temperature": self.kd_temperature,
+        }
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{flag_name(name)} must be a positive number, got {value}")
+        at_least(0, score_lr=self.score_lr, weight_decay=self.weight_decay, reg_weight=self.reg_weight)
+        at_least(0, unsupervised_weight=self.unsupervised_weight, supervised_weight=self.supervised_weight)
+        at_least(0, ce_weight=self.ce_weight, kd_weight=self.kd_weight, hidden_weight=self.hidden_weight)
+        shares = {"lr_warmup": self.lr_warmup, "dense_share": self.dense_share, "final_share": self.final_share}
+        shares |= {"initial_sparsity": self.initial_sparsity, "update_every": self.update_every}
+        for name, value in {**shares, "holdout": self.holdout}.items():
+            if not 0 <= value < 1:
+                raise ConfigError(f"{flag_name(name)} is a share in [0, 1), got {value:g}")
+        if self.initial_sparsity > self.sparsity:
+            raise ConfigError(
+                f"--initial-sparsity {self.initial_sparsity:g} is more than --sparsity {self.sparsity:g}",
+                "it is what is removed at once when pruning begins; choose less",
+            )
+        if self.initial_sparsity and METHODS[self.method].structured and self.structure == STRUCTURES[0]:
+            raise ConfigError(
+                f"--initial-sparsity has no effect on {self.method}, which removes heads in equal steps",
+                "leave it out, or use --structure dimensions",
+            )
+        if self.lr_schedule == "cycle" and not METHODS[self.method].structured and not self.update_every:
+            raise ConfigError(
+                f"--lr-schedule cycle begins anew at each rise, and with {self.method} that is at every step",
+                "set --update-every as well, such as 0.05",
+            )
+        if self.dense_share + self.final_share > 1:
+            raise ConfigError("--dense-share and --final-share together exceed 1, no step is left to prune in")
+
+    def teacher_passes(self, n_examples: int) -> int:
+        """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""
+        if self.teacher or self.teacher_epochs:
+            return 0 if self.teacher else self.teacher_epochs
+        return min(8, max(2, math.ceil(150 * self.batch_size / max(1, n_examples))))
+
+    @property
+    def criterion(self) -> str:
+        """Name of the method's criterion, a key of `criteria.CRITERIA`."""
+        return METHODS[self.method].criterion
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The losses in the order of `LOSSES`, each once."""
+        chosen = [name.strip() for name in self.losses.split(",") if name.strip()] or METHODS[self.method].losses
+        return tuple(
+            sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
+        )
+
+    @property
+    def out_folder(self) -> Path:
+        """The output folder, given or derived."""
+        if self.out:
+            return Path(self.out)
+        name, _, revision = self.model.partition("@")
+        model = "-".join([name.rstrip("/").rsplit("/", 1)[-1], *filter(None, revision.split("/"))])
+        return Path("runs") / f"{model}-{self.source.name}-{self.method}-{self.sparsity:g}"

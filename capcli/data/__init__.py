@@ -1,0 +1,1 @@
+"""From files to batches: layout, tables, labels, tasks, tokens."""

@@ -1,0 +1,79 @@
+"""What long work says of itself, and how it is asked to stop: events, the stop flag, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar
+
+from capcli.errors import Stopped
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened in a run: `done` of `total` units of a phase, and the share of the whole run.
+
+    `note` is news, worth a line of its own; `status` only says how things stand.
+    """
+
+    phase: str
+    done: float = 0
+    total: float = 0
+    overall: float = 0.0
+    note: str = ""
+    status: str = ""
+
+
+def finished(events: Generator[Any, None, Result]) -> Result:
+    """What a generator of events returns at its end; the events are dropped."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as stop:
+            found: Result = stop.value
+            return found
+
+
+@dataclass
+class StopFlag:
+    """Set by a signal or a time limit, looked at between steps. The first signal only sets it."""
+
+    reason: str = ""
+    deadline: float = float("inf")
+
+    def requested(self) -> str:
+        """Why the run should stop, or an empty string."""
+        if not self.reason and time.monotonic() > self.deadline:
+            self.reason = "the time limit"
+        return self.reason
+
+    def check(self) -> None:
+        """Raise `Stopped` where nothing needs saving."""
+        if self.requested():
+            raise Stopped(
+                f"stopped by {self.reason}; all finished work is saved", "run the same command again to go on"
+            )
+
+
+@contextlib.contextmanager
+def signals(flag: StopFlag) -> Iterator[None]:
+    """While inside, SIGINT, SIGTERM, SIGHUP and SIGUSR1 set the flag; a second Ctrl-C interrupts at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        flag.reason = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    names = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # nohup
+    before = {name: signal.signal(getattr(signal, name), handle) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)

@@ -1,0 +1,1 @@
+"""One model in many forms, each opened again and compared before it counts."""

@@ -1,0 +1,147 @@
+"""Is the export the same model? Logits, metrics and speed, as opened again from disk."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import torch
+
+from capcli.errors import CheckFailed
+from capcli.events import Event
+from capcli.exporting import agreement
+from capcli.exporting.job import Job, Opened, event_of, what_it_gives
+from capcli.measuring import latency, scoring
+from capcli.measuring.scoring import Measured
+from capcli.models.model import longest_input, place
+
+FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
+ALONE = (
+    "8-bit answers depend on the texts that share a batch: agreement and accuracy were measured one text at a time, "
+    "and in other batches single answers may differ"
+)
+LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
+    """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
+    yield Event(phase="export", overall=0.6, note="comparing what was written with the original")
+    place(job.original, job.on)
+    found: dict[str, Any] = {
+        "check": _compared(job, opened),
+        "size": {
+            "dense_bytes": 4 * job.original.before_slicing.total,
+            "weights_bytes": opened.file_bytes,
+            "memory_bytes": opened.memory_bytes,
+        },
+        "metrics": None,
+        "speed": None,
+        "batching": job.batching,
+        "notes": [*[job.known.missing] * bool(job.known.missing), *[ALONE] * job.config.int8],
+    }
+    if job.lossy and job.known.ours:
+        found["metrics"], notes = yield from _metrics(job, opened)
+        found["notes"] += notes
+    elif job.lossy:
+        found["notes"].append("the weights were changed, and the accuracy was not measured again")
+    if job.config.to in ("sliced", "onnx"):
+        yield Event(phase="export", overall=0.875, note="measuring latency beside the model as it was")
+        found["speed"] = _speed(job, opened)
+    found["gives"] = what_it_gives(found["size"], found["speed"])
+    return found
+
+
+def _compared(job: Job, opened: Opened) -> dict[str, Any]:
+    """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
+    texts, kind, before = job.texts, job.original.kind, job.original.nonzero()
+    if job.config.vocab:
+        texts = [text for text in texts if _reads_alike(job, opened.tokenizer, text)]
+        if not texts:
+            raise CheckFailed("the new vocabulary reads none of the texts as the old one did", "keep more tokens")
+    if opened.nonzero > before:
+        raise CheckFailed(f"{opened.nonzero:,} weights are not zero in what was written, {before:,} before")
+    batch = 1 if job.config.int8 else agreement.BATCH
+    original = agreement.of(job.original, job.on.device)
+    ours = agreement.logits(original, kind, job.original.tokenizer, texts, job.length, batch)
+    theirs = agreement.logits(opened.run, kind, opened.tokenizer, texts, job.length, batch)
+    found = agreement.difference(kind, ours, theirs)
+    allowed = found.tolerance if job.exact else sys.float_info.max
+    if not found.largest <= allowed:
+        raise CheckFailed(
+            f"the logits of the export differ by up to {found.largest:.3g} on {len(texts)} texts, "
+            f"{allowed:.3g} is allowed; nothing was kept"
+        )
+    return {
+        "texts": len(texts),
+        "of": job.texts_of,
+        "exact": job.exact,
+        "largest_difference": found.largest,
+        "largest_logit": found.scale,
+        "tolerance": allowed if job.exact else None,
+        "argmax_agreement": found.agreement,
+        "nonzero_weights": {"before": before, "after": opened.nonzero},
+    }
+
+
+def _reads_alike(job: Job, tokenizer: Any, text: agreement.Text) -> bool:
+    first, second = (agreement.pieces(one, text, job.length) for one in (job.original.tokenizer, tokenizer))
+    return first == second
+
+
+def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str, Any], list[str]]]:
+    """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
+    split, data, source = job.known.held_out, job.known.data, job.known.source
+    found: dict[str, Any] = {"split": split.name, "primary": data.primary}
+    measured: list[Measured] = []
+    for when, model in (("before", job.original), ("after", opened.model or job.model)):
+        examples = scoring.encoded(model, split, source)
+        if when == "after" and opened.logits is not None:
+            logits = yield from opened.logits(examples)
+            one = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
+        else:
+            one = yield from scoring.measure(model, examples, data.metrics, job.on, event_of(when))
+        found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
+        measured.append(one)
+    before, after = measured
+    found["agreement"] = scoring.agreed(after, before).value
+    same = [scoring.same_answer("the export", split.name, after.constant)] if after.constant else []
+    return found, [*after.doubts, *same]
+
+
+def _speed(job: Job, opened: Opened) -> dict[str, Any]:
+    """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
+    length = longest_input(job.original, LATENCY_LENGTH)
+    runs = ((agreement.of(job.original, job.on.device), job.original.tokenizer), (opened.run, opened.tokenizer))
+    rows = {}
+    for batch in LATENCY_BATCHES:
+        pairs = _timed([partial(run, latency.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs])
+        rows[f"batch_{batch}"] = {
+            "before_ms": 1000 * statistics.median(a for a, _ in pairs),
+            "ms": 1000 * statistics.median(b for _, b in pairs),
+            "times": statistics.median(a / b for a, b in pairs),
+            "runs": len(pairs),
+        }
+    return {**rows, "length": length, "threads": torch.get_num_threads(), "hardware": job.on.name}
+
+
+def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
+    """Seconds of each call, by turns, after one round that is not counted; 3 to 30 rounds, as the time allows."""
+    rounds: list[list[float]] = []
+    began = time.perf_counter()
+    for number in range(31):
+        times = []
+        for call in calls:
+            start = time.perf_counter()
+            call().cpu()  # waits for the device
+            times.append(time.perf_counter() - start)
+        rounds += [times] if number else []
+        if len(rounds) >= 3 and time.perf_counter() - began > LATENCY_SECONDS:
+            break
+    return rounds

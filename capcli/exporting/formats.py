@@ -1,0 +1,127 @@
+"""The formats of an export: a function for each, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capcli import files
+from capcli.errors import ModelError
+from capcli.events import Event
+from capcli.exporting import agreement, onnx_model, storage
+from capcli.exporting.job import Job, Opened, event_of, total_bytes
+from capcli.models import artifact, stock, tokenizers
+from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
+
+KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
+# What an export remembers of the report of its run.
+KEPT_OF_RUN = (
+    *("model", "base_model", "task", "method", "losses", "seed", "command", "versions", "device", "labels"),
+    *("teacher", "sparsity", "metrics", "notes"),
+)
+
+
+def check_format(model: Model, to: str) -> None:
+    """Raise `ModelError` for a format that cannot hold this model."""
+    if to == "dense":
+        check_stock(model)
+    if to == "sliced" and model.family is None:
+        raise ModelError(
+            f"{model.source} is a {model.net.config.model_type} model, whose heads and neurons capcli does not know",
+            "use --to sparse for a smaller file, or --to onnx",
+        )
+
+
+def cut_model(model: Model) -> Model:
+    """The model without the heads, dimensions and neurons that compute nothing, where they are known."""
+    return model if model.family is None or model.is_sliced else sliced(model)
+
+
+# The formats ---------------------------------------------------------------------------------------------------------
+
+
+def dense(job: Job, staging: Path) -> Generator[Event, None, Opened]:
+    """A stock Hugging Face folder: zeros stored, loads everywhere without capcli; no smaller and no faster."""
+    yield Event(phase="export", overall=0.3, note="writing a stock folder")
+    dtype = storage.DTYPES[job.config.dtype]
+    wanted = storage.stored(job.model, (), job.config.dtype)
+    tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}
+    stock.save_dense(job.model, staging, tensors, dtype)
+    found = stock.reload_dense(staging, job.model.kind)
+    storage.check(wanted, found)
+    weights = staging / "model.safetensors"
+    opened = replace(job.model, net=found.float(), tokenizer=tokenizers.read_tokenizer(staging))
+    return _opened(job, opened, weights, total_bytes(found, dtype.itemsize))
+
+
+def artefact(job: Job, staging: Path) -> Generator[Event, None, Opened]:
+    """Our own file: kept values and positions. From smaller layers, when the job's model was cut."""
+    config, pruned = job.config, list(job.model.prunable())
+    yield Event(phase="export", overall=0.3, note="writing the weights")
+    wanted = storage.stored(job.model, pruned, config.dtype, config.embeddings, config.svd_rank)
+    artifact.save_artifact(job.model, staging, pruned, _settings(job), wanted.tensors, wanted.quantised)
+    opened = artifact.load_artifact(staging)
+    storage.check(wanted, opened.net)
+    return _opened(job, opened, staging / WEIGHTS_FILE, total_bytes(opened.net, 4))
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """What the artefact says of its run, its data where they are now, and how it was exported."""
+    config, stored = job.config, artifact.stored_settings(job.config.model)
+    kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
+    kept["source"] = artifact.stored_source(config.model)
+    if job.known.ours:
+        now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
+        kept["source"] = {**kept["source"], **now}
+    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
+    return {**kept, "export": treatment}
+
+
+def _opened(job: Job, model: Model, weights: Path, memory_bytes: int) -> Opened:
+    place(model, job.on)
+    return Opened(
+        run=agreement.of(model, job.on.device),
+        tokenizer=model.tokenizer,
+        nonzero=model.nonzero(),
+        file_bytes=weights.stat().st_size,
+        memory_bytes=memory_bytes,
+        model=model,
+    )
+
+
+def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
+    """An ONNX graph with dynamic batch and length, by transformers' own exporter, for onnxruntime and others."""
+    yield Event(phase="export", overall=0.3, note="converting to onnx")
+    path = onnx_model.convert(job.model, staging, job.length)
+    tokenizers.save_tokenizer(job.model.tokenizer, staging)
+    stock.save_config(job.model, staging)
+    if job.config.int8:
+        yield Event(phase="export", overall=0.5, note="quantising to int8")
+        onnx_model.quantise(path, path)
+        files.remove(staging / onnx_model.DATA_FILE)
+    runner = onnx_model.Runner(path, threads=torch.get_num_threads())
+    prunable = [linear.weight for linear in job.model.prunable().values()]
+    others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
+    size = sum(file.stat().st_size for file in staging.glob(f"{onnx_model.MODEL_FILE}*"))
+    return Opened(
+        run=runner.logits,
+        tokenizer=tokenizers.read_tokenizer(staging),
+        nonzero=onnx_model.nonzero(path, prunable, others),
+        file_bytes=size,
+        memory_bytes=size,
+        logits=lambda examples: onnx_model.outputs(
+            runner, examples, 1 if job.config.int8 else job.on.token_budget, event_of("after")
+        ),
+    )
+
+
+FORMATS: dict[str, Callable[[Job, Path], Generator[Event, None, Opened]]] = {
+    "dense": dense,
+    "sparse": artefact,
+    "sliced": artefact,
+    "onnx": onnx,
+}

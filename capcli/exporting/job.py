@@ -1,0 +1,139 @@
+"""An export: what is asked for, what it is made from, and the texts that it is checked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capcli import files
+from capcli.config.export import ExportConfig
+from capcli.config.prune import TaskConfig
+from capcli.data.splits import Split, TaskData
+from capcli.errors import FileError
+from capcli.events import Event
+from capcli.exporting import agreement
+from capcli.models.devices import Compute
+from capcli.models.model import Model, longest_input
+
+CUT_FORMATS = ("sliced", "onnx")  # that compute without what is zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The data of an export: those of the model's own task, or built-in texts that stand in for them.
+
+    ours: they are the model's own, so that its accuracy can be measured; else `missing` says why not.
+    """
+
+    source: TaskConfig
+    data: TaskData
+    missing: str = ""
+
+    @property
+    def ours(self) -> bool:
+        return not self.missing
+
+    @property
+    def held_out(self) -> Split:
+        """The first evaluation split."""
+        return next(iter(self.data.evals.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is exported: the model as it was loaded, and as it is to be written (other vocabulary, smaller layers).
+
+    texts, texts_of: what the logits are compared on, and the split that they are from. words: the new vocabulary.
+    history: the report of the run, as far as it is known.
+    """
+
+    config: ExportConfig
+    on: Compute
+    original: Model
+    model: Model
+    known: Texts
+    texts: list[agreement.Text]
+    texts_of: str
+    words: dict[str, Any] | None
+    history: dict[str, Any]
+
+    @property
+    def length(self) -> int:
+        """Longest input in tokens."""
+        return longest_input(self.original, self.known.source.longest)
+
+    @property
+    def exact(self) -> bool:
+        """Whether only rounding may tell the logits of the export from those of the model, on the same tokens."""
+        return self.config.dtype == "fp32" and self.config.embeddings == "keep" and not self.config.int8
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the export answers otherwise than the model, so that its accuracy has to be measured again."""
+        return bool(self.config.vocab) or not self.exact
+
+    @property
+    def batching(self) -> str:
+        """How texts are put together wherever answers are compared or scored.
+
+        Integer weights go with activations that are quantised by the range of all that is in a batch, so that the
+        answer to a text depends on the others: each is asked alone. Of floats nothing but rounding depends on it.
+        """
+        return "one text at a time" if self.config.int8 else "several texts at a time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What was written, opened again: how it computes, its tokenizer, non-zero weights of its matrices, and the bytes
+    that its weights take on disk and in memory. `model` or `logits`, of tokenised examples, serve the measurement."""
+
+    run: agreement.Run
+    tokenizer: Any
+    nonzero: int
+    file_bytes: int
+    memory_bytes: int
+    logits: Callable[[Any], Generator[Event, None, torch.Tensor]] | None = None
+    model: Model | None = None
+
+
+def check_free(folder: Path) -> Path:
+    """An absolute path that is free for a new folder. Raises `FileError`."""
+    out = folder.resolve()  # without the `..` of new/..
+    if out == Path.cwd() or out == out.parent:
+        raise FileError(f"an export cannot take the place of {out}", "choose a folder of its own with -o")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileError(f"{folder} exists and is not empty", "choose another folder with -o")
+    files.check_name(out)
+    files.check_writable(out.parent)
+    return out
+
+
+def total_bytes(net: Any, itemsize: int) -> int:
+    """Bytes of the weights in memory."""
+    n: int = sum(parameter.numel() for parameter in net.parameters())
+    return n * itemsize
+
+
+def event_of(when: str) -> Callable[..., Event]:
+    """A maker of events of the measurement `before` or `after`, each an eighth of the whole."""
+    begin = 0.75 if when == "after" else 0.625
+
+    def event(done: float = 0, total: float = 0) -> Event:
+        share = begin + 0.125 * (done / total if total else 0)
+        return Event(phase=f"accuracy {when}", done=done, total=total, overall=share)
+
+    return event
+
+
+def what_it_gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
+    """How many times smaller, lighter in memory and, where it was measured, faster; 1.0 is as dense."""
+    dense = size["dense_bytes"]
+    return {
+        "smaller_file": dense / size["weights_bytes"],
+        "less_memory": dense / size["memory_bytes"],
+        "faster": {name: row["times"] for name, row in speed.items() if name.startswith("batch")} if speed else None,
+    }

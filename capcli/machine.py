@@ -1,0 +1,36 @@
+"""What figures depend on besides the options: versions of libraries, and the memory of this process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}
+
+
+def peak_bytes() -> int | None:
+    """Peak resident memory of this process; None where the system does not tell.
+
+    Not by `getrusage`, whose number begins with the peak of the parent.
+    """
+    try:
+        status = Path("/proc/self/status").read_text("ascii", errors="replace")
+    except OSError:
+        return _peak_of_usage()
+    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), None)
+
+
+def _peak_of_usage() -> int | None:
+    """The same where there is no /proc: by `getrusage`, which is in bytes on macOS."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

@@ -1,0 +1,1 @@
+"""How good, how fast, how sure: metrics, intervals, latency, gates, probes."""

@@ -1,0 +1,136 @@
+"""What is trained on frozen vectors: logistic and ridge regression, and a linear head by gradient descent.
+
+Letters: R vectors, H hidden size, C outputs, B batch, S tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from capcli.measuring.metrics import measure
+from capcli.models.task_losses import task_loss
+
+Array = NDArray[np.floating]
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Of the data against the penalty, for vectors of unit variance: scikit-learn's C, and 1 / alpha of a ridge."""
+FOLDS, CHOICE_SIZE = 3, 5000
+LEAST = -20.0  # the log of a probability of nothing
+EPOCHS, LEARNING_RATE = 20, 5e-3
+
+
+def linear(
+    kind: str, vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int, metric: str = ""
+) -> Array:
+    """Outputs [M, C] for `test` [M, H] of a linear model trained on `vectors` [R, H].
+
+    Logistic regression (for multilabel one per label), of which the outputs are log probabilities (log odds); ridge
+    regression for numbers. The strength of the penalty is chosen by cross-validation on the training vectors: the best
+    `metric` of classification, see `capcli.metrics`, or the lowest log loss without one; for numbers the lowest
+    squared error when one is left out.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(vectors.astype(np.float32))
+    vectors, test = (scaler.transform(part.astype(np.float32)) for part in (vectors, test))
+    if kind == "regression":
+        from sklearn.linear_model import RidgeCV
+
+        return np.asarray(RidgeCV(1 / np.array(STRENGTHS)).fit(vectors, labels).predict(test))[:, None]
+    if kind == "multilabel":
+        columns = [_log_probabilities(vectors, column, test, 2, seed) for column in labels.T.astype(np.int64)]
+        return np.stack([column[:, 1] - column[:, 0] for column in columns], axis=1)
+    return _log_probabilities(vectors, labels, test, n_classes, seed, metric)
+
+
+def _log_probabilities(
+    vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int, metric: str = ""
+) -> Array:
+    """Log probabilities [M, C] of logistic regression; classes that were not trained on get the smallest number."""
+    known = np.unique(labels)
+    if len(known) == 1:
+        return np.where(np.arange(n_classes) == known[0], 0, np.full((len(test), 1), LEAST))
+    fitted = _logistic(vectors, labels, _strength(vectors, labels, n_classes, seed, metric), 1e-4)
+    return _told(fitted, test, n_classes)
+
+
+def _logistic(vectors: Array, labels: NDArray[Any], strength: float, tolerance: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of slow convergence: what was reached is what is measured
+        return LogisticRegression(C=strength, tol=tolerance, max_iter=300).fit(vectors, labels)
+
+
+def _told(fitted: Any, vectors: Array, n_classes: int) -> Array:
+    """Log probabilities [M, C], `LEAST` for classes that were not trained on."""
+    found = np.full((len(vectors), n_classes), LEAST)
+    with np.errstate(divide="ignore"):
+        found[:, fitted.classes_] = np.maximum(fitted.predict_log_proba(vectors), LEAST)
+    return found
+
+
+def _strength(vectors: Array, labels: NDArray[Any], n_classes: int, seed: int, metric: str) -> float:
+    """The best strength in cross-validation, on at most `CHOICE_SIZE` vectors; of equals the strongest penalty."""
+    from sklearn.model_selection import KFold
+
+    chosen = np.random.default_rng(seed).permutation(len(vectors))[:CHOICE_SIZE]
+    vectors, labels = vectors[chosen], labels[chosen]
+    told = np.full((len(STRENGTHS), len(labels), n_classes), LEAST)
+    for train, held in KFold(min(FOLDS, len(labels))).split(vectors):
+        if len(np.unique(labels[train])) < 2:
+            continue
+        for index, strength in enumerate(STRENGTHS):
+            told[index, held] = _told(
+                _logistic(vectors[train], labels[train], strength, 1e-2), vectors[held], n_classes
+            )
+    if metric:
+        scores = [measure("classification", (metric,), labels, one)[metric] for one in told]
+    else:
+        scores = told[:, np.arange(len(labels)), labels].mean(axis=1).tolist()
+    return STRENGTHS[int(np.argmax(scores))]
+
+
+Batches = Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]]
+"""By epoch: rows of the vectors [B] or [B, S], labels, and for rows [B, S] which of them are real."""
+
+
+def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: int, seed: int) -> Array:
+    """Outputs [M, C] for `test` [M, H] of a new linear head, trained on `vectors` [R, H] by gradient descent.
+
+    The loss is that of the task, numbers are brought to unit variance; AdamW, `EPOCHS` passes, the learning rate falls
+    linearly from `LEARNING_RATE`.
+    """
+    mean, spread = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
+    centre, scale = (torch.from_numpy(part).float() for part in (mean, np.where(spread > 0, spread, 1)))
+    known, asked = (torch.from_numpy(np.array(part)) for part in (vectors, test))
+    offset, unit = _spread(batches) if kind == "regression" else (0.0, 1.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = torch.nn.Linear(vectors.shape[1], n_outputs)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    for epoch in range(EPOCHS):
+        steps = list(batches(epoch))
+        for step, (rows, labels, mask) in enumerate(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * (1 - (epoch + step / len(steps)) / EPOCHS)
+            outputs = layer((known[rows].float() - centre) / scale)
+            wanted = (labels - offset) / unit if kind == "regression" else labels
+            loss = task_loss(outputs, wanted, kind, mask)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    with torch.inference_mode():
+        found = [layer((part.float() - centre) / scale) for part in torch.split(asked, 65536)]
+        return np.asarray(torch.cat(found).numpy() * unit + offset)
+
+
+def _spread(batches: Batches) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers to learn."""
+    labels = torch.cat([labels for _, labels, _ in batches(0)]).double()
+    return float(labels.mean()), float(labels.std(unbiased=False)) or 1.0

@@ -1,0 +1,198 @@
+"""A model on a split: answers, metrics with intervals, calibration, agreement of two models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from capcli.config.prune import TaskConfig
+from capcli.data import tokens
+from capcli.data.batches import Examples
+from capcli.data.splits import Split
+from capcli.events import Event
+from capcli.measuring import decode, metrics, noise
+from capcli.measuring.metrics import CALIBRATION
+from capcli.measuring.noise import Estimate
+from capcli.models import predict
+from capcli.models.devices import Compute
+from capcli.models.model import Model, longest_input
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `capcli.metrics`.
+
+    doubts: what the model could not read of the texts. constant: its answer, where that is the same to all of them.
+    """
+
+    metrics: dict[str, float]
+    confidence_95: dict[str, list[float]]
+    n_examples: int
+    kind: str
+    truth: Any
+    outputs: Any
+    seed: int
+    doubts: tuple[str, ...] = ()
+    constant: str = ""
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The metrics with their intervals at any level."""
+        return {name: Estimate(value, partial(self._interval, name)) for name, value in self.metrics.items()}
+
+    def _interval(self, name: str, level: float) -> list[float]:
+        return metrics.intervals(self.kind, (name,), self.truth, self.outputs, self.seed, level)[name]
+
+    @property
+    def calibration(self) -> dict[str, float]:
+        """The expected calibration error, by its name; only classification has one."""
+        known = self.kind == "classification"
+        return {CALIBRATION: metrics.calibration_error(self.truth, self.outputs)} if known else {}
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """What the result of `cap eval` says of it."""
+        return {
+            "metrics": self.metrics | self.calibration,
+            "confidence_95": self.confidence_95,
+            "n_examples": self.n_examples,
+        }
+
+
+def measure(
+    model: Model,
+    examples: Examples,
+    names: tuple[str, ...],
+    on: Compute,
+    event: Callable[..., Event],
+    seed: int = 1,
+    *,
+    with_intervals: bool = True,
+) -> Generator[Event, None, Measured]:
+    """Metrics `names` of the model on tokenised examples; yields events."""
+    logits, _ = yield from predict.encoded(model, examples, on, event)
+    return scored(model.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
+
+
+def scored(
+    kind: str,
+    labels: Sequence[str],
+    examples: Examples,
+    names: tuple[str, ...],
+    logits: torch.Tensor,
+    seed: int = 1,
+    *,
+    with_intervals: bool = True,
+) -> Measured:
+    """Metrics `names` of logits of the examples, as `models.encoded` and `onnx_model.outputs` give them."""
+    truth, outputs = answers(kind, labels, examples, logits.cpu().double().numpy())
+    whole = bool(torch.isfinite(logits).all())  # or the answers would be those of the comparisons with NaN
+    values = metrics.measure(kind, names, truth, outputs) if whole else dict.fromkeys(names, math.nan)
+    return Measured(
+        metrics=values,
+        confidence_95=metrics.intervals(kind, names, truth, outputs, seed) if with_intervals and whole else {},
+        n_examples=len(truth),
+        kind=kind,
+        truth=truth,
+        outputs=outputs,
+        seed=seed,
+        doubts=tokens.doubts(examples, examples.split.name) if examples.split else (),
+        constant=constant(kind, labels, truth, outputs) if whole else "",
+    )
+
+
+def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
+    """What is answered to every example (word, for tokens) where the truth has more to say; empty otherwise."""
+    if kind == "regression":
+        values = np.asarray(outputs).reshape(-1)
+        same = len(values) > 1 and np.ptp(values) <= 1e-6 * np.abs(values).max() and np.ptp(truth) > 0
+        return f"{values[0]:.4g}" if same else ""
+    found, true = (_different(kind, some) for some in (metrics.answered(kind, outputs), truth))
+    if len(found) != 1 or len(true) < 2:
+        return ""
+    (one,) = found
+    if kind == "classification":
+        return repr(labels[one])
+    if kind == "multilabel":
+        return ", ".join(repr(name) for name, is_true in zip(labels, one, strict=True) if is_true) or "no label"
+    return repr(one) if one or kind == "tokens" else "no answer"
+
+
+def _different(kind: str, answers: Any) -> set[Any]:
+    """The answers that differ, in a form that can be compared; of spans the first of each question."""
+    if kind == "tokens":
+        return {tag for row in answers for tag in row}
+    if kind == "spans":
+        return {next(iter(row), "") for row in answers}
+    rows = np.unique(answers, axis=0)
+    return set(rows.tolist()) if kind == "classification" else {tuple(map(bool, row)) for row in rows}
+
+
+def same_answer(model: str, split: str, answer: str) -> str:
+    """The note on a model that gives the same answer to all that it is asked."""
+    return f"{model} gives the same answer to everything in {split}: {answer}"
+
+
+def answers(kind: str, labels: Sequence[str], examples: Examples, logits: np.ndarray) -> tuple[Any, Any]:
+    """Truth and outputs as `capcli.metrics` wants them: tags by sentence, answers by question, else plain logits."""
+    split = examples.split
+    assert split is not None, "what is measured was read from a split"
+    if kind == "tokens":
+        assert examples.words is not None
+        truth = [[labels[i] for i in row] for row in split.labels]
+        n_words = [len(row) for row in truth]
+        return truth, decode.tags(logits, examples.offsets, examples.words, labels, n_words)
+    if kind == "spans":
+        assert examples.owner is not None and examples.chars is not None
+        golds = [answers.texts for answers in split.labels]
+        contexts = (context for _, pairs in split.chunks() for context in pairs or ())
+        where = examples.offsets, examples.owner, examples.chars
+        return golds, decode.spans(logits, *where, contexts, len(golds), no_answer=split.no_answer)
+    return examples.labels, logits
+
+
+def encoded(model: Model, split: Split, source: TaskConfig, check: Callable[[], None] = lambda: None) -> Examples:
+    """The split as the model reads it; see `tokens.encode`."""
+    length = longest_input(model, source.longest)
+    return tokens.encode(split, model.tokenizer, length, stride=source.stride, check=check)
+
+
+def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Differences (ours minus theirs) and ratios of the metrics, with the noise of examples that both answered.
+
+    Ratios only to values above zero.
+    """
+    names = list(ours.metrics)
+    draws = metrics.resampled(ours.kind, names, ours.truth, [ours.outputs, theirs.outputs], ours.seed)
+    differences = {
+        name: noise.sampled(ours.metrics[name] - theirs.metrics[name], draws[name][0] - draws[name][1])
+        for name in names
+    }
+    ratios = {
+        name: noise.sampled_ratio(ours.metrics[name] / theirs.metrics[name], *draws[name])
+        for name in names
+        if theirs.metrics[name] > 0
+    }
+    return differences, ratios
+
+
+def agreed(ours: Measured, theirs: Measured) -> Estimate:
+    """How often two answer alike, see `metrics.agreement`; NaN for regression."""
+    value = metrics.agreement(ours.kind, ours.outputs, theirs.outputs)
+    if math.isnan(value) or any(map(math.isnan, (*ours.metrics.values(), *theirs.metrics.values()))):
+        return Estimate(math.nan)
+    name, answers = metrics.AGREEING[ours.kind], metrics.answered(ours.kind, theirs.outputs)
+    return Estimate(
+        value, lambda level: metrics.intervals(ours.kind, (name,), answers, ours.outputs, ours.seed, level)[name]
+    )
+
+
+def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
+    """Share of each baseline metric that is kept; only for baselines above zero."""
+    known = {name: value for name, value in baseline.items() if value is not None and value > 0}
+    return {name: value / known[name] for name, value in ours.items() if name in known}

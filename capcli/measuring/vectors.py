@@ -1,0 +1,200 @@
+"""Vectors of a frozen model for the examples of a task: computed once, kept on disk, found again by their content.
+
+Letters: N examples, R vectors (one per example; for kinds that answer per token, one per token of all examples), L
+layers, H hidden size, B batch, S tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capcli import files
+from capcli.config.prune import Hardware, TaskConfig
+from capcli.data import batches, cache, tokens
+from capcli.data.batches import Examples
+from capcli.data.splits import Split
+from capcli.errors import ConfigError, RunFailed
+from capcli.events import Event
+from capcli.models import artifact, devices, families, loading, predict, tokenizers
+from capcli.models.devices import Compute
+from capcli.models.model import HEADS, WEIGHTS_FILE, Model, longest_input, place
+from capcli.sources import hub
+from capcli.sources.checkpoint import CONFIG, TOKENIZER_FILES
+
+CACHE_FORMAT = 2
+MOST_BYTES = 8e9
+"""Of the vectors of one split, which are made in memory."""
+PER_TOKEN = tuple(HEADS)
+Progress = Callable[..., Event]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """Vectors of one split: values float16 [R, L, H], each of unit length; `key` names what they depend on.
+
+    examples: the tokens, for kinds that answer per token; None for others.
+    """
+
+    key: str
+    values: NDArray[np.float16]
+    split: Split
+    examples: Examples | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A frozen model, loaded only when a vector is missing.
+
+    layer: last, all, or the number of a layer, of which 0 are the embeddings. pooling: see `models.forward`; only for
+    kinds that answer per example.
+    """
+
+    source: str
+    layer: str
+    pooling: str
+    hardware: Hardware
+    seed: int
+    _loaded: list[Model] = field(default_factory=list, repr=False)
+
+    @cached_property
+    def on(self) -> Compute:
+        """Where it computes."""
+        return devices.compute(self.hardware)
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the model consists of, its weights first. Raises `ModelError` or `FileError`."""
+        if tokenizers.is_artifact(self.source):
+            found = artifact.artifact_files(Path(self.source))
+            return tuple(sorted(found, key=lambda path: path.name != WEIGHTS_FILE))
+        here = Path(hub.folder(self.source))
+        hub.weights(str(here), self.source)
+        small = [here / name for name in sorted({CONFIG, *TOKENIZER_FILES}) if (here / name).is_file()]
+        return tuple([here / name for name in hub.weight_files(here)] + small)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of names and contents of the files."""
+        return digest([[path.name, files.sha256(path)] for path in self.files])
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(path.stat().st_size for path in self.files if path.suffix == ".safetensors")
+
+    @property
+    def model(self) -> Model:
+        """The model on its device."""
+        if not self._loaded:
+            self._loaded.append(place(loading.load_model(self.source, None, "classification", self.seed), self.on))
+        return self._loaded[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of the vector that enters the classifier; nothing of others."""
+        return self.model.notes if self.pooling == "head" else ()
+
+    def release(self) -> None:
+        """Let go of the network; it is loaded again when it is needed."""
+        self._loaded.clear()
+
+    def vectors(self, split: Split, task: TaskConfig, event: Progress) -> Generator[Event, None, Vectors]:
+        """The vectors of a split; yields `event(done, total, note)`.
+
+        Raises:
+            ConfigError: the model has no such layer.
+        """
+        examples = self._tokenised(split, task) if split.kind in PER_TOKEN else None
+        key = self._key(split, task)
+        found = cache.find("vectors", key)
+        if not found:
+            yield event(note=f"encoding {split.name} with {self.source}")
+            values = yield from self._encoded(examples or self._tokenised(split, task), event)
+            piece = cache.Piece(arrays={"values": values}, n_cut=0)
+            found = cache.mapped(key, lambda: iter([piece]), "vectors") or piece
+        return Vectors(key=key, values=found.arrays["values"], split=split, examples=examples)
+
+    def _tokenised(self, split: Split, task: TaskConfig) -> Examples:
+        length = longest_input(self.model, task.longest)
+        return tokens.encode(split, self.model.tokenizer, length, stride=task.stride)
+
+    def _key(self, split: Split, task: TaskConfig) -> str:
+        of = "token" if split.kind in PER_TOKEN else self.pooling
+        drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
+        parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]
+        parts += [split.kind, task.longest, task.stride, version("torch"), version("transformers")]
+        return digest([CACHE_FORMAT, *parts])
+
+    @torch.inference_mode()
+    def _encoded(self, examples: Examples, event: Progress) -> Generator[Event, None, NDArray[np.float16]]:
+        self.model.net.eval()
+        done, values = 0, torch.empty(0)
+        for rows in batches.evaluation_batches(examples, self.on.token_budget):
+            batch = batches.collate(examples, rows, self.on.device)
+            with self.on.autocast():
+                found = self._of_batch(batch.inputs, per_token=examples.per_token)
+            found = torch.nn.functional.normalize(found.float(), dim=-1).half()
+            if not done:
+                shape = (examples.n_outputs, *found.shape[-2:])
+                self._check_size(shape)
+                values = torch.empty(shape, dtype=torch.float16, device=found.device)
+            batch.put(found, values)
+            done += len(rows)
+            yield event(done=done, total=len(examples))
+        if not values.isfinite().all():
+            raise RunFailed(f"{self.source} gives vectors that are not finite", "its weights are too large or damaged")
+        return values.cpu().numpy()
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        n_bytes = 2 * math.prod(shape)
+        if n_bytes > MOST_BYTES:
+            raise ConfigError(
+                f"the vectors of {shape[0]:,} texts or tokens would take {n_bytes / 1e9:.1f} GB, the limit is "
+                f"{MOST_BYTES / 1e9:.0f}",
+                "lower --max-train-samples or --max-eval-samples, or choose one --layer",
+            )
+
+    def _of_batch(self, inputs: dict[str, Tensor], *, per_token: bool) -> Tensor:
+        """Vectors [B, L, H] of a batch, or [B, S, L, H] of its tokens."""
+        deep = per_token or self.layer != "last"
+        _, last, states = predict.forward_states(self.model, inputs, self.pooling, keep=deep)
+        chosen = self._chosen(len(states)) if deep else []
+        if per_token:
+            return torch.stack([states[index] for index in chosen], dim=2)
+        if not deep:
+            return last[:, None]
+        pooled = [last if index == len(states) - 1 else self._pooled(states[index], inputs) for index in chosen]
+        return torch.stack(pooled, dim=1)
+
+    def _chosen(self, n_states: int) -> list[int]:
+        """Which hidden states are wanted."""
+        if self.layer in ("all", "last"):
+            return list(range(n_states)) if self.layer == "all" else [n_states - 1]
+        if int(self.layer) >= n_states:
+            raise ConfigError(f"{self.source} has layers 0 to {n_states - 1}, there is no layer {self.layer}")
+        return [int(self.layer)]
+
+    def _pooled(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """One vector [B, H] of the states [B, S, H] of a layer."""
+        mask, family = inputs["attention_mask"], self.model.family
+        if self.pooling == "mean":
+            return families.mean(states, mask)
+        return families.represented(states, mask, family is not None and family.causal)
+
+
+def digest(parts: Any) -> str:
+    """sha256, as hex, of plain data."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The only boundary to transformers: loading, computing, storing models."""

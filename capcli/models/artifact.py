@@ -1,0 +1,264 @@
+"""Pruned models on disk: `cap_config.json`, the weight file, and what they say about their task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from capcli import files
+from capcli.artifact import reader, writer
+from capcli.artifact.entry import Factors
+from capcli.artifact.writer import Sizes
+from capcli.config.options import leaves
+from capcli.config.prune import TaskConfig
+from capcli.errors import CapError, FileError, ModelError
+from capcli.models import families, slicing
+from capcli.models.heads import PIPELINE_TAGS, own_labels, renamed
+from capcli.models.hf import auto_class, read_pretrained
+from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Cut, Model, check_finite, count_parameters
+from capcli.models.outline import outline
+from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
+from capcli.sources import checkpoint, hub, requests
+from capcli.sources.checkpoint import (
+    NEVER_READ,
+    TOKENIZER_FILES,
+    check_description,
+)
+from capcli.stored import read_json
+
+CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
+
+
+def stored_settings(source: str) -> dict[str, Any]:
+    """What `cap_config.json` of a pruned model says; empty for any other model. Raises `FileError`."""
+    if not is_artifact(source):
+        return {}
+    path = Path(source) / CONFIG_FILE
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise FileError(f"{path} is not a JSON object")
+    return table
+
+
+def stored_source(source: str) -> dict[str, Any]:
+    """The task options that a pruned model was made with; empty for one that was converted, and for any other model.
+
+    The place of the data, stored as seen from the folder, is returned as it is from here. Raises `FileError`.
+    """
+    if not is_artifact(source):
+        return {}
+    stored = stored_settings(source).get("source")
+    kinds = {item.name: kind for item, kind in leaves(TaskConfig)}
+    if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
+        path = Path(source) / CONFIG_FILE
+        raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
+    if place := stored.get("data"):
+        return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
+    return stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a model knows of its task: class names, if `ours` the very ones of its data; whether it may answer nothing
+    (None: not known); and what share its run held out of the training set, by which seed."""
+
+    labels: tuple[str, ...] = ()
+    ours: bool = False
+    no_answer: bool | None = None
+    holdout: float = 0.0
+    seed: int = 0
+
+
+def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
+    """What a pruned or dense model knows of its task. Raises `ModelError` or `FileError`."""
+    if not is_artifact(source):
+        from transformers import AutoConfig
+
+        own = own_labels(read_pretrained(AutoConfig.from_pretrained, hub.folder(source), source))
+        return Known(labels=renamed(own, label_map))
+    table = stored_settings(source)
+    labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
+    mine = tuple(map(str, labels)) if isinstance(labels, list) else ()
+    ours = bool(table.get("source"))
+    return Known(
+        labels=renamed(mine, label_map),
+        ours=ours,
+        no_answer=empty if isinstance(empty, bool) else None,
+        holdout=share if isinstance(share, float) else 0.0,
+        seed=seed if isinstance(seed, int) else 0,
+    )
+
+
+def load_artifact(folder: Path) -> Model:
+    """Load a pruned model; every tensor must be there, none left over, shapes and dtypes as the network has them.
+
+    Floats of another width are converted to those of the network.
+
+    Raises:
+        FileError, ModelError: naming the file and the first differing tensors.
+    """
+    settings = read_json(folder / CONFIG_FILE)
+    net, cut = _build(settings, folder)
+    tensors = reader.load(folder / WEIGHTS_FILE)
+    _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
+    net.load_state_dict(tensors, strict=True)
+    net.config.architectures = [type(net).__name__]
+    check_finite(net, str(folder))
+    tokenizer = read_tokenizer(folder)
+    check_fits(net, tokenizer, str(folder))
+    labels = tuple(str(label) for label in settings["labels"])
+    if settings["kind"] != "spans" and len(labels) != net.config.num_labels:
+        raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
+    return Model(
+        net=net.eval(),
+        tokenizer=tokenizer,
+        family=families.FAMILIES.get(net.config.model_type),
+        labels=labels,
+        kind=str(settings["kind"]),
+        source=str(folder),
+        cut=cut,
+    )
+
+
+def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
+    """The network that `cap_config.json` describes, its tensors to be loaded; checked against the weight file."""
+    from transformers import AutoConfig
+
+    path = folder / CONFIG_FILE
+    if not isinstance(settings, dict) or settings.get("format_version") != CONFIG_VERSION:
+        raise FileError(f"{path}: format_version is not {CONFIG_VERSION}", "update capcli, or prune again")
+    table = settings.get("model_config")
+    known = str(settings.get("kind")) in PIPELINE_TAGS
+    if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or not known:
+        raise FileError(f"{path}: model_config, labels or kind is missing or of the wrong type")
+    model_type = table.get("model_type")
+    dropped = (*NEVER_READ, "model_type")
+    table = {name: value for name, value in table.items() if name not in dropped and not name.startswith("_")}
+    found = {entry.name: entry.shape for entry in reader.inspect(folder / WEIGHTS_FILE)}
+    checkpoint.check_sizes(table, path, len(found))
+    check_description(table, f"{path}: model_config")
+    try:
+        config = AutoConfig.for_model(model_type, **table)
+        cut = _check_size(config, settings, folder, found)
+        return _empty(config, settings["kind"], cut), cut
+    except CapError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path}: model_config describes no model: {requests.first_line(error)}") from error
+
+
+def _check_size(
+    config: Any, settings: Mapping[str, Any], folder: Path, found: Mapping[str, tuple[int, ...]]
+) -> Cut | None:
+    """Refuse a configuration whose network is not that of the weight file, before it is built; `found` are its shapes.
+
+    Returns how its layers are cut, if they are.
+    """
+    net = outline(config, settings["kind"], found, folder)
+    cut = _read_cut(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    _check_names(expected, found, folder / WEIGHTS_FILE)
+    return cut
+
+
+def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
+    """What `sliced` says, for a network on `meta`, whose layers get their sizes."""
+    family = families.FAMILIES.get(net.config.model_type)
+    if family is None:
+        raise FileError(f"{path}: sliced layers of a {net.config.model_type} model, whose layers capcli does not know")
+    try:
+        cut = Cut(sizes=slicing.read(settings["sliced"], net, family), before=count_parameters(net, family))
+    except ValueError as error:
+        raise FileError(f"{path}: {error}", "slice again, or copy the whole folder") from error
+    slicing.shape(net, family, cut.sizes)
+    return cut
+
+
+def _empty(config: Any, kind: str, cut: Cut | None) -> Any:
+    """A network that waits for its tensors: none is drawn at random, but all that is not stored is computed."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        net = auto_class(kind).from_config(config)
+    for tensor in net.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # how transformers' own loader says so; the rest are buffers
+    net.initialize_weights()
+    net.tie_weights()
+    if cut:
+        slicing.shape(net, families.FAMILIES[config.model_type], cut.sizes)
+    return net
+
+
+def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
+    missing = sorted(set(expected) - set(found))
+    left_over = sorted(set(found) - set(expected))
+    wrong = sorted(name for name in expected if name in found and expected[name] != found[name])
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("left over", left_over), ("of another shape or dtype", wrong))
+        if names
+    ]
+    if problems:
+        raise ModelError(f"{path} does not hold the tensors of this model; " + "; ".join(problems))
+
+
+def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    def described(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        kinds = {name: "float" if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+        return {name: (tuple(tensor.shape), kinds[name]) for name, tensor in tensors.items()}
+
+    _check_names(described(expected), described(found), path)
+
+
+def save_artifact(
+    model: Model,
+    out: Path,
+    pruned: Sequence[str],
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor | Factors] | None = None,
+    quantised: Collection[str] = (),
+) -> Sizes:
+    """Write the pruned model into OUT: weights in sparse coding, tokenizer, and `cap_config.json` last. `tensors` are
+    stored instead of the network's own, the values of those in `quantised` as 8-bit codes."""
+    own = model.net.state_dict() if tensors is None else tensors
+    found = {name: tensor.cpu() if isinstance(tensor, Tensor) else tensor for name, tensor in own.items()}
+    sizes = writer.save(out / WEIGHTS_FILE, found, pruned, quantised=quantised)
+    save_tokenizer(model.tokenizer, out)
+    described = json.loads(model.net.config.to_json_string(use_diff=False)) | {"_name_or_path": ""}
+    files.write_json(
+        out / CONFIG_FILE,
+        {
+            "format_version": CONFIG_VERSION,
+            "kind": model.kind,
+            "labels": list(model.labels),
+            "model_config": described,
+            **settings,
+            **_source_record(settings, out),
+            **_cut_record(model.cut),
+        },
+    )
+    return sizes
+
+
+def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The task options for `cap_config.json`: where the data are, as seen from OUT and not from the root."""
+    source = settings.get("source", {})
+    place = source.get("data")
+    return {"source": {**source, "data": os.path.relpath(Path(place).resolve(), out.resolve())}} if place else {}
+
+
+def _cut_record(cut: Cut | None) -> dict[str, Any]:
+    return {"sliced": {name: dataclasses.asdict(size) for name, size in cut.sizes.items()}} if cut else {}
+
+
+def artifact_files(out: Path) -> list[Path]:
+    """The files that a pruned model consists of, without its reports."""
+    names = {WEIGHTS_FILE, CONFIG_FILE, *TOKENIZER_FILES}
+    return sorted(path for path in out.iterdir() if path.name in names and path.is_file())

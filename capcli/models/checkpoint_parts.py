@@ -1,0 +1,131 @@
+"""The tensors of another tool's checkpoint: read one by one, with bounded sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import reprlib
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from capcli.errors import FileError, ModelError
+from capcli.sources import hub, requests
+
+MAX_HEADER_BYTES = 8 << 20
+MAX_TENSORS = 40_000  # a compressed tensor is four
+MAX_NAME_CHARS = 256
+FLOATS = ("F16", "BF16", "F32", "F64")
+PARTS = ("shape", "compressed", "bitmask", "row_offsets")
+PARAMETERS = ("weight", "bias", "gamma", "beta")  # a stem that ends so is the whole name
+SCORES = ".mask_scores"
+QUANTISED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_global_scale", "input_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor as the header of a weight file has it."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        """How messages call it."""
+        return f"{self.path}: tensor {shown_value(self.name)}"
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """The tensors of all weight files by name; no value is read. Position ids, which are no weights, are left out."""
+    found: dict[str, Stored] = {}
+    for path in (folder / name for name in hub.weight_files(folder)):
+        for entry in _header(path):
+            check_that(entry.name not in found, entry.where, "stored", "once", "also in another file")
+            found[entry.name] = entry
+    return {name: entry for name, entry in found.items() if "position_ids" not in name.split(".")[-2:]}
+
+
+def _header(path: Path) -> list[Stored]:
+    with _opened(path) as file:
+        names = file.keys()
+        check_that(len(names) <= MAX_TENSORS, str(path), "number of tensors", f"at most {MAX_TENSORS:,}", len(names))
+        for name in names:
+            check_that(
+                name.isprintable() and len(name) <= MAX_NAME_CHARS,
+                str(path),
+                "names",
+                f"up to {MAX_NAME_CHARS} printable characters",
+                name,
+            )
+        slices = {name: file.get_slice(name) for name in names}
+        return [
+            Stored(path=path, name=name, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
+            for name, part in slices.items()
+        ]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file whose header has been validated; whatever goes wrong becomes a `FileError` that names it."""
+    try:
+        # Looked at before it is opened, because opening a FIFO waits and opening a device can do anything.
+        check_that(stat.S_ISREG(path.stat().st_mode), str(path), "kind of file", "a regular file", "something else")
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        check_that(length <= MAX_HEADER_BYTES, str(path), "header bytes", f"at most {MAX_HEADER_BYTES:,}", length)
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, MemoryError) as error:
+        raise FileError(f"cannot read {path}: {requests.first_line(error)}") from error
+    except SafetensorError as error:
+        raise FileError(f"{path} is damaged: {requests.first_line(error)}", "copy or download it again") from error
+
+
+def read_tensors(entry: Stored) -> Tensor:
+    """The values of a tensor."""
+    with _opened(entry.path) as file:
+        tensor: Tensor = file.get_tensor(entry.name)
+        return tensor
+
+
+def read_floats(entry: Stored) -> Tensor:
+    """The values of a weight, which must be finite numbers in full precision."""
+    last = entry.name.rsplit(".", 1)[-1]
+    if last in QUANTISED or entry.dtype not in FLOATS:
+        raise ModelError(
+            f"{entry.where}: the weights are quantised ({last}, {entry.dtype})",
+            "use the model in full precision that it was made from",
+        )
+    tensor = read_tensors(entry)
+    check_that(tensor.isfinite().all(), entry.where, "values", "finite numbers", "NaN or infinity")
+    return tensor
+
+
+# Messages ------------------------------------------------------------------------------------------------------------
+
+
+def check_that(ok: object, where: str, what: str, expected: object, got: object) -> None:
+    if not ok:
+        raise FileError(f"{where}: {what}: expected {expected}, got {shown_value(got)}", "copy or download it again")
+
+
+def type_of(entry: Stored) -> str:
+    return f"{entry.dtype} {list(entry.shape)}"
+
+
+def shown_value(value: object) -> str:
+    """A short one-line text without control characters, whatever a file put there."""
+    return _short.repr(value)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100

@@ -1,0 +1,83 @@
+"""The device and the type to compute in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capcli.config.prune import Hardware
+from capcli.data import cache
+from capcli.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """A device and the type to compute in; weights stay in 32 bits."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> Any:
+        """Context in which matrix products run in `dtype`; nothing in 32 bits."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def precision(self) -> str:
+        """Name of the type, such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of an evaluation batch, padding included."""
+        return 4096 if self.device.type == "cpu" else 65536
+
+    @property
+    def name(self) -> str:
+        """What the device is called, for reports."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
+
+
+def compute(hardware: Hardware) -> Compute:
+    """Find the device and precision, and set the CPU threads. Raises `ConfigError` for a device that is not there."""
+    _keep_out_of_tmpdir()
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    name = hardware.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name.split(":")[0]]:
+        raise ConfigError(f"there is no {name} device on this machine", "use --device cpu, or auto")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device", "cpu, cuda, or cuda:N with a number") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no {name}, this machine has {torch.cuda.device_count()} CUDA devices")
+    precision = hardware.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return Compute(device=device, dtype=dtypes[precision])
+
+
+def _keep_out_of_tmpdir() -> None:
+    """Give torch a folder of the user for what it compiles: its own, in TMPDIR, has a name that others can foresee."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        folder = cache.cache_folder() / "torch"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

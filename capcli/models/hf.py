@@ -1,0 +1,68 @@
+"""Calling transformers safely: no pickle, no remote code, failures as one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from capcli.errors import ModelError
+from capcli.models.model import HEADS
+from capcli.sources import requests
+
+
+def auto_class(kind: str) -> Any:
+    """The class of transformers that makes networks for this kind of task."""
+    import transformers
+
+    return getattr(transformers, HEADS.get(kind, "AutoModelForSequenceClassification"))
+
+
+def class_for(config: Any, kind: str) -> Any:
+    """The class of transformers for this kind of task and model. Raises `KeyError`."""
+    return auto_class(kind)._model_mapping[type(config)]
+
+
+def key_mapping(config: Any, kind: str) -> dict[str, str] | None:
+    """Where the network of this kind calls its base model otherwise than the others of its family do, as Llama's."""
+    other = "classification" if kind == "spans" else "spans"
+    classes = [auto_class(which)._model_mapping.get(type(config), None) for which in (kind, other)]
+    prefixes = [getattr(one, "base_model_prefix", "") for one in classes]
+    return None if "" in prefixes or prefixes[0] == prefixes[1] else {rf"^{prefixes[1]}\.": f"{prefixes[0]}."}
+
+
+def read_pretrained(reader: Callable[..., Any], path: str, source: str, **options: Any) -> Any:
+    """Call a `from_pretrained` safely: no pickle, no remote code, 32-bit floats; failures as one clear line."""
+    if reader.__self__.__name__.startswith("AutoModel"):  # type: ignore[attr-defined]
+        options |= {"use_safetensors": True, "dtype": torch.float32}
+    try:
+        with quietly():
+            return reader(path, trust_remote_code=False, **options)
+    except Exception as error:
+        raise unread(error, path, source) from error
+
+
+def unread(error: Exception, path: str, source: str) -> ModelError:
+    """What it means that transformers does not read the model `source` in the folder `path`."""
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(f"transformers has no head of this kind for {source}: {requests.first_line(error)}")
+    return requests.explained(error, path, source)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports away; what they would say is checked or said by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with requests.quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

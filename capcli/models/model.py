@@ -1,0 +1,172 @@
+"""A model: the network with what is needed to use it.
+
+Letters: B batch, S tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from capcli.errors import ConfigError, ModelError
+from capcli.models import families, slicing
+from capcli.models.devices import Compute
+
+WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# The kinds of tasks that answer for each token, and the class of transformers that does it.
+HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters of a network: in prunable matrices, and in all."""
+
+    prunable: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What slicing left of the layers, by the name of their block, and the parameters that the network had before."""
+
+    sizes: Mapping[str, slicing.Size]
+    before: Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
+
+    The layers of a sliced model are smaller than its configuration says; `cut` then tells by how much.
+    """
+
+    net: Any
+    tokenizer: Any
+    family: families.Family | None
+    labels: tuple[str, ...]
+    kind: str
+    source: str
+    notes: tuple[str, ...] = ()
+    cut: Cut | None = None
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether layers are smaller than the configuration says, so that no stock folder can hold the network."""
+        return self.cut is not None
+
+    @property
+    def before_slicing(self) -> Counts:
+        """Parameters of the network as its configuration says: what sparsity is counted against."""
+        return self.cut.before if self.cut is not None else count_parameters(self.net, self.family)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the network answers for each token and not for the whole input."""
+        return self.kind in HEADS
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The inputs that the tokenizer gives and the network takes, in a fixed order."""
+        given = accepted_inputs(self.net).intersection(self.tokenizer.model_input_names)
+        return tuple(name for name in INPUTS if name in given)
+
+    def layers(self) -> list[families.Layer]:
+        """The heads and neurons of the layers, from the input upwards.
+
+        Raises:
+            ConfigError: the family is unknown, or the layers were sliced and have sizes of their own.
+        """
+        if self.is_sliced:
+            raise ConfigError(
+                f"{self.source} is sliced: its layers have no heads and neurons to choose from any more",
+                "use the artefact that it was made from",
+            )
+        if self.family is None:
+            raise ConfigError(
+                f"{self.source} is a {self.net.config.model_type} model, whose heads and neurons capcli does not know",
+                f"use an unstructured method such as cap-soft; known families: {', '.join(families.FAMILIES)}",
+            )
+        return families.layers(self.net, self.family)
+
+    def prunable(self) -> dict[str, nn.Linear]:
+        """The prunable linear layers by the name of their weight, in reading order (section 3)."""
+        return families.prunable(self.net, self.family)
+
+    def nonzero(self) -> int:
+        """How many weights of the prunable matrices are not zero."""
+        return sum(int(linear.weight.count_nonzero()) for linear in self.prunable().values())
+
+    def encoder_parameters(self) -> int:
+        """Parameters of the layer stack: prunable matrices, biases and norms."""
+        stack = families.blocks(self.net, self.family).values()
+        return sum({id(p): p.numel() for block in stack for p in block.parameters()}.values())
+
+
+def count_parameters(net: Any, family: families.Family | None) -> Counts:
+    prunable = sum(linear.weight.numel() for linear in families.prunable(net, family).values())
+    return Counts(prunable=prunable, total=sum(p.numel() for p in net.parameters()))
+
+
+def sliced(model: Model) -> Model:
+    """The same function in smaller layers, as far as the zeros of the model allow; see `slicing.cut`. A new model.
+
+    Raises:
+        ConfigError: the family is unknown, or the model is sliced already.
+    """
+    model.layers()
+    assert model.family is not None, "layers() refuses unknown families"
+    smaller = copy(model)
+    sizes = slicing.cut(smaller.net, model.family)
+    return dataclasses.replace(smaller, cut=Cut(sizes=sizes, before=model.before_slicing))
+
+
+def accepted_inputs(net: Any) -> set[str]:
+    """Names of the inputs that the network takes; token types only when it tells two of them apart."""
+    names = {name for name in inspect.signature(type(net.base_model).forward).parameters if name in INPUTS}
+    return names - ({"token_type_ids"} if getattr(net.config, "type_vocab_size", 2) < 2 else set())
+
+
+def check_finite(net: Any, source: str) -> None:
+    ends = {name: torch.stack(parameter.aminmax()) for name, parameter in net.named_parameters()}  # keep any NaN
+    bad = [name for name, least_and_most in ends.items() if not bool(least_and_most.isfinite().all())]
+    if bad:
+        raise ModelError(
+            f"the weights of {source} hold values that are not finite, in {len(bad)} tensors, first {bad[0]}"
+        )
+
+
+def place(model: Model, on: Compute) -> Model:
+    """Move the network to the device, in place."""
+    model.net.to(on.device)
+    return model
+
+
+def copy(model: Model) -> Model:
+    """The same model with weights of its own."""
+    return dataclasses.replace(model, net=deepcopy(model.net))
+
+
+def longest_input(model: Model, wanted: int) -> int:
+    """`wanted` tokens, or as many as tokenizer and position embeddings allow."""
+    positions = getattr(model.net.config, "max_position_embeddings", None) or wanted
+    for name, module in model.net.base_model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from after the padding id
+    return int(min(wanted, model.tokenizer.model_max_length, positions))
+
+
+def check_stock(model: Model) -> None:
+    """Raise `ModelError` for a sliced model: transformers has no configuration for layers of different sizes."""
+    if model.is_sliced:
+        raise ModelError(
+            f"{model.source} is sliced: no configuration of transformers describes its layers",
+            "export the artefact that it was made from, or use --to onnx",
+        )

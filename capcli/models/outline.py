@@ -1,0 +1,50 @@
+"""The sizes of a network before it is built, with a budget: nothing large is made for a small file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capcli.errors import ModelError
+from capcli.models.hf import auto_class, quietly
+
+# How much larger than what a weight file holds a network may grow: a new head, tied weights, buffers.
+SPARE_PARTS, SPARE_WEIGHTS = 1000, 1 << 24
+
+
+def outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source: object) -> Any:
+    """The network of a configuration on `meta`, where weights take no memory.
+
+    Raises `ModelError` as soon as it is out of all proportion to `found`, the shapes of the tensors in the files.
+    """
+    from torch.nn.modules import module as hooks
+
+    weights = sum(map(math.prod, found.values()))
+    parts_left, weights_left = 8 * len(found) + SPARE_PARTS, 4 * weights + SPARE_WEIGHTS
+
+    def grown(_module: nn.Module, _name: str, part: Any) -> None:
+        nonlocal parts_left, weights_left
+        parts_left -= 1
+        weights_left -= part.numel() if isinstance(part, Tensor) else 0
+        if min(parts_left, weights_left) < 0:
+            raise ModelError(
+                f"the configuration of {source} describes a model of far more than the {weights:,} weights that it has",
+                "copy or download it again",
+            )
+
+    watched = (
+        hooks.register_module_module_registration_hook(grown),
+        hooks.register_module_parameter_registration_hook(grown),
+        hooks.register_module_buffer_registration_hook(grown),
+    )
+    try:
+        with quietly(), torch.device("meta"):
+            return auto_class(kind).from_config(deepcopy(config))
+    finally:
+        for hook in watched:
+            hook.remove()

@@ -1,0 +1,78 @@
+"""What a run reads, as fingerprints: the texts and labels of each split, the files of model and teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capcli import files
+from capcli.config.prune import PruneConfig
+from capcli.data.labels import Answers
+from capcli.data.splits import Split, TaskData
+from capcli.errors import FileError
+from capcli.models import artifact, tokenizers
+from capcli.sources import hub
+from capcli.sources.checkpoint import CONFIG, INDEX, TOKENIZER_FILES
+
+
+def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """sha256 of each input by name, such as `texts of train`, `labels of validation`, `config.json of the model`.
+
+    Texts and labels count as they are read, not the files that they stand in. `check` is called between the parts; what
+    it raises ends the work. Raises `ModelError`, `DataError` or `FileError` for what cannot be read.
+    """
+    found = {f"{path.name} of the model": _sha256(path, check) for path in _dense_files(config.model)}
+    if config.teacher:
+        found |= {f"{path.name} of the teacher": _sha256(path, check) for path in _files(config.teacher)}
+    splits = [data.train, data.holdout, *data.evals.values()]
+    for split in filter(None, splits):
+        found[f"texts of {split.name}"] = _texts(split, check)
+        found[f"labels of {split.name}"] = _labels(split, data.labels)
+    return found
+
+
+def _files(source: str) -> list[Path]:
+    """The files that make up an artefact or a dense model."""
+    return artifact.artifact_files(Path(source)) if tokenizers.is_artifact(source) else _dense_files(source)
+
+
+def _dense_files(source: str) -> list[Path]:
+    """Configuration, weights and tokenizer of a dense model, fetched into the cache if they are of the hub."""
+    folder = Path(hub.folder(source))
+    hub.weights(str(folder), source)
+    names = sorted({CONFIG, INDEX, *hub.weight_files(folder), *TOKENIZER_FILES})
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _sha256(path: Path, check: Callable[[], None]) -> str:
+    check()
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _texts(split: Split, check: Callable[[], None]) -> str:
+    digest = hashlib.sha256()
+    for chunk in split.chunks():
+        check()
+        digest.update(json.dumps(chunk).encode())
+    return digest.hexdigest()
+
+
+def _labels(split: Split, names: Sequence[str]) -> str:
+    """Of the labels of all examples, with the names that their codes stand for."""
+    digest = hashlib.sha256(json.dumps([split.kind, list(names), split.no_answer]).encode())
+    digest.update(json.dumps(list(_plain(split.labels))).encode())
+    return digest.hexdigest()
+
+
+def _plain(labels: Iterable[Any]) -> Iterable[Any]:
+    """Each label as JSON has it."""
+    for label in labels:
+        yield [label.texts, label.starts] if isinstance(label, Answers) else np.asarray(label).tolist()

@@ -1,0 +1,157 @@
+"""What a training phase learns from: the terms of a step and their weights.
+
+Letters: B batch, N examples, C labels, H hidden size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from capcli.config.prune import PruneConfig
+from capcli.data import kinds
+from capcli.data.batches import Batch, Examples
+from capcli.events import Event
+from capcli.models import predict, task_losses
+from capcli.models.devices import Compute
+from capcli.models.model import Model
+from capcli.pruning import banks, losses
+from capcli.pruning.pruner import Pruner
+from capcli.stages import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a phase learns from: loss names, the teacher's logits by example or by token, class labels [N] or None, a
+    bank per module, and for hid the teacher itself with a projection [H, H] per compared layer."""
+
+    losses: tuple[str, ...]
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    banks: Mapping[str, banks.Bank] = field(default_factory=dict)
+    teacher: Model | None = None
+    projections: nn.ParameterList = field(default_factory=nn.ParameterList)
+
+
+Steps = Generator[Event, None, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
+    epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
+    checkpoints depend on, see `run.origin`."""
+
+    run: Run
+    phase: str
+    model: Model
+    examples: Examples
+    config: PruneConfig
+    on: Compute
+    epochs: int
+    lr: float
+    objective: Objective
+    pruner: Pruner | None
+    snapshot: Callable[[int], Steps]
+    epoch_end: Callable[[int, int], Steps]
+    event: Callable[..., Event]
+    of: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def rises(self) -> list[int]:
+        """The steps at which the sparsity rises."""
+        return self.pruner.rises_at() if self.pruner is not None else []
+
+
+def make_projections(teacher: Model, example: Batch) -> nn.ParameterList:
+    """A projection [H, H] for each hidden state of the teacher that hid compares, identity; told from one example."""
+    with torch.no_grad():
+        states = predict.forward_states(teacher, example.inputs)[2]
+    found = [states[i] for i in compared(len(states))]
+    return nn.ParameterList(nn.Parameter(torch.eye(part.shape[-1], device=part.device)) for part in found)
+
+
+def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
+    """The unweighted terms of section 1: ce, kd, `MODULE_u`, `MODULE_s` for each bank that has vectors, hid, reg."""
+    names, config = job.objective.losses, job.config
+    with job.on.autocast(), parametrize.cached():  # layers that share a matrix mask it once
+        logits, vector, states = predict.forward_states(job.model, batch.inputs, config.pooling, keep="hid" in names)
+    terms = {}
+    kind, mask = job.model.kind, batch.inputs["attention_mask"]
+    if "ce" in names:
+        terms["ce"] = task_losses.task_loss(logits, batch.labels, kind, mask)
+    if "kd" in names:
+        assert job.objective.logits is not None
+        places = batch.ids if batch.places is None else batch.places
+        teacher = job.objective.logits.index_select(0, places.flatten()).view_as(logits)
+        answered = batch.labels != kinds.NO_LABEL if kind == "tokens" else mask
+        terms["kd"] = task_losses.distillation(logits, teacher, kind, config.kd_temperature, answered)
+    if "hid" in names:
+        terms["hid"] = _hidden(job, states, batch)
+    terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
+    if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:
+        ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)
+        terms["reg"] = ramp * losses.score_regulariser(job.pruner.matrices.score_views())
+    return terms
+
+
+def compared(n_states: int) -> list[int]:
+    """Which hidden states hid compares: of the embeddings, of every second layer, and of the last."""
+    return sorted({*range(0, n_states, 2), n_states - 1})
+
+
+def _hidden(job: Job, states: tuple[Tensor, ...], batch: Batch) -> Tensor:
+    """HID of a batch; the teacher computes its states anew, because those of a whole set fill no disk."""
+    assert job.objective.teacher is not None
+    with job.on.autocast(), torch.no_grad():
+        theirs = predict.forward_states(job.objective.teacher, batch.inputs)[2]
+    chosen = compared(len(states))
+    ours, wanted = ([part[i] for i in chosen] for part in (states, theirs))
+    return losses.hidden_distillation(ours, wanted, list(job.objective.projections), batch.inputs["attention_mask"])
+
+
+def _contrastive(job: Job, z: Tensor, batch: Batch, step: int) -> dict[str, Tensor]:
+    """U and P of every module; the drawn examples of one step serve all of them."""
+    terms: dict[str, Tensor] = {}
+    labels = job.objective.labels
+    for name, bank in job.objective.banks.items():
+        if not bank.n_vectors:
+            continue
+        seed = [job.config.seed, step]
+        drawn = torch.from_numpy(banks.draw(len(job.examples), bank.n_vectors, job.config.extra_examples, seed))
+        drawn = drawn.to(z.device, non_blocking=True)
+        terms[f"{name}_u"], supervised = losses.contrastive_terms(
+            z,
+            batch.ids,
+            None if labels is None else labels.index_select(0, batch.ids),
+            bank.gather(batch.ids),
+            bank.gather(drawn),
+            drawn,
+            None if labels is None else labels.index_select(0, drawn),
+            tau=job.config.tau,
+            normalization=job.config.normalization,
+        )
+        if labels is not None:
+            terms[f"{name}_s"] = supervised
+    return terms
+
+
+def term_weights(config: PruneConfig, names: tuple[str, ...]) -> dict[str, float]:
+    """The weight of each term; ce or kd alone weighs 1."""
+    both = {"ce", "kd"} <= set(names)
+    weights = {
+        "ce": config.ce_weight if both else 1.0,
+        "kd": config.kd_weight if both else 1.0,
+        "hid": config.hidden_weight,
+        "reg": config.reg_weight,
+    }
+    for module in ("prc", "snc", "fic"):
+        weights |= {f"{module}_u": config.unsupervised_weight, f"{module}_s": config.supervised_weight}
+    return weights

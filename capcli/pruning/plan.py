@@ -1,0 +1,83 @@
+"""What a run would take, without writing anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+from capcli import machine, stages
+from capcli.artifact import entry
+from capcli.config.paths import shortened
+from capcli.config.prune import PruneConfig
+from capcli.data import batches
+from capcli.events import Event, StopFlag
+from capcli.models import devices, predict
+from capcli.models.model import Model
+from capcli.pruning.criteria import CRITERIA
+from capcli.pruning.pruner import planned
+from capcli.pruning.setup import Setup, load_student, make_setup, read_data, tell_notes
+from capcli.reporting import documents
+from capcli.reporting.text import byte_size, duration, percent
+from capcli.stages import Bound, Run
+
+
+def plan(config: PruneConfig) -> Generator[Event, None, dict[str, Any]]:
+    """What the run would take, without writing anything: weights kept, disk, memory, and minutes from timed steps."""
+    yield Event(phase="plan", note=f"loading {config.model} and timing a few steps")
+    on, data = devices.compute(config.hardware), read_data(config)
+    student, nothing = load_student(config, data), Bound(fingerprints={}, versions={})
+    setup = make_setup(config, Run(out=config.out_folder, flag=StopFlag()), nothing, on, data, student)
+    yield from tell_notes(setup, student)
+    n = sum(linear.weight.numel() for linear in student.prunable().values())
+    total = sum(p.numel() for p in student.net.parameters())
+    kept = planned(student, config).weights(config.sparsity)
+    criterion = CRITERIA[config.criterion]
+    seconds = _seconds_per_example(setup, student)
+    state = 4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight))
+    width = 2 * len(setup.train) * student.net.config.hidden_size
+    logits = 4 * setup.train.n_outputs * student.net.config.num_labels
+    return {
+        "schema_version": documents.SCHEMA_VERSION,
+        "model": shortened(config.model),
+        "task": config.source.task,
+        "method": config.method,
+        "prunable_weights": n,
+        "kept_weights": kept,
+        "sparsity": 1 - kept / n,
+        "artifact_bytes": round(4 * (total - n + kept) + entry.entropy_bits(n, kept) / 8),
+        "work_bytes": stages.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
+        "memory_bytes": state + 4 * (total + n + total * ("hid" in config.loss_names)) + (machine.peak_bytes() or 0),
+        "minutes": setup.meter.total * seconds / 60,
+    }
+
+
+def plan_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The plan for a terminal."""
+    return [
+        ("model", found["model"]),
+        ("task", found["task"]),
+        (
+            "weights kept",
+            f"{found['kept_weights']:,} of {found['prunable_weights']:,} ({percent(found['sparsity'])} removed)",
+        ),
+        ("weight file", f"about {byte_size(found['artifact_bytes'])}"),
+        ("disk while running", f"about {byte_size(found['work_bytes'])}"),
+        ("memory", f"about {byte_size(found['memory_bytes'])}"),
+        ("time", f"about {duration(60 * found['minutes'])} on this machine"),
+    ]
+
+
+def _seconds_per_example(setup: Setup, student: Model) -> float:
+    """Seconds of a plain training step per example, from a few steps after a warm-up."""
+    rows = batches.training_order(setup.train, setup.config.batch_size, 0, 0)[:4]
+    times = []
+    for some in rows:
+        began = time.perf_counter()
+        batch = batches.collate(setup.train, some, setup.on.device)
+        with setup.on.autocast():
+            logits, _ = predict.forward(student, batch.inputs)
+        logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        float(next(student.net.parameters()).detach().sum())  # waits for the device
+        times.append((time.perf_counter() - began) / len(some))
+    return min(times) * 1.3

@@ -1,0 +1,211 @@
+"""Everything that is fixed before the first step of a run, and how far the run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from capcli import files, stages
+from capcli.config.prune import PruneConfig
+from capcli.data import dataset, tokens
+from capcli.data.batches import Examples
+from capcli.data.splits import TaskData, cut
+from capcli.events import Event, StopFlag
+from capcli.measuring import scoring
+from capcli.models import loading
+from capcli.models.devices import Compute
+from capcli.models.model import Model, longest_input, place
+from capcli.pruning.pruner import planned
+from capcli.reporting.text import counted
+from capcli.stages import Bound, Run
+from capcli.stored import read_json
+
+CURVE_SAMPLES = 2000
+FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that is fixed before the first step: examples by split name, and what there is to know of all that."""
+
+    config: PruneConfig
+    bound: Bound
+    run: Run
+    on: Compute
+    data: TaskData
+    train: Examples
+    curve: Examples
+    evals: dict[str, Examples]
+    meter: Meter
+    notes: tuple[str, ...]
+
+
+class Meter:
+    """Makes events that know their share of the whole run, measured in training steps of one example."""
+
+    def __init__(self, units: dict[str, float], flag: StopFlag) -> None:
+        self.flag = flag
+        self.total = sum(units.values())
+        self.spans: dict[str, tuple[float, float]] = {}
+        begin = 0.0
+        for phase, size in units.items():
+            self.spans[phase] = (begin, size)
+            begin += size
+
+    def of(self, phase: str) -> Callable[..., Event]:
+        """A maker of events of `phase`: event(done, total, note, status)."""
+        begin, size = self.spans.get(phase, (0.0, 0.0))
+
+        def event(done: float = 0, total: float = 0, note: str = "", status: str = "") -> Event:
+            share = (begin + size * (done / total if total else 0)) / self.total
+            return Event(phase=phase, done=done, total=total, overall=share, note=note, status=status)
+
+        return event
+
+    def stoppable(self, phase: str) -> Callable[..., Event]:
+        """Like `of`, for phases that keep nothing when stopped: raises `Stopped` once the flag is set."""
+        event = self.of(phase)
+
+        def checked(done: float = 0, total: float = 0, note: str = "") -> Event:
+            self.flag.check()
+            return event(done, total, note)
+
+        return checked
+
+
+def nothing() -> Generator[Event, None, None]:
+    return None
+    yield
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def read_data(config: PruneConfig) -> TaskData:
+    return dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+
+
+def load_student(config: PruneConfig, data: TaskData) -> Model:
+    """The model to prune. Raises `ModelError`, or `ConfigError` when a structured sparsity cannot be reached."""
+    student = loading.load_dense(config.model, data.labels, data.kind, config.seed)
+    planned(student, config)
+    return student
+
+
+def describe_device(on: Compute) -> str:
+    return f"{on.name}, {on.device.type}, {on.precision}, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def make_setup(
+    config: PruneConfig,
+    folder: Run,
+    bound: Bound,
+    on: Compute,
+    data: TaskData,
+    student: Model,
+) -> Setup:
+    """Everything tokenised, and the student on its device."""
+    assert data.train is not None, "a training split was asked for"
+    check = folder.flag.check
+    examples = scoring.encoded(student, data.train, config.source, check)
+    evals = {name: scoring.encoded(student, split, config.source, check) for name, split in data.evals.items()}
+    most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
+    curve = data.holdout or cut(next(iter(data.evals.values())), most, 0)
+    curve_examples = scoring.encoded(student, curve, config.source, check)
+    read = {"train": examples, **({"the held-out part": curve_examples} if data.holdout else {}), **evals}
+    place(student, on)
+    return Setup(
+        config=config,
+        run=folder,
+        bound=bound,
+        on=on,
+        data=data,
+        train=examples,
+        curve=curve_examples,
+        evals=evals,
+        meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve_examples)), folder.flag),
+        notes=(
+            *data.notes,
+            *student.notes,
+            *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
+        ),
+    )
+
+
+def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dict[str, float]:
+    """Size of each phase in training steps of one example; the bar's shares, not a promise."""
+    names = config.loss_names
+    n_banks = ("prc" in names) + ("fic" in names or "kd" in names)
+    snapshots = (config.epochs - 1) * n_train if "snc" in names else 0
+    return {
+        "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
+        "teacher": config.teacher_passes(n_train) * n_train,
+        "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
+        "evaluate dense": FORWARD_SHARE * n_evals,
+        "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
+        + FORWARD_SHARE * snapshots,
+        "evaluate pruned": FORWARD_SHARE * n_evals,
+    }
+
+
+def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
+    data, event = setup.data, setup.meter.of("load")
+    splits = {"train": setup.train, **({"held out": setup.curve} if data.holdout else {}), **setup.evals}
+    counts = ", ".join(f"{name} {_counted(examples)}" for name, examples in splits.items())
+    yield event(note=f"{data.name}: {counts}" + (f"; labels: {data.legend}" if data.labels else ""))
+    length = longest_input(student, setup.config.source.longest)
+    if length < setup.config.source.max_length:
+        yield event(note=f"{student.source} reads at most {length} tokens, less than --max-length")
+    n_prunable = sum(linear.weight.numel() for linear in student.prunable().values())
+    total = sum(p.numel() for p in student.net.parameters())
+    yield event(note=f"{student.source}: {total:,} weights, {n_prunable:,} prunable; on {setup.on.name}")
+    for note in setup.notes:
+        yield event(note=note)
+
+
+def _counted(examples: Examples) -> str:
+    """How many examples; of questions also how many windows their contexts take."""
+    if examples.owner is None:
+        return f"{len(examples):,}"
+    return f"{len(np.unique(examples.owner)):,} questions in {len(examples):,} windows"
+
+
+# Teacher and banks ---------------------------------------------------------------------------------------------------
+
+
+def origin_of(setup: Setup, name: str) -> dict[str, Any]:
+    """What a stage depends on, see `run.origin`; the teacher by its weights, if it is made in this run."""
+    manifest = setup.run.work / "teacher" / files.MANIFEST
+    after = name not in ("bank-pretrained", "teacher", "teacher-steps")
+    weights = read_json(manifest)["model.safetensors"] if after and manifest.is_file() else ""
+    return stages.origin(setup.config, setup.bound, name, weights)
+
+
+def found_stage(setup: Setup, of: dict[str, Any]) -> Generator[Event, None, dict[str, Any] | None]:
+    """stage.json of a stage that can be used; says so when one is there that cannot."""
+    stage, why = stages.found_stage(setup.run, of)
+    if why:
+        yield setup.meter.of("load")(note=f"{why}; it is made again")
+    if stage is not None:
+        setup.run.earlier.append(stage.get("seconds", 0.0))
+    return stage
+
+
+def measure_splits(setup: Setup, model: Model, event: Callable[..., Event]) -> Generator[Event, None, dict[str, Any]]:
+    """Metrics of every evaluation split by name, and what the model answers where it answers all the same."""
+    found = {}
+    for name, examples in setup.evals.items():
+        one = yield from scoring.measure(model, examples, setup.data.metrics, setup.on, event)
+        found[name] = {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
+        found[name]["constant"] = one.constant
+    return found
+
+
+def stage_record(setup: Setup, name: str) -> dict[str, Any]:
+    path = setup.run.work / name / stages.STAGE
+    found: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return found

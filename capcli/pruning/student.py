@@ -1,0 +1,99 @@
+"""The student: pruned from what teacher and banks give, with snapshots of itself on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+import torch
+
+from capcli import files, stages
+from capcli.data import batches
+from capcli.events import Event
+from capcli.models.model import Model
+from capcli.pruning import banks, train
+from capcli.pruning.objective import Objective, Steps, make_projections
+from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
+from capcli.pruning.pruner import Pruner, make_pruner
+from capcli.pruning.setup import Setup, origin_of
+from capcli.pruning.teacher import make_bank
+from capcli.pruning.train import State
+from capcli.stored import read_tensors
+
+
+def train_student(
+    setup: Setup, student: Model, pretrained: Any, finetuned: Any, logits: Any, teacher: Model | None
+) -> Generator[Event, None, tuple[Pruner, State]]:
+    """Prune the student; returns its pruner and the final state. `teacher` is there when its hidden states teach."""
+    config = setup.config
+    total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
+    pruner = make_pruner(student, config, total)
+    modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
+    table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
+    classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if setup.data.kind == "classification" else None
+    objective = Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
+    if teacher is not None:
+        teacher.net.eval().requires_grad_(False).zero_grad()  # it may have been trained in this run
+        example = batches.collate(setup.train, np.arange(1), setup.on.device)
+        projections = make_projections(teacher, example)
+        objective = dataclasses.replace(objective, teacher=teacher, projections=projections)
+    due = _due(setup, pruner, total) if "snc" in table else []
+    yield from _check_snapshots(setup, due)
+    yield from check_best(setup)
+    snapshot = _snapshots(setup, student, table["snc"], due, total) if "snc" in table else None
+    state = yield from train.train(make_job(setup, student, "prune", objective, pruner, snapshot))
+    if setup.data.holdout is not None and best_of(setup, state.history):
+        _take_best(setup, student, pruner)
+    return pruner, state
+
+
+def _take_best(setup: Setup, student: Model, pruner: Pruner) -> None:
+    """Put the best epoch back into student and pruner. Raises `RunFailed` when it is lost."""
+    of = origin_of(setup, "best")
+    folder = setup.run.work / of["stage"]
+    best, why = best_state(setup, of)
+    if best is None:
+        raise lost_best(why or f"{folder} is gone")
+    parts = read_tensors(folder / "best.safetensors")
+    student.net.load_state_dict({name[4:]: t for name, t in parts.items() if name.startswith("net.")})
+    kept = {name[7:]: t for name, t in parts.items() if name.startswith("pruner.")}
+    pruner.restore(kept, setup.config.sparsity)
+
+
+def _due(setup: Setup, pruner: Pruner, n_steps: int) -> list[int]:
+    """Before which steps the student is added to the snapshot bank: at each epoch boundary, or before each rise of the
+    sparsity."""
+    if pruner.structure.few_rises:
+        return pruner.rises_at()
+    per_epoch = train.steps_per_epoch(setup.train, setup.config.batch_size)
+    return list(range(per_epoch, n_steps, per_epoch))
+
+
+def _check_snapshots(setup: Setup, due: list[int]) -> Generator[Event, None, None]:
+    """Before going on: drop the checkpoints beyond a snapshot that is lost, so that it is made again."""
+    for index, step in enumerate(due):
+        stage, why = stages.found_stage(setup.run, origin_of(setup, f"bank-snapshot-{index:03d}"))
+        if stage is None:
+            stages.drop_checkpoints(setup.run, "prune-steps", after=step)
+        if why:
+            yield setup.meter.of("prune")(note=f"{why}; it is made again, from before step {step}")
+            files.remove(setup.run.work / f"bank-snapshot-{index:03d}")
+
+
+def _snapshots(setup: Setup, student: Model, bank: banks.Bank, due: list[int], n_steps: int) -> Callable[[int], Steps]:
+    """Adds the student as it is to the snapshot bank; on resume those of earlier steps are read back."""
+    event = setup.meter.of("prune")
+
+    def snapshot(step: int) -> Steps:
+        def quiet(done: float = 0, total: float = 0) -> Event:
+            setup.run.flag.check()
+            return event(done=step, total=n_steps, status=f"step {step:,}/{n_steps:,}, snapshot")
+
+        while bank.n_vectors < len(due) and due[bank.n_vectors] <= step:
+            index = bank.n_vectors
+            vectors, _ = yield from make_bank(setup, f"snapshot-{index:03d}", student, quiet)
+            bank.vectors.append(vectors)
+
+    return snapshot

@@ -1,0 +1,119 @@
+"""The teacher of a run, and the banks of vectors that are made with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+
+from capcli import files, stages
+from capcli.config.options import flatten
+from capcli.config.prune import PruneConfig
+from capcli.data.splits import TaskData
+from capcli.errors import ConfigError
+from capcli.events import Event
+from capcli.models import loading, predict, stock
+from capcli.models.model import Model, copy, place
+from capcli.pruning import banks, train
+from capcli.pruning.objective import Objective
+from capcli.pruning.phase import make_job
+from capcli.pruning.setup import Setup, found_stage, measure_splits, origin_of, stage_record
+from capcli.stored import read_json
+
+
+def make_bank(
+    setup: Setup, name: str, model: Model, event: Callable[..., Event] | None = None
+) -> Generator[Event, None, tuple[torch.Tensor, torch.Tensor]]:
+    """Vectors and, of the teacher, logits of the training set by `model`, encoded unless published before."""
+    wanted, of = name == "finetuned", origin_of(setup, f"bank-{name}")
+    folder = setup.run.work / of["stage"]
+    if (yield from found_stage(setup, of)) is None:
+        began = time.monotonic()
+        event = event or setup.meter.stoppable(f"bank {name}")
+        logits, vectors = yield from predict.encoded(
+            model, setup.train, setup.on, event, setup.config.pooling, logits=wanted
+        )
+        setup.run.check()
+        banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began, of)
+    return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs if wanted else 0)
+
+
+def given_teacher(config: PruneConfig, data: TaskData, student: Model) -> Model:
+    """The teacher that the user named. Raises `ModelError` or `ConfigError` when it does not fit task and student."""
+    names = config.source.label_names
+    teacher = loading.load_model(config.teacher, data.classes, data.kind, config.seed, need_head=True, label_map=names)
+    _check_teacher(config, teacher, student)
+    return teacher
+
+
+def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
+    """The student's copy, fine-tuned on the task and published as a stock folder."""
+    config, of = setup.config, origin_of(setup, "teacher")
+    folder = setup.run.work / of["stage"]
+    if (yield from found_stage(setup, of)) is None:
+        teacher = copy(student)
+        job = make_job(setup, teacher, "teacher", Objective(losses=("ce",)), None)
+        state = yield from train.train(job)
+        steps = {name: value for name, value in flatten(config).items() if name in stages.STAGES["teacher-steps"]}
+        about = {"seconds": state.seconds, "history": state.history, "steps": steps, "of": of}
+        setup.run.check()
+        with files.publish(folder) as staging:
+            stock.save_dense(teacher, staging)
+            files.write_json(staging / stages.STAGE, about)
+        files.remove(setup.run.work / "teacher-steps")
+        return teacher
+    for note in other_steps(setup):
+        yield setup.meter.of("teacher")(note=note)
+    labels = setup.data.classes
+    return place(loading.load_dense(str(folder), labels, setup.data.kind, config.seed, need_head=True), setup.on)
+
+
+def other_steps(setup: Setup) -> list[str]:
+    """A note when the teacher was trained with options that have changed since."""
+    before, now = stage_record(setup, "teacher").get("steps", {}), flatten(setup.config)
+    options = [f"{name} {value}" for name, value in before.items() if value != now[name]]
+    return [f"the teacher was trained with {', '.join(options)}"] if options else []
+
+
+def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
+    theirs, ours = teacher.net.config.hidden_size, student.net.config.hidden_size
+    if "fic" in config.loss_names and theirs != ours:
+        raise ConfigError(
+            f"the teacher's vectors have {theirs} numbers, the model's {ours}; fic cannot compare them",
+            "leave fic out with --losses ce,kd,prc,snc, or use a teacher of the same width",
+        )
+    sizes = [(one.net.config.hidden_size, one.net.config.num_hidden_layers) for one in (teacher, student)]
+    if "hid" in config.loss_names and sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the teacher has {sizes[0][1]} layers of width {sizes[0][0]}, the model {sizes[1][1]} of {sizes[1][0]}; "
+            "hid cannot compare their hidden states",
+            "leave hid out of --losses, or use a teacher of the same width and depth",
+        )
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise ConfigError(
+            f"the teacher {config.teacher} has another vocabulary than {config.model}: it cannot read the same tokens",
+            "use a teacher that was fine-tuned from the same model family",
+        )
+    shapes = [{name: tuple(t.shape) for name, t in one.net.state_dict().items()} for one in (teacher, student)]
+    if config.init == "teacher" and shapes[0] != shapes[1]:
+        raise ConfigError(
+            "the teacher has another architecture than the model, it cannot be the start", "use --init pretrained"
+        )
+
+
+def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, Any]]]:
+    """Vectors and logits of the teacher on the training set (None when no loss needs them), and its metrics."""
+    names, vectors, logits = setup.config.loss_names, None, None
+    if "fic" in names or "kd" in names:
+        vectors, logits = yield from make_bank(setup, "finetuned", teacher)
+    of = origin_of(setup, "dense")
+    folder = setup.run.work / of["stage"]
+    if (yield from found_stage(setup, of)) is None:
+        measured = yield from measure_splits(setup, teacher, setup.meter.stoppable("evaluate dense"))
+        setup.run.check()
+        with files.publish(folder) as staging:
+            files.write_json(staging / "metrics.json", measured)
+            files.write_json(staging / stages.STAGE, {"of": of})
+    return vectors, logits, read_json(folder / "metrics.json")

@@ -1,0 +1,321 @@
+"""One training phase: the loop that fine-tunes the teacher and prunes the student.
+
+Letters: B batch, N examples, C labels, H hidden size.
+
+Everything random is a pure function of (seed, phase, step), so that a checkpoint holds no generator state and a run
+that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capcli import stages
+from capcli.data import batches
+from capcli.data.batches import Examples
+from capcli.errors import CapError, RunFailed, Stopped
+from capcli.events import Event
+from capcli.pruning import schedules
+from capcli.pruning.criteria.seat import Step
+from capcli.pruning.objective import Job, loss_terms, term_weights
+from capcli.reporting.text import percent
+from capcli.stages import Checkpoint
+
+PHASES = ("teacher", "prune")
+HISTORY_ROWS = 400
+LOSS_EVERY = 10  # steps between looks at the loss on a device that would have to be waited for
+PROJECTION = "projection:"  # before the number of a projection, where parameters are named
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps; `loss` is
+    the one that was looked at last."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    summed: int = 0
+    loss: float | None = None
+
+
+def train(job: Job) -> Generator[Event, None, State]:
+    """Run the phase to its end from its newest good checkpoint; yields events.
+
+    Raises:
+        Stopped: after a checkpoint, when the run's flag is set.
+        RunFailed: non-finite loss, naming the first bad tensor; the checkpoints stay.
+    """
+    optimizer = make_optimizer(job)
+    scaler = torch.amp.GradScaler(job.on.device.type, enabled=job.on.dtype == torch.float16)
+    state, warnings = _resume(job, optimizer, scaler)
+    for warning in warnings:
+        yield job.event(note=warning)
+    per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
+    total, saved_at = per_epoch * job.epochs, time.monotonic()
+    if state.step:
+        yield job.event(done=state.step, total=total, note=f"continuing at step {state.step} of {total}")
+    order: tuple[int, list[Any]] = (-1, [])
+    row_every = max(1, total // HISTORY_ROWS)
+    job.model.net.train()
+    while state.step < total:
+        began, step = time.monotonic(), state.step
+        epoch, position = divmod(step, per_epoch)
+        if order[0] != epoch:
+            order = epoch, batches.training_order(job.examples, job.config.batch_size, job.config.seed, epoch)
+        yield from job.snapshot(step)
+        terms = _step(job, optimizer, scaler, step, total, order[1][position])
+        _add(job, state, terms)
+        state.step += 1
+        state.seconds += time.monotonic() - began
+        if job.on.device.type == "cpu" or state.step % LOSS_EVERY == 0:
+            state.loss = float(terms["total"])
+        yield job.event(done=state.step, total=total, status=_status(job, state, total))
+        if position + 1 == per_epoch:
+            metrics = yield from job.epoch_end(epoch, state.step)
+            _row(job, state, metrics)
+        elif state.step % row_every == 0:
+            _row(job, state, {})
+        stop = job.run.flag.requested()
+        if stop or state.step == total or time.monotonic() - saved_at > job.config.checkpoint_seconds:
+            _save(job, optimizer, scaler, state)
+            saved_at = time.monotonic()
+        if stop and state.step < total:
+            raise Stopped(f"stopped by {stop} at step {state.step} of {total}", "run the same command again to go on")
+    return state
+
+
+def steps_per_epoch(examples: Examples, batch_size: int) -> int:
+    """Batches in one pass over the examples."""
+    return -(-len(examples) // batch_size)
+
+
+def make_optimizer(job: Job) -> torch.optim.AdamW:
+    """AdamW over weights with decay, biases, norms and projections without, and scores with their own rate."""
+    groups: dict[str, list[Tensor]] = {"decayed": [], "plain": [], "scores": []}
+    for name, parameter in _parameters(job).items():
+        matrix = parameter.dim() > 1 and not name.startswith(PROJECTION)
+        kind = "scores" if name.endswith(".scores") else "decayed" if matrix else "plain"
+        groups[kind].append(parameter)
+    rates = {"decayed": job.lr, "plain": job.lr, "scores": job.config.score_lr}
+    decays = {"decayed": job.config.weight_decay, "plain": 0.0, "scores": 0.0}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "kind": kind,
+                "lr": rates[kind],
+                "peak_lr": rates[kind],
+                "weight_decay": decays[kind],
+            }
+            for kind, parameters in groups.items()
+            if parameters
+        ],
+        fused=job.on.device.type in ("cpu", "cuda"),
+    )
+
+
+def _parameters(job: Job) -> dict[str, nn.Parameter]:
+    """All that the optimiser trains: of the network, and the projections of hid, which no artefact holds."""
+    projections = {f"{PROJECTION}{i}": parameter for i, parameter in enumerate(job.objective.projections)}
+    return {**dict(job.model.net.named_parameters()), **projections}
+
+
+def lr_factor(job: Job, step: int, total: int) -> float:
+    """Share of the peak rates at `step` of `total`: over the whole run, or inside the current cycle of the sparsity."""
+    if job.pruner is not None and job.config.lr_schedule == "cycle":
+        step, total = schedules.cycle(step, total, job.rises)
+    return schedules.lr_factor(step, total, job.config.lr_warmup)
+
+
+def step_seed(seed: int, phase: str, step: int) -> int:
+    """Seed of everything random in a step. Mixed into 32 bits, because the CPU's generator uses no more of it."""
+    mixed = np.random.SeedSequence([seed, PHASES.index(phase), step]).generate_state(1, np.uint32)
+    return int(mixed[0])
+
+
+def _step(
+    job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, step: int, total: int, rows: Any
+) -> dict[str, Tensor]:
+    """One optimiser step on the examples `rows`; returns the loss terms and their weighted sum, detached."""
+    torch.manual_seed(step_seed(job.config.seed, job.phase, step))
+    factor = lr_factor(job, step, total)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    if job.pruner is not None:
+        job.pruner.update(step)
+    batch = batches.collate(job.examples, rows, job.on.device)
+    terms = loss_terms(job, batch, step)
+    optimizer.zero_grad(set_to_none=True)
+    terms["total"] = _backward(job, scaler, terms, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(_clipped(optimizer), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor], step: Step) -> Tensor:
+    """Backward of the weighted sum of the terms, which is returned.
+
+    While importance is observed, hid comes in a second pass, for it is not to decide what is removed (gradient
+    separation of GRAIN).
+    """
+    weights = term_weights(job.config, job.objective.losses)
+    weighted = {name: weights[name] * term for name, term in terms.items()}
+    total = torch.stack(list(weighted.values())).sum()
+    if job.pruner is None or not job.pruner.observes:
+        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        return total
+    later = weighted.pop("hid", None)
+    scaler.scale(torch.stack(list(weighted.values())).sum()).backward(retain_graph=later is not None)  # type: ignore[no-untyped-call]
+    job.pruner.observe(step)
+    if later is not None:
+        scaler.scale(later).backward()  # type: ignore[no-untyped-call]
+    return total
+
+
+def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    """The parameters whose common gradient norm is clipped: all but the scores, which have a scale of their own."""
+    return [p for group in optimizer.param_groups if group["kind"] != "scores" for p in group["params"]]
+
+
+# History and checks --------------------------------------------------------------------------------------------------
+
+
+def _add(job: Job, state: State, terms: Mapping[str, Tensor]) -> None:
+    for name, value in terms.items():
+        state.sums[name] = state.sums[name] + value if name in state.sums else value
+    state.summed += 1
+    if job.on.device.type == "cpu":
+        check_finite(job, state)
+
+
+def check_finite(job: Job, state: State) -> None:
+    """Raise `RunFailed` when a loss since the last history row was not finite; names the first bad tensor."""
+    bad = [name for name, value in state.sums.items() if not bool(torch.isfinite(value))]
+    if not bad:
+        return
+    tensors = job.model.net.named_parameters()
+    first = next((name for name, p in tensors if not bool(torch.isfinite(p).all())), "none of the weights")
+    raise RunFailed(
+        f"the loss is not finite at step {state.step + 1} of the {job.phase} phase "
+        f"(term {bad[0]}; first bad tensor: {first})",
+        _calmer(job),
+    )
+
+
+def _calmer(job: Job) -> str:
+    """What helps against numbers that are not finite in this phase, and what stays meanwhile."""
+    changes = {"--teacher-lr": "teacher_lr"} if job.phase == "teacher" else {"--lr": "lr"}
+    if job.pruner is not None and "scores" in job.pruner.criterion.trains:
+        changes["--score-lr"] = "score_lr"
+    kept = stages.kept_stages(job.run, changes.values())
+    other = ", or use --precision fp32" if job.on.dtype != torch.float32 else ""
+    return f"lower {' or '.join(changes)}{other}" + (f"; kept then: {', '.join(kept)}" if kept else "")
+
+
+def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
+    """Close a history row: means of the loss terms since the last one."""
+    check_finite(job, state)
+    means = {name: float(value) / state.summed for name, value in state.sums.items()}
+    per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
+    sparsity = job.pruner.sparsity if job.pruner else 0.0
+    state.history.append(
+        {
+            "phase": job.phase,
+            "step": state.step,
+            "epoch": round(state.step / per_epoch, 4),
+            "sparsity": sparsity,
+            "losses": means,
+            "metrics": dict(metrics),
+        }
+    )
+    state.sums, state.summed = {}, 0
+
+
+def _status(job: Job, state: State, total: int) -> str:
+    """Such as `step 7/40, epoch 1/8, loss 0.41, sparsity 63.20 %`."""
+    epoch = -(-state.step * job.epochs // total)
+    parts = [f"step {state.step:,}/{total:,}", f"epoch {epoch}/{job.epochs}"]
+    parts += [] if state.loss is None else [f"loss {state.loss:.2f}"]
+    parts += [f"sparsity {percent(job.pruner.sparsity)}"] if job.pruner else []
+    return ", ".join(parts)
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, state: State) -> None:
+    check_finite(job, state)
+    net = job.model.net
+    bad = [
+        name
+        for name, value in net.state_dict().items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if bad:
+        raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", _calmer(job))
+    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
+    tensors |= {f"hid.{name}": value for name, value in job.objective.projections.state_dict().items()}
+    names = {id(parameter): name for name, parameter in _parameters(job).items()}
+    for parameter, moments in optimizer.state.items():
+        tensors |= {f"adam.{key}.{names[id(parameter)]}": value for key, value in moments.items()}
+    if job.pruner:
+        tensors |= {f"pruner.{name}": value for name, value in job.pruner.tensors().items()}
+    tensors |= {f"sum.{name}": value for name, value in state.sums.items()}
+    scalars = {
+        "seconds": state.seconds,
+        "history": state.history,
+        "summed": state.summed,
+        "sparsity": job.pruner.sparsity if job.pruner else 0.0,
+        "scaler": scaler.state_dict(),
+    }
+    stages.save_checkpoint(job.run, _of(job), Checkpoint(step=state.step, tensors=tensors, scalars=scalars))
+
+
+def _of(job: Job) -> dict[str, Any]:
+    return {**job.of, "stage": f"{job.phase}-steps"}
+
+
+def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> tuple[State, list[str]]:
+    checkpoint, warnings = stages.load_checkpoint(job.run, _of(job))
+    if checkpoint is None:
+        return State(), warnings
+    job.run.earlier.append(checkpoint.scalars["seconds"])
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "hid": {}, "adam": {}, "pruner": {}, "sum": {}}
+    for name, tensor in checkpoint.tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = tensor
+    try:
+        job.model.net.load_state_dict(parts["net"], strict=True)
+    except RuntimeError as error:
+        raise CapError(
+            f"the checkpoints in {job.run.work} are not of this model", "start anew with --overwrite"
+        ) from error
+    job.objective.projections.load_state_dict(parts["hid"], strict=True)
+    parameters = _parameters(job)
+    for name, tensor in parts["adam"].items():
+        key, _, parameter = name.partition(".")
+        on_device = key != "step" or job.on.device.type == "cuda"  # where fused AdamW keeps its step counters
+        optimizer.state[parameters[parameter]][key] = tensor.clone().to(job.on.device if on_device else "cpu")
+    if job.pruner:
+        job.pruner.restore(parts["pruner"], checkpoint.scalars["sparsity"])
+    if checkpoint.scalars["scaler"]:
+        scaler.load_state_dict(checkpoint.scalars["scaler"])
+    state = State(
+        step=checkpoint.step,
+        seconds=checkpoint.scalars["seconds"],
+        history=checkpoint.scalars["history"],
+        sums={name: tensor.clone().to(job.on.device) for name, tensor in parts["sum"].items()},
+        summed=checkpoint.scalars["summed"],
+    )
+    return state, warnings

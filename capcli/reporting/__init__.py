@@ -1,0 +1,1 @@
+"""Results for people and machines, without torch: text, tables, pages, cards, reports for CI."""

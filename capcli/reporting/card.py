@@ -1,0 +1,121 @@
+"""The model card: Markdown, with the metadata that the hub reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from capcli.reporting.run_page import template, view
+from capcli.reporting.terminal import speed_lines
+from capcli.reporting.text import (
+    plain,
+)
+from capcli.stored import finite, part
+
+YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # that are not strings when bare
+
+
+# ----------------------------------------------------------------------------------------------------------- model card
+
+
+def _fenced(text: object) -> str:
+    """User text as a fenced code block whose fence the text cannot close."""
+    shown = plain(text, 8000)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence}\n{shown}\n{fence}"
+
+
+def _yaml(data: Any, indent: str = "") -> str:
+    """YAML in ASCII, one line per string: nothing in a string can end the block, and it reads back unchanged."""
+    if isinstance(data, Mapping):
+        return "".join(f"{indent}{_scalar(key)}:{_nested(value, indent + '  ')}" for key, value in data.items())
+    return "".join(
+        f"{indent}- {_yaml(item, indent + '  ').lstrip() if isinstance(item, Mapping) else _scalar(item) + chr(10)}"
+        for item in data
+    )
+
+
+def _nested(value: Any, indent: str) -> str:
+    return f"\n{_yaml(value, indent)}" if isinstance(value, Mapping | list) else f" {_scalar(value)}\n"
+
+
+def _scalar(value: str | float) -> str:
+    if not isinstance(value, str):
+        digits = repr(float(value))
+        return digits if "." in digits else digits.replace("e", ".0e")
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in YAML_WORDS:
+        return value
+    escaped = value.encode("unicode_escape").decode("ascii")
+    return '"' + escaped.replace('"', '\\"') + '"'
+
+
+def render_card(
+    report: Mapping[str, Any],
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+    datasets: Sequence[str] = (),
+    pipeline_tag: str | None = None,
+    form: str = "",
+    exported: Mapping[str, Any] | None = None,
+) -> str:
+    """The model card (README.md) of an artefact; a field of the front matter that is not known is left out.
+
+    `base_model` and `datasets` are hub ids, `license` and `pipeline_tag` names in the hub's lists, `language` codes;
+    `form` is the format of an export, empty for what `cap prune` wrote; `exported` what `export.json` says of it.
+    """
+    from markupsafe import Markup
+
+    metrics = {n: v for n, v in part(report, "metrics", "pruned").items() if finite(v) is not None}
+    data = {
+        "license": license,
+        "language": language if language is None or isinstance(language, str) else list(language),
+        "library_name": {"dense": "transformers", "onnx": "onnx"}.get(form, "capcli"),
+        "base_model": base_model,
+        "base_model_relation": "finetune" if base_model else None,
+        "pipeline_tag": pipeline_tag,
+        "tags": ["pruned", "cap", "capcli", *[str(report[key]) for key in ("method", "task") if report.get(key)]],
+        "datasets": list(datasets),
+        "metrics": list(metrics),
+        "model-index": _model_index(report, metrics, datasets, pipeline_tag) if metrics else None,
+    }
+    command = report.get("command") or "(not recorded)"
+    front = _yaml({key: value for key, value in data.items() if value})
+    shown = {**view(report), **_export_view(exported or {}), "form": form, "pipeline_tag": pipeline_tag or ""}
+    return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **shown)
+
+
+def _export_view(exported: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card of an export shows beside the rest."""
+    speed = part(exported, "speed")
+    return {"exact": not part(exported, "metrics"), "speed": speed_lines(speed) if speed else ""}
+
+
+def _model_index(
+    report: Mapping[str, Any], metrics: Mapping[str, Any], datasets: Sequence[str], pipeline_tag: str | None
+) -> list[dict[str, Any]]:
+    task = str(report.get("task") or "task")
+    result = {
+        "task": {"type": pipeline_tag or task, "name": task},
+        "dataset": {"type": datasets[0] if datasets else task, "name": task},
+        "metrics": [{"type": name, "value": finite(value)} for name, value in metrics.items()],
+    }
+    return [{"name": f"{report.get('model')} pruned for {task}", "results": [result]}]
+
+
+def eval_results(report: Mapping[str, Any], dataset: str, config: str) -> dict[str, str]:
+    """The metrics as the hub's `.eval_results` files, by name: one score of one benchmark in each.
+
+    `dataset` is a hub id, `config` its part that the task is about.
+    """
+    metrics = part(report, "metrics")
+    found = {}
+    for name, value in part(metrics, "pruned").items():
+        if finite(value) is None:
+            continue
+        notes = f"{name} on {metrics.get('split')}, {metrics.get('n_examples')} examples, measured by capcli"
+        row = {"dataset": {"id": dataset, "task_id": config}, "value": finite(value), "notes": notes}
+        found[f"{config}-{name}.yaml"] = _yaml([row])
+    return found

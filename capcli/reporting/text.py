@@ -1,0 +1,176 @@
+"""Data as text: values that may be absent, strings that may be hostile, numbers that must not claim too much.
+
+How numbers are written, everywhere: a metric with 4 decimals, a share in per cent with 2, both rounded to the nearest;
+but what is not all or nothing is never shown as 1.0000, 100.00 % or 0.00 %. Times have 3 significant digits, a factor
+has one decimal, and a size, which has at least 3 digits, is rounded up, never down. Intervals are widened outward.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from typing import Any
+
+from capcli.config.layers import TOKEN
+from capcli.stored import finite, sequence
+
+NOT_MEASURED = "not measured"
+
+
+# ----------------------------------------------------------------------------------------------------- text and numbers
+
+
+def plain(text: object, limit: int = 200) -> str:
+    r"""One line of at most `limit` characters without anything a terminal, editor or parser would act on.
+
+    Controls, line breaks, invisible formatting and direction overrides, lone surrogates and non-characters become their
+    Python escape (ESC is shown as `\x1b`). The joiners that scripts and emoji need stay. Tokens of the hub are cut.
+    """
+    shown = str(text)[: limit + 100]
+    if "_" in shown:
+        shown = TOKEN.sub("hf_…", shown)
+    shown = shown[: limit + 1]
+    if not (shown.isascii() and shown.isprintable()):
+        shown = "".join(_escaped(char) if _is_active(char) else char for char in shown)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _is_active(char: str) -> bool:
+    if char in "\u200c\u200d":
+        return False
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(char) & 0xFFFE == 0xFFFE
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", errors="surrogatepass").decode("ascii")
+
+
+def named(text: object, limit: int = 200) -> str:
+    """`plain`, with a stand-in for nothing at all."""
+    return plain(text, limit) if text not in (None, "") else "not recorded" if text is None else "(empty)"
+
+
+def _at(value: Decimal, digits: int, rounding: str = ROUND_HALF_EVEN) -> Decimal:
+    """`value` at `digits` decimals."""
+    return value.quantize(Decimal(1).scaleb(-digits), rounding)
+
+
+def _decimal(value: float) -> Decimal:
+    """The decimal a reader would write for `value`: without the noise in its last binary digits."""
+    return Decimal(repr(round(value, 12)))
+
+
+def _nearest(value: Decimal, whole: int, digits: int) -> str:
+    """`value` rounded to `digits` decimals; what is not nothing or the `whole` is not written so."""
+    near = _at(value, digits)
+    if near == 0 != value:
+        return f"{float(value):.1g}"
+    if abs(near) == whole and near != value:
+        near += Decimal(1).scaleb(-digits) * (1 if value > near else -1)
+    return f"{near:,f}"
+
+
+def in_percent(fraction: float, digits: int = 2) -> str:
+    """A fraction in per cent, as digits."""
+    return _nearest(_decimal(fraction) * 100, 100, digits)
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A metric or measurement with `digits` decimals; on the scale on which gates compare it."""
+    real = finite(value)
+    if real is None:
+        return NOT_MEASURED
+    return _rare(real, digits) or _nearest(_decimal(real), 1, digits)
+
+
+def _rare(real: float, digits: int) -> str:
+    """A number so large or so small that decimals do not serve; empty for the others."""
+    return f"{real:.3g}" if abs(real) >= 1e9 or 0 < abs(real) < 10.0**-digits else ""
+
+
+def bound(value: Any, *, up: bool, digits: int = 4) -> str:
+    """An end of an interval, widened outward."""
+    real = finite(value)
+    if real is None:
+        return NOT_MEASURED
+    return _rare(real, digits) or f"{_at(_decimal(real), digits, ROUND_CEILING if up else ROUND_FLOOR):,f}"
+
+
+def percent(fraction: Any) -> str:
+    """A fraction in per cent; 100.00 % and 0.00 % mean exactly that."""
+    real = finite(fraction)
+    return NOT_MEASURED if real is None or abs(real) >= 1e9 else f"{in_percent(real)} %"
+
+
+def byte_size(n_bytes: Any) -> str:
+    """Bytes in decimal units with at least three significant digits, rounded up."""
+    real = finite(n_bytes)
+    if real is None or not 0 <= real < 1e24:
+        return NOT_MEASURED
+    unit = min(int(math.log10(max(real, 1)) // 3), 7)
+    size = _decimal(real).scaleb(-3 * unit)
+    digits = 0 if unit == 0 else 1 if size >= 10 else 2
+    return f"{_at(size, digits, ROUND_CEILING):f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB', 'ZB')[unit]}"
+
+
+def count(value: Any) -> str:
+    """A whole number with separators of thousands."""
+    real = finite(value)
+    return NOT_MEASURED if real is None else f"{int(real):,}" if abs(real) < 1e18 else f"{real:.3g}"
+
+
+def counted(value: Any, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count(value)} {noun}{'' if finite(value) == 1 else 's'}"
+
+
+def milliseconds(value: Any) -> str:
+    """Milliseconds with 3 significant digits."""
+    real = finite(value)
+    return NOT_MEASURED if real is None else f"{significant(real)} ms"
+
+
+def significant(real: float) -> str:
+    """A measured number with 3 significant digits, larger ones in full."""
+    return f"{real:,.0f}" if 999.5 <= abs(real) < 1e9 else f"{real:#.3g}".rstrip(".")
+
+
+def duration(seconds: Any) -> str:
+    """Seconds in the two largest units that matter."""
+    real = finite(seconds)
+    if real is None or not 0 <= real < 1e12:
+        return NOT_MEASURED
+    if real < 60:
+        return f"{significant(real)} s"
+    hours, minutes, rest = int(real) // 3600, int(real) // 60 % 60, int(real) % 60
+    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def interval(bounds: Any) -> str:
+    """[lo, hi], widened outward."""
+    low_high = [finite(bound) for bound in sequence(bounds)]
+    if len(low_high) != 2 or None in low_high:
+        return NOT_MEASURED
+    return f"[{bound(low_high[0], up=False)}, {bound(low_high[1], up=True)}]"
+
+
+def times_smaller(large: Any, small: Any) -> str:
+    large, small = finite(large), finite(small)
+    return f"{large / small:,.1f}× smaller" if large and small and 0 < small < large else ""
+
+
+def times_faster(times: Any) -> str:
+    """`2.9× faster`, `1.3× slower`, or `as fast` where one decimal shows no difference."""
+    real = finite(times)
+    if real is None or real <= 0:
+        return NOT_MEASURED
+    factor = f"{max(real, 1 / real):,.1f}"
+    return "as fast" if factor == "1.0" else f"{factor}× {'faster' if real > 1 else 'slower'}"
+
+
+def markdown(text: object, limit: int = 200) -> str:
+    """User text as inert Markdown, also inside a table: no markup, link, HTML or formula."""
+    escaped = re.sub(r"([\\`*_{}\[\]()<>#|~&:@$=^!\"])", r"\\\1", named(text, limit))
+    return re.sub(r"(?i)www\.", r"www\\.", escaped)

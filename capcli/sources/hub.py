@@ -1,0 +1,214 @@
+"""Models and data sets by name: where they are, which of their files are needed, how near names are found."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from capcli.config.layers import check_no_token
+from capcli.config.names import ALIASES, BUILTIN_MODEL, nearest
+from capcli.errors import DataError, ModelError
+from capcli.sources import checkpoint
+from capcli.sources.checkpoint import CONFIG, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
+from capcli.sources.requests import CARD, Choice, Repo, fetch, first_line, near_folders
+
+BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "mini"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+SMALL_FILES = (*TOKENIZER_FILES, CONFIG)
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+def is_local(source: str) -> bool:
+    """Whether a MODEL argument is a folder of this machine; a folder goes before a name of the hub."""
+    return source == BUILTIN_MODEL or Path(source).is_dir()
+
+
+def resolve(source: str) -> tuple[str, str | None]:
+    """The local folder or hub id behind a MODEL argument, and the revision after `@`, if any."""
+    if source == BUILTIN_MODEL:
+        return str(BUILTIN_FOLDER), None
+    if is_local(source):
+        return source, None
+    check_no_token("model", source)
+    name, at, revision = source.partition("@")
+    name = ALIASES.get(name, name)
+    if _is_there(source):
+        raise ModelError(f"{source} is not a folder", f"MODEL is the folder: {Path(source).parent}")
+    if not _is_hub_name(name):
+        hint = near_folders(source) or _model_hint(source)
+        raise ModelError(f"no model folder at {source!r}, and it is not a hub name either", hint)
+    if name == BUILTIN_MODEL:
+        raise ModelError(f"the built-in model {BUILTIN_MODEL!r} has no revisions")
+    if at and (not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", revision, re.ASCII) or ".." in revision):
+        raise ModelError(f"{revision!r} is no revision", "after @ stands a branch, tag or commit: bert-base@main")
+    return name, revision or None
+
+
+def _is_there(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+
+
+def _is_hub_name(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return re.fullmatch(r"[\w./-]+", name, re.ASCII) is not None
+
+
+def _model_hint(source: str) -> str:
+    return "a folder, a hub id, or a short name; " + nearest(source, (BUILTIN_MODEL, *ALIASES))
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def folder(source: str, *, legacy: bool = False) -> str:
+    """The folder with configuration and tokenizer of a MODEL argument; for the weights see `weights`.
+
+    legacy: sparse checkpoints of other tools are welcome, see `refusals.check_config`.
+    Raises `ModelError` for what is not there, cannot be had, or is refused, with the reason and the way out.
+    """
+    name, revision = resolve(source)
+    if is_local(source):
+        found = Path(name)
+        checkpoint.check_files(found, source)
+        below = {f"{path.parent.name}/{CONFIG}" for path in found.glob(f"*/{CONFIG}")}
+        checkpoint.check_names({path.name for path in found.iterdir()} | below, source, local=True)
+    else:
+        repo = Repo(kind="model", name=name, revision=revision, source=source)
+        found = fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
+        checkpoint.check_files(found, source)
+    checkpoint.check_config(found, source, legacy=legacy)
+    return str(found)
+
+
+def weights(found: str, source: str) -> None:
+    """See to it that the weights are in the folder that `folder` gave, as whole safetensors. Raises `ModelError`."""
+    here = Path(found)
+    if not is_local(source) and _lost_weights(here):
+        repo = Repo(kind="model", name=resolve(source)[0], revision=here.name, source=source)
+        fetch(repo, _weight_files, lambda path: not _lost_weights(path))
+    checkpoint.check_words({path.name for path in here.iterdir()}, source)
+    lost = _lost_weights(here)
+    if lost == [WEIGHTS]:
+        raise ModelError(f"{source} has no {WEIGHTS}", f"pickled weights are never read; {SAVE_AGAIN}")
+    if lost:
+        raise ModelError(
+            f"the weights of {source} are incomplete: {len(lost)} of the files that {INDEX} names are missing, "
+            f"first {lost[0]}",
+            "copy or download the whole folder",
+        )
+    checkpoint.check_no_pointer(here / WEIGHTS, source)
+
+
+def _small_files(source: str) -> Choice:
+    def choose(names: Collection[str]) -> list[str]:
+        checkpoint.check_names(names, source, local=False)
+        checkpoint.check_words(names, source)
+        return [name for name in SMALL_FILES if name in names]
+
+    return choose
+
+
+def _weight_files(names: Collection[str]) -> list[str]:
+    if WEIGHTS in names:
+        return [WEIGHTS, CONFIG]
+    return [*sorted(filter(SHARD.fullmatch, names)), *(name for name in (INDEX, CONFIG) if name in names)]
+
+
+def _lost_weights(here: Path) -> list[str]:
+    """Names of the weight files that are not in the folder. Raises `ModelError` for an index that names others."""
+    return [name for name in weight_files(here) if not (here / name).is_file()]
+
+
+def weight_files(here: Path) -> list[str]:
+    """Names of the weight files that belong to the folder. Raises `ModelError` for an index that names others."""
+    if (here / WEIGHTS).is_file() or not (here / INDEX).is_file():
+        return [WEIGHTS]
+    table = checkpoint.model_json(here / INDEX).get("weight_map")
+    shards = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
+    wrong = [name for name in shards if Path(name).name != name or not name.endswith(".safetensors")]
+    if wrong or not shards:
+        raise ModelError(
+            f"{here / INDEX} names no safetensors files of its folder: {wrong[0] if wrong else 'none'}",
+            "copy or download the model again",
+        )
+    return shards
+
+
+# Data sets -----------------------------------------------------------------------------------------------------------
+
+
+def data_set(name: str, config: str) -> dict[str, list[Path]]:
+    """The parquet files of one configuration of a data set, by split, fetched into the cache.
+
+    Raises `DataError` when they cannot be had.
+    """
+    repo = Repo(kind="dataset", name=name, revision=None, source=f"{name} ({config})")
+    none = DataError(f"{repo.words} has no parquet files on the hub", repo.instead)
+
+    def card(names: Collection[str]) -> list[str]:
+        if CARD not in names:
+            raise none
+        return [CARD]
+
+    here = fetch(repo, card, lambda path: True)
+    patterns = _patterns(here / CARD, config)
+
+    def choose(names: Collection[str]) -> list[str]:
+        found = _by_split(names, patterns)
+        if not found or not all(found.values()):
+            raise none
+        return [file for files in found.values() for file in files]
+
+    def whole(folder: Path) -> bool:
+        found = _by_split(_parquet_files(folder), patterns)
+        return bool(found) and all(map(_whole_split, found.values()))
+
+    if not whole(here):
+        fetch(dataclasses.replace(repo, revision=here.name), choose, whole)
+    found = _by_split(_parquet_files(here), patterns)
+    return {split: [here / file for file in files] for split, files in found.items()}
+
+
+def _patterns(card: Path, config: str) -> dict[str, list[str]]:
+    """What the card of a data set says: the patterns of the files of each split; empty when it says nothing."""
+    from huggingface_hub import DatasetCard
+
+    try:
+        rows = DatasetCard.load(card).data.to_dict().get("configs") or []
+        parts = [part for row in rows if row["config_name"] == config for part in row["data_files"]]
+        return {part["split"]: [part["path"]] if isinstance(part["path"], str) else part["path"] for part in parts}
+    except Exception as error:
+        raise DataError(f"cannot read {card}: {first_line(error)}") from error
+
+
+def _parquet_files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet") if path.is_file()]
+
+
+def _by_split(names: Collection[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The parquet files that match the patterns of each split, in order."""
+    tables = sorted(name for name in names if name.endswith(".parquet"))
+    return {
+        split: [name for name in tables if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+        for split, wanted in patterns.items()
+    }
+
+
+def _whole_split(files: Sequence[str]) -> bool:
+    """Whether all files of a split are there: one, or as many as their names say, as in `train-00000-of-00002`."""
+    counts = [int(match[1]) for name in files if (match := re.search(r"-of-(\d+)\.", name))]
+    return len(files) >= max(counts, default=1)
