@@ -17,7 +17,7 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 import typer
 
 from capcli import stages
-from capcli.cli import parameters
+from capcli.cli import app
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig, ProbeConfig
 from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, CONFIG_FILE, METHODS, PRESETS, TASK_NAMES
@@ -86,7 +86,7 @@ def codes(names: Iterable[object]) -> str:
 
 def command_line() -> str:
     """Every command with every option, as the parser has them."""
-    root: Any = typer.main.get_command(parameters.app)
+    root: Any = typer.main.get_command(app.app)
     parts = [
         "# Command line\n",
         "```\ncap [--version] COMMAND MODEL [OPTIONS]\n```\n",
@@ -139,7 +139,7 @@ def configuration() -> str:
     """Options of the Python classes and of --config files, methods and presets."""
     text = [
         "# Configuration\n",
-        "Every option stands once in `capcli/config.py`. It has the same name on the command line (with dashes), in a "
+        "Every option is defined once, in `capcli/config/`. It has the same name on the command line (with dashes), in a "
         "file (with dashes or underscores) and in Python (with underscores). Later wins: default, preset, preset for "
         "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
         "## Files\n",

@@ -18,7 +18,7 @@ import pytest
 import typer
 
 import capcli.errors as errors
-from capcli.cli import output, parameters
+from capcli.cli import app, output
 from capcli.config.export import ExportConfig
 from capcli.config.layers import build, layered, prune_config
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
@@ -29,7 +29,7 @@ from capcli.config.prune import PruneConfig
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-COMMANDS: dict[str, Any] = typer.main.get_command(parameters.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 CONFIGS = {
     "prune": PruneConfig,
     "eval": EvalConfig,

@@ -328,7 +328,7 @@ def invoke(*arguments: str) -> Any:
     """Run `cap` in this process; the result has exit_code, stdout and stderr."""
     from typer.testing import CliRunner
 
-    from capcli.cli.parameters import app
+    from capcli.cli.app import app
 
     return CliRunner().invoke(app, list(arguments))
 
