@@ -139,8 +139,8 @@ def configuration() -> str:
     """Options of the Python classes and of --config files, methods and presets."""
     text = [
         "# Configuration\n",
-        "Every option is defined once, in `capcli/config/`. It has the same name on the command line (with dashes), in a "
-        "file (with dashes or underscores) and in Python (with underscores). Later wins: default, preset, preset for "
+        "Every option is defined once, in `capcli/config/`. It has the same name on the command line (with dashes), in "
+        "a file (with dashes or underscores) and in Python (with underscores). Later wins: default, preset, preset for "
         "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
         "## Files\n",
         f"`cap eval` and `cap probe` read `{CONFIG_FILE}` in the current folder, or the file that `--config` "
