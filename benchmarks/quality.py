@@ -59,6 +59,7 @@ from capcli.data import dataset, tokens
 from capcli.errors import CapError
 from capcli.events import finished as returned
 from capcli.models import devices, loading, predict
+from capcli.models.artifact import stored_source
 from capcli.models.model import longest_input, place
 
 STOPPED = (75, 130, -2, -15)
@@ -360,10 +361,10 @@ def held_out(report: dict[str, Any]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def correct(out: Path, stored: dict[str, Any]) -> Any:
+def correct(out: Path, options: dict[str, Any]) -> Any:
     """Which examples of the first evaluation split an artefact has right, as bits [N]."""
-    on = devices.compute(build(Hardware, stored))
-    config = build(TaskConfig, stored)
+    on = devices.compute(build(Hardware, options))
+    config = build(TaskConfig, stored_source(str(out)))  # with the place of the data, which reports shorten
     data = dataset.load(config, train=False)
     model = place(loading.load_model(str(out), data.labels, data.kind, 1), on)
     length = longest_input(model, config.longest)

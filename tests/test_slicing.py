@@ -12,7 +12,9 @@ import pytest
 import registry
 import torch
 from registry import ROWS
+from tiny import write_tokenizer
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 import capcli
 from capcli import files
@@ -434,8 +436,11 @@ Store = Callable[[str], tuple[Model, Path]]
 
 
 @pytest.fixture
-def store(tmp_path: Path, tokenizer: Any) -> Store:
-    """Makes a sliced artefact of a family."""
+def store(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Makes a sliced artefact of a family, with a tokenizer of fewer tokens than the network has rows."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def stored(case: str) -> tuple[Model, Path]:
         model = make(case)
@@ -476,6 +481,7 @@ def test_cap_eval(pruned: Path, tmp_path: Path) -> None:
     remove(model.layers()[0].neurons, list(range(20)))
     given = ("model_config", "sliced", "labels", "kind", "format_version")
     settings = {k: v for k, v in json.loads((pruned / CONFIG_FILE).read_text()).items() if k not in given}
+    settings["source"] = artifact.stored_source(str(pruned))
     results = {}
     for name, one in {"masked": model, "sliced": sliced(model)}.items():
         artifact.save_artifact(one, tmp_path / name, list(one.prunable()), settings)

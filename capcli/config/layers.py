@@ -84,7 +84,7 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     """Options of a command from a TOML file; names as on the command line, with dashes or underscores.
 
     The table of the command goes over what stands before all tables, which for eval and probe are options of both. The
-    tables of the other commands are checked as well. Raises `ConfigError`.
+    tables of the other commands are checked as well. Raises `ConfigError` or `FileError`.
     """
     try:
         data = b"" if file == os.devnull else read_bytes(Path(file), MAX_TOML_BYTES, "a file of options")
@@ -92,6 +92,8 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
             raise FileError(f"more than {MAX_TOML_DOTS:,} dots, too many for a file of options")
         content = tomllib.loads(text_of(data, Path(file)))
     except (FileError, ValueError, RecursionError) as error:
+        if isinstance(error, FileError) and error.hint:
+            raise
         raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
     top = {name: value for name, value in content.items() if name not in tables}
