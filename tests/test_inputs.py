@@ -171,7 +171,7 @@ def test_a_finished_run_whose_data_are_gone_says_so(here: Callable[[str], Path])
     shutil.rmtree(here("finished") / "data")
     result = invoke(*arguments())
     assert result.exit_code == 0, result.stderr
-    assert "whether its inputs are still the same is not known" in result.stderr
+    assert "cannot check whether its inputs are still the same" in result.stderr
 
 
 def test_a_finished_run_whose_data_are_damaged_is_refused(here: Callable[[str], Path]) -> None:

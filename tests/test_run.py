@@ -620,7 +620,7 @@ def test_what_concerns_later_stages_may_change(
         return
     assert len(said) == 1, result.stderr
     assert all(f"{name}: " in said[0] for name in changed)
-    told = said[0].partition("; kept: ")[2].split("; made anew: ")
+    told = said[0].partition("; kept: ")[2].split("; redone: ")
     assert [set(part.split(", ")) for part in told] == [kept, ALL - kept]
     assert "continuing at" not in result.stderr
     report = json.loads((out / "report.json").read_text())
