@@ -36,8 +36,8 @@ MAX_ROWS = 500  # of any table, so that a hostile report cannot make an endless 
 MAX_PHASES = 4
 SIZES = {
     "dense": "Dense model",
-    "artifact": "Artefact, all files",
-    "weights": "Weights file",
+    "artifact": "Model, all files",
+    "weights": "Weight file",
     "bound": "Information bound",
 }
 
