@@ -114,7 +114,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         for name in NUMERIC_GATES
     ],
     *[
-        (lambda n=name, v=value: Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "leave one")
+        (lambda n=name, v=value: Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "remove one")
         for name, value in (("min", "f1=0.5,f1=0.9"), ("max", "f1=1, f1=1"), ("max_drop", "f1=1%,a=1,f1=2%"))
     ],
     *[
@@ -223,8 +223,8 @@ def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text("text,label\n")
     for data, said in (
-        (file, "is no folder"),
-        (tmp_path / "typo", "is no folder"),
+        (file, "is not a folder"),
+        (tmp_path / "typo", "is not a folder"),
         (tmp_path, "has no subfolder for any"),
     ):
         with pytest.raises(ConfigError, match=said) as caught:

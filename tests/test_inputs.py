@@ -164,7 +164,7 @@ def test_other_versions_are_a_warning(here: Callable[[str], Path], name: str) ->
     path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
     result = invoke(*arguments())
     assert result.exit_code == 0, result.stderr
-    assert "begun with torch 0." in result.stderr
+    assert "the run began with torch 0." in result.stderr
 
 
 def test_a_finished_run_whose_data_are_gone_says_so(here: Callable[[str], Path]) -> None:
