@@ -44,7 +44,7 @@ def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) ->
         ("sparsity", f"{_removed(sparsity)}, requested {percent(sparsity.get('requested'))}"),
         ("whole model", percent(sparsity.get("whole_model"))),
         ("dense size", byte_size(size.get("dense_bytes"))),
-        ("artefact", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
+        ("pruned size", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
         ("time", duration(part(report, "timing").get("total_seconds"))),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]
