@@ -136,7 +136,7 @@ def test_the_card_says_how_to_use_each_format(made: Callable[..., Path]) -> None
 
 
 SAME_ANSWERS = "its metrics are those of the pruned model, which gives the same answers"
-MEASURED_AGAIN = "its metrics are those of the pruned model, measured again on what lies here"
+MEASURED_AGAIN = "its metrics are those of the pruned model, measured again on these files"
 
 
 def test_the_card_says_whose_metrics_it_shows(pruned: Path, tmp_path: Path, made: Callable[..., Path]) -> None:
