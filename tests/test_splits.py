@@ -98,7 +98,7 @@ def test_parts_without_a_number_of_them_are_said(tmp_path: Path) -> None:
         ("part.csv, other-v1.json", "no split in .*: found other-v1.json, part.csv"),
         ("imdb_train.csv, trainer.csv", "no split in .*: found imdb_train.csv, trainer.csv"),
         ("pos/1.txt, neg/1.txt", "no data files in .*: found neg/1.txt, pos/1.txt"),
-        ("train.xlsx, other.csv", "train.xlsx is no .parquet, .arrow, .csv"),
+        ("train.xlsx, other.csv", "train.xlsx is not a .parquet, .arrow, .csv"),
         ("README.md, .train.csv, ~$train.xlsx", "no data files in [^:]*$"),
         ("cola/train.csv, cola/dev.csv, rte/train.csv", "contains several sets of splits: cola, rte"),
     ],

@@ -278,7 +278,7 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ),
         ("a.json", '{"data": [{"paragraphs": 7}]}', "is not in SQuAD's layout: article 0"),
         ("a.parquet", b"PAR1 no", "cannot read"),
-        ("a.xlsx", b"PK", "is no .parquet, .arrow, .csv"),
+        ("a.xlsx", b"PK", "is not a .parquet, .arrow, .csv"),
     ],
 )
 def test_damaged_files_are_refused_with_the_place(

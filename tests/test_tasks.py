@@ -205,7 +205,7 @@ def test_folders_that_are_no_data_set(tmp_path: Path, make: Callable[[Path], Any
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"is no \.parquet"):
+    with pytest.raises(DataError, match=r"is not a \.parquet"):
         dataset.load(config(str(tmp_path / "train.xlsx")), holdout=0.5)
 
 
@@ -483,7 +483,7 @@ def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Pa
     assert (list(data.evals), data.notes) == (["validation"], ("evaluated on validation; not used: test",))
     (tmp_path / "val.csv").rename(tmp_path / "val.csv.zst")
     for train in (True, False):
-        with pytest.raises(DataError, match=r"val\.csv\.zst is no \.parquet"):
+        with pytest.raises(DataError, match=r"val\.csv\.zst is not a \.parquet"):
             dataset.load(config(str(tmp_path)), train=train)
     (tmp_path / "val.csv.zst").rename(tmp_path / "other.csv")
     data = dataset.load(config(str(tmp_path)))

@@ -474,7 +474,7 @@ def test_an_answer_from_elsewhere_is_an_error_in_training_only(tokenizer: Any) -
     answers = [answer("Ada", -1), answer("nowhere", 3)]
     with pytest.raises(DataError) as caught:
         asked(tokenizer, answers)
-    assert caught.value.message == "row 1 of the train split: the answer 'nowhere' does not stand in its context"
+    assert caught.value.message == "row 1 of the train split: the answer 'nowhere' does not occur in its context"
     examples = asked(tokenizer, answers, name="validation")
     assert windows_with_answer(examples, 1) == []
     assert windows_with_answer(examples, 0) != []
