@@ -33,7 +33,7 @@ def load_tokenizer(out: str | os.PathLike[str]) -> Any:
 
 def _artifact(out: str | os.PathLike[str]) -> Path:
     if not tokenizers.is_artifact(os.fspath(out)):
-        raise ModelError(f"{out} is not a folder written by cap prune", "for a dense model use transformers itself")
+        raise ModelError(f"{out} is not a folder written by cap prune", "load a dense model with transformers")
     return Path(out)
 
 

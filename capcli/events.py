@@ -57,7 +57,7 @@ class StopFlag:
         """Raise `Stopped` where nothing needs saving."""
         if self.requested():
             raise Stopped(
-                f"stopped by {self.reason}; all finished work is saved", "run the same command again to go on"
+                f"stopped by {self.reason}; all finished work is saved", "run the same command again to continue"
             )
 
 

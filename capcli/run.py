@@ -82,7 +82,7 @@ def _check_artefact(out: Path, report: Mapping[str, Any]) -> None:
         except OSError:
             same = False
         if not same:
-            raise FileError(f"{path} is not what the finished run wrote there: changed, damaged or missing", ANEW)
+            raise FileError(f"{path} is not as the finished run wrote it: changed, damaged or missing", ANEW)
 
 
 def check_stopped(run: Run, bound: Bound) -> list[str]:
@@ -102,13 +102,17 @@ def check_inputs(out: Path, bound: Bound, record: Mapping[str, Any]) -> list[str
     if changed := [name for name in {**ours, **stored} if ours.get(name) != stored.get(name)]:
         raise ConfigError(
             f"the inputs of the run in {out} have changed: {listed_names(changed)}",
-            "restore them, choose another folder with -o, or start anew with --overwrite",
+            "restore them, choose another folder with -o, or start over with --overwrite",
         )
     before = record.get("versions")
     theirs = {**before, "device": record.get("device")} if isinstance(before, dict) else {}
     now = {**bound.versions, "device": bound.device or theirs.get("device")}
     moved = [f"{name} {theirs.get(name)}, now {value}" for name, value in now.items() if theirs.get(name) != value]
-    return [f"begun with {'; '.join(moved)}: the result may differ from that of one environment"] if moved else []
+    return (
+        [f"the run began with {'; '.join(moved)}: the result may differ from that of an uninterrupted run"]
+        if moved
+        else []
+    )
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REPORT, CONFIG, LOCK, STAGE = "report.json", "config.json", ".lock", "stage.json"
 KEEP_CHECKPOINTS = 2
-ANEW = "choose another folder with -o, or start anew with --overwrite"
+ANEW = "choose another folder with -o, or start over with --overwrite"
 
 # The options that may change when a stopped run is continued, by the stages that depend on them. A teacher that is
 # finished stays what it is when the size of the steps changes; one that is still in training starts anew.
@@ -124,7 +124,7 @@ def remove_dependent(run: Run, changed: Mapping[str, str]) -> list[str]:
             files.remove(path)
     parts = ["; ".join(changed.values())]
     parts += [f"kept: {', '.join(kept)}"] if kept else []
-    parts += [f"made anew: {', '.join(anew)}"] if anew else []
+    parts += [f"redone: {', '.join(anew)}"] if anew else []
     return ["; ".join(parts)]
 
 
@@ -217,7 +217,7 @@ def load_checkpoint(run: Run, of: Mapping[str, Any]) -> tuple[Checkpoint | None,
             scalars = read_json(folder / "state.json")
             tensors = read_tensors(folder / "state.safetensors")
             return Checkpoint(step=int(scalars["step"]), tensors=tensors, scalars=scalars), warnings
-        warnings.append(f"checkpoint {why}, going back to the one before")
+        warnings.append(f"checkpoint {why}; using the one before it")
         files.remove(folder)
     return None, warnings
 

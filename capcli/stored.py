@@ -72,10 +72,10 @@ def read_bytes(path: Path, max_bytes: int, kind: str) -> bytes:
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file. Every failure is a `FileError` that names the file."""
-    data = read_bytes(path, max_bytes, "a JSON file of ours")
+    data = read_bytes(path, max_bytes, "a JSON file of cap")
     text = text_of(data, path)
     if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
-        raise FileError(f"{path} has more than {MAX_BRACKETS:,} brackets, too many for a JSON file of ours")
+        raise FileError(f"{path} has more than {MAX_BRACKETS:,} brackets, too many for a JSON file of cap")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

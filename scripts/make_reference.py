@@ -145,17 +145,17 @@ def configuration() -> str:
         "## Files\n",
         f"`cap eval` and `cap probe` read `{CONFIG_FILE}` in the current folder, or the file that `--config` "
         "names. `cap prune` reads a file only with `--config`, `cap export` none. The tables `[prune]`, `[eval]` and "
-        "`[probe]` hold options of one command and win over what stands before them: there are options of both "
-        "`cap eval` and `cap probe`, or those of `cap prune`. For `cap eval` and `cap probe`, `model` stands for "
-        "`MODEL`. All names and types are checked, in the tables of other commands too. Switches that say where the "
-        "result goes, such as `--json` and `--junit`, are for the command line alone. Paths are relative to the "
+        "`[probe]` hold options of one command and override those above the first table, which apply to both "
+        "`cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, the argument `MODEL` is called "
+        "`model`. All names and types are checked, also in the tables of other commands. Switches that say where the "
+        "result goes, such as `--json` and `--junit`, work only on the command line. Paths are relative to the "
         "current folder.\n",
         '```toml\n# run.toml, for cap prune MODEL --config run.toml\ntask = "mr"\nsparsity = 0.95\nepochs = 6\n```\n',
         '```toml\n# cap.toml\nmodel = "runs/mr"\n\n[eval]\nmin = "accuracy=0.8"\n```\n',
-        'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` layers presets and options alike.\n',
+        'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` combines presets and options likewise.\n',
         "## Options of prune\n",
-        "The last column says what happens when the option differs while a stopped run is continued. `free`: nothing. "
-        "`anew`: what depends on it is made anew, all else is kept. `no`: it is refused.\n",
+        "The last column says what happens if the option is changed before a stopped run continues. `free`: nothing. "
+        "`redo`: what depends on it is redone, everything else is kept. `no`: it is refused.\n",
         table(
             ("name", "type", "default", "meaning", "on resume"),
             [(*option_row(item, kind), on_resume(item)) for item, kind in leaves(PruneConfig) if item.metadata],
@@ -169,7 +169,7 @@ def configuration() -> str:
 
 def on_resume(item: Any) -> str:
     """What happens when a stopped run is continued with another value."""
-    return "free" if item.metadata["resumable"] else "anew" if item.name in stages.MADE_ANEW else "no"
+    return "free" if item.metadata["resumable"] else "redo" if item.name in stages.MADE_ANEW else "no"
 
 
 def option_row(item: Any, kind: Any) -> tuple[str, str, str, str]:
@@ -204,7 +204,7 @@ def methods() -> str:
     return "\n".join(
         [
             "## Methods\n",
-            "A method is a criterion, which says what a weight is worth, and the losses that it is trained with. "
+            "A method is a criterion, which decides how important each weight is, and a set of training losses. "
             "What they compute: [algorithm](../explanation/algorithm.md). `hid`, distillation of hidden states, is in "
             "none of them and can be added to any with `--losses`.\n",
             table(header, rows),
@@ -223,7 +223,7 @@ def presets() -> str:
     return "\n".join(
         [
             "## Presets\n",
-            "A preset changes defaults; what it does not name stays. `default` changes nothing. `paper` follows the "
+            "A preset changes defaults; all other options keep theirs. `default` changes nothing. `paper` follows the "
             "values of the reference code on GLUE, with lengths of phases as shares of the run.\n",
             table(("preset", "criterion", "name", "value"), rows),
         ]
@@ -315,11 +315,11 @@ def model_table() -> str:
             ),
             "`cap-f` removes whole heads and neurons, so it must know where they lie. A family that is not in capcli's "
             "table is pruned without structure, in all linear layers of its repeated blocks, with a notice, and "
-            "`cap-f` and `first-order` refuse it; the notice says how much of the blocks stands in linear layers. For "
+            "`cap-f` and `first-order` refuse it; the notice says which share of the weights is in linear layers. For "
             "its sentence vector `head` means `mean`.\n",
             "`--structure dimensions` ranks single dimensions of query and key, and of value and output, with the "
             "neurons. Where positions are rotated into pairs of dimensions of query and key, a dimension cannot be "
-            "taken out alone; there whole heads stand in the same ranking, and a layer may lose all of them.\n",
+            "taken out alone; there whole heads are ranked instead, and a layer may lose all of them.\n",
             "## Prunable matrices\n",
             "These linear layers of each layer are prunable. Embeddings, biases, normalisations, pooler and the task's "
             "head stay dense.\n",

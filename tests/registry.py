@@ -80,7 +80,7 @@ ROWS = {
         config={"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 66, "n_inner": 24},
         only=True,
         structured=False,
-        remark="not in the table of families: stands for them",
+        remark="an example of a family that is not in the table",
     ),
     "convbert": Row(
         tokenizer="words", config={"embedding_size": 16}, structured=False, remark="not in the table of families"

@@ -176,7 +176,7 @@ def test_no_report_takes_the_place_of_another_or_of_what_is_read(folder: Path) -
     Path("same.csv").symlink_to("x")
     result = invoke("eval", "no-such-model", "--csv", "x", "--html", "./same.csv", "--junit", "r.xml")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "--html ./same.csv: --csv is written there as well" in result.stderr
+    assert "--html ./same.csv: --csv is written to the same file as well" in result.stderr
     assert junit(folder / "r.xml") == (1, 0, 1)
     for flag in REPORTS:
         result = compared("eval", evaluated(), evaluated(), flag, "./old.json")
@@ -319,7 +319,7 @@ def test_without_a_model(folder: Path, arguments: tuple[str, ...]) -> None:
     result = invoke(*arguments, "-q")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: no MODEL given\nhint: name one after cap {arguments[0]}, or as model in cap.toml\n"
+        f"error: no MODEL given\nhint: give one after cap {arguments[0]}, or set model in cap.toml\n"
     )
 
 
@@ -475,9 +475,9 @@ def test_probes_compare_on_the_tasks_that_both_have(folder: Path) -> None:
     assert "subj, banking77" in json.loads(found.stdout)["notes"][0]
     new["tasks"]["mr"]["n_examples"] = 7
     said = compared("probe", probed(mr=0.7), new).stderr
-    assert "no task in common that was measured alike: the n_examples of mr is 100, now 7\nhint: " in said
+    assert "no task in common that was measured in the same way: the n_examples of mr is 100, now 7\nhint: " in said
     said = compared("probe", probed(mr=0.7), probed(subj=0.7, sst2=0.8)).stderr
-    assert "no task in common that was measured alike: mr and subj, sst2\nhint: " in said
+    assert "no task in common that was measured in the same way: mr and subj, sst2\nhint: " in said
 
 
 @pytest.mark.parametrize("name", ["data", "max_length"])
@@ -501,9 +501,9 @@ def test_other_examples_do_not_compare_unless_nobody_knows(folder: Path, name: s
         ("probe", probed(mr=0.5), {**probed(mr=0.5), "layer": "3"}, "differ in layer: last and 3"),
         ("eval", evaluated(), probed(mr=0.5), "new.json is a result of cap probe"),
         ("probe", evaluated(), probed(mr=0.5), "old.json is a result of cap eval"),
-        ("eval", evaluated(), {"metrics": {"n_examples": 3, "pruned": {}}}, "new.json holds no result of cap eval"),
+        ("eval", evaluated(), {"metrics": {"n_examples": 3, "pruned": {}}}, "new.json contains no result of cap eval"),
         ("eval", evaluated(), evaluated(schema_version=2), "schema_version 2"),
-        ("eval", evaluated(), "[1]", "holds no result"),
+        ("eval", evaluated(), "[1]", "contains no result"),
         ("eval", evaluated(), "{", "new.json is not valid JSON"),
     ],
 )

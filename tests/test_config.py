@@ -51,7 +51,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: prune(score_init="zeros"), "unknown score-init 'zeros'", "did you mean zero?"),
     (lambda: prune(init="teachers"), "unknown init 'teachers'", "did you mean teacher?"),
     (lambda: prune(losses="ce,prk"), "unknown loss 'prk'", "did you mean prc?"),
-    (lambda: prune(losses="prc,snc"), "losses need ce or kd", ""),
+    (lambda: prune(losses="prc,snc"), "--losses must include ce or kd", ""),
     (lambda: prune(sparsity=1.0), "in [0, 1), got 1", ""),
     (lambda: prune(sparsity=-0.1), "in [0, 1), got -0.1", ""),
     (lambda: prune(sparsity=97), "in [0, 1), got 97", "did you mean --sparsity 0.97?"),
@@ -62,7 +62,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         "--structure dimensions is for structured methods, cap-soft removes single weights",
         "--method cap-f",
     ),
-    (lambda: prune(losses="hid,prc"), "losses need ce or kd", ""),
+    (lambda: prune(losses="hid,prc"), "--losses must include ce or kd", ""),
     (lambda: prune(teacher_epochs=-1), "--teacher-epochs must be at least 0", ""),
     (lambda: prune(dense_share=0.7, final_share=0.4), "together exceed 1", ""),
     *[
@@ -110,11 +110,11 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: Gates(min_retention=99.5), "--min-retention 99.5 can never pass", "did you mean 0.995 or 99.5%?"),
     (lambda: Gates(confidence=95), "--confidence is a probability", "did you mean 0.95 or 95%?"),
     *[
-        (lambda n=name: layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 is no gate", "leave it out")
+        (lambda n=name: layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 would never fail", "leave it out")
         for name in NUMERIC_GATES
     ],
     *[
-        (lambda n=name, v=value: Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "leave one")
+        (lambda n=name, v=value: Gates(**{n: v}), f"--{name.replace('_', '-')} has two limits for 'f1'", "remove one")
         for name, value in (("min", "f1=0.5,f1=0.9"), ("max", "f1=1, f1=1"), ("max_drop", "f1=1%,a=1,f1=2%"))
     ],
     *[
@@ -222,7 +222,11 @@ def test_a_path_may_hold_a_comma(tmp_path: Path) -> None:
 def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text("text,label\n")
-    for data, said in ((file, "is no folder"), (tmp_path / "typo", "is no folder"), (tmp_path, "has no folder of any")):
+    for data, said in (
+        (file, "is not a folder"),
+        (tmp_path / "typo", "is not a folder"),
+        (tmp_path, "has no subfolder for any"),
+    ):
         with pytest.raises(ConfigError, match=said) as caught:
             ProbeConfig(tasks="mr,subj", data=str(data)).source("subj")
         assert str(data / "mr") in caught.value.hint
@@ -352,7 +356,7 @@ def test_prune_takes_a_table_too(tmp_path: Path) -> None:
         ("[probe]\nlatency-batch = 1", "unknown option in FILE [probe]", "valid: "),
         ("[prune]\nsparsety = 1", "unknown option in FILE [prune]", "did you mean sparsity?"),
         ("[evall]\nseed = 1", "unknown table in FILE [evall]", "[prune], [eval], [probe]"),
-        ('[gates]\nmin = "a=1"', "unknown table in FILE [gates]", "gates and all others are plain keys"),
+        ('[gates]\nmin = "a=1"', "unknown table in FILE [gates]", "all options, gates included, are plain keys"),
         ('task = "mr"', "task in FILE is an option of eval only", "put it below [eval]"),
         ('tasks = "mr"', "tasks in FILE is an option of probe only", "put it below [probe]"),
         ("sparsity = 0.5", "unknown option in FILE 'sparsity'", ""),

@@ -435,7 +435,7 @@ def test_a_tag_that_occurs_in_evaluation_only(tiny: Tiny, tmp_path: Path) -> Non
     out, data = tmp_path / "out", str(tmp_path / "set")
     result = invoke(*tiny.arguments(out, task="ner", data=data, **QUICK))
     assert result.exit_code == 0, result.stderr
-    assert "only in evaluation, so never learned: B-new, I-new" in result.stderr
+    assert "labels that occur only in evaluation, so they cannot be learned: B-new, I-new" in result.stderr
     report = stored(out)
     assert report["labels"][-2:] == ["B-new", "I-new"]
     assert any("only in evaluation" in note for note in report["notes"])

@@ -245,7 +245,7 @@ def test_gates_on_what_is_measured_beside_the_metrics(pruned: Path, gate: tuple[
         (("--max-drop", "accuracy=-1.5", "--baseline", "SELF"), ("can never pass",)),
         (("--max-drop", "ece=0.1", "--baseline", "SELF"), ("no drop of 'ece' is measured",)),
         (("--min-retention", "90", "--baseline", "SELF"), ("--min-retention 90 can never pass", "0.90 or 90%?")),
-        (("--max-bytes", "0"), ("--max-bytes 0 is no gate",)),
+        (("--max-bytes", "0"), ("--max-bytes 0 would never fail",)),
         (("--min", "acc=0.5"), ("unknown metric 'acc'", "did you mean accuracy?")),
         (("--min", "acuracy=0.1"), ("unknown metric 'acuracy'", "did you mean accuracy?")),
         (("--min", "accuracy>=0.5"), ("--min needs METRIC=NUMBER",)),
@@ -366,7 +366,7 @@ def test_a_report_without_intervals_counts_as_exact_and_the_result_says_so(prune
     assert found["baseline"]["metrics"] == {"accuracy": 0.5, "other": 1.0}
     own = found["confidence_95"]["accuracy"]
     assert found["differences"]["accuracy"]["confidence_95"] == pytest.approx([own[0] - 0.5, own[1] - 0.5])
-    assert any("has no intervals of accuracy" in note for note in found["notes"])
+    assert any("has no intervals for accuracy" in note for note in found["notes"])
 
 
 def test_noise_excuses_a_fall_that_is_none(pruned: Path, worse: Path, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_noise_excuses_a_fall_that_is_none(pruned: Path, worse: Path, tmp_path: 
 def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     result = invoke("eval", str(pruned), *FAST, "--baseline", str(tmp_path / "bad.json"))
-    assert result.exit_code == 2 and "holds no metrics" in result.stderr
+    assert result.exit_code == 2 and "contains no metrics" in result.stderr
 
 
 def test_answers_that_are_no_numbers_pass_no_gate(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_card_says_how_to_use_each_format(made: Callable[..., Path]) -> None
 
 
 SAME_ANSWERS = "its metrics are those of the pruned model, which gives the same answers"
-MEASURED_AGAIN = "its metrics are those of the pruned model, measured again on what lies here"
+MEASURED_AGAIN = "its metrics are those of the pruned model, measured again on these files"
 
 
 def test_the_card_says_whose_metrics_it_shows(pruned: Path, tmp_path: Path, made: Callable[..., Path]) -> None:
@@ -605,13 +605,13 @@ def test_no_kernel_of_a_file_is_passed_on(pruned: Path, made: Callable[..., Path
     [
         (("--to", "zip"), "unknown format 'zip'"),
         (("--dtype", "int4"), "unknown dtype 'int4'"),
-        (("--to", "dense", "--dtype", "int8"), "--dtype int8 needs a format of ours"),
+        (("--to", "dense", "--dtype", "int8"), "--dtype int8 is for --to sparse or --to sliced"),
         (("--to", "onnx", "--dtype", "fp16"), "--to onnx writes fp32"),
         (("--to", "sparse", "--int8"), "--int8 is for --to onnx"),
         (("--to", "sparse", "--embeddings", "svd:0"), "--embeddings is keep"),
         (("--to", "sparse", "--embeddings", "svd:x"), "--embeddings is keep"),
         (("--to", "sparse", "--embeddings", "svd:4000"), "rank"),
-        (("--to", "dense", "--embeddings", "int8"), "--embeddings needs a format of ours"),
+        (("--to", "dense", "--embeddings", "int8"), "--embeddings is for --to sparse or --to sliced"),
         (("--samples", "0"), "--samples must be at least 1"),
         (("--data", "nowhere"), "nowhere"),
     ],
@@ -665,7 +665,7 @@ def test_sliced_needs_a_known_family(tmp_path: Path) -> None:
 
 def test_a_dense_model(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     exported(pruned, tmp_path / "dense")
-    assert "is a dense model already" in refused(2, str(tmp_path / "dense"), "-o", str(tmp_path / "again"))
+    assert "is already a dense model" in refused(2, str(tmp_path / "dense"), "-o", str(tmp_path / "again"))
     found = exported(tmp_path / "dense", tmp_path / "onnx", "--to", "onnx")
     assert found["check"]["exact"] and "is not known" in found["notes"][0]
 

@@ -323,7 +323,9 @@ def test_the_note_on_a_family_outside_the_table_says_how_much_is_prunable(family
     share = f"{100 * linear / sum(p.numel() for p in inside.values()):.0f}%"
     if name == "gpt2":  # matrices of 16x48, 16x16, 16x24 and 24x16; then their biases and two norms
         assert share == f"{100 * 1792 / (1792 + 48 + 16 + 24 + 16 + 2 * 32):.0f}%" == "91%"
-    assert model.notes[-1].endswith(f"the linear layers of its blocks are prunable, {share} of the weights there")
+    assert model.notes[-1].endswith(
+        f"the linear layers of its blocks are pruned, which hold {share} of the weights of the blocks"
+    )
 
 
 def test_a_family_without_a_head_of_the_kind_is_refused(family: Folder) -> None:

@@ -173,7 +173,7 @@ def test_gates_that_may_hold_or_not_are_welcome() -> None:
         ({"max_drop": "a=0.01"}, {"differences": {"a": Estimate(-0.010004)}}, "a fell 1.0004 points (limit 1.00)"),
         ({"max_drop": "a=0.0125"}, {"differences": {"a": Estimate(-0.5)}}, "a fell 50.00 points (limit 1.25)"),
         ({"max_drop": "a=2%"}, {"ratios": {"a": Estimate(0.9765)}}, "a fell 2.35 % of the baseline (limit 2.00 %)"),
-        ({"max_drop": "a=2%"}, {}, "the relative drop of a is not measured (limit 2.00 %)"),
+        ({"max_drop": "a=2%"}, {}, "the relative drop of a was not measured (limit 2.00 %)"),
         ({"min": "a=80%"}, {"metrics": {"a": Estimate(0.61538)}}, "a is 0.6154 (must be at least 0.8)"),
         ({"max": "a=0.1"}, {"metrics": {"a": Estimate(0.1000004)}}, "a is 0.1000004 (must be at most 0.1)"),
         (
@@ -200,7 +200,7 @@ def test_nothing_measured_at_all() -> None:
     rows = gates.check(limits, gates.Evidence(primary="a", metrics={}))
     assert len(rows) == 7
     assert not any(row["passed"] for row in rows)
-    assert all("is not measured (" in row["message"] for row in rows)
+    assert all("was not measured (" in row["message"] for row in rows)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -230,7 +230,7 @@ def test_a_share_of_a_baseline_that_is_not_above_zero_has_no_meaning(baseline: f
     for limits in ({"min_retention": 0.5}, {"max_drop": "accuracy=5%"}):
         row = checked(found, **limits)
         assert row["passed"] is False
-        assert f"has no meaning: the baseline's is {baseline:g}, not above zero" in row["message"]
+        assert f"has no meaning: the baseline's value is {baseline:g}, not above zero" in row["message"]
     assert checked(found, max_drop="accuracy=1")["passed"], "a difference has"
 
 

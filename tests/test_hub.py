@@ -199,7 +199,7 @@ REFUSED = {
     "bad-json": ["cannot read", "config.json", "again"],
     "list-json": ["config.json is not a JSON object", "again"],
     "lost-settings": ["NAME is a pruned model without its cap_config.json", "copy the whole folder"],
-    "pruned": ["NAME is a pruned model, and a dense one is needed", "--to dense"],
+    "pruned": ["NAME is a pruned model, but a dense one is needed", "--to dense"],
 }
 # The same for what the hub does not give.
 FAULTS: dict[str, dict[str, Any]] = {
@@ -221,8 +221,8 @@ NOT_GIVEN = {
     "private": ["the hub refuses the model 'NAME' (401)", "set HF_TOKEN", "hf auth login"],
     "gated": ["the hub refuses the model 'NAME': it is private or gated", "HF_TOKEN", "ask for access"],
     "broken": ["the hub answered 500 for the model 'NAME'", "try again later"],
-    "busy": ["the hub answered 429, too many requests, for the model 'NAME'", "wait some minutes"],
-    "page": ["what answers at 127.0.0.1:", "is not a model hub", "HF_ENDPOINT"],
+    "busy": ["the hub answered 429, too many requests, for the model 'NAME'", "wait a few minutes"],
+    "page": ["the server at 127.0.0.1:", "is not a model hub", "HF_ENDPOINT"],
     "silent": ["cannot reach the hub at 127.0.0.1:", "'NAME'", "check the network"],
     "stuck": ["cannot reach the hub at 127.0.0.1:", "'NAME'", "check the network"],
     "cut": ["the download of the model 'NAME' broke off or was damaged", "run the same command again"],
@@ -392,7 +392,7 @@ def test_no_file_of_a_model_runs_code(tiny: Tiny, pruned: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("error", "code", "part"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/cache/x"), 3, "no room in the cache"),
+        (OSError(errno.ENOSPC, "No space left on device", "/cache/x"), 3, "no space in the cache"),
         (OSError(errno.EACCES, "Permission denied", "/cache/x"), 2, "cannot use the cache"),
         (OSError(errno.ENOTDIR, "Not a directory", "/cache/x"), 2, "cannot use the cache"),
     ],
@@ -548,7 +548,7 @@ DATA_ANSWERS: list[tuple[list[int], list[str]]] = [
     ([401], ["the hub refuses the data set 'nyu-mll/glue (mnli)' (401)", "HF_TOKEN"]),
     ([403], ["the hub refuses the data set 'nyu-mll/glue (mnli)'", "HF_TOKEN"]),
     ([404], ["there is no data set 'nyu-mll/glue (mnli)' on the hub", "--data", "banking77"]),
-    ([429], ["the hub answered 429, too many requests", "wait some minutes"]),
+    ([429], ["the hub answered 429, too many requests", "wait a few minutes"]),
 ]
 
 

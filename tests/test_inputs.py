@@ -164,14 +164,14 @@ def test_other_versions_are_a_warning(here: Callable[[str], Path], name: str) ->
     path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
     result = invoke(*arguments())
     assert result.exit_code == 0, result.stderr
-    assert "begun with torch 0." in result.stderr
+    assert "the run began with torch 0." in result.stderr
 
 
 def test_a_finished_run_whose_data_are_gone_says_so(here: Callable[[str], Path]) -> None:
     shutil.rmtree(here("finished") / "data")
     result = invoke(*arguments())
     assert result.exit_code == 0, result.stderr
-    assert "whether its inputs are still the same is not known" in result.stderr
+    assert "cannot check whether its inputs are still the same" in result.stderr
 
 
 def test_a_finished_run_whose_data_are_damaged_is_refused(here: Callable[[str], Path]) -> None:

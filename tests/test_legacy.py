@@ -487,17 +487,17 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"architectures": None}, "architectures"),
     ({"architectures": "BertForSequenceClassification"}, "architectures"),
     ({"architectures": [{"os": "system"}]}, "architectures"),
-    ({"model_type": "evil"}, "describes no model"),
-    ({"model_type": None}, "describes no model"),
-    ({"model_type": ["bert"]}, "describes no model"),
-    ({"hidden_size": "many"}, "describes no model"),
+    ({"model_type": "evil"}, "does not describe a model"),
+    ({"model_type": None}, "does not describe a model"),
+    ({"model_type": ["bert"]}, "does not describe a model"),
+    ({"hidden_size": "many"}, "does not describe a model"),
     ({"hidden_size": 10**7, "num_attention_heads": 10}, "describes a model of"),
     ({"vocab_size": 10**12}, "describes a model of"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected an integer up to"),
     ({"num_hidden_layers": "2"}, "num_hidden_layers: expected an integer"),
     ({"num_labels": 10**9, "id2label": None, "label2id": None}, "num_labels: expected an integer"),
-    ({"id2label": {"zero": "x"}}, "describes no model"),
-    ({"id2label": ["x", "y"]}, "describes no model"),
+    ({"id2label": {"zero": "x"}}, "does not describe a model"),
+    ({"id2label": ["x", "y"]}, "does not describe a model"),
     ({"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": None}, "describes a model of|classifier"),
     ({"intermediate_size": 63}, "of another shape|left over"),
     ({"num_hidden_layers": 1}, "left over"),
@@ -553,7 +553,7 @@ def test_pickled_weights_are_never_read(bitmask: tuple[Path, Model], tmp_path: P
 
 
 def test_a_threshold_is_refused_where_it_says_nothing(bitmask: tuple[Path, Model]) -> None:
-    with pytest.raises(ConfigError, match=r"--threshold 0.5 is of no use for .*its file says what is zero"):
+    with pytest.raises(ConfigError, match=r"--threshold 0.5 has no meaning for .*its file says what is zero"):
         legacy.load(bitmask[0], 0.5)
 
 
@@ -701,7 +701,7 @@ def test_malformed_masks_are_refused(masked: tuple[Path, Model], tmp_path: Path,
         ({"pruning_method": "magnitude"}, "beside it"),
         ({"model_type": "masked_albert"}, "expected masked_bert"),
         ({"model_type": "roberta"}, "expected masked_bert"),
-        ({"hidden_act": "evil"}, "describes no model"),
+        ({"hidden_act": "evil"}, "does not describe a model"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
     ],
 )

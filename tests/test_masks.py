@@ -300,7 +300,7 @@ def test_plan_of_bert_base_and_its_limit() -> None:
         structures.plan_groups(0.98, **sizes)
     assert caught.value.message == (
         "structured pruning cannot reach sparsity 0.98: one head and one neuron per layer must stay, "
-        "which leaves at most 0.972"
+        "which allows at most 0.972"
     )
     assert "cap-soft" in caught.value.hint
     reached = structures.plan_groups(0.972, **sizes)

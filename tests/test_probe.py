@@ -238,7 +238,7 @@ def test_what_does_not_count_for_a_task_is_said(tiny: Tiny) -> None:
     found = capcli.probe(settings(tiny, "question-answering", pooling="cls"))
     row = found["tasks"]["question-answering"]
     assert (row["probe"], row["vector"]) == ("head", "token")
-    assert any("--pool does not count" in note for note in found["notes"])
+    assert any("--pool has no effect" in note for note in found["notes"])
     row = capcli.probe(settings(tiny))["tasks"]["text-classification"]
     assert (row["probe"], row["vector"], row["max_length"]) == ("linear", "mean", 32)
 
@@ -392,7 +392,7 @@ def test_a_gate_that_knows_the_noise(tiny: Tiny) -> None:
 
 
 def test_a_layer_that_is_not_there(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match="has layers 0 to 2, there is no layer 3"):
+    with pytest.raises(ConfigError, match="has layers 0 to 2, but no layer 3"):
         capcli.probe(settings(tiny, layer="3"))
 
 

@@ -448,7 +448,7 @@ def test_all_checkpoints_damaged(tiny: Tiny, stopped: Path, tmp_path: Path, whol
     out = copy_of(stopped, tmp_path)
     for folder in (out / "work" / "prune-steps").iterdir():
         flip(folder / "state.safetensors")
-    assert sum("is damaged, going back" in note for note in finish(tiny, out)) == 2
+    assert sum("is damaged; using the one before" in note for note in finish(tiny, out)) == 2
     assert outcome(out) == whole[0]
 
 
@@ -620,7 +620,7 @@ def test_what_concerns_later_stages_may_change(
         return
     assert len(said) == 1, result.stderr
     assert all(f"{name}: " in said[0] for name in changed)
-    told = said[0].partition("; kept: ")[2].split("; made anew: ")
+    told = said[0].partition("; kept: ")[2].split("; redone: ")
     assert [set(part.split(", ")) for part in told] == [kept, ALL - kept]
     assert "continuing at" not in result.stderr
     report = json.loads((out / "report.json").read_text())
@@ -640,11 +640,11 @@ def test_the_advice_after_a_loss_that_is_not_finite_can_be_followed(tiny: Tiny, 
     out = tmp_path / "out"
     result = invoke(*tiny.arguments(out, **{**SMALL, "teacher_lr": 1e30}))
     assert result.exit_code == 3
-    assert "hint: lower --teacher-lr; kept then: bank-pretrained\n" in result.stderr
+    assert "hint: lower --teacher-lr; this keeps: bank-pretrained\n" in result.stderr
     result = invoke(*tiny.arguments(out, **{**SMALL, "lr": 1e30}))
     assert result.exit_code == 3
     assert (
-        "hint: lower --lr or --score-lr; kept then: bank-pretrained, teacher, bank-finetuned, dense\n" in result.stderr
+        "hint: lower --lr or --score-lr; this keeps: bank-pretrained, teacher, bank-finetuned, dense\n" in result.stderr
     )
     assert "checkpoint" not in result.stderr
     tiny.prune(out, **SMALL)
@@ -668,7 +668,7 @@ def test_the_advice_after_memory_ran_out_can_be_followed(
     result = invoke(*tiny.arguments(out, **SMALL))
     assert result.exit_code == 3
     kept = {"teacher": "bank-pretrained", "prune": "bank-pretrained, teacher, bank-finetuned, dense"}[phase]
-    assert f"hint: lower --batch-size (kept then: {kept})" in result.stderr
+    assert f"hint: lower --batch-size (this keeps: {kept})" in result.stderr
     assert invoke(*tiny.arguments(out, **{**SMALL, "batch_size": 8})).exit_code == 0
 
 

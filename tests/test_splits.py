@@ -94,13 +94,13 @@ def test_parts_without_a_number_of_them_are_said(tmp_path: Path) -> None:
         ("val.csv, valid.csv", "several files for the validation split: val.csv, valid.csv"),
         ("train.csv, train/a.csv", "several files for the train split: train/a.csv, train.csv"),
         ("train/a.csv, train/a.jsonl", "several files for the train split: train/a.csv, train/a.jsonl"),
-        ("train/test.csv", "test.csv is named for another split than its folder"),
+        ("train/test.csv", "test.csv has the name of another split than its folder"),
         ("part.csv, other-v1.json", "no split in .*: found other-v1.json, part.csv"),
         ("imdb_train.csv, trainer.csv", "no split in .*: found imdb_train.csv, trainer.csv"),
         ("pos/1.txt, neg/1.txt", "no data files in .*: found neg/1.txt, pos/1.txt"),
-        ("train.xlsx, other.csv", "train.xlsx is no .parquet, .arrow, .csv"),
+        ("train.xlsx, other.csv", "train.xlsx is not a .parquet, .arrow, .csv"),
         ("README.md, .train.csv, ~$train.xlsx", "no data files in [^:]*$"),
-        ("cola/train.csv, cola/dev.csv, rte/train.csv", "holds several sets of splits: cola, rte"),
+        ("cola/train.csv, cola/dev.csv, rte/train.csv", "contains several sets of splits: cola, rte"),
     ],
 )
 def test_folders_that_are_unclear(tmp_path: Path, names: str, expected: str) -> None:

@@ -105,7 +105,7 @@ def test_what_a_spreadsheet_leaves_at_the_ends_is_not_read(tmp_path: Path) -> No
     table = tables.open_file(file(tmp_path, "a.csv", "text,label,,\na,x,,\n,,,\nb,y,, \n,,,\n"))
     assert table.columns == ("text", "label")
     assert rows_of(table) == [("a", "x"), ("b", "y")]
-    assert table.notes == ("a.csv: empty rows, left out: 2",)
+    assert table.notes == ("a.csv: empty rows, skipped: 2",)
     index = tables.open_file(file(tmp_path, "b.csv", ",text,label\n0,a,x\n1,,y\n"))
     assert rows_of(index) == [("a", "x"), ("", "y")]
     assert index.notes == ()
@@ -118,11 +118,11 @@ def test_a_tsv_with_quotes_is_read_by_its_header(tmp_path: Path) -> None:
     table = tables.open_file(path)
     assert table.columns == ("text", "label")
     assert rows_of(table) == cells
-    assert table.notes == ("a.tsv: the quotes around cells are removed, since the header has them too",)
+    assert table.notes == ("a.tsv: the quotes around cells were removed, since the header has them too",)
     other = tables.open_file(file(tmp_path, "b.tsv", 'text\tlabel\n"he said ""hi"""\tx\n"so"\ty\n'))
     assert rows_of(other) == [('"he said ""hi"""', "x"), ('"so"', "y")]
     (note,) = other.notes
-    assert note.startswith("b.tsv: rows with cells in quotes, which are kept (quotes mean nothing in a tsv")
+    assert note.startswith("b.tsv: rows with cells in quotes, which were kept (quotes have no meaning in a tsv")
     assert note.endswith("): 1")
 
 
@@ -213,7 +213,7 @@ def test_shards_may_order_their_columns_as_they_like(tmp_path: Path) -> None:
 def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
     paths = [file(tmp_path, f"{i}.csv", text) for i, text in enumerate(("a,b\n", "a,b\n1,2\n", "a,b\n"))]
     assert rows_of(tables.open_files(paths)) == [("1", "2")]
-    with pytest.raises(DataError, match=r"0\.csv has no rows, nor have the other files"):
+    with pytest.raises(DataError, match=r"0\.csv has no rows, and neither have the other files"):
         tables.open_files([paths[0], paths[2]])
 
 
@@ -230,8 +230,8 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ("a.jsonl", "\n", "has no rows"),
         ("a.json", "[]", "has no rows"),
         ("a.csv", "a,b,a\n1,2,3\n", "column 'a' occurs twice"),
-        ("a.csv", "a,b\n1,2\n\n1,2,3\n", "line 4 has 3 fields, the header has 2"),
-        ("a.tsv", "a\tb\n1\n", "line 2 has 1 fields, the header has 2"),
+        ("a.csv", "a,b\n1,2\n\n1,2,3\n", "line 4 has 3 fields, but the header has 2"),
+        ("a.tsv", "a\tb\n1\n", "line 2 has 1 fields, but the header has 2"),
         ("a.csv", 'a,b\n1,2\n"open,3\n4,5\n', "line 3: the quote that begins there is not closed"),
         ("a.csv", 'a,b\n1,"two\n""lines","open\n4,5\n', "line 3: the quote that begins there is not closed"),
         ("a.csv", 'a,b\n1,"open\n4,5\n"c, d",5\n', "line 2: the quote that begins there ends in line 4 before 'c, d\""),
@@ -255,7 +255,7 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
             "is a pointer of git-lfs, not the data",
         ),
-        ("a.arrow", b"\xff\xff\xff\xff and so on", "is cut off"),
+        ("a.arrow", b"\xff\xff\xff\xff and so on", "is truncated"),
         ("a.csv", b"a,b\nok,1\nb\xe9,2\n", "line 3, byte 10 of the file, is not UTF-8"),
         ("a.jsonl", b'{"a": "\xff"}\n', "line 1, byte 7 of the file, is not UTF-8"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "line 1, byte 0 of the file, is not UTF-8"),
@@ -278,7 +278,7 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ),
         ("a.json", '{"data": [{"paragraphs": 7}]}', "is not in SQuAD's layout: article 0"),
         ("a.parquet", b"PAR1 no", "cannot read"),
-        ("a.xlsx", b"PK", "is no .parquet, .arrow, .csv"),
+        ("a.xlsx", b"PK", "is not a .parquet, .arrow, .csv"),
     ],
 )
 def test_damaged_files_are_refused_with_the_place(
@@ -319,7 +319,7 @@ def test_a_file_that_goes_away_is_named(tmp_path: Path) -> None:
         ("a.csv", "a,b\n1, 2,3\n", "a cell that holds commas must be in quotes"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "it is UTF-16: save the file as UTF-8"),
         ("a.csv", "a;b\n1;2\n", "save the file as csv with commas"),
-        ("a.tsv", 'a\tb\n"two\nlines"\t1\n', "quotes mean nothing in a tsv; save it as csv"),
+        ("a.tsv", 'a\tb\n"two\nlines"\t1\n', "quotes have no meaning in a tsv; save it as csv"),
         ("a.xlsx", b"PK", "save the sheet as csv"),
         ("a.csv.zst", b"x", "unpack it"),
         ("a.parquet.gz", b"x", "unpack it"),
@@ -359,7 +359,7 @@ def test_nothing_that_unpacks_to_too_much_is_read(tmp_path: Path, monkeypatch: p
         ("cells.csv", "a,b\n" + '"x\n",' * 1000, "line 2"),
         ("rows.csv", "a,b\n" + "1,2\n" * 30_000, "unpacks to more than 100 times its size"),
         ("line.jsonl", json.dumps({"a": "x" * 3000}), "line 1 is longer than"),
-        ("whole.json", "[" + '{"a": 1},\n' * 500 + '{"a": 2}]', "holds more than"),
+        ("whole.json", "[" + '{"a": 1},\n' * 500 + '{"a": 2}]', "is larger than"),
     ):
         assert expected in refused(file(tmp_path, f"{name}.gz", gzip.compress(text.encode(), mtime=0))).message
 
@@ -380,10 +380,10 @@ def test_broken_rows_of_a_tsv_are_counted_when_they_may_be_left_out(tmp_path: Pa
     path = file(tmp_path, "a.tsv", "a\tb\n1\t2\nbroken\n\n3\t4\t5\n6\t7\n")
     table = tables.open_file(path, lenient=True)
     assert rows_of(table) == [("1", "2"), ("6", "7")]
-    assert table.notes == ("a.tsv: rows with too many or too few fields, left out: 2",)
+    assert table.notes == ("a.tsv: rows with too many or too few fields, skipped: 2",)
     other = file(tmp_path, "b.tsv", "a\tb\nx\n6\t7\n")
     assert tables.open_files([path, other], lenient=True).notes == (
         *table.notes,
-        "b.tsv: rows with too many or too few fields, left out: 1",
+        "b.tsv: rows with too many or too few fields, skipped: 1",
     )
     assert "line 2" in refused(file(tmp_path, "a.csv", "a,b\n1\n"), lenient=True).message

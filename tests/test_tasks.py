@@ -205,7 +205,7 @@ def test_folders_that_are_no_data_set(tmp_path: Path, make: Callable[[Path], Any
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"is no \.parquet"):
+    with pytest.raises(DataError, match=r"is not a \.parquet"):
         dataset.load(config(str(tmp_path / "train.xlsx")), holdout=0.5)
 
 
@@ -413,8 +413,8 @@ def test_labels_that_look_alike_are_said(tmp_path: Path) -> None:
     data = labelled(tmp_path, ["Good", "good ", "bad", "bad\u200b"], ["good"])
     assert data.labels == ("bad", "bad\u200b", "Good", "good")
     assert data.notes == (
-        "classes that differ in nothing but case or invisible characters: 'bad' and 'bad\\u200b'",
-        "classes that differ in nothing but case or invisible characters: 'Good' and 'good'",
+        "classes that differ only in case or invisible characters: 'bad' and 'bad\\u200b'",
+        "classes that differ only in case or invisible characters: 'Good' and 'good'",
     )
     data = labelled(tmp_path, ["a", 0, "b"], ["a"])
     assert data.notes == ("some labels are numbers and others names: 0, a, b",)
@@ -483,7 +483,7 @@ def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Pa
     assert (list(data.evals), data.notes) == (["validation"], ("evaluated on validation; not used: test",))
     (tmp_path / "val.csv").rename(tmp_path / "val.csv.zst")
     for train in (True, False):
-        with pytest.raises(DataError, match=r"val\.csv\.zst is no \.parquet"):
+        with pytest.raises(DataError, match=r"val\.csv\.zst is not a \.parquet"):
             dataset.load(config(str(tmp_path)), train=train)
     (tmp_path / "val.csv.zst").rename(tmp_path / "other.csv")
     data = dataset.load(config(str(tmp_path)))
@@ -608,13 +608,13 @@ def test_the_files_of_glue_itself_are_read(tmp_path: Path, name: str) -> None:
     assert list(data.evals) == [split]
     assert (texts_of(data.train), labels_of(data.train)) == (texts, labels)
     assert pairs_of(data.train) == ([] if name in ("cola", "sst2") else ["b", "d"])
-    broken = [f"{file}.tsv: rows with too many or too few fields, left out: 1" for file in ("train", split)]
+    broken = [f"{file}.tsv: rows with too many or too few fields, skipped: 1" for file in ("train", split)]
     assert list(data.notes) == [*(broken if name == "qqp" else []), f"evaluated on {split}; not used: test"]
 
 
 def test_only_glue_leaves_broken_rows_out(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\n")
-    with pytest.raises(DataError, match=r"train\.tsv: line 3 has 1 fields, the header has 2"):
+    with pytest.raises(DataError, match=r"train\.tsv: line 3 has 1 fields, but the header has 2"):
         dataset.load(config(str(tmp_path)), holdout=0.5)
 
 
@@ -814,7 +814,7 @@ def test_a_list_is_not_one_label(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 0 of column 'label' of the train split is a list written as text"):
         of_kind(tmp_path, "text-classification", {"text": TEXTS, "label": ["['a']", "['b']"] * 3}, ".csv")
     data = of_kind(tmp_path, "text-classification", {"text": TEXTS, "label": ["a", "b", "a,b"] * 2}, ".csv")
-    assert "labels that are made of others, each read as a class of its own: a,b" in data.notes[0]
+    assert "labels that combine others, each read as a class of its own: a,b" in data.notes[0]
 
 
 def test_lists_for_one_label_suggest_the_other_task(tmp_path: Path) -> None:
@@ -905,7 +905,7 @@ def test_a_tag_that_occurs_in_evaluation_only_has_an_index_and_is_said(tmp_path:
     assert data.labels == ("B-LOC", "B-PER", "I-LOC", "O", "I-ORG", "I-PER")
     assert [row.tolist() for row in data.train.labels] == [[1, 3, 1], [3, 3], [3, 0, 2]]
     assert [row.tolist() for row in data.evals["validation"].labels] == [[3, 1], [5, 4], [4, 3]]
-    assert data.notes == ("only in evaluation, so never learned: I-ORG, I-PER",)
+    assert data.notes == ("labels that occur only in evaluation, so they cannot be learned: I-ORG, I-PER",)
     same = dataset.load(config(tagged(tmp_path / "same", MARKS, MARKS[:1]), task="ner"))
     assert (same.labels, same.notes) == (("B-LOC", "B-PER", "I-LOC", "O"), ())
 
@@ -954,7 +954,7 @@ def test_words_that_are_none(tmp_path: Path, words: Any, expected: str) -> None:
 
 
 def test_words_have_no_second_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no second"):
+    with pytest.raises(DataError, match="reads a single text"):
         of_kind(tmp_path, "ner", {"tokens": WORDS, "tags": MARKS, "other": WORDS}, pair_column="other")
 
 
@@ -992,8 +992,8 @@ def test_answers_in_the_forms_they_come_in(tmp_path: Path, cell: Any, expected: 
     [
         (None, "1 labels of the train split are missing"),
         (7, "row 0 of column 'answers' of the train split holds no answers"),
-        ({"text": ["a"], "answer_start": ["0"]}, "has not one whole number in answer_start for each text"),
-        ({"text": ["a", "b"], "answer_start": [0]}, "has not one whole number in answer_start for each text"),
+        ({"text": ["a"], "answer_start": ["0"]}, "needs one whole number in answer_start for each text"),
+        ({"text": ["a", "b"], "answer_start": [0]}, "needs one whole number in answer_start for each text"),
         ("{broken", "row 0 of column 'answers' of the train split is not JSON"),
         ("['Ada', 'Bob'", "row 0 of column 'answers' of the train split holds"),
     ],

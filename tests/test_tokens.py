@@ -188,7 +188,7 @@ def test_a_slow_tokenizer_serves_sentences_only(monkeypatch: pytest.MonkeyPatch,
     assert examples.types is None
     assert not (tmp_path / "cache").exists()
     for kind, columns in (("tokens", {"words": [["a"]]}), ("spans", {"question": ["a"], "context": ["b"]})):
-        with pytest.raises(DataError, match="the tokenizer Slow does not tell where its tokens stand"):
+        with pytest.raises(DataError, match="the tokenizer Slow does not tell where its tokens are"):
             tokens.encode(split_of(columns, objects([np.zeros(1)]), kind), Slow(), 16)
 
 
@@ -458,7 +458,7 @@ def test_a_stride_must_leave_room(tokenizer: Any) -> None:
     assert len(asked(tokenizer, [answer("Ada", -1)], length=24, stride=8)) > 10
     with pytest.raises(DataError) as caught:
         asked(tokenizer, [answer("Ada", -1)], length=24, stride=9)
-    assert caught.value.message == "--stride 9 is too long: at least 9 of 24 tokens are left for the context"
+    assert caught.value.message == "--stride 9 is too long: only 9 of 24 tokens may be left for the context"
     with pytest.raises(DataError, match="a window of 6 tokens has no room for a context"):
         asked(tokenizer, [answer("Ada", -1)], length=6)
 
@@ -474,7 +474,7 @@ def test_an_answer_from_elsewhere_is_an_error_in_training_only(tokenizer: Any) -
     answers = [answer("Ada", -1), answer("nowhere", 3)]
     with pytest.raises(DataError) as caught:
         asked(tokenizer, answers)
-    assert caught.value.message == "row 1 of the train split: the answer 'nowhere' does not stand in its context"
+    assert caught.value.message == "row 1 of the train split: the answer 'nowhere' does not occur in its context"
     examples = asked(tokenizer, answers, name="validation")
     assert windows_with_answer(examples, 1) == []
     assert windows_with_answer(examples, 0) != []

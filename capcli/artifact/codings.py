@@ -23,7 +23,7 @@ GROUP = 256  # int8 codes that share a scale
 MAX_CODE = 127
 MIN_SCALE = 2.0**-126  # the smallest normal number of 32 bits
 SCALE_BITS = np.uint32(0xFFFFFF80)  # 17 significant bits; a code has 7, so that code x scale is exact in 32 bits
-HINT = "the file is damaged or was not written by this version of cap; write it again or fetch a fresh copy"
+HINT = "the file is damaged or was not written by this version of cap; write it again or get a fresh copy"
 
 Array = NDArray[Any]
 

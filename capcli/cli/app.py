@@ -33,7 +33,7 @@ def main() -> None:
     code = _exit_code()
     if failure := streams.failure():
         reason = failure.strerror or str(failure)
-        tell_lines(f"cannot write to stdout: {reason}", "what was written to files is kept", annotate=code == 0)
+        tell_lines(f"cannot write to stdout: {reason}", "files that were already written are kept", annotate=code == 0)
         code = code or EXIT_FAILED
     sys.exit(code)
 
@@ -56,7 +56,7 @@ def refused(error: Any, message: str) -> int:
     context = getattr(error, "ctx", None)
     if message.strip():  # or the help was printed
         path = context.command_path if context else "cap"
-        tell_lines(message[:1].lower() + message[1:].rstrip("."), f"{path} --help lists what there is")
+        tell_lines(message[:1].lower() + message[1:].rstrip("."), f"{path} --help lists all commands and options")
     return int(getattr(error, "exit_code", CapError.exit_code))
 
 
@@ -83,7 +83,7 @@ def prune(
 ) -> None:
     """Prune MODEL while it learns TASK; write a sparse model and a report.
 
-    The same command again continues a stopped run.
+    To continue a stopped run, run the same command again.
     """
     settings, machine = prune_config(chosen, config), wants_json(output, as_json)
     hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
@@ -105,7 +105,7 @@ def prune(
 def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure MODEL on a task: metrics with intervals, size, latency; check gates.
 
-    For a model of `cap prune` the task and data of the run are the default. Options may stand in `cap.toml`.
+    For a model made by `cap prune`, task and data of its run are the default. Options can also be set in `cap.toml`.
     """
 
     def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
@@ -118,9 +118,9 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
 
 @options("export", ExportConfig, "plan")
 def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
-    """Write a pruned MODEL in the form that its next home needs, and check it.
+    """Convert a pruned MODEL to another format, and check the result.
 
-    dense loads everywhere; sparse is a smaller file; sliced and onnx compute without what was removed.
+    dense: for every tool; sparse: the smallest file; sliced and onnx: faster, without the removed parts.
     """
     settings, machine = build(ExportConfig, chosen), wants_json(output, as_json)
     hello(quiet, f"cap export {settings.model} to {settings.to}")
@@ -141,7 +141,7 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
 def probe(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure what the frozen encoder of MODEL knows about other tasks; check gates.
 
-    Options may stand in `cap.toml`.
+    Options can also be set in `cap.toml`.
     """
 
     def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
@@ -199,12 +199,14 @@ def measured(
     """The result of eval or probe with all the options, or the comparison of two results."""
     if compare is None:
         if not layers.get("model"):
-            raise ConfigError("no MODEL given", f"name one after cap {command}, or as model in {CONFIG_FILE}")
+            raise ConfigError("no MODEL given", f"give one after cap {command}, or set model in {CONFIG_FILE}")
         hello(quiet, f"cap {command} {layers['model']}")
         return watch(start(layers), quiet)
     gates = {item.name for item, _ in leaves(Gates)}
     if others := [name for name in chosen if name not in gates]:
-        raise ConfigError(f"--compare measures nothing, {others[0]} has no use there", "leave it out; gates may stay")
+        raise ConfigError(
+            f"--compare measures nothing, so {others[0]} has no effect", "leave it out; only gates are allowed"
+        )
     hello(quiet, f"cap {command} --compare {' '.join(compare)}")
     from capcli.verbs import compare as compare_verb
 

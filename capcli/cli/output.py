@@ -28,7 +28,7 @@ EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 def wants_json(output: str, as_json: bool) -> bool:
     """Whether stdout gets JSON. Raises `ConfigError` for an unknown format."""
     if output not in ("", "human", "json"):
-        raise ConfigError(f"unknown format {output!r}", "valid: human, json")
+        raise ConfigError(f"unknown format {output!r}", "choose human or json")
     return as_json or output == "json"
 
 
@@ -79,7 +79,7 @@ def check_reports(reports: Mapping[str, str], read: Iterable[str]) -> None:
             path = report_path(name, file)
             if path in taken:
                 raise FileError(f"--{name} {file}: {taken[path]} as well", "choose another file")
-            taken[path] = f"--{name} is written there"
+            taken[path] = f"--{name} is written to the same file"
             try:
                 files.check_writable(path.parent)
             except FileError as error:
@@ -93,7 +93,7 @@ def report_path(name: str, file: str) -> Path:
     """
     path, named = Path(file).resolve(), Path(file)
     if named.is_symlink() and not path.is_relative_to(named.parent.resolve()):
-        raise FileError(f"--{name} {file}: a link that leads out of its folder", "name the file that it points to")
+        raise FileError(f"--{name} {file}: a link that leads out of its own folder", "name the file that it points to")
     if path.exists() and not path.is_file():
         raise FileError(f"--{name} {file}: not a file", "choose another file")
     return path
@@ -190,7 +190,7 @@ def explained(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, CapError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", "run the same command again; what is finished is kept", EXIT_INTERRUPTED
+        return "interrupted", "run the same command again; finished work is kept", EXIT_INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"this name is too long for a file: {plain(str(error.filename), 80)}", "shorten it", CapError.exit_code
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):

@@ -16,25 +16,28 @@ from capcli.config.options import leaves, share
 if TYPE_CHECKING:
     from capcli.events import Event
 
-FROM_FILE = f"; may stand in {CONFIG_FILE} instead"
+FROM_FILE = f"; can also be set in {CONFIG_FILE}"
 MODEL_HELP = {
     "prune": f"hub id, folder, the built-in {BUILTIN_MODEL!r}, or a short name such as bert-base",
-    "eval": "what prune wrote, or any fine-tuned model" + FROM_FILE,
-    "export": "what prune wrote, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
-    "probe": "what prune wrote, or any model" + FROM_FILE,
+    "eval": "output of cap prune, or any fine-tuned model" + FROM_FILE,
+    "export": "output of cap prune, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
+    "probe": "output of cap prune, or any model" + FROM_FILE,
 }
-CONFIG_HELP = "TOML file with options; the command line wins."
+CONFIG_HELP = "TOML file with options; the command line overrides it."
 FILE_HELP = f"{CONFIG_HELP} Instead of {CONFIG_FILE}."
-COMPARE_HELP = "Measure nothing: say what moved between two stored results (--json) beyond the noise; gates judge NEW."
+COMPARE_HELP = (
+    "Measure nothing; compare two results stored with --json and show what changed by more than the noise. "
+    "Gates apply to NEW."
+)
 REPORTS = {
-    "junit": "Write the gates as JUnit XML; of an error, a file that says so.",
-    "csv": "Write what was measured as a CSV table.",
+    "junit": "Write the gates, or the error, as JUnit XML.",
+    "csv": "Write the measurements as a CSV table.",
     "markdown": "Write the result as Markdown.",
-    "html": "Write the result as one HTML page that needs no network.",
+    "html": "Write the result as a single HTML page that works offline.",
 }
 SWITCHES: dict[str, tuple[Any, Any]] = {
-    "overwrite": (bool, typer.Option("--overwrite", help="Start anew, even over a finished run.")),
-    "plan": (bool, typer.Option("--plan", help="Print what it would take and give, and do nothing.")),
+    "overwrite": (bool, typer.Option("--overwrite", help="Start over, even if the run is finished.")),
+    "plan": (bool, typer.Option("--plan", help="Print the expected time, disk, memory and sizes, and do nothing.")),
     "config": (str, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, rich_help_panel="Options")),
     "file": (str, typer.Option("--config", metavar="FILE", help=FILE_HELP, rich_help_panel="Options")),
     "compare": (
@@ -42,10 +45,10 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
         typer.Option("--compare", metavar="OLD NEW", help=COMPARE_HELP, rich_help_panel="Options"),
     ),
     **{name: (str, typer.Option(f"--{name}", metavar="FILE", help=text)) for name, text in REPORTS.items()},
-    "output": (str, typer.Option("--format", help="What stdout gets: human or json.")),
+    "output": (str, typer.Option("--format", help="Format of stdout: human or json.")),
     "as_json": (bool, typer.Option("--json", help="Short for --format json.")),
-    "quiet": (bool, typer.Option("--quiet", "-q", help="No progress on stderr.")),
-    "debug": (bool, typer.Option("--debug", help="Show the traceback of an error.")),
+    "quiet": (bool, typer.Option("--quiet", "-q", help="Show no progress on stderr.")),
+    "debug": (bool, typer.Option("--debug", help="Show the traceback after an error.")),
 }
 COMMON = ("output", "as_json", "quiet", "debug")
 MEASURES = ("file", "compare", *REPORTS)  # switches of the commands that measure, whose MODEL may stand in a file
@@ -122,7 +125,7 @@ def _share(text: str) -> float:
     try:
         return share(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number, nor one in per cent such as 98%.") from error
+        raise typer.BadParameter(f"{text!r} is not a number or a percentage such as 98%.") from error
 
 
 def _switch(name: str) -> inspect.Parameter:

@@ -24,7 +24,7 @@ class ExportConfig:
     )
     embeddings: str = option(
         "keep",
-        "word embeddings of a sparse or sliced file: keep (as --dtype says; fp16 with int8), fp16, int8, svd:RANK",
+        "word embeddings of a sparse or sliced file: keep (as set by --dtype; fp16 with int8), fp16, int8, svd:RANK",
         panel="Weights",
     )
     vocab: str = option(
@@ -32,13 +32,13 @@ class ExportConfig:
     )
     int8: bool = option(False, "quantise the weights of an onnx export to 8 bits", panel="Weights")
     threshold: str = option(
-        "", "of a movement-pruning checkpoint with scores: the number that it was pruned with", panel="Weights"
+        "", "threshold that a movement-pruning checkpoint with scores was pruned with", panel="Weights"
     )
-    data: str = option("", "data of the task, when they are not where the run found them", panel="Checks")
+    data: str = option("", "data of the task, if they have moved since the run", panel="Checks")
     label_map: str = option("", LABEL_MAP, panel="Checks")
-    samples: int = option(64, "texts on which the logits of the export are compared", panel="Checks")
+    samples: int = option(64, "number of texts on which the logits are compared", panel="Checks")
     max_eval_samples: int = option(
-        0, "measure the accuracy of a lossy export on at most so many examples, 0 for all", panel="Checks"
+        0, "measure the accuracy of a lossy export on at most this many examples, 0 for all", panel="Checks"
     )
     device: str = option("cpu", "where PyTorch computes: auto, cpu, cuda, cuda:N or mps", panel="Hardware")
     threads: int = option(0, "CPU threads, 0 for all cores", panel="Hardware")
@@ -57,7 +57,9 @@ class ExportConfig:
             )
         if self.to not in ARTEFACT_FORMATS and (self.embeddings != "keep" or self.dtype == "int8"):
             flag = "--embeddings" if self.embeddings != "keep" else "--dtype int8"
-            raise ConfigError(f"{flag} needs a format of ours, not {self.to}", "use --to sparse or --to sliced")
+            raise ConfigError(
+                f"{flag} is for --to sparse or --to sliced, not {self.to}", "use one of these, or leave it out"
+            )
         if self.to == "onnx" and self.dtype != "fp32":
             raise ConfigError(f"--to onnx writes fp32, not {self.dtype}", "use --int8 for a smaller file")
         if self.int8 and self.to != "onnx":
@@ -65,7 +67,7 @@ class ExportConfig:
 
     @property
     def out_folder(self) -> Path:
-        """The output folder, given or derived: beside a local model, here for one of the hub."""
+        """The output folder, given or derived: next to a local model, in the current folder for one from the hub."""
         model = Path(self.model)
         model = model if model.name else model.resolve()  # of `.`
         return Path(self.out or f"{model if model.exists() else model.name}-{self.to}")

@@ -48,8 +48,8 @@ def check_no_token(name: str, value: object) -> None:
     """Raise `ConfigError` for a token of the hub among the options: it would stand in messages, reports and names."""
     if isinstance(value, str) and TOKEN.search(value):
         raise ConfigError(
-            f"{name} holds what looks like a token of the hub, which is not shown here",
-            "give a token as HF_TOKEN or by: hf auth login; and revoke this one if others can see the command",
+            f"{name} contains what looks like a hub token, which is not shown here",
+            "set HF_TOKEN, or run hf auth login; revoke this token if others can see the command",
         )
 
 
@@ -76,7 +76,7 @@ def layered(command: str, chosen: Mapping[str, Any], file: str = "") -> dict[str
     layers = {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
     for name in NUMERIC_GATES:
         if layers.get(name) == 0:
-            raise ConfigError(f"{flag_name(name)} 0 is no gate and would never fail", "leave it out, or set a limit")
+            raise ConfigError(f"{flag_name(name)} 0 would never fail", "leave it out, or set a limit")
     return layers
 
 
@@ -87,14 +87,16 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     tables of the other commands are checked as well. Raises `ConfigError` or `FileError`.
     """
     try:
-        data = b"" if file == os.devnull else read_bytes(Path(file), MAX_TOML_BYTES, "a file of options")
+        data = b"" if file == os.devnull else read_bytes(Path(file), MAX_TOML_BYTES, "an options file")
         if data.count(b".") > MAX_TOML_DOTS:
-            raise FileError(f"more than {MAX_TOML_DOTS:,} dots, too many for a file of options")
+            raise FileError(f"more than {MAX_TOML_DOTS:,} dots, too many for an options file")
         content = tomllib.loads(text_of(data, Path(file)))
     except (FileError, ValueError, RecursionError) as error:
         if isinstance(error, FileError) and error.hint:
             raise
-        raise ConfigError(f"cannot read {file}: {error}", "options stand in TOML, such as seed = 1") from error
+        raise ConfigError(
+            f"cannot read {file}: {error}", "the file must be TOML, with lines such as seed = 1"
+        ) from error
     tables = {name: value for name, value in content.items() if name in _SECTIONS and isinstance(value, dict)}
     top = {name: value for name, value in content.items() if name not in tables}
     _check_tables(top, file)
@@ -110,7 +112,8 @@ def _check_tables(top: Mapping[str, Any], file: str) -> None:
         if isinstance(value, dict) and name.replace("-", "_") not in options:
             tables = ", ".join(f"[{section}]" for section in _SECTIONS)
             raise ConfigError(
-                f"unknown table in {file} [{name}]", f"tables are {tables}; gates and all others are plain keys"
+                f"unknown table in {file} [{name}]",
+                f"the tables are {tables}; all options, gates included, are plain keys",
             )
 
 
@@ -137,7 +140,7 @@ def _typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> 
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         several = kind is str and isinstance(value, list | dict)
-        hint = f'several stand in one text, separated by commas: {name} = "…,…"' if several else ""
+        hint = f'write several in one text, separated by commas: {name} = "…,…"' if several else ""
         raise ConfigError(f"{name} in {place} must be {_TYPE_NAMES[kind]}, got {value!r}", hint)
     return value
 

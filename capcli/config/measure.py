@@ -22,19 +22,21 @@ class Gates:
     )
     max: str = option("", "fail above METRIC=V; several separated by commas", panel="Gates")
     max_drop: str = option(
-        "", "fail when METRIC falls by more than V below --baseline; METRIC=V, or METRIC=P% of it", panel="Gates"
+        "",
+        "fail when METRIC is more than V below --baseline: METRIC=V, or METRIC=P% of the baseline's value",
+        panel="Gates",
     )
     min_retention: float = option(
         0.0,
-        "fail when the primary metric keeps less than this share of --baseline, such as 0.98 or 98%",
+        "fail when the primary metric is below this share of that of --baseline, such as 0.98 or 98%",
         panel="Gates",
         share=True,
     )
-    max_bytes: int = option(0, "fail when the weight file is larger", panel="Gates")
-    max_latency_ms: float = option(0.0, "fail when the median latency is higher", panel="Gates")
+    max_bytes: int = option(0, "fail when the weight file is larger, in bytes", panel="Gates")
+    max_latency_ms: float = option(0.0, "fail when the median latency is higher, in milliseconds", panel="Gates")
     confidence: float = option(
         0.0,
-        "such as 0.95: fail only when the whole interval at this confidence is beyond the limit; 0 to judge by the "
+        "fail only when the whole interval at this confidence, such as 0.95, is beyond the limit; 0 to compare the "
         "value alone",
         panel="Gates",
         share=True,
@@ -67,10 +69,10 @@ class EvalConfig:
 
     source: TaskConfig
     model: str = ""
-    baseline: str = option("", "model, artefact or report.json to compare with")
+    baseline: str = option("", "model or report.json to compare with")
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")
-    perturb: str = option("", f"measure on changed texts too: all, or some of {','.join(PERTURBATIONS)}; see the docs")
+    perturb: str = option("", f"also measure on changed texts: all, or some of {','.join(PERTURBATIONS)}; see the docs")
     seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
@@ -96,21 +98,23 @@ class ProbeConfig:
     model: str = ""
     tasks: str = option(",".join(PROBE_TASKS), "tasks to probe, separated by commas")
     data: str = option(
-        "", "folder with a folder of splits for each task that is not built in; or, of a single task, its data"
+        "", "data of a single task, or a folder with a subfolder of splits for each task that is not built in"
     )
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
     label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
     label_map: str = option("", LABEL_MAP, panel="Task")
-    baseline: str = option("", "models, artefacts or results of cap probe to compare with; gates look at the first")
-    probe: str = option("linear", "linear (logistic or ridge regression), or head (a new head by gradient descent)")
+    baseline: str = option("", "models or results of cap probe to compare with; gates use the first")
+    probe: str = option(
+        "linear", "kind of probe: linear (logistic or ridge regression), or head (trained by gradient descent)"
+    )
     layer: str = option("last", "layer to take vectors from: last, N (0 for the embeddings), or all")
     pooling: str = option("mean", "sentence vector: head (what enters the classifier), cls, mean", flag="--pool")
     max_length: int = option(0, "longest input in tokens; 0 for 128, for 384 in question answering")
-    max_train_samples: int = option(2000, "use at most so many training examples, 0 for all")
-    max_eval_samples: int = option(1000, "test each probe on at most so many examples, 0 for all")
-    seeds: int = option(3, "probes per task, each trained on four fifths of the training examples, drawn anew")
-    seed: int = option(1, "seed of everything random")
+    max_train_samples: int = option(2000, "use at most this many training examples, 0 for all")
+    max_eval_samples: int = option(1000, "test each probe on at most this many examples, 0 for all")
+    seeds: int = option(3, "probes per task, each trained on another random four fifths of the training examples")
+    seed: int = option(1, "random seed")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -124,7 +128,9 @@ class ProbeConfig:
         if self.layer not in ("last", "all") and not (self.layer.isascii() and self.layer.isdigit()):
             raise ConfigError(f"--layer is last, all or a number, got {self.layer!r}")
         if self.pooling == "head" and self.layer != "last":
-            raise ConfigError("--pool head is the vector that enters the classifier, there is none in other layers")
+            raise ConfigError(
+                "--pool head is the vector that enters the classifier, which exists only after the last layer"
+            )
         at_least(0, max_train_samples=self.max_train_samples, max_eval_samples=self.max_eval_samples, seed=self.seed)
         at_least(1, seeds=self.seeds)
         self.gates.check_baseline(self.baseline)
@@ -164,9 +170,11 @@ class ProbeConfig:
             return
         wanted = ", ".join(str(Path(self.data, name)) for name in self.task_names)
         if not Path(self.data).is_dir():
-            raise ConfigError(f"--data {self.data} is no folder, but there are several tasks", f"looked for {wanted}")
+            raise ConfigError(
+                f"--data {self.data} is not a folder, but there are several tasks", f"looked for {wanted}"
+            )
         if not any(Path(self.data, name).is_dir() for name in self.task_names):
-            raise ConfigError(f"--data {self.data} has no folder of any of the tasks", f"looked for {wanted}")
+            raise ConfigError(f"--data {self.data} has no subfolder for any of the tasks", f"looked for {wanted}")
 
 
 def _check_baselines(names: Iterable[str]) -> None:
@@ -174,4 +182,4 @@ def _check_baselines(names: Iterable[str]) -> None:
     for name in names:
         is_file = difflib.get_close_matches(Path(name).suffix.lower(), [".json"], cutoff=0.7)
         if (is_file or name.startswith(("/", "./", "../"))) and not exists(name):
-            raise ConfigError(f"--baseline {name}: no such file", "name a model, or what --json printed")
+            raise ConfigError(f"--baseline {name}: no such file", "name a model, or a file written from --json")

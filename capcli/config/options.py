@@ -102,7 +102,7 @@ def meant(value: float) -> str:
 
 
 def _twice(flag: str, name: str) -> ConfigError:
-    return ConfigError(f"{flag} has two limits for {name!r}", "leave one of them")
+    return ConfigError(f"{flag} has two limits for {name!r}", "remove one of them")
 
 
 def parse_drops(text: str) -> list[tuple[str, float, bool]]:

@@ -16,7 +16,7 @@ from capcli.config.names import DEVICES, GENERIC_TASKS, LOSSES, METHODS, PRESETS
 from capcli.config.options import at_least, check_name, flag_name, option, parse_label_map
 from capcli.errors import ConfigError
 
-LABEL_MAP = "other names for labels of the data, or of a model: LABEL_0=negative,2=neutral"
+LABEL_MAP = "rename labels of the data or of a model: LABEL_0=negative,2=neutral"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +25,23 @@ class TaskConfig:
 
     task: str = option("", "task name; see the task table in the docs", panel="Task")
     data: str = option(
-        "", "folder of splits, or one file: parquet, arrow, csv, tsv, jsonl, json; text also as .gz", panel="Task"
+        "",
+        "folder of splits, or one file: parquet, arrow, csv, tsv, jsonl, json; text formats also as .gz",
+        panel="Task",
     )
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
     pair_column: str = option("", "column of the second text, or of the context", panel="Task")
-    label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
+    label_column: str = option(
+        "", "column of the label; a,b,c for several columns of 0 and 1, one per label", panel="Task"
+    )
     label_map: str = option("", LABEL_MAP, panel="Task")
     max_length: int = option(
-        0, "longest input in tokens, longer texts are cut; 0 for 128, for 384 in question answering", panel="Task"
+        0, "longest input in tokens, longer texts are truncated; 0 for 128, or 384 in question answering", panel="Task"
     )
     stride: int = option(
         0, "tokens that two windows of a long context share; 0 for 128, or less in short windows", panel="Task"
     )
-    max_eval_samples: int = option(0, "evaluate on at most so many examples, 0 for all", panel="Task")
+    max_eval_samples: int = option(0, "evaluate on at most this many examples, 0 for all", panel="Task")
 
     def __post_init__(self) -> None:
         check_name("task", self.task, TASK_NAMES)
@@ -74,9 +78,13 @@ class TaskConfig:
 class Hardware:
     """Where and in which precision to compute."""
 
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", panel="Hardware")
-    precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU, fp32 elsewhere", panel="Hardware")
-    threads: int = option(0, "CPU threads, 0 for all cores; results repeat only with the same count", panel="Hardware")
+    device: str = option("auto", "where to compute: auto, cpu, cuda, cuda:N or mps", panel="Hardware")
+    precision: str = option(
+        "auto", "precision: auto, fp32, bf16 or fp16; auto is bf16 on a GPU, fp32 elsewhere", panel="Hardware"
+    )
+    threads: int = option(
+        0, "CPU threads, 0 for all cores; results are reproducible only with the same number", panel="Hardware"
+    )
 
     def __post_init__(self) -> None:
         check_name("device", self.device.split(":")[0], DEVICES)
@@ -92,26 +100,26 @@ class PruneConfig:
     model: str = ""
     out: str = option(
         "",
-        "output folder; runs/MODEL-TASK-METHOD-SPARSITY by default, with --data its name after TASK",
+        "output folder; by default runs/MODEL-TASK-METHOD-SPARSITY, with the name of --data after TASK",
         flag="-o",
         resumable=True,
     )
     sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)")
     method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS))
-    losses: str = option("", "losses to train with, of ce,kd,prc,snc,fic,hid; the method's own by default")
-    teacher: str = option("", "fine-tuned model to learn from; fine-tuned in the run by default")
-    preset: str = option("default", "values to start from: " + ", ".join(PRESETS), resumable=True)
-    max_train_samples: int = option(0, "train on at most so many examples, 0 for all", panel="Task")
+    losses: str = option("", "losses to train with, from ce,kd,prc,snc,fic,hid; by default those of the method")
+    teacher: str = option("", "fine-tuned model to learn from; by default the run fine-tunes one itself")
+    preset: str = option("default", "set of default values: " + ", ".join(PRESETS), resumable=True)
+    max_train_samples: int = option(0, "train on at most this many examples, 0 for all", panel="Task")
     holdout: float = option(
         0.0,
-        "share of the training set held out to choose the best epoch (to evaluate on, if no split is)",
+        "share of the training set held out to choose the best epoch, or to evaluate on if there is no such split",
         panel="Task",
     )
-    seed: int = option(1, "seed of everything random", panel="Training")
+    seed: int = option(1, "random seed", panel="Training")
     epochs: int = option(4, "passes over the training set while pruning", panel="Training")
     teacher_epochs: int = option(
         0,
-        "passes over the training set for the teacher; 0 for 2, or more on a small set: 150 steps, at most 8 passes",
+        "passes over the training set for the teacher; 0 for 2, or on small sets enough for 150 steps, at most 8",
         panel="Training",
     )
     batch_size: int = option(32, "examples per step", panel="Training")
@@ -119,7 +127,9 @@ class PruneConfig:
     teacher_lr: float = option(5e-5, "peak learning rate of the teacher", panel="Training")
     score_lr: float = option(3e-2, "peak learning rate of the scores (movement methods)", panel="Training")
     weight_decay: float = option(0.01, "weight decay of AdamW", panel="Training")
-    lr_warmup: float = option(0.1, "share of the steps in which the learning rates rise", panel="Training")
+    lr_warmup: float = option(
+        0.1, "share of the steps in which the learning rates rise to their peak", panel="Training"
+    )
     init: str = option("teacher", "weights the student starts from: teacher or pretrained", panel="Training")
     dense_share: float = option(0.05, "share of the steps before pruning begins", panel="Pruning")
     final_share: float = option(0.4, "share of the steps at the final sparsity", panel="Pruning")
@@ -127,24 +137,30 @@ class PruneConfig:
         0.0, "fraction removed at once when pruning begins; the rest follows step by step", panel="Pruning"
     )
     update_every: float = option(
-        0.0, "share of the steps between two rises of the sparsity, 0 for as often as the method can", panel="Pruning"
+        0.0, "share of the steps between two increases of the sparsity, 0 for as often as possible", panel="Pruning"
     )
     lr_schedule: str = option(
         "run",
-        "learning rates rise and fall once in the run, or anew after each rise of the sparsity: run, cycle",
+        "learning rates: run (rise and fall once), or cycle (again after each increase of the sparsity)",
         panel="Training",
     )
     structure: str = option(
         "heads",
-        "what cap-f and first-order remove beside neurons: heads, or dimensions inside them, all in one ranking",
+        "what cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
         panel="Pruning",
     )
-    scope: str = option("auto", "rank weights within each matrix or over all: auto, matrix, global", panel="Pruning")
-    score_init: str = option("magnitude", "scores start at zero or at the weights' magnitude", panel="Pruning")
+    scope: str = option(
+        "auto", "rank weights within each matrix or over all matrices: auto, matrix, global", panel="Pruning"
+    )
+    score_init: str = option(
+        "magnitude", "start value of the scores: zero, or the magnitude of the weights", panel="Pruning"
+    )
     pooling: str = option("head", "sentence vector: head (what enters the classifier), cls, mean", panel="Losses")
     tau: float = option(0.1, "temperature of the contrastive terms", panel="Losses")
-    extra_examples: int = option(4096, "bank vectors drawn per step and module", panel="Losses")
-    normalization: str = option("mean", "mean, or reference: the reference code's own scaling", panel="Losses")
+    extra_examples: int = option(4096, "stored vectors drawn per step for each contrastive term", panel="Losses")
+    normalization: str = option(
+        "mean", "scaling of the contrastive terms: mean, or reference for that of the reference code", panel="Losses"
+    )
     unsupervised_weight: float = option(0.005, "weight of the unsupervised contrastive terms", panel="Losses")
     supervised_weight: float = option(0.02, "weight of the supervised contrastive terms", panel="Losses")
     ce_weight: float = option(0.1, "weight of the task loss (1 when it is the only loss)", panel="Losses")
@@ -154,7 +170,7 @@ class PruneConfig:
     reg_weight: float = option(0.0, "weight of the score regulariser (soft movement)", panel="Losses")
     checkpoint_seconds: float = option(120.0, "seconds between checkpoints", panel="Run", resumable=True)
     max_time: float = option(
-        0.0, "stop with a checkpoint after so many minutes, 0 for never", panel="Run", resumable=True
+        0.0, "save a checkpoint and stop after this many minutes, 0 for never", panel="Run", resumable=True
     )
     keep_work: bool = option(False, "keep the work folder of a finished run", panel="Run", resumable=True)
     hardware: Hardware = field(default_factory=Hardware)
@@ -172,7 +188,7 @@ class PruneConfig:
         for name in self.loss_names:
             check_name("loss", name, LOSSES)
         if not {"ce", "kd"} & set(self.loss_names):
-            raise ConfigError("losses need ce or kd: the other terms alone do not teach the task")
+            raise ConfigError("--losses must include ce or kd: the other terms alone do not teach the task")
         if self.structure != STRUCTURES[0] and not METHODS[self.method].structured:
             raise ConfigError(
                 f"--structure {self.structure} is for structured methods, {self.method} removes single weights",
@@ -206,7 +222,7 @@ class PruneConfig:
         if self.initial_sparsity > self.sparsity:
             raise ConfigError(
                 f"--initial-sparsity {self.initial_sparsity:g} is more than --sparsity {self.sparsity:g}",
-                "it is what is removed at once when pruning begins; choose less",
+                "it is the part that is removed at once when pruning begins; choose less",
             )
         if self.initial_sparsity and METHODS[self.method].structured and self.structure == STRUCTURES[0]:
             raise ConfigError(
@@ -215,11 +231,11 @@ class PruneConfig:
             )
         if self.lr_schedule == "cycle" and not METHODS[self.method].structured and not self.update_every:
             raise ConfigError(
-                f"--lr-schedule cycle begins anew at each rise, and with {self.method} that is at every step",
+                f"--lr-schedule cycle restarts at each rise of the sparsity, which with {self.method} is every step",
                 "set --update-every as well, such as 0.05",
             )
         if self.dense_share + self.final_share > 1:
-            raise ConfigError("--dense-share and --final-share together exceed 1, no step is left to prune in")
+            raise ConfigError("--dense-share and --final-share together exceed 1, which leaves no steps for pruning")
 
     def teacher_passes(self, n_examples: int) -> int:
         """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""

@@ -44,7 +44,7 @@ def names_of(found: Labels, perhaps: Sequence[str] = (), aliases: Mapping[str, s
     if found.kind == "classification" and len(classes) > max(20, len(found.values) / 2):
         raise DataError(
             f"{found.place} holds {len(classes)} different labels in {len(found.values)} rows",
-            "for numbers use --task regression; where the label stands says --label-column",
+            "for numbers use --task regression; to read another column use --label-column",
         )
     return tuple(names.order(classes))
 
@@ -58,7 +58,7 @@ def _merged(found: Labels, occur: Sequence[str]) -> set[str]:
     if not numbers <= set(names.FLAGS.values()):
         raise DataError(
             f"{found.place} mixes true and false with numbers: {names.shown(names.order({*flags, *numbers}))}",
-            "write all labels in one way",
+            "write all labels in the same way",
         )
     missing = {names.FLAGS[names.folded(flag)] for flag in flags} - numbers
     return {name for name in occur if name not in flags} | missing
@@ -116,13 +116,13 @@ def _way_out(missing: Sequence[str], classes: Sequence[str], find: Finder) -> st
     """What to do about labels that are none of the classes."""
     pairs = ",".join(f"{name}=NAME" for name in missing[:3]) + ",…" * (len(missing) > 3)
     if any(re.fullmatch(r"-?[0-9]+,[0-9]+", name) for name in (*missing, *classes)):
-        return "decimals have a point, not a comma"
+        return "use a decimal point, not a comma"
     if not all(map(names.number, missing)) or any(map(names.number, classes)):
-        return f"leave those rows out, or say which of the labels is meant: --label-map {pairs}"
+        return f"remove those rows, or say which label is meant: --label-map {pairs}"
     if find("0") is not None:
         codes = names.shown([f"{code} {name}" for code, name in enumerate(classes)])
         return f"the codes of this task are {codes}; for others: --label-map {pairs}"
-    return f"numbers are not matched with names by their position; say which is which: --label-map {pairs}"
+    return f"numbers are not matched to names by position; say which is which: --label-map {pairs}"
 
 
 def coded(found: Labels, classes: Sequence[str], find: Finder) -> NDArray[Any]:
@@ -138,7 +138,7 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
     said = []
     for group in names.alike(classes):
         many = " and ".join(map(names.quoted, group))
-        said.append(f"classes that differ in nothing but case or invisible characters: {many}")
+        said.append(f"classes that differ only in case or invisible characters: {many}")
     for name, one in found.items():
         if pairs := _respelled(_distinct(one), classes, find):
             said.append(f"{name}: labels matched although they are written differently: {names.shown(pairs)}")
@@ -146,7 +146,7 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
     if numbers and len(numbers) < len(classes):
         said.append(f"some labels are numbers and others names: {names.shown(classes)}")
     if {"-1", "0"} <= set(numbers) <= {"-1", "0", "1"}:
-        said.append("-1 is read as a class; where it stands for no label, leave those rows out")
+        said.append("-1 is read as a class; if it means that there is no label, remove those rows")
     joined = [
         name
         for name in classes
@@ -154,8 +154,8 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
         if len(parts := parts_of(name, one)) > 1 and set(parts) <= set(classes)
     ]
     if joined and "classification" in {one.kind for one in found.values()}:
-        many = "several labels of a text need --task multi-label-classification"
-        said.append(f"labels that are made of others, each read as a class of its own: {names.shown(joined)}; {many}")
+        many = "several labels per text need --task multi-label-classification"
+        said.append(f"labels that combine others, each read as a class of its own: {names.shown(joined)}; {many}")
     return said
 
 
@@ -178,7 +178,7 @@ def _numbers(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.
             numbers[row] = float(value)
         except (TypeError, ValueError) as error:
             comma = isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value.strip())
-            hint = "decimals have a point" if comma else "for names of classes use --task text-classification"
+            hint = "use a decimal point" if comma else "for names of classes use --task text-classification"
             raise DataError(f"row {row} of {found.place} holds {value!r}, not a number", hint) from error
         if not math.isfinite(numbers[row]):
             raise DataError(f"row {row} of {found.place} holds {value!r}, which is not finite")

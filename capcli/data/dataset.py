@@ -143,7 +143,7 @@ def _wanted(found: Found, train: bool, holdout: float, config: TaskConfig) -> li
     if train and "train" not in found.files:
         raise DataError(
             f"{where} has no train split, only {', '.join(found.files)}{rest}",
-            "name the training file train, as train.csv",
+            "call the training file train, for example train.csv",
         )
     if not evals and not train:
         return ["train"]
@@ -163,12 +163,12 @@ def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tupl
     labelled = {config.label_column, *task.label, *LABEL_NAMES}
     texts = [_column(table, task.text, config.text_column, "text", name, labelled)]
     if config.pair_column and task.kind == "tokens":
-        raise DataError(f"{config.task} reads one text, there is no second", "leave --pair-column out")
+        raise DataError(f"{config.task} reads a single text", "leave out --pair-column")
     if task.pair or config.pair_column:
         texts.append(_column(table, task.pair, config.pair_column, "pair", name, labelled.union(texts)))
     wanted = _label_columns(table, task, config, name, texts)
     if twice := {column for column in texts if [*texts, *wanted].count(column) > 1}:
-        raise DataError(f"column {min(twice)!r} of the {name} split is to be read for two purposes", "name another one")
+        raise DataError(f"column {min(twice)!r} of the {name} split is named for two purposes", "name another column")
     return tuple(texts), labels.read(name, table, wanted, task.kind)
 
 
@@ -225,11 +225,11 @@ def _label_names(
         for one in others:
             check_labelled(one, find)
         new = {name for one in others for name in unknown(one, find) if (number(name) is not None) in numeric}
-        notes = [f"only in evaluation, so never learned: {shown(order(new))}"] if new else []
+        notes = [f"labels that occur only in evaluation, so they cannot be learned: {shown(order(new))}"] if new else []
         classes += tuple(order(new))
     if task.entities and not entities.is_entity_scheme(classes):
         raise DataError(
-            f"labels of entities are O or like B-person and I-person; the data has {shown(classes)}",
+            f"labels of entities must be O or like B-person and I-person; the data has {shown(classes)}",
             "for other labels of words use --task token-classification",
         )
     return classes, notes
@@ -249,8 +249,8 @@ def _check_training_labels(train: Split) -> None:
         raise DataError("the training set is empty")
     if train.kind == "spans":
         if not any(answers.texts for answers in train.labels):
-            raise DataError("no question of the training set has an answer, there is nothing to learn")
+            raise DataError("no question of the training set has an answer, so there is nothing to learn")
         return
     codes = np.concatenate(list(train.labels)) if train.kind == "tokens" else train.labels
     if len(np.unique(codes, axis=0)) < 2:
-        raise DataError(f"all {len(train)} training examples have the same label, there is nothing to learn")
+        raise DataError(f"all {len(train)} training examples have the same label, so there is nothing to learn")

@@ -126,7 +126,7 @@ def _tags(cell: Any) -> tuple[Any, ...] | None:
     tags = cell.split()
     for tag in tags:
         if tag.strip(",;") not in ("", tag):
-            raise DataError(f"holds {tag!r}, a label with the separator of a list", hint)
+            raise DataError(f"holds {tag!r}, a label that contains the separator of lists", hint)
     return tuple(tags)
 
 
@@ -134,7 +134,7 @@ def _written(cell: str, hint: str) -> tuple[Any, ...] | None:
     """The labels of a list that was written as text; None for any other text."""
     found = literals.listed(cell)
     if found is None and literals.broken(cell):
-        raise DataError(f"holds {cell[:60]!r}, which begins as a list and cannot be read as one", hint)
+        raise DataError(f"holds {cell[:60]!r}, which looks like a list but cannot be read as one", hint)
     return _label_list(found)
 
 
@@ -144,7 +144,7 @@ def _label_list(cell: Any) -> tuple[Any, ...] | None:
     if not isinstance(cell, list):
         raise DataError(f"is of type {type(cell).__name__}, not a list of labels")
     if any(_is_missing(value) or isinstance(value, list | dict) for value in cell):
-        raise DataError("holds a missing label, or a list in the list")
+        raise DataError("holds a missing label, or a list inside the list")
     return tuple(cell)
 
 
@@ -176,7 +176,7 @@ def _answers(cell: Any) -> Answers | None:
     starts = cell.get("answer_start")
     starts = [-1] * len(texts) if starts is None else starts
     if not isinstance(starts, list) or len(starts) != len(texts) or not all(type(start) is int for start in starts):
-        raise DataError("has not one whole number in answer_start for each text")
+        raise DataError("needs one whole number in answer_start for each text")
     return Answers(texts=tuple(texts), starts=tuple(starts))
 
 
@@ -195,7 +195,7 @@ def _answers_in(text: str) -> Any:
         return found
     if found is None and literals.broken(text):
         raise DataError(
-            f"holds {text[:60]!r}, which begins as a list and cannot be read as one", 'write a JSON list: ["answer"]'
+            f"holds {text[:60]!r}, which looks like a list but cannot be read as one", 'write a JSON list: ["answer"]'
         )
     return [text] if text.strip() else []
 
@@ -253,7 +253,7 @@ def _separator(texts: Collection[str], known: Collection[str]) -> str:
     if used == proven and len(used) == 1 and not semicolon and not any(used[0] in part for part in parts - doubtful):
         return used[0]
     example = min(part for part in doubtful if any(one in part for one in used))
-    raise DataError(f"holds {example[:60]!r}, which may be one label or several", SEVERAL)
+    raise DataError(f"holds {example[:60]!r}, which may be one or several labels", SEVERAL)
 
 
 def _proven(texts: Collection[str], separator: str, known: Collection[str]) -> bool:
@@ -317,7 +317,7 @@ def _name(value: Any, own: Sequence[str]) -> str:
             return own[int(value)]
         if names.key(str(value)) in NO_LABEL and str(value) not in own:
             return names.key(str(value))
-        raise DataError(f"holds the code {value}, and the table names {len(own)} classes")
+        raise DataError(f"holds the code {value}, but the table names {len(own)} classes")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()

@@ -103,7 +103,7 @@ def find(path: Path) -> Found:
 def _in_folder(root: Path) -> Found:
     seen = [_placed(file, root) for file in islice(_walk(root, DEPTH), MOST_FILES)]
     if len(seen) == MOST_FILES:
-        raise DataError(f"{root} holds {MOST_FILES:,} files or more", "name the folder of the splits with --data")
+        raise DataError(f"{root} holds {MOST_FILES:,} files or more", "give the folder with the splits as --data")
     home = _home(root, seen)
     splits: dict[str, list[_File]] = {}
     for one in seen:
@@ -202,7 +202,7 @@ def _placed(path: Path, root: Path) -> _File:
         match = _match(Path(name))
         if match and match["index"] is None and (split := _split_of(Path(name))):
             if tables.ending(path) and _split_of(path) not in ("", split):
-                raise DataError(f"{path} is named for another split than its folder", "rename one of the two")
+                raise DataError(f"{path} has the name of another split than its folder", "rename one of the two")
             return _File(path=path, home=root.joinpath(*parts[:depth]), split=split, folder=True)
     return _File(path=path, home=path.parent, split=_split_of(path), folder=False)
 
@@ -216,7 +216,9 @@ def _home(root: Path, seen: Sequence[_File]) -> Path:
         return next(iter(homes))
     if homes:
         names = [home.relative_to(root).as_posix() for home in homes]
-        raise DataError(f"{root} holds several sets of splits: {_shown(names)}", f"name one of them: {root / names[0]}")
+        raise DataError(
+            f"{root} contains several sets of splits: {_shown(names)}", f"give one of them: {root / names[0]}"
+        )
     raise _nothing(root, seen)
 
 
@@ -227,7 +229,7 @@ def _nothing(root: Path, seen: Sequence[_File]) -> DataError:
             return tables.refusal(one.path)
     names = _shown([one.path.relative_to(root).as_posix() for one in seen])
     if readable := [one.path for one in seen if one.readable]:
-        alone = f"; a single file can be named itself: {readable[0]}" if len(readable) == 1 else ""
+        alone = f"; a single file can be given directly: {readable[0]}" if len(readable) == 1 else ""
         return DataError(f"no split in {root}: found {names}", f"name the files train, validation and test{alone}")
     hint = f"expected files such as train.parquet; known endings: {', '.join(tables.SUFFIXES)}"
     return DataError(f"no data files in {root}" + (f": found {names}" if seen else ""), hint)

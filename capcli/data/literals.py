@@ -121,13 +121,13 @@ def _items(tokens: list[_Token], opening: str, depth: int) -> Any:
     if opening == "{" and (keys or not found):
         return _table(keys, found)
     if opening == "(" and not commas:
-        raise ValueError("a value in brackets is no list")
+        raise ValueError("a value in brackets is not a list")
     return found
 
 
 def _table(keys: list[Any], values: list[Any]) -> dict[str, Any]:
     if len(keys) != len(values) or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
-        raise ValueError("a table needs a text as key for each value, each once")
+        raise ValueError("keys must be texts, and each key may occur only once")
     return dict(zip(keys, values, strict=True))
 
 

@@ -26,9 +26,9 @@ PACKED_JSON_BYTES = 1 << 27
 FREE_BYTES = 1 << 28  # what a compressed file may hold whatever its own size
 MOST_RATIO = 100  # beyond that: text is rarely packed better than 20 to 1
 COMMAS = "a cell that holds commas must be in quotes"
-LINE_ENDS = "save the file with line ends LF or CRLF"
+LINE_ENDS = "save the file with LF or CRLF line endings"
 NAME_ALL = "the first line must name each column that is not empty"
-NO_QUOTES = "quotes mean nothing in a tsv; save it as csv, with commas between the cells"
+NO_QUOTES = "quotes have no meaning in a tsv; save it as csv, with commas between the cells"
 DOUBLED = 'a quote inside a quoted cell is written twice: "" (a backslash does not escape it)'
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -101,18 +101,18 @@ class Sheet:
         end = max(self.places.values(), default=-1) + 1
         for number, row in islice(self.parse(), 0 if self.headless else 1, None):
             if len(row) > 1 and not any(map(str.strip, row)):
-                left["empty rows, left out"] += 1
+                left["empty rows, skipped"] += 1
             elif len(row) == self.width:
                 if end < self.width and (value := "".join(row[end:]).strip()):
                     raise self._refused(number, f"has {value[:40]!r} in a column without a name", NAME_ALL)
                 if self.literal and any(map(_quoted, row)):
-                    left[f"rows with cells in quotes, which are kept ({NO_QUOTES})"] += 1
+                    left[f"rows with cells in quotes, which were kept ({NO_QUOTES})"] += 1
                 yield row
             elif self.lenient:
-                left["rows with too many or too few fields, left out"] += 1
+                left["rows with too many or too few fields, skipped"] += 1
             else:
                 hint = (NO_QUOTES if self.literal else COMMAS) if '"' in "".join(row) or len(row) > self.width else ""
-                raise self._refused(number, f"has {len(row)} fields, the header has {self.width}", hint)
+                raise self._refused(number, f"has {len(row)} fields, but the header has {self.width}", hint)
 
     def _refused(self, number: int, what: str, hint: str) -> DataError:
         return DataError(f"cannot read {self.path}: line {number} {what}", hint)
@@ -144,7 +144,7 @@ def sheet(path: Path, header: Sequence[str], *, tab: bool, lenient: bool) -> She
         headless=headless,
         lenient=lenient,
         literal=literal,
-        notes=("the quotes around cells are removed, since the header has them too",) if tab and not literal else (),
+        notes=("the quotes around cells were removed, since the header has them too",) if tab and not literal else (),
     )
 
 
@@ -231,9 +231,7 @@ def whole(path: Path) -> str:
         held.append(line)
         size += len(line)
         if size > most:
-            raise DataError(
-                f"{path} holds more than {most >> 20} MiB", "one row per line is a .jsonl file, of any size"
-            )
+            raise DataError(f"{path} is larger than {most >> 20} MiB", "one row per line is a .jsonl file, of any size")
     return "".join(held)
 
 

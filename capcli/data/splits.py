@@ -144,7 +144,7 @@ class Split:
         if not isinstance(cell, str):
             raise self._wrong(column, index, _type_of(cell, "not text"))
         if not (cell.isascii() or _is_unicode(cell)):
-            raise self._wrong(column, index, "holds half of a surrogate pair, which is not text")
+            raise self._wrong(column, index, "contains half of a surrogate pair, which is not text")
         return cell
 
     def _wrong(self, column: str, index: int, what: str) -> DataError:

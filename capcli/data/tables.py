@@ -29,7 +29,9 @@ READ_BYTES = 1 << 20
 _WAYS_OUT = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save the sheet as csv, in UTF-8"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, and give the folder or file"),
-    **dict.fromkeys((".bz2", ".xz", ".zst", ".lz4", ".lzma"), "unpack it; of compressed files those of gzip are read"),
+    **dict.fromkeys(
+        (".bz2", ".xz", ".zst", ".lz4", ".lzma"), "unpack it; the only compression that can be read is gzip"
+    ),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".joblib"), "pickles can run code and are never read; save as parquet"),
     **dict.fromkeys((".ndjson", ".jsonlines", ".jl"), "if it has one object per line, name it .jsonl"),
     **dict.fromkeys(
@@ -38,10 +40,10 @@ _WAYS_OUT = {
 }
 # How files begin that have the ending of a text file and are none.
 _NO_TEXT = {
-    b"\x1f\x8b": ("is compressed with gzip", "name it so: .csv.gz"),
+    b"\x1f\x8b": ("is compressed with gzip", "rename it: .csv.gz"),
     b"PK\x03\x04": ("is a spreadsheet or another zip archive", "save the sheet as csv, in UTF-8"),
     b"\xd0\xcf\x11\xe0": ("is a spreadsheet", "save the sheet as csv, in UTF-8"),
-    b"PAR1": ("is a parquet file", "name it so: .parquet"),
+    b"PAR1": ("is a parquet file", "rename it: .parquet"),
     b"BZh": ("is compressed with bzip2", "unpack it: bunzip2"),
     b"\xfd7zXZ": ("is compressed with xz", "unpack it: unxz"),
     b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it: unzstd"),
@@ -98,7 +100,7 @@ def refusal(path: Path) -> DataError:
     if path.name.lower().endswith((".parquet.gz", ".arrow.gz")):
         return DataError(f"{path} is compressed", "unpack it: gunzip")
     return DataError(
-        f"{path} is no {', '.join(SUFFIXES)} file",
+        f"{path} is not a {', '.join(SUFFIXES)} file",
         _WAYS_OUT.get(path.suffix.lower(), "convert the data to one of these"),
     )
 
@@ -113,13 +115,13 @@ def open_files(paths: Sequence[Path], header: Sequence[str] = (), *, lenient: bo
     opened = [_opened(path, header, lenient=lenient) for path in paths]
     tables = [table for table in opened if len(table)]
     if not tables:
-        raise DataError(f"{paths[0]} has no rows, nor have the other files of its split")
+        raise DataError(f"{paths[0]} has no rows, and neither have the other files of its split")
     first = tables[0]
     for table in tables[1:]:
         if set(table.columns) != set(first.columns) or table.class_names != first.class_names:
             raise DataError(
                 f"{table.name} has other columns or class names than {first.name}",
-                "the files of one split must be alike; keep others in another folder",
+                "the files of one split must have the same columns; keep others in another folder",
             )
     return replace(
         first,
@@ -271,7 +273,7 @@ def _arrow(path: Path) -> Table:
         indexed = file.read(6) == b"ARROW1"
         file.seek(-len(_END_OF_STREAM), 2)
         if not indexed and file.read() != _END_OF_STREAM:
-            raise DataError(f"{path} is cut off, or was written by an old library", "save or copy it again")
+            raise DataError(f"{path} is truncated, or was written by an old library", "save or copy it again")
 
     def batches() -> Iterator[Any]:
         with path.open("rb") as file, (pyarrow.ipc.open_file if indexed else pyarrow.ipc.open_stream)(file) as reader:
@@ -350,7 +352,7 @@ def _json(path: Path) -> Table:
     found = data.get("data") if isinstance(data, dict) else data
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise DataError(
-            f"{path} is neither an array of rows nor in SQuAD's layout", "one row per line is a .jsonl file"
+            f"{path} is neither an array of rows nor in SQuAD's layout", "for one row per line, name it .jsonl"
         )
     if found and all("paragraphs" in row for row in found):
         found = list(_squad_rows(found, path))

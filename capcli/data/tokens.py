@@ -49,11 +49,11 @@ def encode(
 
     Raises:
         DataError: a text that is none, a training answer that does not stand in its context, a stride that is too
-            long, or a tokenizer that does not tell where its tokens stand in the text, for tokens and spans.
+            long, or a tokenizer that does not tell where its tokens are in the text, for tokens and spans.
     """
     if split.kind in ("tokens", "spans") and not tokenizer.is_fast:
         raise DataError(
-            f"the tokenizer {type(tokenizer).__name__} does not tell where its tokens stand in the text",
+            f"the tokenizer {type(tokenizer).__name__} does not tell where its tokens are in the text",
             "labels of words and spans of answers need a model with a fast tokenizer",
         )
     if split.kind == "spans":
@@ -113,7 +113,7 @@ def doubts(examples: Examples, name: str) -> tuple[str, ...]:
     if examples.unknown >= UNKNOWN_SHARE:
         found.append(
             f"unknown to the tokenizer: {percent(examples.unknown)} of the tokens of {name}; "
-            "the model cannot tell apart what they stand for"
+            "the model cannot tell them apart"
         )
     return tuple(found)
 

@@ -56,7 +56,7 @@ def stride_of(tokenizer: Any, length: int, stride: int) -> int:
         raise DataError(f"a window of {length} tokens has no room for a context", "raise --max-length")
     if stride >= room:
         raise DataError(
-            f"--stride {stride} is too long: at least {room} of {length} tokens are left for the context",
+            f"--stride {stride} is too long: only {room} of {length} tokens may be left for the context",
             f"give less than {room}, or raise --max-length",
         )
     return stride or min(STRIDE, room // 2)
@@ -131,8 +131,8 @@ def _place(split: Split, index: int, context: str) -> tuple[int, int] | None:
     if begin < 0 and split.name == "train":
         raise DataError(
             f"row {split.row(index)} of the {split.name} split: the answer {answers.texts[0][:60]!r} "
-            "does not stand in its context",
-            "an answer is a piece of the context, character by character; leave the row out, or give it no answer",
+            "does not occur in its context",
+            "an answer must be copied from the context exactly; remove the row, or give it no answer",
         )
     return (begin, begin + len(text)) if begin >= 0 else None
 

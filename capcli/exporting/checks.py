@@ -21,8 +21,8 @@ from capcli.models.model import longest_input, place
 
 FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
 ALONE = (
-    "8-bit answers depend on the texts that share a batch: agreement and accuracy were measured one text at a time, "
-    "and in other batches single answers may differ"
+    "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
+    "and some answers may differ in other batches"
 )
 LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 
@@ -32,7 +32,7 @@ LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 
 def checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
     """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
-    yield Event(phase="export", overall=0.6, note="comparing what was written with the original")
+    yield Event(phase="export", overall=0.6, note="comparing the export with the original")
     place(job.original, job.on)
     found: dict[str, Any] = {
         "check": _compared(job, opened),
@@ -52,7 +52,7 @@ def checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
     elif job.lossy:
         found["notes"].append("the weights were changed, and the accuracy was not measured again")
     if job.config.to in ("sliced", "onnx"):
-        yield Event(phase="export", overall=0.875, note="measuring latency beside the model as it was")
+        yield Event(phase="export", overall=0.875, note="measuring latency, in turn with the original model")
         found["speed"] = _speed(job, opened)
     found["gives"] = what_it_gives(found["size"], found["speed"])
     return found
@@ -64,9 +64,9 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
     if job.config.vocab:
         texts = [text for text in texts if _reads_alike(job, opened.tokenizer, text)]
         if not texts:
-            raise CheckFailed("the new vocabulary reads none of the texts as the old one did", "keep more tokens")
+            raise CheckFailed("the new vocabulary changes the tokens of every text", "keep more tokens")
     if opened.nonzero > before:
-        raise CheckFailed(f"{opened.nonzero:,} weights are not zero in what was written, {before:,} before")
+        raise CheckFailed(f"{opened.nonzero:,} weights are not zero in the export, {before:,} before")
     batch = 1 if job.config.int8 else agreement.BATCH
     original = agreement.of(job.original, job.on.device)
     ours = agreement.logits(original, kind, job.original.tokenizer, texts, job.length, batch)

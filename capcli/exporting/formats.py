@@ -46,7 +46,7 @@ def cut_model(model: Model) -> Model:
 
 def dense(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     """A stock Hugging Face folder: zeros stored, loads everywhere without capcli; no smaller and no faster."""
-    yield Event(phase="export", overall=0.3, note="writing a stock folder")
+    yield Event(phase="export", overall=0.3, note="writing the dense model")
     dtype = storage.DTYPES[job.config.dtype]
     wanted = storage.stored(job.model, (), job.config.dtype)
     tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}

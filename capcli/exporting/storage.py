@@ -93,7 +93,9 @@ def check(wanted: Stored, found: Any) -> None:
         if name not in wrong and not _agrees(tensor, tensors[name].cpu(), name in wanted.quantised):
             wrong.append(name)
     if wrong:
-        raise CheckFailed(f"the file differs from the model in {len(wrong)} tensors, first {wrong[0]}; nothing is kept")
+        raise CheckFailed(
+            f"the file differs from the model in {len(wrong)} tensors, first {wrong[0]}; nothing was kept"
+        )
 
 
 def _agrees(wanted: Tensor | Factors, found: Tensor, quantised: bool) -> bool:

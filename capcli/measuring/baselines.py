@@ -117,7 +117,7 @@ def _with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured
     mine = {name + change: one for change, found in ours.items() for name, one in found.estimates().items()}
     both = [name for name in mine if name in theirs]
     exact = [name for name in both if theirs[name].at is None]
-    note = f"{config.baseline} has no intervals of {', '.join(exact)}: the values count as exact"
+    note = f"{config.baseline} has no intervals for {', '.join(exact)}: the values are treated as exact"
     return Compared(
         baseline=row,
         differences={name: noise.difference(mine[name], theirs[name]) for name in both},
@@ -130,9 +130,7 @@ def report_row(config: EvalConfig, stored: Mapping[str, Any], data: TaskData, n_
     path, table = config.baseline, part(stored, "metrics")
     found = _report_table({"metrics": table["pruned"], **table} if "pruned" in table else stored)
     if not found["metrics"]:
-        raise FileError(
-            f"{path} holds no metrics", "--baseline takes a model, an artefact, or a report of prune or eval"
-        )
+        raise FileError(f"{path} contains no metrics", "--baseline takes a model, or a report of cap prune or cap eval")
     if stored.get("task") not in (None, data.name):
         raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
     theirs = {name: table.get(name, stored.get(name)) for name in ("n_examples", "split", *noise.DATA)}
@@ -140,7 +138,7 @@ def report_row(config: EvalConfig, stored: Mapping[str, Any], data: TaskData, n_
     if what := noise.differing(theirs, ours, [name for name in ours if theirs[name] is not None]):
         raise ConfigError(
             f"{path} and {config.model} differ in {what}: {named(theirs[what])} and {ours[what]}",
-            "compare on the same examples: same --data, --max-length and --max-eval-samples",
+            "compare on the same examples, with the same --data, --max-length and --max-eval-samples",
         )
     return {"model": path, **found}
 

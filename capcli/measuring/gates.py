@@ -130,7 +130,7 @@ def _explain(row: Row, name: str, found: Evidence) -> None:
     """Say why a ratio has no value though both metrics have one."""
     theirs = found.baseline.get(name)
     if row["value"] is None and theirs is not None and name in found.metrics:
-        row["message"] = f"{row['metric']} has no meaning: the baseline's is {theirs:.6g}, not above zero"
+        row["message"] = f"{row['metric']} has no meaning: the baseline's value is {theirs:.6g}, not above zero"
 
 
 def _row(name: str, what: _Said, op: str, limit: float, estimate: Estimate | None, level: float) -> Row:
@@ -146,7 +146,7 @@ def _row(name: str, what: _Said, op: str, limit: float, estimate: Estimate | Non
         excused = not passed and _holds(high if op == ">=" else low, op, limit)
         noise += ", not beyond the noise" if excused else ""
         passed = passed or excused
-    shown = f"{what.missing} is not measured" if value is None else what.found(value, limit)
+    shown = f"{what.missing} was not measured" if value is None else what.found(value, limit)
     return {
         "name": name,
         "metric": what.metric,
@@ -175,7 +175,7 @@ def _holds(value: float, op: str, limit: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Said:
-    """How the value of a gate is said: `metric` is its name in the row, `missing` what is not measured.
+    """How the value of a gate is said: `metric` is its name in the row, `missing` what was not measured.
 
     `found` makes a sentence without its end of the value and the limit, `show` writes the limit, which `limit` goes
     before, `end` an end of an interval.

@@ -184,7 +184,7 @@ class Encoder:
         if self.layer in ("all", "last"):
             return list(range(n_states)) if self.layer == "all" else [n_states - 1]
         if int(self.layer) >= n_states:
-            raise ConfigError(f"{self.source} has layers 0 to {n_states - 1}, there is no layer {self.layer}")
+            raise ConfigError(f"{self.source} has layers 0 to {n_states - 1}, but no layer {self.layer}")
         return [int(self.layer)]
 
     def _pooled(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:

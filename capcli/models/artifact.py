@@ -58,7 +58,7 @@ def stored_source(source: str) -> dict[str, Any]:
     kinds = {item.name: kind for item, kind in leaves(TaskConfig)}
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = Path(source) / CONFIG_FILE
-        raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
+        raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the complete folder")
     if place := stored.get("data"):
         return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
     return stored
@@ -151,7 +151,7 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     except CapError:
         raise
     except Exception as error:
-        raise FileError(f"{path}: model_config describes no model: {requests.first_line(error)}") from error
+        raise FileError(f"{path}: model_config does not describe a model: {requests.first_line(error)}") from error
 
 
 def _check_size(
@@ -176,7 +176,7 @@ def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
     try:
         cut = Cut(sizes=slicing.read(settings["sliced"], net, family), before=count_parameters(net, family))
     except ValueError as error:
-        raise FileError(f"{path}: {error}", "slice again, or copy the whole folder") from error
+        raise FileError(f"{path}: {error}", "slice again, or copy the complete folder") from error
     slicing.shape(net, family, cut.sizes)
     return cut
 
@@ -206,7 +206,7 @@ def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Pa
         if names
     ]
     if problems:
-        raise ModelError(f"{path} does not hold the tensors of this model; " + "; ".join(problems))
+        raise ModelError(f"{path} does not contain the tensors of this model; " + "; ".join(problems))
 
 
 def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:

@@ -43,7 +43,7 @@ def backend_of(tokenizer: Any) -> Backend:
     kind = backend["model"].get("type")
     if kind not in KINDS:
         raise ModelError(
-            f"the vocabulary of {name} cannot be reduced: it is of kind {kind}", f"known kinds: {', '.join(KINDS)}"
+            f"the vocabulary of {name} cannot be reduced: it is of kind {kind}", f"supported kinds: {', '.join(KINDS)}"
         )
     return backend
 
@@ -102,7 +102,7 @@ def numbers(model: Model, backend: Backend, keep: Collection[int]) -> dict[int, 
         raise ModelError(
             f"token {beyond[0]} of {model.source} is not both in its tokenizer ({len(known):,} tokens) and "
             f"in its word embeddings ({embeddings.num_embeddings:,} rows)",
-            "tokenizer and weights do not belong together, or config.json names a token that is none",
+            "tokenizer and weights do not belong together, or config.json names a token outside the vocabulary",
         )
     return {old: rank for rank, old in enumerate(sorted(found))}
 

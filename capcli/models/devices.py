@@ -57,7 +57,7 @@ def compute(hardware: Hardware) -> Compute:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device", "cpu, cuda, or cuda:N with a number") from error
+        raise ConfigError(f"{name!r} is not a device", "use cpu, cuda, or cuda:N with a number") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"there is no {name}, this machine has {torch.cuda.device_count()} CUDA devices")
     precision = hardware.precision

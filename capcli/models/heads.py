@@ -49,7 +49,7 @@ def renamed(own: Sequence[str], label_map: Mapping[str, str] | None) -> tuple[st
     """The labels of a model under the names that a map gives them. Raises `ConfigError` when two get the same."""
     names = tuple((label_map or {}).get(name, name) for name in own)
     if twice := [name for name in names if names.count(name) > 1 and own.count(name) < 2]:
-        raise ConfigError(f"--label-map gives two labels of the model the name {twice[0]!r}", "give each its own")
+        raise ConfigError(f"--label-map gives two labels of the model the name {twice[0]!r}", "give each its own name")
     return names
 
 

@@ -87,7 +87,7 @@ def _kind(config: Mapping[str, Any], folder: Path) -> str:
         raise ModelError(
             f"{folder / CONFIG}: architectures: expected one that ends in {', '.join(KINDS)}, "
             f"got {shown_value(stated)}",
-            "a model without the head of a task has nothing to evaluate",
+            "without a task head there is nothing to evaluate",
         )
     if kind != "classification":
         return kind

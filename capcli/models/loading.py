@@ -75,7 +75,7 @@ def load_dense(
             "map them by name with --label-map, or use a model that was fine-tuned on this task",
         )
     if need_head and kind == "regression" and len(own) != 1:
-        raise ModelError(f"{source} has {len(own)} outputs; a regression needs a model with one")
+        raise ModelError(f"{source} has {len(own)} outputs; regression needs a model with one")
     names = set_labels(config, own if labels is None else labels, kind)
     tokenizer, note = with_padding(open_tokenizer(path, source), config)
     if hasattr(config, "use_cache"):
@@ -148,7 +148,7 @@ def from_tensors(tensors: Mapping[str, Tensor], table: Mapping[str, Any], folder
     left_over = sorted(name for name in info["unexpected_keys"] if ".pooler." not in name)
     if left_over:
         raise ModelError(
-            f"the weights of {source} are not those of its configuration: {len(left_over)} left over, "
+            f"the weights of {source} do not match its configuration: {len(left_over)} left over, "
             f"first {', '.join(map(repr, left_over[:3]))}"
         )
     return _made(net, tokenizer, names, kind, source, notes)
@@ -168,7 +168,9 @@ def _described(table: Mapping[str, Any], folder: Path, tensors: Mapping[str, Ten
     except CapError:
         raise
     except Exception as error:
-        raise ModelError(f"{path} describes no model for this kind of task: {requests.first_line(error)}") from error
+        raise ModelError(
+            f"{path} does not describe a model for this kind of task: {requests.first_line(error)}"
+        ) from error
     found = sum(tensor.numel() for tensor in tensors.values())
     if expected > found:
         raise ModelError(f"{path} describes a model of {expected:,} weights, and {folder} holds {found:,}")
@@ -210,8 +212,8 @@ def _unknown_family(net: Any, model_type: str) -> str:
     stack = {id(p): p.numel() for block in families.blocks(net, None).values() for p in block.parameters()}
     share = sum(linear.weight.numel() for linear in families.prunable(net, None).values()) / max(1, sum(stack.values()))
     return (
-        f"{model_type} is not in capcli's table of families: the linear layers of its blocks are prunable, "
-        f"{share:.0%} of the weights there"
+        f"{model_type} is not in capcli's table of families: the linear layers of its blocks are pruned, "
+        f"which hold {share:.0%} of the weights of the blocks"
     )
 
 
@@ -268,10 +270,10 @@ def _check_shapes(wrong: Mapping[str, Sequence[Any]], net: Any, source: str) -> 
     if all(name.startswith(f"{output_layer(net)[0]}.") for name in wrong):
         raise ModelError(
             f"the head of {source} has {stored[0]} outputs, its configuration {net.config.num_labels} names",
-            "give id2label in config.json one name for each output",
+            "id2label in config.json needs one name for each output",
         )
     raise ModelError(
-        f"the weights of {source} are not those of its configuration: {len(wrong)} of another shape, first {first} "
+        f"the weights of {source} do not match its configuration: {len(wrong)} of another shape, first {first} "
         f"with {list(stored)} instead of {list(expected)}",
         "copy or download config.json and weights together",
     )

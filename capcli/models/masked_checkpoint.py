@@ -116,7 +116,7 @@ def read_masked(folder: Path, config: Mapping[str, Any], threshold: float | None
     matrices = [name for name in tensors if ".layer." in name and name.endswith(".weight") and tensors[name].dim() == 2]
     if method.scored and not scores:
         _check_zeros(tensors, matrices, folder, str(stated))
-        check_unused(threshold, folder, "it holds no mask_scores, and its zeros are stored")
+        check_unused(threshold, folder, "it has no mask_scores, and its zeros are stored")
         return tensors
     _check_scores(scores, tensors, matrices if method.scored else [], folder)
     chosen = _threshold(method, threshold, folder, str(stated))
@@ -175,13 +175,14 @@ def _threshold(method: Method, threshold: float | None, folder: Path, name: str)
         return 0.0
     if threshold is None:
         raise ConfigError(
-            f"{folder} was pruned by {name}, whose --threshold is not in its files", f"it is {method.range}"
+            f"{folder} was pruned by {name}, and its files do not contain the threshold",
+            f"give --threshold: {method.range}",
         )
     if not method.allowed(threshold):
-        raise ConfigError(f"--threshold {threshold:g} is out of range for {name}", f"it is {method.range}")
+        raise ConfigError(f"--threshold {threshold:g} is out of range for {name}", f"give --threshold: {method.range}")
     return threshold
 
 
 def check_unused(threshold: float | None, folder: Path, why: str) -> None:
     if threshold is not None:
-        raise ConfigError(f"--threshold {threshold:g} is of no use for {folder}: {why}", "leave it out")
+        raise ConfigError(f"--threshold {threshold:g} has no meaning for {folder}: {why}", "leave it out")

@@ -86,8 +86,8 @@ class Model:
         """
         if self.is_sliced:
             raise ConfigError(
-                f"{self.source} is sliced: its layers have no heads and neurons to choose from any more",
-                "use the artefact that it was made from",
+                f"{self.source} is sliced: its layers no longer have heads and neurons to choose from",
+                "use the pruned model that it was made from",
             )
         if self.family is None:
             raise ConfigError(
@@ -139,7 +139,7 @@ def check_finite(net: Any, source: str) -> None:
     bad = [name for name, least_and_most in ends.items() if not bool(least_and_most.isfinite().all())]
     if bad:
         raise ModelError(
-            f"the weights of {source} hold values that are not finite, in {len(bad)} tensors, first {bad[0]}"
+            f"the weights of {source} contain values that are not finite, in {len(bad)} tensors, first {bad[0]}"
         )
 
 
@@ -168,5 +168,5 @@ def check_stock(model: Model) -> None:
     if model.is_sliced:
         raise ModelError(
             f"{model.source} is sliced: no configuration of transformers describes its layers",
-            "export the artefact that it was made from, or use --to onnx",
+            "export the pruned model that it was made from, or use --to onnx",
         )

@@ -29,7 +29,7 @@ def is_artifact(source: str) -> bool:
 def check_fits(net: Any, tokenizer: Any, source: str) -> None:
     """Raise `ModelError` for a network that takes no tokens, or has no embeddings for some of this tokenizer."""
     if "input_ids" not in accepted_inputs(net):
-        raise ModelError(f"{source} is a {net.config.model_type} model, which does not read tokens of text")
+        raise ModelError(f"{source} is a {net.config.model_type} model, which does not read text tokens")
     rows, vocabulary = _embedded(net), tokenizer.get_vocab()
     last = max(vocabulary.values(), default=0)
     if rows is None or last < rows:
@@ -75,7 +75,7 @@ def open_tokenizer(path: str, source: str, config: Any = None) -> Any:
     check_tokenizer_config(Path(path), source)
     tokenizer = read_pretrained(AutoTokenizer.from_pretrained, path, source, config=config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
-        raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or without words")
+        raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or contains no words")
     if "attention_mask" not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     _check_reads(tokenizer, source)

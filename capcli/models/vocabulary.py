@@ -118,7 +118,7 @@ def reduced(model: Model, keep: Collection[int]) -> Model:
         )
     new = numbers(model, backend, keep)
     if len(new) <= len(special(tokenizer, backend)):
-        raise ModelError("the vocabulary has no tokens but special ones", "add the tokens that texts are made of")
+        raise ModelError("the vocabulary contains only special tokens", "add the tokens that occur in texts")
     written = rewritten(backend, new)
     small = tokenizers.rewritten(tokenizer, written)
     _check_opened(small, written, {token: new[i] for token, i in tokenizer.get_vocab().items() if i in new})
@@ -209,7 +209,7 @@ def check_known(before: Any, after: Any, splits: Iterable[Split], source: str = 
         raise ModelError(
             f"{source} drops what {lost:,} of {total:,} texts need: {_count(words, 'word')} would become unknown, "
             f"first {first_some(list(words))}",
-            "add their tokens, or the pieces of one character; --vocab task finds what is needed",
+            "add their tokens, or all single characters; --vocab task finds the tokens that are needed",
         )
 
 

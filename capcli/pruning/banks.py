@@ -56,7 +56,7 @@ def load(folder: Path, device: torch.device, n_examples: int, n_outputs: int) ->
     """Vectors [N, H] and `n_outputs` logits of a published bank; memory-mapped on the CPU, else moved to the device."""
     tensors = read_tensors(folder / FILE)
     if {name: len(tensor) for name, tensor in tensors.items()} != {"vectors": n_examples, "logits": n_outputs}:
-        raise FileError(f"{folder / FILE} is not a bank of {n_examples:,} examples", "start anew with --overwrite")
+        raise FileError(f"{folder / FILE} is not a bank of {n_examples:,} examples", "start over with --overwrite")
     return tensors["vectors"].to(device), tensors["logits"].to(device)
 
 

@@ -102,7 +102,7 @@ def best_state(setup: Setup, of: dict[str, Any]) -> tuple[tuple[int, float] | No
 
 
 def lost_best(why: str) -> RunFailed:
-    return RunFailed(why, "run the same command again: it goes back to before the best epoch and makes it again")
+    return RunFailed(why, "run the same command again: it continues from before the best epoch")
 
 
 def best_of(setup: Setup, history: list[dict[str, Any]]) -> tuple[int, float] | None:
@@ -124,7 +124,7 @@ def check_best(setup: Setup) -> Generator[Event, None, None]:
     best, why = best_state(setup, of)
     if why:
         files.remove(setup.run.work / of["stage"])
-        yield setup.meter.of("prune")(note=f"{why}; it is made again")
+        yield setup.meter.of("prune")(note=f"{why}; it is redone")
     while True:
         checkpoint, warnings = stages.load_checkpoint(setup.run, steps)
         for warning in warnings:
@@ -133,8 +133,8 @@ def check_best(setup: Setup) -> Generator[Event, None, None]:
         if checkpoint is None or wanted is None or _serves(best, wanted, checkpoint.step):
             return
         if not why:
-            why = f"{setup.run.work / of['stage']} does not hold the best epoch"
-            yield setup.meter.of("prune")(note=f"{why}, that of step {wanted[0]}; it is made again")
+            why = f"{setup.run.work / of['stage']} does not contain the best epoch"
+            yield setup.meter.of("prune")(note=f"{why}, that of step {wanted[0]}; it is redone")
         stages.drop_checkpoints(setup.run, steps["stage"], after=wanted[0] - 1)
 
 

@@ -189,7 +189,7 @@ def found_stage(setup: Setup, of: dict[str, Any]) -> Generator[Event, None, dict
     """stage.json of a stage that can be used; says so when one is there that cannot."""
     stage, why = stages.found_stage(setup.run, of)
     if why:
-        yield setup.meter.of("load")(note=f"{why}; it is made again")
+        yield setup.meter.of("load")(note=f"{why}; it is redone")
     if stage is not None:
         setup.run.earlier.append(stage.get("seconds", 0.0))
     return stage

@@ -249,7 +249,7 @@ def plan_groups(
         highest = 1 - least / total
         raise ConfigError(
             f"structured pruning cannot reach sparsity {sparsity:g}: one head and one neuron per layer must stay, "
-            f"which leaves at most {math.floor(highest * 1e4) / 1e4:g}",
+            f"which allows at most {math.floor(highest * 1e4) / 1e4:g}",
             "use --structure dimensions, choose a lower --sparsity, or an unstructured method such as cap-soft",
         )
     kept_heads = min(heads, max(layers, math.floor((1 - sparsity) * heads + 0.5)))

@@ -78,7 +78,7 @@ def _check_snapshots(setup: Setup, due: list[int]) -> Generator[Event, None, Non
         if stage is None:
             stages.drop_checkpoints(setup.run, "prune-steps", after=step)
         if why:
-            yield setup.meter.of("prune")(note=f"{why}; it is made again, from before step {step}")
+            yield setup.meter.of("prune")(note=f"{why}; it is redone, from before step {step}")
             files.remove(setup.run.work / f"bank-snapshot-{index:03d}")
 
 

@@ -81,7 +81,7 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
     theirs, ours = teacher.net.config.hidden_size, student.net.config.hidden_size
     if "fic" in config.loss_names and theirs != ours:
         raise ConfigError(
-            f"the teacher's vectors have {theirs} numbers, the model's {ours}; fic cannot compare them",
+            f"the teacher's vectors have {theirs} dimensions, the model's {ours}; fic cannot compare them",
             "leave fic out with --losses ce,kd,prc,snc, or use a teacher of the same width",
         )
     sizes = [(one.net.config.hidden_size, one.net.config.num_hidden_layers) for one in (teacher, student)]
@@ -99,7 +99,8 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
     shapes = [{name: tuple(t.shape) for name, t in one.net.state_dict().items()} for one in (teacher, student)]
     if config.init == "teacher" and shapes[0] != shapes[1]:
         raise ConfigError(
-            "the teacher has another architecture than the model, it cannot be the start", "use --init pretrained"
+            "the teacher has another architecture than the model, so training cannot start from its weights",
+            "use --init pretrained",
         )
 
 

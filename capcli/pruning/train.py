@@ -89,7 +89,9 @@ def train(job: Job) -> Generator[Event, None, State]:
             _save(job, optimizer, scaler, state)
             saved_at = time.monotonic()
         if stop and state.step < total:
-            raise Stopped(f"stopped by {stop} at step {state.step} of {total}", "run the same command again to go on")
+            raise Stopped(
+                f"stopped by {stop} at step {state.step} of {total}", "run the same command again to continue"
+            )
     return state
 
 
@@ -220,7 +222,7 @@ def _calmer(job: Job) -> str:
         changes["--score-lr"] = "score_lr"
     kept = stages.kept_stages(job.run, changes.values())
     other = ", or use --precision fp32" if job.on.dtype != torch.float32 else ""
-    return f"lower {' or '.join(changes)}{other}" + (f"; kept then: {', '.join(kept)}" if kept else "")
+    return f"lower {' or '.join(changes)}{other}" + (f"; this keeps: {', '.join(kept)}" if kept else "")
 
 
 def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
@@ -299,7 +301,7 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
         job.model.net.load_state_dict(parts["net"], strict=True)
     except RuntimeError as error:
         raise CapError(
-            f"the checkpoints in {job.run.work} are not of this model", "start anew with --overwrite"
+            f"the checkpoints in {job.run.work} do not belong to this model", "start over with --overwrite"
         ) from error
     job.objective.projections.load_state_dict(parts["hid"], strict=True)
     parameters = _parameters(job)

@@ -55,12 +55,14 @@ def eval_rows(result: Data) -> list[Row]:
     if baseline:
         rows.append(("baseline", named(baseline.get("model"))))
     if finite(result.get("agreement")) is not None:
-        rows.append(("agreement", f"{percent(result['agreement'])} of the examples answered as by the baseline"))
+        rows.append(
+            ("agreement", f"{percent(result['agreement'])} of the examples have the same answer as with the baseline")
+        )
     return rows
 
 
 def _size_rows(size: Data) -> list[Row]:
-    labels = {"artifact_bytes": "artefact", "weights_bytes": "weights"}
+    labels = {"artifact_bytes": "all files", "weights_bytes": "weight file"}
     return [(label, byte_size(size[key])) for key, label in labels.items() if finite(size.get(key)) is not None]
 
 

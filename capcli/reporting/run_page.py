@@ -36,8 +36,8 @@ MAX_ROWS = 500  # of any table, so that a hostile report cannot make an endless 
 MAX_PHASES = 4
 SIZES = {
     "dense": "Dense model",
-    "artifact": "Artefact, all files",
-    "weights": "Weights file",
+    "artifact": "Model, all files",
+    "weights": "Weight file",
     "bound": "Information bound",
 }
 
@@ -175,7 +175,11 @@ def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[s
         ("sparsity", percent(sparsity.get("achieved")), f"{kept}requested {percent(sparsity.get('requested'))}"),
         (name, first.pruned if first else NOT_MEASURED, f"dense {first.dense if first else NOT_MEASURED}"),
         ("retention", first.retention if first else NOT_MEASURED, f"of the dense model's {name}"),
-        ("artefact", byte_size(size.get("artifact_bytes")), smaller or f"dense {byte_size(size.get('dense_bytes'))}"),
+        (
+            "pruned size",
+            byte_size(size.get("artifact_bytes")),
+            smaller or f"dense {byte_size(size.get('dense_bytes'))}",
+        ),
         ("whole model", percent(sparsity.get("whole_model")), "of all weights removed"),
         ("time", duration(part(report, "timing").get("total_seconds")), named(report.get("device"), 60)),
     ]

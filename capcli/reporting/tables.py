@@ -123,7 +123,7 @@ def _change(differences: Data, name: str, ours: Any, theirs: Any) -> tuple[Any, 
     return (None if a is None or b is None else a - b), None
 
 
-DIFFERENCE_HINT = "Difference: this model minus the baseline. An interval that holds 0 is within the noise."
+DIFFERENCE_HINT = "Difference: this model minus the baseline. An interval that contains 0 is within the noise."
 
 
 def _against_title(baseline: Data) -> str:
@@ -139,7 +139,7 @@ def _perturbed_table(result: Data) -> Table:
             cells = (named(change, 40), named(name, 60), number(value), signed(by), signed_span(bounds), same)
             drawn.add(cells, by, bounds)
     columns = ("change", "metric", "value", "difference", "95 % interval", "same answers")
-    hint = "Difference: changed texts minus the unchanged ones, same examples. Same answers: as without the change."
+    hint = "Difference: changed texts minus the unchanged ones, same examples. Same answers: share that did not change."
     return drawn.table("With changed texts", columns, hint, zero=True, n_text=2)
 
 
@@ -157,7 +157,7 @@ def _probe_tables(result: Data) -> list[Table]:
         value, bounds = mean_of.get("value"), mean_of.get("confidence_95")
         cells = ("mean of tasks", "", number(value), span(bounds))
         drawn.add((*cells, ""), value, bounds, part(only, "mean").get("value"))
-    hint = "Mean ± standard deviation over the seeds; the interval also holds the noise of the examples."
+    hint = "Mean ± standard deviation over the seeds; the interval also includes the noise of the examples."
     shown = drawn.table("Tasks", ("task", "metric", "mean", "95 % interval", "examples"), hint, n_text=2)
     return [shown, *(_probe_against(result, one) for one in baselines), *layer_tables(result)]
 
@@ -211,7 +211,7 @@ def _compare_tables(result: Data) -> list[Table]:
         (named(row.get("name"), 60), *(quantity(row, row.get(key)) for key in ("old", "new")), exact_change(row))
         for row in rows_of(result.get("sizes"))
     ]
-    hint = "Change: new minus old. Moved: 0 is outside of the interval of the change."
+    hint = "Change: new minus old. Moved: the interval of the change does not contain 0."
     measured = _moves_table("Tasks" if result.get("kind") == "probe" else "Metrics", result.get("rows"), hint)
     latency = _latency_table(result.get("latency"))
     return [measured, latency, Table("Size and sparsity", ("name", "old", "new", "change"), exact)]

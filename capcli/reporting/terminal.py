@@ -44,7 +44,7 @@ def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) ->
         ("sparsity", f"{_removed(sparsity)}, requested {percent(sparsity.get('requested'))}"),
         ("whole model", percent(sparsity.get("whole_model"))),
         ("dense size", byte_size(size.get("dense_bytes"))),
-        ("artefact", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
+        ("pruned size", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
         ("time", duration(part(report, "timing").get("total_seconds"))),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]
@@ -211,7 +211,7 @@ def _gain(dense: Any, ours: Any) -> str:
 def _faster(speed: Mapping[str, Any]) -> str:
     """`yes: 1.8× faster at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
     if not speed:
-        return "no: it computes as the dense model does"
+        return "no: as fast as the dense model"
     faster = any((finite(part(speed, name).get("times")) or 0) > 1.05 for name in speed if "batch" in name)
     return f"{'yes' if faster else 'no'}: {speed_lines(speed)}"
 
@@ -229,7 +229,7 @@ def _checked(check: Mapping[str, Any]) -> str:
     gap = finite(check.get("largest_difference"))
     shown = NOT_MEASURED if gap is None else f"{gap:.2g}"
     texts = f"{count(check.get('texts'))} texts of {named(check.get('of'), 80)}"
-    return f"opened again; {texts}: largest logit difference {shown}{same}"
+    return f"reopened; {texts}: largest logit difference {shown}{same}"
 
 
 def plan_summary(found: Mapping[str, Any]) -> Group:

@@ -62,7 +62,7 @@ SAVE_AGAIN = "load it once with transformers, in an environment you trust, and s
 
 def unfinished(source: str) -> ModelError:
     """The error for a run that was stopped."""
-    return ModelError(f"{source} is a run that is not finished", "run the same cap prune command again to go on")
+    return ModelError(f"{source} is an unfinished run", "run the same cap prune command again to finish it")
 
 
 def check_names(names: Collection[str], source: str, *, local: bool) -> None:
@@ -71,20 +71,20 @@ def check_names(names: Collection[str], source: str, *, local: bool) -> None:
         raise unfinished(source)
     if "cap_config.json" in names:
         raise ModelError(
-            f"{source} is a pruned model, and a dense one is needed here",
-            "give the model that it was made from; or copy it to a folder, and take what cap export --to dense writes",
+            f"{source} is a pruned model, but a dense one is needed here",
+            f"use the model that it was made from, or convert it: cap export {source} --to dense",
         )
     if "model.cap.safetensors" in names:
         raise ModelError(f"{source} is a pruned model without its cap_config.json", "copy the whole folder")
     if "adapter_config.json" in names:
         raise ModelError(
-            f"{source} is an adapter, not a whole model",
+            f"{source} is an adapter, not a complete model",
             "merge it into its base model first: PEFT's merge_and_unload, then save_pretrained",
         )
     _check_formats(names, source, local)
     if CONFIG not in names:
         inside = sorted(f"{source}/{Path(name).parent}" for name in names if name.endswith(f"/{CONFIG}"))
-        hint = "MODEL is a folder or hub id in Hugging Face layout, or one written by cap"
+        hint = "MODEL must be a folder or hub id in Hugging Face layout, or a folder written by cap"
         if inside:
             more = ", …" if len(inside) > 3 else ""
             way = "give that folder" if local else "download it and give that folder"
@@ -266,7 +266,7 @@ def sparse_refusal(source: str, layout: str) -> ModelError:
         MASKED: "movement pruning (mask_scores beside the weights)",
     }
     return ModelError(
-        f"{source} is a sparse checkpoint of {words[layout]}, and a dense or pruned model is needed here",
+        f"{source} is a sparse checkpoint of {words[layout]}, but a dense or pruned model is needed here",
         f"convert it first: cap export {source} --to sparse",
     )
 

@@ -45,7 +45,9 @@ def resolve(source: str) -> tuple[str, str | None]:
     if name == BUILTIN_MODEL:
         raise ModelError(f"the built-in model {BUILTIN_MODEL!r} has no revisions")
     if at and (not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", revision, re.ASCII) or ".." in revision):
-        raise ModelError(f"{revision!r} is no revision", "after @ stands a branch, tag or commit: bert-base@main")
+        raise ModelError(
+            f"{revision!r} is not a revision", "give a branch, tag or commit after @, as in bert-base@main"
+        )
     return name, revision or None
 
 

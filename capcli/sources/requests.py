@@ -211,16 +211,16 @@ def _refusal(error: Exception, repo: Repo) -> CapError:
     if "RevisionNotFound" in causes:
         return repo.refused(
             f"the {repo.words}: there is no revision {repo.revision!r} of {repo.name} on the hub",
-            "after @ stands a branch, a tag, a commit, or refs/pr/N",
+            "give a branch, a tag, a commit, or refs/pr/N after @",
         )
     if status == 403 or "Gated" in causes:
         return repo.refused(
             f"the hub refuses the {repo.words}: it is private or gated",
-            f"{login}; for a gated one, ask for access on its page first",
+            f"{login}; for a gated one, first ask for access on its page",
         )
     if status == 401:
         return repo.refused(
-            f"the hub refuses the {repo.words} (401): it is private or gated, or there is none of this name",
+            f"the hub refuses the {repo.words} (401): it is private or gated, or does not exist",
             login + repo.perhaps,
         )
     if status == 404:
@@ -228,22 +228,22 @@ def _refusal(error: Exception, repo: Repo) -> CapError:
     if status == 429:
         return repo.refused(
             f"the hub answered 429, too many requests, for the {repo.words}",
-            "wait some minutes and run the same command again; with HF_TOKEN the limits are higher",
+            "wait a few minutes and run the same command again; with HF_TOKEN the limits are higher",
         )
     if status:
         return repo.refused(f"the hub answered {status} for the {repo.words}", f"try again later, or {repo.instead}")
     if "Consistency check failed" in str(error) or "RemoteProtocolError" in causes:
         return repo.refused(
-            f"the download of the {repo.words} broke off or was damaged; nothing of the file was kept",
+            f"the download of the {repo.words} broke off or was damaged; the file was not kept",
             "run the same command again",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return RunFailed(f"no room in the cache for the {repo.words}: {error}", "HF_HOME names the folder of the cache")
+        return RunFailed(f"no space in the cache for the {repo.words}: {error}", "HF_HOME sets the cache folder")
     if isinstance(error, OSError) and error.errno:
-        return repo.refused(f"cannot use the cache: {error}", "HF_HOME names the folder of the cache")
+        return repo.refused(f"cannot use the cache: {error}", "HF_HOME sets the cache folder")
     if "FileMetadataError" in causes or "JSONDecodeError" in causes:
         return repo.refused(
-            f"what answers at {_host()} is not a model hub", "check HF_ENDPOINT, and the proxy of your network"
+            f"the server at {_host()} is not a model hub", "check HF_ENDPOINT and the proxy of your network"
         )
     return repo.refused(
         f"cannot reach the hub at {_host()} for the {repo.words}, and it is not in the local cache",

@@ -58,14 +58,17 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Table:
         shared, alone = _common_tasks(before, after)
         if not shared:
             raise ConfigError(
-                f"{old} and {new} have no task in common that was measured alike: {_reason(before, after)}",
+                f"{old} and {new} have no task in common that was measured in the same way: {_reason(before, after)}",
                 "probe the same tasks, with the same examples and options",
             )
         shared += ["mean"] * (not alone and "mean" in ours and "mean" in theirs)
     known = _bounds(command, before) | _bounds(command, after)
     require(gates, known, known)
     if alone:
-        notes.append("not compared, because not in both or measured otherwise: " + ", ".join(named(n) for n in alone))
+        notes.append(
+            "not compared, because missing from one result or measured differently: "
+            + ", ".join(named(n) for n in alone)
+        )
     pairs = {name: (theirs[name], ours[name]) for name in shared}
     latency = _latency(part(before, "latency"), part(after, "latency"), notes)
     result: Table = {
@@ -100,7 +103,7 @@ def _read(command: str, path: str) -> Mapping[str, Any]:
     kind = "probe" if part(data, "tasks") else "eval" if of_eval else ""
     if not kind:
         raise FileError(
-            f"{path} holds no result of cap {command}", f"--compare takes what cap {command} --json printed"
+            f"{path} contains no result of cap {command}", f"--compare takes files written by cap {command} --json"
         )
     if kind != command:
         raise FileError(f"{path} is a result of cap {kind}, not of cap {command}", f"use cap {kind} --compare")
@@ -122,7 +125,7 @@ def _same(before: Mapping[str, Any], after: Mapping[str, Any], names: tuple[str,
     if name := differing(before, after, names):
         raise ConfigError(
             f"{old} and {new} differ in {name}: {named(before.get(name))} and {named(after.get(name))}",
-            "compare results that were measured alike",
+            "compare results that were measured in the same way",
         )
 
 

@@ -140,7 +140,7 @@ def _check_gates(config: EvalConfig, data: TaskData) -> None:
     valid += [name + change for change in changes for name in (*own, AGREEMENT)]
     drops = [name + change for change in ("", *changes) for name in data.metrics]
     ways = {f"{name}@{change}": f"add --perturb {change}" for change in PERTURBATIONS for name in (*own, AGREEMENT)}
-    ways[AGREEMENT] = "name a --baseline to agree with"
+    ways[AGREEMENT] = "give a --baseline to agree with"
     gates.require(config.gates, _bounds(valid), _bounds(drops), ways)
 
 

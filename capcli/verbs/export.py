@@ -104,13 +104,15 @@ def _load(config: ExportConfig) -> Model:
         if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (stages.REPORT, RECORD)):
             raise checkpoint.unfinished(source)
         if config.threshold:
-            raise ConfigError(f"--threshold is for checkpoints of movement pruning; {source} says what is zero")
+            raise ConfigError(
+                f"--threshold is for checkpoints of movement pruning; {source} already says which weights are zero"
+            )
         return artifact.load_artifact(folder)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)
     if config.to != "onnx" and legacy.layout(folder) is None and (config.to == "dense" or not legacy.zeros(model)):
-        raise ModelError(f"{source} is a dense model already", "cap export takes what cap prune wrote")
+        raise ModelError(f"{source} is already a dense model", "cap export takes the output of cap prune")
     return model
 
 
@@ -150,7 +152,7 @@ def _texts(config: ExportConfig, model: Model) -> Texts:
             raise
         other = TaskConfig(task=FALLBACK.get(model.kind, "mr"))
         reason = error.message.replace(place, shortened(place)) if place else error.message
-        missing = f"the task's own data are not here ({reason}): logits are compared on texts of {other.task}"
+        missing = f"the task's own data are not available ({reason}): logits are compared on texts of {other.task}"
         return Texts(source=other, data=dataset.load(other, train=False), missing=missing)
 
 

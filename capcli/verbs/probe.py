@@ -123,9 +123,9 @@ def _own_ways(config: ProbeConfig, data: TaskData) -> list[str]:
     """Which of the options do not count for a task."""
     found = []
     if data.kind in vectors.PER_TOKEN:
-        found.append("each token is probed, --pool does not count")
+        found.append("each token is probed, so --pool has no effect")
     if data.kind == "spans" and config.probe != "head":
-        found.append("places in a window are asked for, so a head is trained")
+        found.append("the answers are places in a window, so a head is trained")
     return found
 
 
@@ -326,7 +326,7 @@ def _stored(path: str, config: ProbeConfig) -> dict[str, Any]:
     theirs = part(found, "tasks")
     if not theirs or MEAN not in found:
         raise FileError(
-            f"{path} is no result of cap probe", "--baseline takes models and what cap probe --json printed"
+            f"{path} is not a result of cap probe", "--baseline takes models and files written by cap probe --json"
         )
     if lost := [name for name in config.task_names if name not in theirs]:
         raise ConfigError(f"{path} has no probe of {', '.join(lost)}, only of {', '.join(map(str, theirs))}")
@@ -343,7 +343,7 @@ def _from_file(path: str, ours: Mapping[str, Probed], found: Mapping[str, Any]) 
         if what := noise.differing(rows[name], one.about, noise.MEASURED_ON):
             raise ConfigError(
                 f"{path}: the {what} of {name} is {named(rows[name].get(what))}, here {one.about[what]}",
-                "compare what was measured alike: same data, length and numbers of examples",
+                "compare results measured in the same way: same data, length and numbers of examples",
             )
     theirs = {name: noise.stored(row.get("mean"), row.get("confidence_95")) for name, row in rows.items()}
     if set(ours) == set(part(found, "tasks")):

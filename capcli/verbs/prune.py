@@ -65,7 +65,7 @@ def _finished(config: PruneConfig, flag: StopFlag) -> Generator[Event, None, dic
     except CapError as error:
         if isinstance(error, ConfigError | Stopped) or _are_here(config):
             raise
-        notes = [f"whether its inputs are still the same is not known: {error.message}"]
+        notes = [f"cannot check whether its inputs are still the same: {error.message}"]
     for note in notes:
         yield Event(phase="done", overall=1.0, note=note)
     yield Event(phase="done", overall=1.0, note="this run is already complete")
@@ -87,9 +87,9 @@ def _memory(folder: Run) -> Iterator[None]:
         if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate", str(error), re.IGNORECASE)):
             raise
         kept = stages.kept_stages(folder, ["batch_size"])
-        hint = "lower --batch-size" + (f" (kept then: {', '.join(kept)})" if kept else "")
+        hint = "lower --batch-size" + (f" (this keeps: {', '.join(kept)})" if kept else "")
         raise RunFailed(
-            "out of memory", f"{hint}, or start anew with a shorter --max-length and --overwrite"
+            "out of memory", f"{hint}, or start over with a shorter --max-length and --overwrite"
         ) from error
 
 
