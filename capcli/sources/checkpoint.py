@@ -55,7 +55,7 @@ SIZES = (
 ZERO_SIZES = ("type_vocab_size",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX"}
-BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `capcli.legacy` reads
+BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `models.legacy` reads
 QUANTISATION = ("config_groups", "kv_cache_scheme", "transform_config")  # what bitmask alone does not say
 SAVE_AGAIN = "load it once with transformers, in an environment you trust, and save_pretrained writes safetensors"
 
