@@ -214,7 +214,9 @@ def test_what_is_read_whole_is_a_regular_file_of_bounded_size(tmp_path: Path) ->
     (tmp_path / "many").write_text("[" * 20 + "]" * 20)
     (tmp_path / "wide").write_bytes('{"a": 1}'.encode("utf-16"))
     (tmp_path / "marked").write_bytes('{"a": 1}'.encode("utf-8-sig"))
+    (tmp_path / "latin").write_bytes(b'{"a": "caf\xe9"}')
     expected = {"pipe": "is not a file", ".": "is not a file", "none": "does not exist", "wide": "UTF-16"}
+    expected |= {"latin": "not a text in UTF-8: byte 10 cannot be read"}
     for name, reason in expected.items():
         with pytest.raises(FileError, match=reason):
             read_json(tmp_path / name)
