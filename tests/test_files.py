@@ -289,6 +289,8 @@ BOMBS: dict[str, dict[str, Any]] = {
     "albert": {"model_type": "albert", "num_hidden_layers": 10**9},
     "groups": {"model_type": "albert", "inner_group_num": 3000},
     "experts": {"model_type": "mixtral", "num_local_experts": 10**9},
+    "repeated": {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 10**9]]},
+    "repeated often": {"model_type": "gpt_neo", "attention_types": [[["global"] * 100, 4096]] * 400},
     "python table": {"model_type": "distilbert", "sinusoidal_pos_embds": True, "max_position_embeddings": 10**8},
 }
 
