@@ -383,8 +383,8 @@ def test_portable_replaces_whole_paths_alone() -> None:
     text = "/a/out/data, /a/out2 b/a/out (/a/out): /a/out/data/train.csv"
     found = portable({"x": text, "n": [1, None]}, chosen)
     assert found == {"x": "…/data, /a/out2 b/a/out (…/out): …/data/train.csv", "n": [1, None]}
-    line = command_line(["prune", "/a/b", "--data=/c/d", "--tasks", "x,/e f", "b/c"])
-    assert shlex.split(line) == ["cap", "prune", "…/b", "--data=…/d", "--tasks", "x,…/e f", "b/c"]
+    line = command_line(["prune", "/a/b", "--data=/c/d", "--tasks", "x,/e f, /g/h", "b/c", "-o/i/j"])
+    assert shlex.split(line) == ["cap", "prune", "…/b", "--data=…/d", "--tasks", "x,…/e f, …/h", "b/c", "-o…/j"]
 
 
 @pytest.mark.parametrize(
