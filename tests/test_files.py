@@ -342,6 +342,20 @@ def test_large_files_of_a_model_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     assert "header" in refused_at_once(lambda: loading.load_dense(str(folder), ["a", "b"], "classification", 0))
 
 
+@pytest.mark.parametrize("padding", [{"strategy": {"Fixed": 10**6}}, {"pad_to_multiple_of": 10**6}], ids=str)
+def test_a_tokenizer_does_not_say_how_long_inputs_are(tiny: Tiny, tmp_path: Path, padding: dict[str, Any]) -> None:
+    folder = shutil.copytree(tiny.model, tmp_path / "m")
+    table = json.loads((folder / "tokenizer.json").read_text())
+    table["padding"] = {
+        **{"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]", **padding},
+    }
+    table["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    tokenizer = tokenizers.read_tokenizer(folder)
+    assert len(tokenizer.backend_tokenizer.encode("the film was good").ids) == 6
+
+
 def test_an_index_of_any_size_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.model, tmp_path / "m")
     (folder / "model.safetensors").unlink()
