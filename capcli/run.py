@@ -38,10 +38,6 @@ from capcli.stored import read_json
 EXPORT = "export.json"  # the record of what `cap export` wrote
 # What a run writes into OUT, in the order in which `--overwrite` removes it; OUT/work goes after it.
 OURS = (REPORT, "report.html", "README.md", "model.cap.safetensors", *TOKENIZER_FILES, "cap_config.json")
-"""The options that may change, at the price of the stages that depend on them."""
-
-
-# Finished runs and the beginning of others ---------------------------------------------------------------------------
 
 
 def finished_report(config: PruneConfig) -> dict[str, Any] | None:

@@ -19,8 +19,6 @@ from capcli.errors import FileError
 if TYPE_CHECKING:
     import torch
 
-# ------------------------------------------------------------------------------------------- reading what may be absent
-
 
 def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
@@ -83,13 +81,16 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 
 def text_of(data: bytes, path: Path) -> str:
-    """The text of a file in UTF-8, with or without a mark of the byte order. Raises `FileError` for UTF-16 and 32."""
+    """The text of a file in UTF-8, with or without a mark of the byte order. Raises `FileError` for anything else."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
         raise FileError(
             f"{path} is in UTF-16 or UTF-32, not in UTF-8",
             "save it as UTF-8; the > of Windows PowerShell writes UTF-16, | Out-File -Encoding utf8 FILE does not",
         )
-    return data.decode("utf-8-sig")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is not a text in UTF-8: byte {error.start:,} cannot be read") from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -640,6 +640,8 @@ def test_the_action_runs_cap(folder: Path) -> None:
     done, outputs = run_action(folder, "eval", "--compare old.json none.json", GITHUB_ACTIONS="true")
     assert (done.returncode, outputs) == (2, {})
     assert commands(done.stderr) == ["::error title=cap::none.json does not exist"]
+    done, outputs = run_action(folder, "eval", "--help")
+    assert (done.returncode, outputs) == (0, {}), "nothing was measured"
 
 
 def test_the_action_expands_and_runs_nothing_in_its_inputs(folder: Path) -> None:

@@ -214,7 +214,9 @@ def test_what_is_read_whole_is_a_regular_file_of_bounded_size(tmp_path: Path) ->
     (tmp_path / "many").write_text("[" * 20 + "]" * 20)
     (tmp_path / "wide").write_bytes('{"a": 1}'.encode("utf-16"))
     (tmp_path / "marked").write_bytes('{"a": 1}'.encode("utf-8-sig"))
+    (tmp_path / "latin").write_bytes(b'{"a": "caf\xe9"}')
     expected = {"pipe": "is not a file", ".": "is not a file", "none": "does not exist", "wide": "UTF-16"}
+    expected |= {"latin": "not a text in UTF-8: byte 10 cannot be read"}
     for name, reason in expected.items():
         with pytest.raises(FileError, match=reason):
             read_json(tmp_path / name)
@@ -287,6 +289,8 @@ BOMBS: dict[str, dict[str, Any]] = {
     "albert": {"model_type": "albert", "num_hidden_layers": 10**9},
     "groups": {"model_type": "albert", "inner_group_num": 3000},
     "experts": {"model_type": "mixtral", "num_local_experts": 10**9},
+    "repeated": {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 10**9]]},
+    "repeated often": {"model_type": "gpt_neo", "attention_types": [[["global"] * 100, 4096]] * 400},
     "python table": {"model_type": "distilbert", "sinusoidal_pos_embds": True, "max_position_embeddings": 10**8},
 }
 
@@ -338,6 +342,20 @@ def test_large_files_of_a_model_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     assert "header" in refused_at_once(lambda: loading.load_dense(str(folder), ["a", "b"], "classification", 0))
 
 
+@pytest.mark.parametrize("padding", [{"strategy": {"Fixed": 10**6}}, {"pad_to_multiple_of": 10**6}], ids=str)
+def test_a_tokenizer_does_not_say_how_long_inputs_are(tiny: Tiny, tmp_path: Path, padding: dict[str, Any]) -> None:
+    folder = shutil.copytree(tiny.model, tmp_path / "m")
+    table = json.loads((folder / "tokenizer.json").read_text())
+    table["padding"] = {
+        **{"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]", **padding},
+    }
+    table["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    tokenizer = tokenizers.read_tokenizer(folder)
+    assert len(tokenizer.backend_tokenizer.encode("the film was good").ids) == 6
+
+
 def test_an_index_of_any_size_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.model, tmp_path / "m")
     (folder / "model.safetensors").unlink()
@@ -379,8 +397,8 @@ def test_portable_replaces_whole_paths_alone() -> None:
     text = "/a/out/data, /a/out2 b/a/out (/a/out): /a/out/data/train.csv"
     found = portable({"x": text, "n": [1, None]}, chosen)
     assert found == {"x": "…/data, /a/out2 b/a/out (…/out): …/data/train.csv", "n": [1, None]}
-    line = command_line(["prune", "/a/b", "--data=/c/d", "--tasks", "x,/e f", "b/c"])
-    assert shlex.split(line) == ["cap", "prune", "…/b", "--data=…/d", "--tasks", "x,…/e f", "b/c"]
+    line = command_line(["prune", "/a/b", "--data=/c/d", "--tasks", "x,/e f, /g/h", "b/c", "-o/i/j"])
+    assert shlex.split(line) == ["cap", "prune", "…/b", "--data=…/d", "--tasks", "x,…/e f, …/h", "b/c", "-o…/j"]
 
 
 @pytest.mark.parametrize(

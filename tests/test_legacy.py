@@ -1,4 +1,4 @@
-"""Sparse checkpoints of other tools: written here from the layouts that `capcli.legacy` documents, by slow loops."""
+"""Sparse checkpoints of other tools: written here from the layouts that `models.legacy` documents, by slow loops."""
 
 import json
 import math

@@ -407,11 +407,18 @@ def swap(path: Path) -> None:
     shutil.copy(older[0] if older else path.parent / files.MANIFEST, path)
 
 
+def flip_high(path: Path) -> None:
+    """The top bit, which makes a text no UTF-8 any more."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] |= 128
+    path.write_bytes(bytes(data))
+
+
 def add(path: Path) -> None:
     path.with_name("left-over").write_bytes(b"?")
 
 
-DAMAGES = (truncate, empty, flip, swap, Path.unlink)
+DAMAGES = (truncate, empty, flip, flip_high, swap, Path.unlink)
 
 
 @pytest.fixture(scope="module")
@@ -564,9 +571,12 @@ def test_a_best_that_is_damaged_meanwhile_ends_the_run(tiny: Tiny, best: tuple[A
     assert outcome(tmp_path / "out") == expected
 
 
-def test_damaged_configuration_is_named(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [truncate, flip_high], ids=lambda d: d.__name__)
+def test_damaged_configuration_is_named(
+    tiny: Tiny, stopped: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     out = copy_of(stopped, tmp_path)
-    truncate(out / "work" / "config.json")
+    damage(out / "work" / "config.json")
     result = invoke(*tiny.arguments(out, **SMALL))
     assert result.exit_code == 2
     assert str(out / "work" / "config.json") in result.stderr

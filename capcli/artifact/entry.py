@@ -242,7 +242,7 @@ def bits_of(tensor: torch.Tensor) -> Array:
 
 
 def tensor_of(bits: Array, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The inverse of `_bits_of`."""
+    """The inverse of `bits_of`."""
     import torch
 
     return torch.from_numpy(bits.view(np.uint8)).view(getattr(torch, DTYPES[dtype][1])).reshape(shape)

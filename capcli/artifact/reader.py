@@ -44,8 +44,6 @@ from capcli.errors import FileError
 if TYPE_CHECKING:
     import torch
 
-# Reading
-
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the model, dense, by sorted name. Raises `FileError` unless every byte is as it was written."""

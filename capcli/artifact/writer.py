@@ -82,9 +82,6 @@ class Sizes:
     file_bytes: int
 
 
-# Writing
-
-
 def save(path: Path, tensors: Tensors, pruned: Collection[str], *, quantised: Collection[str] = ()) -> Sizes:
     """Write every tensor of a model, those named in `pruned` in sparse coding. Same input, same bytes.
 

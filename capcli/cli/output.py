@@ -22,9 +22,6 @@ from capcli.reporting.text import plain
 EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
 
-# Output --------------------------------------------------------------------------------------------------------------
-
-
 def wants_json(output: str, as_json: bool) -> bool:
     """Whether stdout gets JSON. Raises `ConfigError` for an unknown format."""
     if output not in ("", "human", "json"):

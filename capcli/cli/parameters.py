@@ -65,9 +65,6 @@ app = typer.Typer(
 )
 
 
-# Commands ------------------------------------------------------------------------------------------------------------
-
-
 def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command that takes MODEL, the fields of `config` as options, and `switches`.
 

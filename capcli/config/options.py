@@ -44,7 +44,7 @@ def typed_fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """A configuration as one flat mapping of field names; the inverse of `build`."""
+    """A configuration as one flat mapping of field names; the inverse of `layers.build`."""
     flat: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)

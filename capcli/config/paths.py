@@ -39,5 +39,7 @@ def portable(found: Any, config: Any) -> Any:
 
 def command_line(arguments: Iterable[str]) -> str:
     """A command as reports have it, absolute paths by their last part."""
-    shown = (re.sub("(^|[=,])(/[^,]*)", lambda match: match[1] + shortened(match[2]), text) for text in arguments)
+    shown = (
+        re.sub(r"(^-\w+|^|[=,] *)(/[^,]*)", lambda match: match[1] + shortened(match[2]), text) for text in arguments
+    )
     return shlex.join(["cap", *shown])

@@ -245,7 +245,7 @@ class PruneConfig:
 
     @property
     def criterion(self) -> str:
-        """Name of the method's criterion, a key of `criteria.CRITERIA`."""
+        """Name of the method's criterion, a key of `pruning.criteria.CRITERIA`."""
         return METHODS[self.method].criterion
 
     @property

@@ -67,7 +67,7 @@ def _merged(found: Labels, occur: Sequence[str]) -> set[str]:
 def check_labelled(found: Labels, find: Finder | None = None) -> None:
     """Raise `DataError` when a label stands for none, unless `find` knows it as a class."""
     occur = _distinct(found)
-    absent = _absent(found, occur) if find is None else {name for name in occur if find(name) is None}
+    absent = _absent(occur) if find is None else {name for name in occur if find(name) is None}
     absent &= {
         name for name in occur if names.key(name) in NO_LABEL and (name != "-" or found.kind == "classification")
     }
@@ -85,7 +85,7 @@ def check_labelled(found: Labels, find: Finder | None = None) -> None:
     )
 
 
-def _absent(found: Labels, occur: Collection[str]) -> set[str]:
+def _absent(occur: Collection[str]) -> set[str]:
     """The labels that stand for none among classes that are not known yet: -1 is one beside 0, 1 and the negative."""
     numbers = {names.number(name) or "" for name in occur} - {"-1", "-100"}
     signed = numbers <= {"0", "1"} or any(number.startswith("-") for number in numbers)

@@ -211,7 +211,7 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str, tex
 def _label_names(
     task: Task, found: Mapping[str, Labels], perhaps: Sequence[str], aliases: Mapping[str, str]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Names of the classes by index, and notes: those of the task, or of the first split as `labels.names_of` has it.
+    """Names of the classes by index, and notes: those of the task, or of the first split as `classes.names_of` has it.
 
     A tag that occurs only in an evaluation split gets an index too, though nothing can learn it: the words that bear it
     are part of what is measured. It is no new one where it is a number and those of the first split are names.

@@ -34,7 +34,7 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One of `config.PERTURBATIONS`, as the seed has it."""
+    """One of `config.names.PERTURBATIONS`, as the seed has it."""
 
     name: str
     seed: int

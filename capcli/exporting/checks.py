@@ -27,9 +27,6 @@ ALONE = (
 LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 
 
-# Checks --------------------------------------------------------------------------------------------------------------
-
-
 def checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
     """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
     yield Event(phase="export", overall=0.6, note="comparing the export with the original")

@@ -222,7 +222,7 @@ class Runner:
         self.names = tuple(value.name for value in self.session.get_inputs())
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits of inputs [B, S] on the CPU as `models.forward` gives them: [B, C], [B, S, C]; [B, S, 2] for spans."""
+        """Logits of inputs [B, S] on the CPU as `predict.forward` has them: [B, C], [B, S, C]; [B, S, 2] for spans."""
         found = self.session.run(None, {name: inputs[name].numpy() for name in self.names})
         return torch.from_numpy(found[0] if len(found) == 1 else np.stack(found, axis=-1))
 
@@ -230,7 +230,7 @@ class Runner:
 def outputs(
     runner: Runner, examples: Examples, token_budget: int, event: Callable[..., Event]
 ) -> Generator[Event, None, Tensor]:
-    """Logits of tokenised examples, ordered as `models.encoded` gives them: [N, C], or [T, C] for a head that answers
+    """Logits of tokenised examples, ordered as `predict.encoded` gives them: [N, C], or [T, C] for a head that answers
     per token; yields `event(done, total)`."""
     found, done = torch.empty(0), 0
     for rows in evaluation_batches(examples, token_budget):

@@ -31,7 +31,7 @@ def linear(
 
     Logistic regression (for multilabel one per label), of which the outputs are log probabilities (log odds); ridge
     regression for numbers. The strength of the penalty is chosen by cross-validation on the training vectors: the best
-    `metric` of classification, see `capcli.metrics`, or the lowest log loss without one; for numbers the lowest
+    `metric` of classification, see `measuring.metrics`, or the lowest log loss without one; for numbers the lowest
     squared error when one is left out.
     """
     from sklearn.preprocessing import StandardScaler

@@ -17,7 +17,7 @@ from capcli.reporting.text import byte_size, milliseconds
 
 Row = dict[str, Any]
 Bounds = tuple[float, float]  # the lowest and the highest value that a metric can have
-DECIMALS = 12  # as `capcli.text` shows numbers
+DECIMALS = 12  # as `reporting.text` shows numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,6 @@ RESAMPLES = 1000
 BLOCK = 1_000_000
 
 
-# Counts --------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """What each example adds to the counts [3, C]: rows [M, 3 C] (sparse), which of them it is, index [N], and how many

@@ -26,7 +26,7 @@ from capcli.models.model import Model, longest_input
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `capcli.metrics`.
+    """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `measuring.metrics`.
 
     doubts: what the model could not read of the texts. constant: its answer, where that is the same to all of them.
     """
@@ -89,7 +89,7 @@ def scored(
     *,
     with_intervals: bool = True,
 ) -> Measured:
-    """Metrics `names` of logits of the examples, as `models.encoded` and `onnx_model.outputs` give them."""
+    """Metrics `names` of logits of the examples, as `predict.encoded` and `onnx_model.outputs` give them."""
     truth, outputs = answers(kind, labels, examples, logits.cpu().double().numpy())
     whole = bool(torch.isfinite(logits).all())  # or the answers would be those of the comparisons with NaN
     values = metrics.measure(kind, names, truth, outputs) if whole else dict.fromkeys(names, math.nan)
@@ -139,7 +139,7 @@ def same_answer(model: str, split: str, answer: str) -> str:
 
 
 def answers(kind: str, labels: Sequence[str], examples: Examples, logits: np.ndarray) -> tuple[Any, Any]:
-    """Truth and outputs as `capcli.metrics` wants them: tags by sentence, answers by question, else plain logits."""
+    """Truth and outputs as `measuring.metrics` wants them: tags by sentence, answers by question, else plain logits."""
     split = examples.split
     assert split is not None, "what is measured was read from a split"
     if kind == "tokens":

@@ -58,7 +58,7 @@ class Vectors:
 class Encoder:
     """A frozen model, loaded only when a vector is missing.
 
-    layer: last, all, or the number of a layer, of which 0 are the embeddings. pooling: see `models.forward`; only for
+    layer: last, all, or the number of a layer, of which 0 are the embeddings. pooling: see `predict.forward`; only for
     kinds that answer per example.
     """
 

@@ -74,6 +74,9 @@ def open_tokenizer(path: str, source: str, config: Any = None) -> Any:
         config = PreTrainedConfig()  # an artefact has no config.json, and one that was put there is not read
     check_tokenizer_config(Path(path), source)
     tokenizer = read_pretrained(AutoTokenizer.from_pretrained, path, source, config=config)
+    if tokenizer.is_fast:  # whoever calls it says how long inputs are; a file could ask for billions of tokens
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up when there is no file
         raise ModelError(f"{source} has no tokenizer: tokenizer.json or vocab.txt is missing, or contains no words")
     if "attention_mask" not in tokenizer.model_input_names:

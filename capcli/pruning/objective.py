@@ -47,7 +47,7 @@ Steps = Generator[Event, None, Any]
 class Job:
     """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
     epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
-    checkpoints depend on, see `run.origin`."""
+    checkpoints depend on, see `stages.origin`."""
 
     run: Run
     phase: str

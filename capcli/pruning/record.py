@@ -54,7 +54,7 @@ def write_artefact(
         raise RunFailed(
             f"{out} keeps {counted['kept_weights']:,} weights, the masks {kept:,}: the file is not what was trained"
         )
-    record = _record(setup, state, dense, pruned) | {"sparsity": counted, "size": _size(reopened, out, sizes)}
+    record = _record(setup, state, dense, pruned) | {"sparsity": counted, "size": _size(out, sizes)}
     record["base_model"] = loading.hub_id(student.source)
     record["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in artifact.artifact_files(out)
@@ -93,7 +93,7 @@ def _sparsity(model: Model, out: Path, requested: float) -> dict[str, Any]:
     }
 
 
-def _size(model: Model, out: Path, sizes: Sizes) -> dict[str, Any]:
+def _size(out: Path, sizes: Sizes) -> dict[str, Any]:
     return {
         "dense_bytes": sizes.dense_bytes,
         "artifact_bytes": sum(path.stat().st_size for path in artifact.artifact_files(out)),

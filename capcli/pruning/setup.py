@@ -174,11 +174,11 @@ def _counted(examples: Examples) -> str:
     return f"{len(np.unique(examples.owner)):,} questions in {len(examples):,} windows"
 
 
-# Teacher and banks ---------------------------------------------------------------------------------------------------
+# Stages --------------------------------------------------------------------------------------------------------------
 
 
 def origin_of(setup: Setup, name: str) -> dict[str, Any]:
-    """What a stage depends on, see `run.origin`; the teacher by its weights, if it is made in this run."""
+    """What a stage depends on, see `stages.origin`; the teacher by its weights, if it is made in this run."""
     manifest = setup.run.work / "teacher" / files.MANIFEST
     after = name not in ("bank-pretrained", "teacher", "teacher-steps")
     weights = read_json(manifest)["model.safetensors"] if after and manifest.is_file() else ""

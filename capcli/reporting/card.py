@@ -16,9 +16,6 @@ from capcli.stored import finite, part
 YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # that are not strings when bare
 
 
-# ----------------------------------------------------------------------------------------------------------- model card
-
-
 def _fenced(text: object) -> str:
     """User text as a fenced code block whose fence the text cannot close."""
     shown = plain(text, 8000)

@@ -27,9 +27,6 @@ from capcli.stored import finite, mapping, part
 TASKS_ACROSS = 6  # columns of a table of layers, so that it fits a terminal of 80
 
 
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
 @dataclass(frozen=True)
 class Table:
     """A table of text, of whose columns the first `n_text` are words; with `strips` one small drawing per row."""

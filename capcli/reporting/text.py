@@ -19,9 +19,6 @@ from capcli.stored import finite, sequence
 NOT_MEASURED = "not measured"
 
 
-# ----------------------------------------------------------------------------------------------------- text and numbers
-
-
 def plain(text: object, limit: int = 200) -> str:
     r"""One line of at most `limit` characters without anything a terminal, editor or parser would act on.
 

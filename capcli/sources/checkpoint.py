@@ -43,6 +43,7 @@ MAX_COUNT = 4096  # of layers, experts and other parts: no model has as many
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
 FEW_LAYERS = 64  # that may share their weights, as ALBERT's do
 _PARTS = re.compile(r"(?:.*_)?(?:layers?|blocks?|depths?|experts?|groups?|group_num|heads?|stages?|replace)")
+REPEATED = ("attention_types",)  # [[names, how often], ...], of which transformers makes one list
 _LABELS = re.compile(r"(?:.*_)?(?:labels?|class(?:es)?)")
 # Sizes in config.json, in the words of the families, and those that may be 0.
 SIZES = (
@@ -55,7 +56,7 @@ SIZES = (
 ZERO_SIZES = ("type_vocab_size",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX"}
-BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `capcli.legacy` reads
+BITMASK, MASKED = "bitmask", "masked"  # layouts of sparse checkpoints that `models.legacy` reads
 QUANTISATION = ("config_groups", "kv_cache_scheme", "transform_config")  # what bitmask alone does not say
 SAVE_AGAIN = "load it once with transformers, in an environment you trust, and save_pretrained writes safetensors"
 
@@ -156,6 +157,8 @@ def check_sizes(config: Mapping[str, Any], where: object, n_tensors: int = MAX_C
         if isinstance(value, dict):
             _check_count(name, len(value), MAX_LABELS, where)
             rest += value.items()
+        elif name in REPEATED and isinstance(value, list):
+            _check_count(name, sum(map(_repeated, value)), MAX_COUNT, where)
         elif isinstance(value, list):
             rest += ((name, item) for item in value)
         elif name in LAYER_COUNTS and value is not None:
@@ -164,6 +167,12 @@ def check_sizes(config: Mapping[str, Any], where: object, n_tensors: int = MAX_C
             _check_count(name, value, MAX_COUNT, where)
         elif type(value) is int and value > 0 and _LABELS.fullmatch(name):
             _check_count(name, value, MAX_LABELS, where)
+
+
+def _repeated(pair: object) -> int:
+    """How many names [names, how often] stands for; none where it is something else, which transformers refuses."""
+    names, times = pair if isinstance(pair, list) and len(pair) == 2 else ((), 0)
+    return len(names) * max(0, times) if isinstance(names, list | str) and type(times) is int else 0
 
 
 def _check_count(name: str, value: object, most: int, where: object) -> None:

@@ -79,7 +79,7 @@ def _model_hint(source: str) -> str:
 def folder(source: str, *, legacy: bool = False) -> str:
     """The folder with configuration and tokenizer of a MODEL argument; for the weights see `weights`.
 
-    legacy: sparse checkpoints of other tools are welcome, see `refusals.check_config`.
+    legacy: sparse checkpoints of other tools are welcome, see `checkpoint.check_config`.
     Raises `ModelError` for what is not there, cannot be had, or is refused, with the reason and the way out.
     """
     name, revision = resolve(source)

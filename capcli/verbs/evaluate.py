@@ -1,6 +1,6 @@
 """`cap eval`: what one model scores on one task, how large and how fast it is, and whether its gates hold.
 
-Beside the task's own texts it can be measured on changed ones (`capcli.perturb`), named METRIC@CHANGE where gates and
+Beside the task's own texts it can be measured on changed ones (`data.perturb`), named METRIC@CHANGE where gates and
 differences speak of them, and on other data than those of its run.
 """
 
