@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import Tiny, invoke, with_cap
+from tiny import ROOT, Tiny, invoke, with_cap
 
 from capcli import files
 
-ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "how-to" / "ci.md").read_text("utf-8")
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
 FAST = ("--threads", "1", "--latency-length", "8")
