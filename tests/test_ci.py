@@ -274,6 +274,7 @@ def test_no_name_is_an_older_command(folder: Path, monkeypatch: pytest.MonkeyPat
     assert "##[" not in result.stdout + result.stderr and json.loads(result.stdout)["task"] == OLDER
 
 
+@pytest.mark.slow
 def test_what_the_parser_refuses_is_annotated_too(folder: Path) -> None:
     env = with_cap(folder, GITHUB_ACTIONS="true")
     done = shell("cap eval '--no##[x]'", folder, env)
@@ -627,6 +628,7 @@ def run_action(
     return done, dict(line.split("=", 1) for line in output.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_the_action_runs_cap(folder: Path) -> None:
     for name, value in (("old", 0.8), ("new", 0.7)):
         Path(f"{name}.json").write_text(json.dumps(evaluated(accuracy=value)))
@@ -675,6 +677,7 @@ def test_what_the_action_installs(folder: Path, install: str, index: str, expect
     assert not (folder / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_the_action_imports_nothing_of_the_checkout(folder: Path) -> None:
     checkout = folder / "checkout"
     for name in ("shlex", "os", "json", "sitecustomize", "usercustomize", "typer", "pip", "pip/__main__", "capcli/cli"):

@@ -92,6 +92,7 @@ def test_a_change_depends_on_seed_row_and_place(name: str) -> None:
     assert base != [changed(name, TEXT, row, 1) for row in range(30)]
 
 
+@pytest.mark.slow
 def test_another_process_changes_texts_alike() -> None:
     """Not so if it hung on the hash of strings, which differs between processes."""
     made = f"[Change(name=name, seed=3).of({TEXT!r}, 7, 1) for name in {PERTURBATIONS}]"

@@ -935,11 +935,13 @@ def test_what_killed_processes_were_writing_is_removed(tiny: Tiny, stopped: Path
 # What a run takes of the machine -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pruning_needs_no_module_of_unix() -> None:
     code = "import sys; sys.modules['resource'] = None; import capcli.verbs.prune"
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_process_itself() -> None:
     """A process that begins in a large one has not taken what that one has."""
     code = "from capcli import machine; print(machine.peak_bytes())"
