@@ -1,5 +1,6 @@
 # make demo     prune the built-in model on a built-in task
 # make test     lint, type check and tests
+# make check    lint, type check and the fast tests
 # make lint     ruff and mypy alone
 # make bench    speed of the file format (prints, checks nothing)
 # make docs     write the generated pages of docs/reference again
@@ -10,7 +11,7 @@ BIN := .venv/bin
 DEMO_OUT := runs/demo
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test check lint bench docs clean
 
 demo: .venv/.installed
 	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 --preset quick --max-train-samples 7000 -o $(DEMO_OUT)
@@ -18,6 +19,9 @@ demo: .venv/.installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -78,7 +78,7 @@ def main() -> None:
         for which, job in enumerate(both):
             began = time.perf_counter()
             step = total * 3 // 10 + max(index, 0)  # inside the cubic part: masks change
-            train._step(job, *tools[which], step, total, order[index % len(order)])
+            train.take_step(job, *tools[which], step, total, order[index % len(order)])
             if job.on.device.type == "cuda":
                 torch.cuda.synchronize()
             if index >= 0:
@@ -99,7 +99,7 @@ def main() -> None:
         for which, job in enumerate(both):
             with profile(activities=[ProfilerActivity.CPU]) as prof:
                 for index in range(4):
-                    train._step(job, *tools[which], total * 3 // 10 + index, total, order[index])
+                    train.take_step(job, *tools[which], total * 3 // 10 + index, total, order[index])
             print(prof.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=40))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n")

@@ -143,4 +143,4 @@ class Stepper:
         rows = self.order[self.index % len(self.order)]
         step = min(self.total * 3 // 10 + self.index, self.total - 1)
         self.index += 1
-        return train._step(self.job, self.optimizer, self.scaler, step, self.total, rows)
+        return train.take_step(self.job, self.optimizer, self.scaler, step, self.total, rows)

@@ -20,7 +20,15 @@ settings.register_profile("cap", deadline=None, derandomize=True)
 settings.load_profile("cap")
 
 pytest_plugins = ["tiny"]  # fixtures of the end-to-end tests
+WHOLE = "tiny"  # the fixture on which every test of a whole command rests
 MINI = Path(capcli.__file__).parent / "builtin" / "mini"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that runs a whole command on the tiny model is slow; others say so themselves."""
+    for item in items:
+        if WHOLE in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

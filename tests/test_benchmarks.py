@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import Tiny, environment, write_csv, write_model
+from tiny import ROOT, Tiny, environment, write_csv, write_model
 
 import capcli
 import capcli.files
 from capcli.config.export import ExportConfig
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+pytestmark = pytest.mark.slow
+FOLDER = ROOT / "benchmarks"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import typer
+from tiny import ROOT
 
 import capcli.errors as errors
 from capcli.cli import app, output
@@ -26,9 +27,8 @@ from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, LOSSES, M
 from capcli.config.options import leaves
 from capcli.config.prune import PruneConfig
 
-ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
-DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 CONFIGS = {
     "prune": PruneConfig,

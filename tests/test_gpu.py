@@ -151,15 +151,15 @@ def test_no_host_sync_in_a_step(tiny: Tiny, tmp_path: Path, method: str, no_host
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=False)
     order = batches.training_order(one.examples, one.config.batch_size, 1, 0)
     for step in range(28, 32):
-        train._step(one, optimizer, scaler, step, 100, order[step % len(order)])
+        train.take_step(one, optimizer, scaler, step, 100, order[step % len(order)])
     steps = [*range(32, 36), *range(90, 94)]
     if CRITERIA[one.config.criterion].structured:
         assert one.pruner is not None
-        train._step(one, optimizer, scaler, 90, 100, order[0])
+        train.take_step(one, optimizer, scaler, 90, 100, order[0])
         steps = [step for step in range(91, 95) if not one.pruner.rises(step)]
     no_host_sync()
     for step in steps:
-        train._step(one, optimizer, scaler, step, 100, order[step % len(order)])
+        train.take_step(one, optimizer, scaler, step, 100, order[step % len(order)])
 
 
 def test_banks_live_on_the_device(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_nobody_loads_a_library_of_operators_into_onnxruntime() -> None:
     assert "register_custom_ops" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement", ["import capcli", "import capcli.config.layers", "import capcli.cli.app, capcli.__main__"]
 )

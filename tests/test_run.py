@@ -667,14 +667,14 @@ def test_the_advice_after_memory_ran_out_can_be_followed(
     from capcli.pruning import train
     from capcli.pruning.objective import Job
 
-    whole_step, out = train._step, tmp_path / "out"
+    whole_step, out = train.take_step, tmp_path / "out"
 
     def step(job: Job, *rest: Any) -> Any:
         if job.phase == phase and job.config.batch_size > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole_step(job, *rest)
 
-    monkeypatch.setattr(train, "_step", step)
+    monkeypatch.setattr(train, "take_step", step)
     result = invoke(*tiny.arguments(out, **SMALL))
     assert result.exit_code == 3
     kept = {"teacher": "bank-pretrained", "prune": "bank-pretrained, teacher, bank-finetuned, dense"}[phase]
@@ -945,14 +945,16 @@ def test_what_killed_processes_were_writing_is_removed(tiny: Tiny, stopped: Path
 # What a run takes of the machine -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pruning_needs_no_module_of_unix() -> None:
     code = "import sys; sys.modules['resource'] = None; import capcli.verbs.prune"
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_process_itself() -> None:
     """A process that begins in a large one has not taken what that one has."""
-    code = "from capcli import run; print(run.peak_bytes())"
+    code = "from capcli import machine; print(machine.peak_bytes())"
     ballast = torch.ones(300_000_000, dtype=torch.uint8)
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment(), check=True, timeout=120, capture_output=True, text=True

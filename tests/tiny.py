@@ -6,6 +6,7 @@ The word that stands in a sentence decides its class, so that a few dozen steps 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the fault tests fork
 
+ROOT = Path(__file__).parent.parent  # of the checkout
 FILLERS = [
     "the",
     "a",
@@ -40,6 +42,13 @@ FILLERS = [
     "long",
     "short",
 ]
+SOURCES = {  # a task of each kind, and which of the files of `Tiny` are for it
+    "classification": ("text-classification", "data"),
+    "regression": ("regression", "numbers"),
+    "multilabel": ("multi-label-classification", "topics"),
+    "tokens": ("ner", "tags"),
+    "spans": ("question-answering", "answers"),
+}
 WORDS = {"negative": ("bad", "dull", "awful"), "positive": ("good", "bright", "great")}
 HIDDEN, LAYERS, HEADS, FFN = 32, 2, 4, 64
 PRUNABLE = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FFN)
@@ -197,6 +206,13 @@ def write_byte_tokenizer(folder: Path, padding: bool) -> int:
     return tokenizer.get_vocab_size()
 
 
+TOKENIZERS = {
+    "words": write_tokenizer,
+    "bytes": functools.partial(write_byte_tokenizer, padding=True),
+    "decoder": functools.partial(write_byte_tokenizer, padding=False),
+}
+
+
 def one_text(rng: random.Random) -> tuple[str, str]:
     """A text and its label."""
     label = rng.choice(list(WORDS))
@@ -304,7 +320,7 @@ def with_cap(folder: Path, **changes: str) -> dict[str, str]:
     script.chmod(0o755)
     paths = {
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "PYTHONPATH": str(ROOT),
     }
     return environment(**{**paths, **changes})
 

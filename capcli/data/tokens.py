@@ -66,7 +66,7 @@ def encode(
 
     whole: Piece | None = None
     if cache and len(split) >= CACHE_EXAMPLES and tokenizer.is_fast:
-        whole = mapped(_key(split, tokenizer, length, stride), pieces)
+        whole = mapped(key_of(split, tokenizer, length, stride), pieces)
     whole = whole or _joined(pieces())
     return _examples(whole, split, tokenizer, length)
 
@@ -197,7 +197,7 @@ def _first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> NDA
 # What the tokens depend on -----------------------------------------------------------------------------------------
 
 
-def _key(split: Split, tokenizer: Any, length: int, stride: int) -> str:
+def key_of(split: Split, tokenizer: Any, length: int, stride: int) -> str:
     """sha256, as hex, over everything that the tokens depend on."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend |= {"truncation": None, "padding": None}  # what the last call left there

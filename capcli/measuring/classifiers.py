@@ -55,7 +55,7 @@ def _log_probabilities(
     known = np.unique(labels)
     if len(known) == 1:
         return np.where(np.arange(n_classes) == known[0], 0, np.full((len(test), 1), LEAST))
-    fitted = _logistic(vectors, labels, _strength(vectors, labels, n_classes, seed, metric), 1e-4)
+    fitted = _logistic(vectors, labels, best_strength(vectors, labels, n_classes, seed, metric), 1e-4)
     return _told(fitted, test, n_classes)
 
 
@@ -75,7 +75,7 @@ def _told(fitted: Any, vectors: Array, n_classes: int) -> Array:
     return found
 
 
-def _strength(vectors: Array, labels: NDArray[Any], n_classes: int, seed: int, metric: str) -> float:
+def best_strength(vectors: Array, labels: NDArray[Any], n_classes: int, seed: int, metric: str) -> float:
     """The best strength in cross-validation, on at most `CHOICE_SIZE` vectors; of equals the strongest penalty."""
     from sklearn.model_selection import KFold
 

@@ -118,7 +118,7 @@ class Encoder:
             ConfigError: the model has no such layer.
         """
         examples = self._tokenised(split, task) if split.kind in PER_TOKEN else None
-        key = self._key(split, task)
+        key = self.key(split, task)
         found = cache.find("vectors", key)
         if not found:
             yield event(note=f"encoding {split.name} with {self.source}")
@@ -131,7 +131,7 @@ class Encoder:
         length = longest_input(self.model, task.longest)
         return tokens.encode(split, self.model.tokenizer, length, stride=task.stride)
 
-    def _key(self, split: Split, task: TaskConfig) -> str:
+    def key(self, split: Split, task: TaskConfig) -> str:
         of = "token" if split.kind in PER_TOKEN else self.pooling
         drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
         parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]

@@ -147,7 +147,7 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     try:
         config = AutoConfig.for_model(model_type, **table)
         cut = _check_size(config, settings, folder, found)
-        return _empty(config, settings["kind"], cut), cut
+        return empty_network(config, settings["kind"], cut), cut
     except CapError:
         raise
     except Exception as error:
@@ -181,7 +181,7 @@ def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
     return cut
 
 
-def _empty(config: Any, kind: str, cut: Cut | None) -> Any:
+def empty_network(config: Any, kind: str, cut: Cut | None) -> Any:
     """A network that waits for its tensors: none is drawn at random, but all that is not stored is computed."""
     from transformers.initialization import no_init_weights
 

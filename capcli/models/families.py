@@ -247,14 +247,14 @@ def prunable(net: Any, family: Family | None) -> dict[str, nn.Linear]:
         if family is not None:
             paths = [path for path in family.linears if path in inside or path not in family.more_heads]
         else:
-            paths = [path for path, module in inside.items() if _is_linear(module)]
+            paths = [path for path, module in inside.items() if is_linear(module)]
         for path in paths:
             linear: Any = block.get_submodule(path)
             found[f"{name}.{path}.weight" if path else f"{name}.weight"] = linear
     return found
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """A linear layer, or the transposed one of GPT-2."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
@@ -280,10 +280,10 @@ def _layer(block: nn.Module, family: Family, n_heads: int) -> Layer:
         heads=Units(count=n_heads, slots=(*head_slots, _columns(out, n_heads))),
         neurons=Units(count=neurons, slots=(*wide, _columns(down, neurons))),
     )
-    return found if family.attention == "rotary" else _with_dimensions(found)
+    return found if family.attention == "rotary" else with_dimensions(found)
 
 
-def _with_dimensions(layer: Layer) -> Layer:
+def with_dimensions(layer: Layer) -> Layer:
     """The layer with the dimensions inside its heads as units; query, key and value are matrices of their own."""
     query, key, value, *more, output = (dataclasses.replace(slot, size=1) for slot in layer.heads.slots)
     return dataclasses.replace(

@@ -121,11 +121,11 @@ def reduced(model: Model, keep: Collection[int]) -> Model:
         raise ModelError("the vocabulary contains only special tokens", "add the tokens that occur in texts")
     written = rewritten(backend, new)
     small = tokenizers.rewritten(tokenizer, written)
-    _check_opened(small, written, {token: new[i] for token, i in tokenizer.get_vocab().items() if i in new})
+    check_opened(small, written, {token: new[i] for token, i in tokenizer.get_vocab().items() if i in new})
     return dataclasses.replace(model, net=_shrunk(model.net, new), tokenizer=small)
 
 
-def _check_opened(tokenizer: Any, written: Backend, vocabulary: Mapping[str, int]) -> None:
+def check_opened(tokenizer: Any, written: Backend, vocabulary: Mapping[str, int]) -> None:
     """The rewritten files must open as what was written: some classes add tokens, or expect one at a fixed id."""
     opened = backend_of(tokenizer)
     parts = ("model", "post_processor", "pre_tokenizer", "normalizer")

@@ -37,7 +37,7 @@ def topk_rows(scores: Tensor, keep: Sequence[int]) -> Tensor:
     scores = scores.float()
     if scores.device.type == "cpu":
         return torch.stack([_partitioned(row, k) for row, k in zip(scores, keep, strict=True)])
-    return _bisected(scores, keep)
+    return bisected(scores, keep)
 
 
 def _partitioned(scores: Tensor, keep: int) -> Tensor:
@@ -52,9 +52,9 @@ def _partitioned(scores: Tensor, keep: int) -> Tensor:
     return above
 
 
-def _bisected(scores: Tensor, keep: Sequence[int]) -> Tensor:
+def bisected(scores: Tensor, keep: Sequence[int]) -> Tensor:
     """`topk_rows` for a device: per row the largest v with count(key >= v) >= keep, then ties by index."""
-    keys = _ordered(scores)
+    keys = ordered(scores)
     wanted = torch.tensor(keep, dtype=torch.int64).to(scores.device, non_blocking=True)
     low = torch.full_like(wanted, -(2**31))
     high = torch.full_like(wanted, 2**31 - 1)
@@ -67,7 +67,7 @@ def _bisected(scores: Tensor, keep: Sequence[int]) -> Tensor:
     return above | (equal & (rank <= (wanted - above.sum(dim=1))[:, None]))
 
 
-def _ordered(scores: Tensor) -> Tensor:
+def ordered(scores: Tensor) -> Tensor:
     """int32 keys in the order of the floats; +0 and -0 are equal."""
     bits = (scores + 0.0).view(torch.int32)
     return torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)

@@ -72,7 +72,7 @@ def train(job: Job) -> Generator[Event, None, State]:
         if order[0] != epoch:
             order = epoch, batches.training_order(job.examples, job.config.batch_size, job.config.seed, epoch)
         yield from job.snapshot(step)
-        terms = _step(job, optimizer, scaler, step, total, order[1][position])
+        terms = take_step(job, optimizer, scaler, step, total, order[1][position])
         _add(job, state, terms)
         state.step += 1
         state.seconds += time.monotonic() - began
@@ -103,7 +103,7 @@ def steps_per_epoch(examples: Examples, batch_size: int) -> int:
 def make_optimizer(job: Job) -> torch.optim.AdamW:
     """AdamW over weights with decay, biases, norms and projections without, and scores with their own rate."""
     groups: dict[str, list[Tensor]] = {"decayed": [], "plain": [], "scores": []}
-    for name, parameter in _parameters(job).items():
+    for name, parameter in trained_parameters(job).items():
         matrix = parameter.dim() > 1 and not name.startswith(PROJECTION)
         kind = "scores" if name.endswith(".scores") else "decayed" if matrix else "plain"
         groups[kind].append(parameter)
@@ -125,7 +125,7 @@ def make_optimizer(job: Job) -> torch.optim.AdamW:
     )
 
 
-def _parameters(job: Job) -> dict[str, nn.Parameter]:
+def trained_parameters(job: Job) -> dict[str, nn.Parameter]:
     """All that the optimiser trains: of the network, and the projections of hid, which no artefact holds."""
     projections = {f"{PROJECTION}{i}": parameter for i, parameter in enumerate(job.objective.projections)}
     return {**dict(job.model.net.named_parameters()), **projections}
@@ -144,7 +144,7 @@ def step_seed(seed: int, phase: str, step: int) -> int:
     return int(mixed[0])
 
 
-def _step(
+def take_step(
     job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, step: int, total: int, rows: Any
 ) -> dict[str, Tensor]:
     """One optimiser step on the examples `rows`; returns the loss terms and their weighted sum, detached."""
@@ -157,7 +157,7 @@ def _step(
     batch = batches.collate(job.examples, rows, job.on.device)
     terms = loss_terms(job, batch, step)
     optimizer.zero_grad(set_to_none=True)
-    terms["total"] = _backward(job, scaler, terms, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
+    terms["total"] = backward(job, scaler, terms, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(_clipped(optimizer), 1.0)
     scaler.step(optimizer)
@@ -165,7 +165,7 @@ def _step(
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor], step: Step) -> Tensor:
+def backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor], step: Step) -> Tensor:
     """Backward of the weighted sum of the terms, which is returned.
 
     While importance is observed, hid comes in a second pass, for it is not to decide what is removed (gradient
@@ -268,7 +268,7 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", _calmer(job))
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"hid.{name}": value for name, value in job.objective.projections.state_dict().items()}
-    names = {id(parameter): name for name, parameter in _parameters(job).items()}
+    names = {id(parameter): name for name, parameter in trained_parameters(job).items()}
     for parameter, moments in optimizer.state.items():
         tensors |= {f"adam.{key}.{names[id(parameter)]}": value for key, value in moments.items()}
     if job.pruner:
@@ -304,7 +304,7 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
             f"the checkpoints in {job.run.work} do not belong to this model", "start over with --overwrite"
         ) from error
     job.objective.projections.load_state_dict(parts["hid"], strict=True)
-    parameters = _parameters(job)
+    parameters = trained_parameters(job)
     for name, tensor in parts["adam"].items():
         key, _, parameter = name.partition(".")
         on_device = key != "step" or job.on.device.type == "cuda"  # where fused AdamW keeps its step counters

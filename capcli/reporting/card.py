@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from capcli.reporting.run_page import template, view
 from capcli.reporting.terminal import speed_lines
-from capcli.reporting.text import (
-    plain,
-)
+from capcli.reporting.text import plain
 from capcli.stored import finite, part
 
-YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # that are not strings when bare
+WORD = re.compile("[A-Za-z][A-Za-z0-9_./-]+")
 
 
 def _fenced(text: object) -> str:
@@ -23,28 +24,21 @@ def _fenced(text: object) -> str:
     return f"{fence}\n{shown}\n{fence}"
 
 
-def _yaml(data: Any, indent: str = "") -> str:
-    """YAML in ASCII, one line per string: nothing in a string can end the block, and it reads back unchanged."""
-    if isinstance(data, Mapping):
-        return "".join(f"{indent}{_scalar(key)}:{_nested(value, indent + '  ')}" for key, value in data.items())
-    return "".join(
-        f"{indent}- {_yaml(item, indent + '  ').lstrip() if isinstance(item, Mapping) else _scalar(item) + chr(10)}"
-        for item in data
-    )
+class _OneLine(yaml.SafeDumper):  # type: ignore[misc]
+    """YAML in which a string takes one line: nothing in it can end the front matter of a card."""
 
 
-def _nested(value: Any, indent: str) -> str:
-    return f"\n{_yaml(value, indent)}" if isinstance(value, Mapping | list) else f" {_scalar(value)}\n"
+def _string(dumper: _OneLine, text: str) -> Any:
+    """Quoted, unless no version of YAML can take it for anything but a string."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if WORD.fullmatch(text) else '"')
 
 
-def _scalar(value: str | float) -> str:
-    if not isinstance(value, str):
-        digits = repr(float(value))
-        return digits if "." in digits else digits.replace("e", ".0e")
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in YAML_WORDS:
-        return value
-    escaped = value.encode("unicode_escape").decode("ascii")
-    return '"' + escaped.replace('"', '\\"') + '"'
+_OneLine.add_representer(str, _string)
+
+
+def _yaml(data: Any) -> str:
+    """YAML in ASCII, in the order of `data`, that reads back unchanged."""
+    return str(yaml.dump(data, Dumper=_OneLine, sort_keys=False, width=math.inf))
 
 
 def render_card(

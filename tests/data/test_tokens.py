@@ -553,7 +553,7 @@ def test_few_examples_are_not_kept(monkeypatch: pytest.MonkeyPatch, cache: Path,
 
 
 def test_whatever_the_tokens_depend_on_changes_the_key(tokenizer: Any) -> None:
-    split, key = of_every_kind()["pairs"], tokens._key
+    split, key = of_every_kind()["pairs"], tokens.key_of
     base = key(split, tokenizer, 40, 0)
     tokenizer("a word", truncation=True, max_length=3, padding="max_length")  # leaves its traces in the backend
     assert key(split, tokenizer, 40, 0) == base
@@ -585,11 +585,11 @@ def test_another_version_of_the_tokenizer_is_another_key(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Any, package: str
 ) -> None:
     split = of_every_kind()["pairs"]
-    real, base = tokens.version, tokens._key(split, tokenizer, 40, 0)
+    real, base = tokens.version, tokens.key_of(split, tokenizer, 40, 0)
     monkeypatch.setattr(tokens, "version", lambda name: "0.0.0.other" if name == package else real(name))
-    assert tokens._key(split, tokenizer, 40, 0) != base
+    assert tokens.key_of(split, tokenizer, 40, 0) != base
     monkeypatch.setattr(tokens, "version", real)
-    assert tokens._key(split, tokenizer, 40, 0) == base
+    assert tokens.key_of(split, tokenizer, 40, 0) == base
 
 
 def counted_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -43,9 +43,9 @@ def test_the_penalty_is_chosen_on_held_out_vectors() -> None:
     labels = rng.integers(2, size=3000)
     vectors = rng.normal(size=(3000, 200)).astype(np.float32)
     vectors[:, 0] += 3 * (2 * labels - 1)
-    strengths = [classifiers._strength(vectors[:n], labels[:n], 2, 1, "") for n in (150, 3000)]
+    strengths = [classifiers.best_strength(vectors[:n], labels[:n], 2, 1, "") for n in (150, 3000)]
     assert strengths[0] <= strengths[1]
-    useless = classifiers._strength(vectors[:, 1:], labels, 2, 1, "")
+    useless = classifiers.best_strength(vectors[:, 1:], labels, 2, 1, "")
     assert useless == classifiers.STRENGTHS[0]
 
 

@@ -572,7 +572,7 @@ def test_a_network_that_waits_for_its_tensors_has_all_others(name: str) -> None:
     config = registry.config_of(name, 50, num_labels=3)
     drawn, waiting = (
         hf.auto_class("classification").from_config(config),
-        artifact._empty(config, "classification", None),
+        artifact.empty_network(config, "classification", None),
     )
     ours, theirs = dict(drawn.named_buffers()), dict(waiting.named_buffers())
     assert list(ours) == list(theirs)

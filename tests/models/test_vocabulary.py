@@ -21,7 +21,6 @@ from capcli.data import tables
 from capcli.data.splits import Split
 from capcli.errors import DataError, FileError, ModelError
 from capcli.models import artifact, loading, predict, tokenizers, vocabulary
-from capcli.models.loading import WordLevel
 from capcli.models.model import Model
 from capcli.models.stock import save_dense
 from capcli.sources import checkpoint
@@ -537,6 +536,7 @@ def test_line_ends_marks_and_repetitions(begin: str, end: str, tmp_path: Path) -
 
 def test_other_line_separators_are_part_of_tokens(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
     tokens = ["<unk>", "<pad>", "\u2028", "\x85", "\x0b", "a"]
@@ -688,7 +688,7 @@ def test_tokenizers_that_cannot_be_reduced() -> None:
     renumbered = {"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "@@"}
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     written = {**backend, "model": renumbered}
-    message = refused(lambda: vocabulary._check_opened(tokenizer, written, {"a": 0}))
+    message = refused(lambda: vocabulary.check_opened(tokenizer, written, {"a": 0}))
     assert "its class does not take model, added_tokens from tokenizer.json as written" in message
 
 

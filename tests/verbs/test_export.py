@@ -16,8 +16,7 @@ import pytest
 import registry
 import torch
 import yaml
-from test_families import TOKENIZERS
-from tiny import HIDDEN, WEIGHTS, Tiny, digest, forked, invoke, wait
+from tiny import HIDDEN, TOKENIZERS, WEIGHTS, Tiny, digest, forked, invoke, wait
 
 import capcli
 from capcli import files

@@ -20,14 +20,13 @@ from typing import Any
 
 import hub_server
 import pytest
-from tiny import FILLERS, PRUNABLE, WORDS, Tiny, cap, environment, invoke, write_model
+from tiny import FILLERS, PRUNABLE, ROOT, WORDS, Tiny, cap, environment, invoke, write_model
 
 from capcli.config.layers import prune_config
 from capcli.errors import CapError, ModelError
 from capcli.pruning import topk
 from capcli.sources import hub, requests
 
-PACKAGE = Path(hub.__file__).parent.parent
 MEND = ["mend"]
 TOKEN = "hf_0123456789abcdefSECRET"
 # The waits between the attempts of the hub's client are cut short; what is attempted is not.
@@ -86,7 +85,7 @@ class World:
                 "HF_HOME": str(self.home),
                 "HF_HUB_ETAG_TIMEOUT": "1",
                 "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-                "PYTHONPATH": f"{Path(__file__).parent}:{PACKAGE}",
+                "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}",
                 **changes,
             }
         )
@@ -516,7 +515,7 @@ def test_the_literal_command(data_world: World, tmp_path: Path) -> None:
     """In an empty folder with an empty cache, by names only; then the same and `cap eval` from the cache, offline."""
     home, here = data_world.home, tmp_path / "here"
     here.mkdir()
-    env = environment(HF_ENDPOINT=data_world.server.address, HF_HOME=str(home), PYTHONPATH=str(PACKAGE))
+    env = environment(HF_ENDPOINT=data_world.server.address, HF_HOME=str(home), PYTHONPATH=str(ROOT))
     done = cap(*LITERAL.split(), env=env, cwd=here)
     assert done.returncode == 0, done.stderr
     assert "%|" not in done.stderr

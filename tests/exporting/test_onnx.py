@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import registry
 import torch
-from test_families import SOURCES, TOKENIZERS
-from tiny import Tiny
+from tiny import SOURCES, TOKENIZERS, Tiny
 from torch import Tensor, nn
 
 from capcli.config.prune import Hardware, TaskConfig
@@ -26,6 +25,7 @@ from capcli.measuring import scoring
 from capcli.models import devices, loading, predict
 from capcli.models.model import Model
 
+pytestmark = pytest.mark.slow
 LONGEST = 64
 SHAPES = ((1, 5), (7, 5), (1, LONGEST), (7, LONGEST), (3, 2))
 # One layer is enough to convert; where the mask depends on the layer or on the distance, it does so within the length.

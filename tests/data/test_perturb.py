@@ -92,10 +92,11 @@ def test_a_change_depends_on_seed_row_and_place(name: str) -> None:
     assert base != [changed(name, TEXT, row, 1) for row in range(30)]
 
 
+@pytest.mark.slow
 def test_another_process_changes_texts_alike() -> None:
     """Not so if it hung on the hash of strings, which differs between processes."""
     made = f"[Change(name=name, seed=3).of({TEXT!r}, 7, 1) for name in {PERTURBATIONS}]"
-    code = f"from capcli.perturb import Change\nprint({made})"
+    code = f"from capcli.data.perturb import Change\nprint({made})"
     env = {**os.environ, "PYTHONHASHSEED": "77"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip() == str([changed(name, TEXT, 7, 1, 3) for name in PERTURBATIONS])
@@ -272,11 +273,11 @@ def test_tokens_of_changed_texts_have_an_entry_of_their_own(
     others = [
         dataclasses.replace(split, change=Change(name=name, seed=seed)) for name in PERTURBATIONS for seed in (1, 2)
     ]
-    keys = [tokens._key(one, tokenizer, 40, 0) for one in (plain, *others)]
+    keys = [tokens.key_of(one, tokenizer, 40, 0) for one in (plain, *others)]
     assert len(set(keys)) == 7
     monkeypatch.setattr(perturb, "VERSION", 99)
-    assert tokens._key(plain, tokenizer, 40, 0) == keys[0]
-    assert tokens._key(others[0], tokenizer, 40, 0) != keys[1]
+    assert tokens.key_of(plain, tokenizer, 40, 0) == keys[0]
+    assert tokens.key_of(others[0], tokenizer, 40, 0) != keys[1]
     monkeypatch.undo()
     monkeypatch.setattr(tokens, "CACHE_EXAMPLES", 1)
     monkeypatch.setenv("CAP_CACHE", str(tmp_path))

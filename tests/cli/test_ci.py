@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import Tiny, invoke, with_cap
+from tiny import ROOT, Tiny, invoke, with_cap
 
 from capcli import files
 
-ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "how-to" / "ci.md").read_text("utf-8")
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
 FAST = ("--threads", "1", "--latency-length", "8")
@@ -275,6 +274,7 @@ def test_no_name_is_an_older_command(folder: Path, monkeypatch: pytest.MonkeyPat
     assert "##[" not in result.stdout + result.stderr and json.loads(result.stdout)["task"] == OLDER
 
 
+@pytest.mark.slow
 def test_what_the_parser_refuses_is_annotated_too(folder: Path) -> None:
     env = with_cap(folder, GITHUB_ACTIONS="true")
     done = shell("cap eval '--no##[x]'", folder, env)
@@ -628,6 +628,7 @@ def run_action(
     return done, dict(line.split("=", 1) for line in output.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_the_action_runs_cap(folder: Path) -> None:
     for name, value in (("old", 0.8), ("new", 0.7)):
         Path(f"{name}.json").write_text(json.dumps(evaluated(accuracy=value)))
@@ -678,6 +679,7 @@ def test_what_the_action_installs(folder: Path, install: str, index: str, expect
     assert not (folder / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_the_action_imports_nothing_of_the_checkout(folder: Path) -> None:
     checkout = folder / "checkout"
     for name in ("shlex", "os", "json", "sitecustomize", "usercustomize", "typer", "pip", "pip/__main__", "capcli/cli"):

@@ -99,6 +99,7 @@ def test_streams_of_the_program(tiny: Tiny, pruned: Path) -> None:
     assert len(result.stderr.splitlines()) < 10, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"GITHUB_ACTIONS": "true"}, {"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}, {}])
 def test_help_has_no_colour_off_a_terminal(changes: dict[str, str]) -> None:
     result = cap("prune", "--help", env=environment(**changes))
@@ -386,6 +387,7 @@ def test_junit_that_cannot_be_written(pruned: Path) -> None:
 # Help and configuration ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", CONFIGS)
 def test_help_lists_every_option(command: str) -> None:
     env = environment(COLUMNS="200")
@@ -399,6 +401,7 @@ def test_help_lists_every_option(command: str) -> None:
         assert switch in result.stdout
 
 
+@pytest.mark.slow
 def test_help_and_version_import_nothing_heavy() -> None:
     """The program answers before torch could have been imported."""
     code = (
@@ -425,6 +428,7 @@ def test_version_and_no_arguments() -> None:
     assert all(name in listing.output for name in CONFIGS)
 
 
+@pytest.mark.slow
 def test_console_script_is_the_module() -> None:
     script = Path(sys.executable).with_name("cap")
     assert script.exists()
@@ -463,6 +467,7 @@ def test_config_file(tiny: Tiny, tmp_path: Path) -> None:
     refused(invoke(*start, str(tmp_path / "none.toml")), "none.toml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -422,6 +422,15 @@ def test_numbers_in_front_matter_stay_numbers() -> None:
         assert front_matter(card)[0]["model-index"][0]["results"][0]["metrics"][0]["value"] == value
 
 
+@pytest.mark.parametrize(
+    "text", ["1e5", "0o17", "y", "On", "~", "1:30", "a\n---\nb", "x " * 200 + "y"], ids=lambda t: t[:5]
+)
+def test_front_matter_strings_are_strings_for_every_reader(text: str) -> None:
+    """Quoted and on one line: YAML 1.2 and 1.1 differ in which bare words are numbers or truth values."""
+    (line,) = (line for line in render_card({}, license=text).splitlines() if line.startswith("license: "))
+    assert line[9] in "\"'" and yaml.safe_load(line) == {"license": text}
+
+
 def test_code_fence_cannot_be_closed() -> None:
     body = front_matter(render_card({"command": "a ``` b ````` c"}))[1]
     assert "\n``````\na ``` b ````` c\n``````\n" in body

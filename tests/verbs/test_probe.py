@@ -118,14 +118,14 @@ def test_vectors_are_found_again_by_what_they_were_made_from(
     assert (again.values == first.values).all()
     keys = {
         first.key,
-        encoder(tiny.model, "all")._key(split, source),
-        encoder(tiny.model, pooling="cls")._key(split, source),
+        encoder(tiny.model, "all").key(split, source),
+        encoder(tiny.model, pooling="cls").key(split, source),
     }
-    keys.add(encoder(tiny.model)._key(split.take(np.arange(5)), source))
-    keys.add(encoder(tiny.model)._key(split, TaskConfig(task=source.task, data=source.data, max_length=16)))
+    keys.add(encoder(tiny.model).key(split.take(np.arange(5)), source))
+    keys.add(encoder(tiny.model).key(split, TaskConfig(task=source.task, data=source.data, max_length=16)))
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
-    keys.add(encoder(str(copied))._key(split, source))
+    keys.add(encoder(str(copied)).key(split, source))
     assert len(keys) == 6
 
 
@@ -137,7 +137,7 @@ def test_a_head_that_the_files_do_not_have_is_drawn_from_the_seed(tiny: Tiny) ->
         for pooling in ("head", "mean")
         for seed in (1, 2)
     ]
-    keys = [one._key(split, source) for one in made]
+    keys = [one.key(split, source) for one in made]
     assert keys[0] != keys[1] and keys[2] == keys[3]
 
 

@@ -16,7 +16,7 @@ import pytest
 import registry
 import torch
 from registry import ROWS
-from tiny import Tiny, write_byte_tokenizer, write_csv, write_jsonl, write_tokenizer
+from tiny import SOURCES, TOKENIZERS, Tiny, write_csv, write_jsonl
 
 import capcli
 from capcli.config.export import ExportConfig
@@ -28,18 +28,6 @@ from capcli.models import artifact, families, loading, predict
 from capcli.models.model import Model, accepted_inputs
 from capcli.pruning import structures, topk
 
-TOKENIZERS = {
-    "words": write_tokenizer,
-    "bytes": functools.partial(write_byte_tokenizer, padding=True),
-    "decoder": functools.partial(write_byte_tokenizer, padding=False),
-}
-SOURCES = {
-    "classification": ("text-classification", "data"),
-    "regression": ("regression", "numbers"),
-    "multilabel": ("multi-label-classification", "topics"),
-    "tokens": ("ner", "tags"),
-    "spans": ("question-answering", "answers"),
-}
 STRUCTURED = [name for name, row in ROWS.items() if row.structured]
 Folder = Callable[[str], Path]
 
@@ -268,7 +256,7 @@ def test_deberta_with_projections_of_its_own_for_positions(tmp_path: Path) -> No
     row = dataclasses.replace(ROWS["deberta-v2"], config={**ROWS["deberta-v2"].config, "share_att_key": False})
     from transformers import AutoModel
 
-    vocabulary = write_tokenizer(tmp_path)
+    vocabulary = TOKENIZERS["words"](tmp_path)
     AutoModel.from_config(registry.config_of("deberta-v2", vocabulary, **row.config)).save_pretrained(tmp_path)
     model = loading.load_dense(str(tmp_path), ("x", "y"), "classification", 1)
     assert sum("pos_key_proj" in path or "pos_query_proj" in path for path in model.prunable()) == 4
@@ -288,7 +276,7 @@ def test_a_family_outside_the_table_is_pruned_without_structure_only(
     model = loading.load_dense(str(family(name)), ("x", "y"), "classification", 1)
     assert f"{name} is not in capcli's table of families" in model.notes[-1]
     inside = {path.removesuffix(".weight") for path in model.prunable()}
-    linears = {p for p, m in model.net.base_model.named_modules() if families._is_linear(m)}
+    linears = {p for p, m in model.net.base_model.named_modules() if families.is_linear(m)}
     assert {path.removeprefix(f"{model.net.base_model_prefix}.") for path in inside} == linears
     with pytest.raises(ConfigError, match="whose heads and neurons capcli does not know") as caught:
         prune(tiny, family(name), tmp_path / "out", "classification", method="cap-f", sparsity=0.5)

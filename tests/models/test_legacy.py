@@ -265,7 +265,8 @@ def test_a_pooler_that_the_head_does_not_use_is_left_out(tiny: Tiny, tmp_path: P
 
 FROM_THE_HUB = """
 from pathlib import Path
-from capcli import hub, legacy
+from capcli.models import legacy
+from capcli.sources import hub
 folder = hub.folder("owner/legacy", legacy=True)
 hub.weights(folder, "owner/legacy")
 print(legacy.layout(Path(folder)), legacy.zeros(legacy.load(Path(folder), None)))

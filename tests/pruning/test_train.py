@@ -92,14 +92,14 @@ def hidden_job(tiny: Tiny, tmp_path: Path, structure: str, losses: str, step: in
 
 
 def gradients(job: Job, terms: dict[str, Any], *, plainly: bool) -> dict[str, torch.Tensor]:
-    parameters = train._parameters(job)
+    parameters = train.trained_parameters(job)
     for parameter in parameters.values():
         parameter.grad = None
     if plainly:
         weights = term_weights(job.config, job.objective.losses)
         torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
     else:
-        train._backward(job, torch.amp.GradScaler(enabled=False), terms, Step(number=0, lr=1e-3))
+        train.backward(job, torch.amp.GradScaler(enabled=False), terms, Step(number=0, lr=1e-3))
     return {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 

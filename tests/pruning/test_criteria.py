@@ -389,7 +389,7 @@ def test_plan_of_bert_base_by_dimensions() -> None:
     layer = families.Layer(
         heads=families.Units(count=12, slots=tuple(slots)), neurons=families.Units(count=3072, slots=neurons)
     )
-    layers = [families._with_dimensions(layer)] * 12
+    layers = [families.with_dimensions(layer)] * 12
     found = structures.Dimensions(layers=layers, linears={}, table=structures.unit_table(layers))
     for sparsity, n_units in ((0.95, 2765), (0.97, 1659), (0.0, 55296)):
         assert found.weights(sparsity) == n_units * 1536

@@ -11,7 +11,6 @@ import math
 import os
 import random
 import re
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sparse_reader
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import ROOT
 
 from capcli.artifact import codings, reader, writer
 from capcli.artifact.entry import (
@@ -43,11 +44,8 @@ from capcli.artifact.entry import (
 )
 from capcli.errors import ConfigError, FileError
 
-sys.path.insert(0, str(Path(__file__).parent))
-import sparse_reader
-
 FUZZ = int(os.environ.get("CAP_FUZZ", "2000"))
-PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "format.md").read_text("utf-8")
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 NAN_WITH_PAYLOAD = {"F32": 0x7FC12345, "F16": 0x7E21, "BF16": 0x7FD5, "F64": 0x7FF8000000012345}
 

@@ -12,6 +12,7 @@ from tiny import Tiny, with_cap
 
 from capcli.cli import streams
 
+pytestmark = pytest.mark.slow
 FAST = "--threads 1 --latency-length 8"
 
 

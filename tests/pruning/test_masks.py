@@ -24,7 +24,7 @@ SCORES = st.one_of(st.lists(FLOAT, min_size=1, max_size=40), st.lists(FEW, min_s
 
 def device_topk(scores: Tensor, keep: int) -> Tensor:
     """What `topk` does away from the CPU, run on CPU tensors."""
-    return topk._bisected(scores.float()[None], [keep])[0]
+    return topk.bisected(scores.float()[None], [keep])[0]
 
 
 # Selection -----------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_cpu_path_equals_device_path_on_many_values(kind: str) -> None:
 @given(values=st.lists(FLOAT, min_size=2, max_size=30))
 def test_ordered_keys_have_the_order_of_the_floats(values: list[float]) -> None:
     tensor = torch.tensor(values, dtype=torch.float32)
-    keys = topk._ordered(tensor)
+    keys = topk.ordered(tensor)
     for i in range(len(values) - 1):
         assert bool(keys[i] < keys[i + 1]) == bool(tensor[i] < tensor[i + 1])
         assert bool(keys[i] == keys[i + 1]) == bool(tensor[i] == tensor[i + 1])
@@ -77,7 +77,7 @@ def test_rows_are_ranked_each_by_itself(rows: list[list[float]], data: st.DataOb
     scores = torch.tensor(rows, dtype=torch.float32)
     expected = [reference.topk(row, count) for row, count in zip(rows, keep, strict=True)]
     assert topk.topk_rows(scores, keep).tolist() == expected
-    assert topk._bisected(scores, keep).tolist() == expected
+    assert topk.bisected(scores, keep).tolist() == expected
 
 
 def test_topk_accepts_other_types_and_refuses_impossible_counts() -> None:

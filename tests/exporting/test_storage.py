@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import registry
 import torch
-from test_families import TOKENIZERS
+from tiny import TOKENIZERS
 from torch import nn
 
 from capcli.artifact import reader, writer
