@@ -104,11 +104,13 @@ class Bound:
 
 
 def listed_names(names: list[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def another_run(out: Path, changed: list[str]) -> ConfigError:
+    """The error when OUT holds another run: what has changed, and the way out."""
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return ConfigError(f"{out} holds a run with another configuration: {'; '.join(changed[:3])}{more}", ANEW)
 

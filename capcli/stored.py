@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a table, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def sequence(value: Any) -> Sequence[Any]:
+    """The value if it is a list, else an empty one."""
     return value if isinstance(value, list | tuple) else ()
 
 

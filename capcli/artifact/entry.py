@@ -131,6 +131,7 @@ class Entry:
 
 
 def size_in_bytes(parts: Mapping[str, tuple[str, list[int]]]) -> int:
+    """Bytes of all parts together."""
     return sum(DTYPES[dtype][0] * math.prod(shape) for dtype, shape in parts.values())
 
 
@@ -161,10 +162,12 @@ def entropy_bits(n: int, kept: int) -> float:
 
 
 def is_count(value: object) -> bool:
+    """Whether a value of a file is a whole number from 0 on, and no bool."""
     return type(value) is int and value >= 0
 
 
 def check_name(where: str, name: str, version: int) -> None:
+    """Raise `FileError` for a tensor's name that is empty, too long, not printable, or reserved by this version."""
     check(name and name.isprintable(), where, "name", "printable characters", name)
     check(len(name) <= MAX_NAME_CHARS, where, "length of the name", f"at most {MAX_NAME_CHARS} characters", len(name))
     reserved = _RESERVED[:3] if version == 1 else _RESERVED
@@ -173,10 +176,12 @@ def check_name(where: str, name: str, version: int) -> None:
 
 
 def check_dtype(where: str, dtype: object, known: tuple[str, ...]) -> None:
+    """Raise `FileError` for a dtype outside `known`."""
     check(isinstance(dtype, str) and dtype in known, where, "dtype", ", ".join(known), dtype)
 
 
 def check_shape(where: str, shape: object) -> None:
+    """Raise `FileError` for a shape that is no short list of counts, or of too many elements."""
     ok = isinstance(shape, list) and len(shape) <= MAX_DIMS and all(map(is_count, shape))
     check(ok, where, "shape", f"at most {MAX_DIMS} integers of at least 0", shape)
     assert isinstance(shape, list)
@@ -191,10 +196,12 @@ def claimed_bytes(entries: list[Entry]) -> int:
 
 
 def expansion_limit(file_bytes: int) -> int:
+    """Bytes that a file of `file_bytes` may become in memory at most."""
     return max(EXPANSION_FLOOR, EXPANSION * file_bytes)
 
 
 def check_expansion(where: str, entries: list[Entry], file_bytes: int) -> None:
+    """Raise `FileError` when the entries together would take more memory than the file allows."""
     claimed, limit = claimed_bytes(entries), expansion_limit(file_bytes)
     what = "dense bytes of the pruned matrices" + (" and factors" if any(e.rank for e in entries) else "")
     check(claimed <= limit, where, what, f"at most {limit:,}", claimed)
@@ -207,10 +214,12 @@ def header_bytes(header: dict[str, Any]) -> bytes:
 
 
 def canonical_json(data: object) -> str:
+    """JSON as the format writes it: sorted keys, no spaces, ASCII."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest_of(*parts: Array) -> str:
+    """sha256 of the parts, one after the other, as lower-case hex."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.view(np.uint8).data)
@@ -219,6 +228,7 @@ def digest_of(*parts: Array) -> str:
 
 @functools.cache
 def dtype_names() -> dict[torch.dtype, str]:
+    """The names of the dtypes that the format knows, as messages list them."""
     import torch
 
     return {getattr(torch, attribute): name for name, (_, attribute) in DTYPES.items()}

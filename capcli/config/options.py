@@ -26,6 +26,7 @@ def option(
 
 
 def exists(path: str) -> bool:
+    """Whether a path is there; a name that no system allows is not."""
     try:
         return bool(path) and Path(path).exists()
     except (OSError, ValueError):  # too long, or no path at all
@@ -73,6 +74,7 @@ def parse_limits(flag: str, text: str) -> dict[str, float]:
 
 
 def pieces(text: str) -> list[str]:
+    """The parts of a list with commas, without spaces and empty ones."""
     return [piece.strip() for piece in text.split(",") if piece.strip()]
 
 
@@ -131,15 +133,18 @@ def parse_label_map(text: str) -> dict[str, str]:
 
 
 def check_name(what: str, name: str, valid: Iterable[str]) -> None:
+    """Raise `ConfigError` for a name that is not valid, with the nearest that is."""
     if name not in valid:
         raise ConfigError(f"unknown {what} {name!r}" if name else f"no {what} given", nearest(name, valid))
 
 
 def flag_name(name: str) -> str:
+    """An option as it is typed on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def at_least(low: float, **values: float) -> None:
+    """Raise `ConfigError` for the first value below `low`, or not finite."""
     for name, value in values.items():
         if isinstance(value, int) and abs(value) > MOST:
             raise ConfigError(f"{flag_name(name)} must be below 2**63", "choose a smaller number")

@@ -275,6 +275,7 @@ def _checked(value: Any, kind: str) -> Any:
 
 
 def parts_of(text: str, separator: str) -> list[str]:
+    """The labels in a text, between separators; empty ones are left out."""
     return [part.strip() for part in text.split(separator) if part.strip()]
 
 

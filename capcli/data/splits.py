@@ -213,6 +213,7 @@ def cut(split: Split, limit: int, seed: int) -> Split:
 
 
 def subsets(train: Split, holdout: float, max_train: int, seed: int) -> tuple[Split, Split | None]:
+    """The training split, at most `max_train` examples of it, and the part that is held out, drawn by `seed`."""
     if not holdout:
         return cut(train, max_train, seed), None
     order = np.random.default_rng([seed, 1]).permutation(len(train))
@@ -222,5 +223,6 @@ def subsets(train: Split, holdout: float, max_train: int, seed: int) -> tuple[Sp
 
 
 def need_holdout(held: Split | None) -> Split:
+    """The held-out part. Raises `DataError` when there is none to evaluate on."""
     assert held is not None, "_wanted lets no set without evaluation split and holdout through"
     return held

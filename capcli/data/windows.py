@@ -21,6 +21,7 @@ STRIDE = 128
 
 
 def pad_id_of(tokenizer: Any) -> int:
+    """The id that fills up a batch; 0 for a tokenizer without padding."""
     return int(tokenizer.pad_token_id or 0)
 
 

@@ -27,10 +27,12 @@ def about_data(config: EvalConfig, data: TaskData) -> dict[str, Any]:
 
 
 def same_place(a: str, b: str) -> bool:
+    """Whether two names of data are the same, or lead to the same place."""
     return a == b or (bool(a and b) and Path(a).resolve() == Path(b).resolve())
 
 
 def load_for(config: EvalConfig, source: str, data: TaskData) -> Model:
+    """A model with a head for the task of the data, its labels renamed as the configuration says."""
     names = config.source.label_names
     return loading.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=names)
 
@@ -57,6 +59,7 @@ def measure_all(
 
 
 def rows_of(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    """Estimates as rows of a result."""
     return {name: one.row() for name, one in estimates.items()}
 
 
@@ -127,6 +130,7 @@ def _with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured
 
 
 def report_row(config: EvalConfig, stored: Mapping[str, Any], data: TaskData, n_examples: int) -> dict[str, Any]:
+    """The row of a stored result. Raises `FileError` or `ConfigError` when it is about something else."""
     path, table = config.baseline, part(stored, "metrics")
     found = _report_table({"metrics": table["pruned"], **table} if "pruned" in table else stored)
     if not found["metrics"]:

@@ -69,6 +69,7 @@ Events = tuple[NDArray[Any], ...]
 
 
 def from_events(hit: Events, true: Events, predicted: Events, n_classes: int, index: Index, times: Index) -> Counts:
+    """Counts of the classes from single events: (example, class) of those that are hit, true, and predicted."""
     from scipy.sparse import coo_array
 
     row = np.concatenate([events[0] for events in (hit, true, predicted)])
@@ -89,6 +90,7 @@ def from_table(table: Sequence[tuple[float, float, float]]) -> Counts:
 def bootstrap(
     values: dict[str, Callable[[Array], Array]], resamples: Iterator[Array], level: float
 ) -> dict[str, list[float]]:
+    """The interval at `level` of each value, over blocks of resamples."""
     blocks = [{name: value(block) for name, value in values.items()} for block in resamples]
     return {name: percentiles(np.concatenate([block[name] for block in blocks]), level) for name in values}
 

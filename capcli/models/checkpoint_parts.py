@@ -114,11 +114,13 @@ def read_floats(entry: Stored) -> Tensor:
 
 
 def check_that(ok: object, where: str, what: str, expected: object, got: object) -> None:
+    """Raise `FileError` that says what was expected and what is there, unless `ok`."""
     if not ok:
         raise FileError(f"{where}: {what}: expected {expected}, got {shown_value(got)}", "copy or download it again")
 
 
 def type_of(entry: Stored) -> str:
+    """Dtype and shape of an entry, for messages."""
     return f"{entry.dtype} {list(entry.shape)}"
 
 

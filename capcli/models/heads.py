@@ -41,6 +41,7 @@ def output_layer(net: Any) -> tuple[str, nn.Linear]:
 
 
 def own_labels(config: Any) -> tuple[str, ...]:
+    """The labels of a configuration in the order of the outputs."""
     table = config.id2label or {}
     return tuple(str(table[key]) for key in sorted(table, key=int))
 
@@ -88,4 +89,5 @@ def redraw_rows(output: nn.Linear, spread: float, seed: int) -> None:
 
 
 def first_few(labels: Sequence[str]) -> str:
+    """The first labels, for a message."""
     return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")

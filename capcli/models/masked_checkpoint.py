@@ -128,6 +128,7 @@ def read_masked(folder: Path, config: Mapping[str, Any], threshold: float | None
 
 
 def check_bert(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise `ModelError` unless the checkpoint is a BERT, whose layers these layouts are of."""
     model_type = config.get("model_type")
     if model_type not in ("masked_bert", "bert"):
         raise ModelError(
@@ -184,5 +185,6 @@ def _threshold(method: Method, threshold: float | None, folder: Path, name: str)
 
 
 def check_unused(threshold: float | None, folder: Path, why: str) -> None:
+    """Raise `ConfigError` for a threshold that this checkpoint has no use for."""
     if threshold is not None:
         raise ConfigError(f"--threshold {threshold:g} has no meaning for {folder}: {why}", "leave it out")

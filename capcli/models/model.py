@@ -111,6 +111,7 @@ class Model:
 
 
 def count_parameters(net: Any, family: families.Family | None) -> Counts:
+    """Parameters of a network, in its prunable matrices and in all."""
     prunable = sum(linear.weight.numel() for linear in families.prunable(net, family).values())
     return Counts(prunable=prunable, total=sum(p.numel() for p in net.parameters()))
 
@@ -135,6 +136,7 @@ def accepted_inputs(net: Any) -> set[str]:
 
 
 def check_finite(net: Any, source: str) -> None:
+    """Raise `ModelError` when a parameter is not finite; names the first tensor."""
     ends = {name: torch.stack(parameter.aminmax()) for name, parameter in net.named_parameters()}  # keep any NaN
     bad = [name for name, least_and_most in ends.items() if not bool(least_and_most.isfinite().all())]
     if bad:

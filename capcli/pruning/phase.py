@@ -27,6 +27,7 @@ def make_job(
     pruner: Pruner | None,
     snapshot: Callable[[int], Steps] | None = None,
 ) -> Job:
+    """The job of a phase: `teacher`, or `prune` with a pruner, which keeps the best epoch of the held-out part."""
     config = setup.config
     epochs = config.teacher_passes(len(setup.train)) if phase == "teacher" else config.epochs
 
@@ -102,6 +103,7 @@ def best_state(setup: Setup, of: dict[str, Any]) -> tuple[tuple[int, float] | No
 
 
 def lost_best(why: str) -> RunFailed:
+    """The error when the best epoch so far cannot be read any more."""
     return RunFailed(why, "run the same command again: it continues from before the best epoch")
 
 

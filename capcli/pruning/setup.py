@@ -78,6 +78,7 @@ class Meter:
 
 
 def nothing() -> Generator[Event, None, None]:
+    """A generator of no events."""
     return None
     yield
 
@@ -86,6 +87,7 @@ def nothing() -> Generator[Event, None, None]:
 
 
 def read_data(config: PruneConfig) -> TaskData:
+    """The splits of the task, with the part that is held out."""
     return dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
 
 
@@ -97,6 +99,7 @@ def load_student(config: PruneConfig, data: TaskData) -> Model:
 
 
 def describe_device(on: Compute) -> str:
+    """Processor or GPU, type of device, precision and threads in words, as reports have it."""
     return f"{on.name}, {on.device.type}, {on.precision}, {counted(torch.get_num_threads(), 'thread')}"
 
 
@@ -153,6 +156,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
 
 
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
+    """Say what was read: splits, labels, sizes, and what there is to note about them."""
     data, event = setup.data, setup.meter.of("load")
     splits = {"train": setup.train, **({"held out": setup.curve} if data.holdout else {}), **setup.evals}
     counts = ", ".join(f"{name} {_counted(examples)}" for name, examples in splits.items())
@@ -206,6 +210,7 @@ def measure_splits(setup: Setup, model: Model, event: Callable[..., Event]) -> G
 
 
 def stage_record(setup: Setup, name: str) -> dict[str, Any]:
+    """What stage.json of a published stage says; empty when there is none."""
     path = setup.run.work / name / stages.STAGE
     found: dict[str, Any] = read_json(path) if path.is_file() else {}
     return found

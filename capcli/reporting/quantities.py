@@ -152,6 +152,7 @@ def _sizes_and_times(result: Data, model: Any) -> list[Value]:
 
 
 def baselines_of(result: Data) -> list[Data]:
+    """The baselines of a result of probe, at most `MAX_BASELINES`."""
     return rows_of(result.get("baselines"))[:MAX_BASELINES]
 
 

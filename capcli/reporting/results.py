@@ -99,6 +99,7 @@ def compare_rows(result: Data) -> list[Row]:
 
 
 def notes(result: Data) -> list[str]:
+    """The notes of a result."""
     return [plain(note, 400) for note in sequence(result.get("notes"))[:MAX_ROWS]]
 
 
@@ -121,6 +122,7 @@ class Gate:
 
 
 def gate(data: Any) -> Gate:
+    """A gate as it was stored, with every part of the right type."""
     row = mapping(data)
     condition = f"{named(row.get('metric'), 80)} {named(row.get('op'), 10)} {_exact(row.get('limit'))}"
     measured = _exact(row.get("value"))
@@ -129,6 +131,7 @@ def gate(data: Any) -> Gate:
 
 
 def gates_of(result: Data) -> list[Gate]:
+    """The gates of a result."""
     return [gate(row) for row in sequence(mapping(result).get("gates"))[:MAX_ROWS]]
 
 

@@ -107,6 +107,7 @@ def _drawn(columns: Sequence[str], rows: Iterable[Sequence[str]], n_text: int, n
 
 
 def facts(rows: Iterable[Row]) -> Table:
+    """Names and values in two columns."""
     from rich.table import Table
     from rich.text import Text
 

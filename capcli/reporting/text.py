@@ -154,6 +154,7 @@ def interval(bounds: Any) -> str:
 
 
 def times_smaller(large: Any, small: Any) -> str:
+    """How many times smaller, such as `1.5× smaller`; empty when it is not."""
     large, small = finite(large), finite(small)
     return f"{large / small:,.1f}× smaller" if large and small and 0 < small < large else ""
 
