@@ -84,7 +84,7 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
     """Options of a command from a TOML file; names as on the command line, with dashes or underscores.
 
     The table of the command goes over what stands before all tables, which for eval and probe are options of both. The
-    tables of the other commands are checked as well. Raises `ConfigError` or `FileError`.
+    tables of the other commands are checked as well. Raises `ConfigError`.
     """
     try:
         data = b"" if file == os.devnull else read_bytes(Path(file), MAX_TOML_BYTES, "an options file")
@@ -93,7 +93,7 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
         content = tomllib.loads(text_of(data, Path(file)))
     except (FileError, ValueError, RecursionError) as error:
         if isinstance(error, FileError) and error.hint:
-            raise
+            raise ConfigError(error.message, error.hint) from error
         raise ConfigError(
             f"cannot read {file}: {error}", "the file must be TOML, with lines such as seed = 1"
         ) from error

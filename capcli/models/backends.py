@@ -65,7 +65,6 @@ def special(tokenizer: Any, backend: Backend) -> set[int]:
     """Ids of the tokens that a tokenizer itself puts into a text. Raises `ModelError` for one that it does not have."""
     vocabulary = tokenizer.get_vocab()
     placed = {holder[key] for holder, key in _processor_ids(backend["post_processor"])}
-    placed |= {backend["padding"]["pad_id"]} if backend["padding"] else set()
     if strange := sorted(placed - set(vocabulary.values())):
         raise ModelError(
             f"the tokenizer {type(tokenizer).__name__} puts token {strange[0]} into texts, but does not have it",
@@ -169,9 +168,7 @@ def rewritten(backend: Backend, new: Mapping[int, int]) -> Backend:
     ]
     for holder, key in _processor_ids(result["post_processor"]):
         holder[key] = new[holder[key]]
-    if result["padding"]:
-        result["padding"]["pad_id"] = new[result["padding"]["pad_id"]]
-    return result
+    return result | {"padding": None, "truncation": None}  # what the last call left there
 
 
 def _merges(settings: Mapping[str, Any]) -> list[list[str]]:

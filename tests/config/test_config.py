@@ -302,7 +302,7 @@ def test_toml_integers_serve_as_floats_and_a_missing_file_is_named(tmp_path: Pat
         with pytest.raises(ConfigError, match="cannot read"):
             prune_config({"task": "mr"}, str(path))
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="UTF-16"):
         prune_config({"task": "mr"}, str(file))
 
 

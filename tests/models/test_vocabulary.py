@@ -418,14 +418,14 @@ def test_rows_without_a_token_are_dropped() -> None:
     assert small.net.get_input_embeddings().num_embeddings == len(keep)
 
 
-def test_a_padding_section_is_renumbered() -> None:
+def test_what_the_last_call_left_in_the_tokenizer_is_not_taken_over() -> None:
     tokenizer = copy.deepcopy(tokenizer_of("words"))
     place = tokenizer.get_vocab()["film"]
     tokenizer.pad_token = "film"
     tokenizer.backend_tokenizer.enable_padding(pad_id=place, pad_token="film", length=8)
     small = vocabulary.reduced(model_of(tokenizer, pad_token_id=place), {*specials(tokenizer), 7}).tokenizer
-    assert small.backend_tokenizer.padding["pad_id"] == small.get_vocab()["film"] != place
-    assert small.backend_tokenizer.padding["length"] == 8
+    assert small.pad_token_id == small.get_vocab()["film"] != place
+    assert small.backend_tokenizer.padding is None
 
 
 # Families and files --------------------------------------------------------------------------------------------------
