@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import struct
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_names_of_any_length_and_their_rights(tmp_path: Path) -> None:
 def test_tokenizers_are_saved_without_the_folder_for_temporary_files(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     tokenizers.save_tokenizer(tokenizer, tmp_path / "out")
     assert "tokenizer.json" in {path.name for path in (tmp_path / "out").iterdir()}
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
@@ -158,7 +159,7 @@ def test_tokenizers_are_saved_without_the_folder_for_temporary_files(
 def test_training_leaves_nothing_in_the_folder_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     devices.compute(Hardware(device="cpu"))

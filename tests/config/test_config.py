@@ -25,7 +25,7 @@ from capcli.config.names import (
 )
 from capcli.config.options import flatten, leaves, parse_limits
 from capcli.config.prune import Hardware, PruneConfig, TaskConfig
-from capcli.errors import ConfigError
+from capcli.errors import ConfigError, FileError
 
 SOURCE = TaskConfig(task="mr")
 
@@ -298,7 +298,7 @@ def test_toml_integers_serve_as_floats_and_a_missing_file_is_named(tmp_path: Pat
         with pytest.raises(ConfigError, match="cannot read"):
             prune_config({"task": "mr"}, str(path))
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(FileError, match="in UTF-16 or UTF-32, not in UTF-8"):
         prune_config({"task": "mr"}, str(file))
 
 
