@@ -270,6 +270,7 @@ def test_the_writer_refuses_a_header_that_is_too_large(path):
         writer.save(path, {str(i): torch.ones(0) for i in range(10_001)}, [])
 
 
+@pytest.mark.slow
 def test_ten_thousand_pruned_matrices_fit(path):
     tensors = {f"a_rather_long_name.{i}.weight": torch.zeros(64, 1) for i in range(10_000)}
     writer.save(path, tensors, tensors.keys())
@@ -754,6 +755,7 @@ def test_a_sparse_100_gb_file_is_not_read(path):
 # Fuzz (S2)
 
 
+@pytest.mark.slow
 def test_no_single_bit_can_be_flipped(path):
     writer.save(path, example(), ["w"])
     raw = path.read_bytes()
@@ -800,6 +802,7 @@ def outcome(path: Path, raw: bytes) -> dict[str, torch.Tensor] | None:
         return None
 
 
+@pytest.mark.slow
 def test_mutated_bytes_are_refused_or_harmless(path, good):
     rng, tensors = random.Random(0), PRUNED | DENSE
     for _ in range(FUZZ):
@@ -819,6 +822,7 @@ def edited(value: Any, rng: random.Random) -> Any:
     return value + rng.choice([-1, 1]) if type(value) is int and rng.random() < 0.5 else rng.choice(numbers + other)
 
 
+@pytest.mark.slow
 def test_edited_files_with_fitting_checksums_mean_the_same_to_both_readers(path, good):
     """Whoever makes a file can make its checksums: what is then accepted must be what the page says it is."""
     rng = random.Random(1)
@@ -1356,6 +1360,7 @@ def test_version_2_taken_apart_and_put_together_is_unchanged(good_2):
     assert Parts(good_2).pack() == good_2
 
 
+@pytest.mark.slow
 def test_mutated_bytes_of_version_2_are_refused_or_harmless(path, good_2):
     path.write_bytes(good_2)
     rng, tensors = random.Random(2), reader.load(path)
@@ -1364,6 +1369,7 @@ def test_mutated_bytes_of_version_2_are_refused_or_harmless(path, good_2):
         assert loaded is None or same(loaded, tensors)
 
 
+@pytest.mark.slow
 def test_edited_files_of_version_2_mean_the_same_to_both_readers(path, good_2):
     rng, accepted = random.Random(3), 0
     for _ in range(FUZZ):

@@ -557,6 +557,7 @@ def test_hostile_results_give_a_result_or_an_error(folder: Path, value: Any) -> 
 # The guide -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_guide_as_written(tmp_path: Path) -> None:
     """The commands of "Try it" in one folder, one after another, each with the exit code that stands behind it."""
     (settings,), (script,) = blocks("toml", "Try it"), blocks("sh", "Try it")

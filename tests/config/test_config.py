@@ -25,7 +25,7 @@ from capcli.config.names import (
 )
 from capcli.config.options import flatten, leaves, parse_limits
 from capcli.config.prune import Hardware, PruneConfig, TaskConfig
-from capcli.errors import ConfigError
+from capcli.errors import ConfigError, FileError
 
 SOURCE = TaskConfig(task="mr")
 
