@@ -378,10 +378,14 @@ def test_reports_hold_no_absolute_path(tiny: Tiny, tmp_path: Path) -> None:
     assert invoke(*arguments).exit_code == 0, "it is the same run"
     shown += [invoke("eval", str(out), "--baseline", str(out), "--latency-length", "8", "--json")]
     shown += [invoke("export", str(out), "--to", to, "-o", str(tmp_path / to), "--json") for to in ("dense", "sparse")]
+    words = tmp_path / "home" / "words.txt"
+    words.write_text("\n".join(tokenizers.read_tokenizer(out).get_vocab()))
+    small = ("--to", "sparse", "--vocab", str(words), "-o", str(tmp_path / "small"))
+    shown += [invoke("export", str(out), *small, "--json")]
     shown += [invoke("eval", str(tmp_path / "sparse"), "--latency-length", "8", "--json")]
     assert [one.exit_code for one in shown] == [0] * len(shown), shown[-1].stderr
     texts = {str(i): one.stdout for i, one in enumerate(shown)}
-    for folder in (out, tmp_path / "dense", tmp_path / "sparse"):
+    for folder in (out, *(tmp_path / name for name in ("dense", "sparse", "small"))):
         texts |= {str(path): path.read_text("utf-8", "replace") for path in folder.iterdir() if path.is_file()}
     assert [name for name, text in texts.items() if str(tmp_path) in text] == []
     report = json.loads((out / "report.json").read_text())
