@@ -410,7 +410,7 @@ def swap(path: Path) -> None:
 def flip_high(path: Path) -> None:
     """The top bit, which makes a text no UTF-8 any more."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] |= 128
+    data[len(data) // 2] ^= 128
     path.write_bytes(bytes(data))
 
 
