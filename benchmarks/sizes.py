@@ -59,7 +59,7 @@ def importance(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def variants(pruned: Pruned, vocab_rows: int, ranks: tuple[int, ...] = (192, 128)) -> Iterator[tuple[str, Any]]:
-    """What the file holds in words, and the arguments of `sparse.save`."""
+    """What the file holds in words, and the arguments of `writer.save`."""
     tensors, names = pruned
     words = tensors[WORDS]
 

@@ -267,7 +267,9 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def sha256(path: Path) -> str:
-    """sha256 of a file, as hex."""
+    """sha256 of a regular file, as hex. Raises `OSError`, also for a FIFO, which would wait, and a device."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

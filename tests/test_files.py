@@ -25,7 +25,7 @@ from capcli.config.paths import command_line, portable
 from capcli.config.prune import Hardware
 from capcli.errors import CapError, FileError, ModelError, RunFailed
 from capcli.models import artifact, devices, loading, tokenizers
-from capcli.sources.checkpoint import MAX_TOKENIZER_BYTES
+from capcli.sources.checkpoint import MAX_TOKENIZER_BYTES, check_sizes
 from capcli.stored import MAX_JSON_BYTES, read_json
 
 TOKEN = "hf_" + "aB3" * 12
@@ -293,6 +293,11 @@ BOMBS: dict[str, dict[str, Any]] = {
     "repeated": {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 10**9]]},
     "repeated often": {"model_type": "gpt_neo", "attention_types": [[["global"] * 100, 4096]] * 400},
     "python table": {"model_type": "distilbert", "sinusoidal_pos_embds": True, "max_position_embeddings": 10**8},
+    "small python table": {
+        "model_type": "distilbert",
+        "sinusoidal_pos_embds": True,
+        "max_position_embeddings": 400_000,
+    },
 }
 
 
@@ -316,6 +321,14 @@ def test_a_small_configuration_describes_no_large_model(tiny: Tiny, pruned: Path
     (artefact / "cap_config.json").write_text(json.dumps(settings))
     refused_at_once(lambda: artifact.load_artifact(artefact))
     refused_at_once(lambda: loading.load_dense(str(dense), ["a", "b"], "classification", 0))
+
+
+@pytest.mark.parametrize("table", [{"attention_window": [4, 10**9]}, {"lsh_attn_chunk_length": 10**9}], ids=str)
+def test_inputs_are_not_padded_to_billions_of_tokens(table: dict[str, Any]) -> None:
+    """As Longformer and Reformer pad them."""
+    check_sizes({"attention_window": [512, 512], "lsh_attn_chunk_length": 64}, "config.json")
+    with pytest.raises(ModelError, match="expected an integer up to 4,096, got '1000000000'"):
+        check_sizes(table, "config.json")
 
 
 def test_a_configuration_beside_an_artefact_is_not_read(pruned: Path, tmp_path: Path) -> None:
@@ -379,10 +392,14 @@ def test_reports_hold_no_absolute_path(tiny: Tiny, tmp_path: Path) -> None:
     assert invoke(*arguments).exit_code == 0, "it is the same run"
     shown += [invoke("eval", str(out), "--baseline", str(out), "--latency-length", "8", "--json")]
     shown += [invoke("export", str(out), "--to", to, "-o", str(tmp_path / to), "--json") for to in ("dense", "sparse")]
+    words = tmp_path / "home" / "words.txt"
+    words.write_text("\n".join(tokenizers.read_tokenizer(out).get_vocab()))
+    small = ("--to", "sparse", "--vocab", str(words), "-o", str(tmp_path / "small"))
+    shown += [invoke("export", str(out), *small, "--json")]
     shown += [invoke("eval", str(tmp_path / "sparse"), "--latency-length", "8", "--json")]
     assert [one.exit_code for one in shown] == [0] * len(shown), shown[-1].stderr
     texts = {str(i): one.stdout for i, one in enumerate(shown)}
-    for folder in (out, tmp_path / "dense", tmp_path / "sparse"):
+    for folder in (out, *(tmp_path / name for name in ("dense", "sparse", "small"))):
         texts |= {str(path): path.read_text("utf-8", "replace") for path in folder.iterdir() if path.is_file()}
     assert [name for name, text in texts.items() if str(tmp_path) in text] == []
     report = json.loads((out / "report.json").read_text())

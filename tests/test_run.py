@@ -410,8 +410,13 @@ def swap(path: Path) -> None:
 def flip_high(path: Path) -> None:
     """The top bit, which makes a text no UTF-8 any more."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] |= 128
+    data[len(data) // 2] ^= 128
     path.write_bytes(bytes(data))
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def add(path: Path) -> None:
@@ -917,7 +922,7 @@ def test_the_rest_of_a_work_folder_is_removed_by_the_next_command(
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "cap_config.json", "tokenizer.json"])
-@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("damage", [flip, Path.unlink, make_pipe], ids=lambda d: d.__name__)
 def test_damage_of_a_finished_run_is_said(
     tiny: Tiny, pruned: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:

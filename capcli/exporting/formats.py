@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from capcli import files
+from capcli.config.paths import shortened
 from capcli.errors import ModelError
 from capcli.events import Event
 from capcli.exporting import agreement, onnx_model, storage
@@ -77,8 +78,8 @@ def _settings(job: Job) -> dict[str, Any]:
     if job.known.ours:
         now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
         kept["source"] = {**kept["source"], **now}
-    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings, "vocab": config.vocab}
-    return {**kept, "export": treatment}
+    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings}
+    return {**kept, "export": {**treatment, "vocab": shortened(config.vocab)}}
 
 
 def _opened(job: Job, model: Model, weights: Path, memory_bytes: int) -> Opened:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from capcli.errors import ModelError
 from capcli.models.hf import auto_class, quietly
 
-# How much larger than what a weight file holds a network may grow: a new head, tied weights, buffers.
-SPARE_PARTS, SPARE_WEIGHTS = 1000, 1 << 24
+# How much larger than what a weight file holds a network may grow: a new head, tied weights, buffers. Some families
+# compute tables of positions number by number, a second for a million of them.
+SPARE_PARTS, SPARE_WEIGHTS = 1000, 1 << 21
 
 
 def outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source: object) -> Any:
@@ -25,13 +26,13 @@ def outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source
     from torch.nn.modules import module as hooks
 
     weights = sum(map(math.prod, found.values()))
-    parts_left, weights_left = 8 * len(found) + SPARE_PARTS, 4 * weights + SPARE_WEIGHTS
+    parts_left, bytes_left = 8 * len(found) + SPARE_PARTS, 4 * (4 * weights + SPARE_WEIGHTS)
 
     def grown(_module: nn.Module, _name: str, part: Any) -> None:
-        nonlocal parts_left, weights_left
+        nonlocal parts_left, bytes_left
         parts_left -= 1
-        weights_left -= part.numel() if isinstance(part, Tensor) else 0
-        if min(parts_left, weights_left) < 0:
+        bytes_left -= part.numel() * part.element_size() if isinstance(part, Tensor) else 0
+        if min(parts_left, bytes_left) < 0:
             raise ModelError(
                 f"the configuration of {source} describes a model with far more than its {weights:,} weights",
                 "copy or download it again",

@@ -43,6 +43,7 @@ MAX_COUNT = 4096  # of layers, experts and other parts: no model has as many
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
 FEW_LAYERS = 64  # that may share their weights, as ALBERT's do
 _PARTS = re.compile(r"(?:.*_)?(?:layers?|blocks?|depths?|experts?|groups?|group_num|heads?|stages?|replace)")
+_PADDED_TO = re.compile(r"attention_window|(?:.*_)?chunk_length")  # inputs are padded to a multiple of these
 REPEATED = ("attention_types",)  # [[names, how often], ...], of which transformers makes one list
 _LABELS = re.compile(r"(?:.*_)?(?:labels?|class(?:es)?)")
 # Sizes in config.json, in the words of the families, and those that may be 0.
@@ -163,7 +164,7 @@ def check_sizes(config: Mapping[str, Any], where: object, n_tensors: int = MAX_C
             rest += ((name, item) for item in value)
         elif name in LAYER_COUNTS and value is not None:
             _check_count(name, value, min(MAX_COUNT, max(n_tensors, FEW_LAYERS)), where)
-        elif type(value) is int and value > 0 and _PARTS.fullmatch(name):
+        elif type(value) is int and value > 0 and (_PARTS.fullmatch(name) or _PADDED_TO.fullmatch(name)):
             _check_count(name, value, MAX_COUNT, where)
         elif type(value) is int and value > 0 and _LABELS.fullmatch(name):
             _check_count(name, value, MAX_LABELS, where)
