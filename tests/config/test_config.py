@@ -25,7 +25,7 @@ from capcli.config.names import (
 )
 from capcli.config.options import flatten, leaves, parse_limits
 from capcli.config.prune import Hardware, PruneConfig, TaskConfig
-from capcli.errors import ConfigError, FileError
+from capcli.errors import ConfigError
 
 SOURCE = TaskConfig(task="mr")
 
