@@ -58,7 +58,7 @@ def stored_source(source: str) -> dict[str, Any]:
     kinds = {item.name: kind for item, kind in leaves(TaskConfig)}
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = Path(source) / CONFIG_FILE
-        raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the complete folder")
+        raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
     if place := stored.get("data"):
         return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
     return stored
@@ -176,7 +176,7 @@ def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
     try:
         cut = Cut(sizes=slicing.read(settings["sliced"], net, family), before=count_parameters(net, family))
     except ValueError as error:
-        raise FileError(f"{path}: {error}", "slice again, or copy the complete folder") from error
+        raise FileError(f"{path}: {error}", "slice again, or copy the whole folder") from error
     slicing.shape(net, family, cut.sizes)
     return cut
 

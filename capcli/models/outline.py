@@ -34,7 +34,7 @@ def outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source
         bytes_left -= part.numel() * part.element_size() if isinstance(part, Tensor) else 0
         if min(parts_left, bytes_left) < 0:
             raise ModelError(
-                f"the configuration of {source} describes a model with far more than its {weights:,} weights",
+                f"the configuration of {source} describes a model of far more than its {weights:,} weights",
                 "copy or download it again",
             )
 
