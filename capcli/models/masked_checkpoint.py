@@ -176,8 +176,8 @@ def _threshold(method: Method, threshold: float | None, folder: Path, name: str)
         return 0.0
     if threshold is None:
         raise ConfigError(
-            f"{folder} was pruned by {name}, and its files do not contain the threshold",
-            f"give --threshold: {method.range}",
+            f"{folder} was pruned by {name}, and its files do not contain the threshold: --threshold is needed",
+            f"it is {method.range}",
         )
     if not method.allowed(threshold):
         raise ConfigError(f"--threshold {threshold:g} is out of range for {name}", f"give --threshold: {method.range}")
