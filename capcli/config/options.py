@@ -65,7 +65,7 @@ def leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
 def parse_limits(flag: str, text: str) -> dict[str, float]:
     """`accuracy=0.9,f1=80%` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
     limits: dict[str, float] = {}
-    for part in pieces(text):
+    for part in _gates(flag, text):
         name, limit = _limit(flag, part)
         if name in limits:
             raise _twice(flag, name)
@@ -76,6 +76,14 @@ def parse_limits(flag: str, text: str) -> dict[str, float]:
 def pieces(text: str) -> list[str]:
     """The parts of a list with commas, without spaces and empty ones."""
     return [piece.strip() for piece in text.split(",") if piece.strip()]
+
+
+def _gates(flag: str, text: str) -> list[str]:
+    """The parts of a list of gates. Raises `ConfigError` for a text that names none, as `,`."""
+    found = pieces(text)
+    if text and not found:
+        raise ConfigError(f"{flag} needs METRIC=NUMBER, got {text!r}", f"for example {flag} accuracy=0.8")
+    return found
 
 
 def _limit(flag: str, text: str) -> tuple[str, float]:
@@ -113,7 +121,7 @@ def parse_drops(text: str) -> list[tuple[str, float, bool]]:
     A metric may have a limit of each kind. Raises `ConfigError` for anything else.
     """
     found: dict[tuple[str, bool], float] = {}
-    for part in pieces(text):
+    for part in _gates("--max-drop", text):
         relative = part.endswith("%")
         name, limit = _limit("--max-drop", part)
         if (name, relative) in found:
@@ -129,6 +137,9 @@ def parse_label_map(text: str) -> dict[str, str]:
         raise ConfigError(
             f"--label-map needs OLD=NEW pairs, got {text!r}", "for example LABEL_0=negative,LABEL_1=positive"
         )
+    olds = [old.strip() for old, _, _ in pairs]
+    if twice := [old for old in olds if olds.count(old) > 1]:
+        raise ConfigError(f"--label-map has two names for {twice[0]!r}", "leave one of them")
     return {old.strip(): new.strip() for old, _, new in pairs}
 
 

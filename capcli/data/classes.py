@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,11 @@ from capcli.data.names import Finder
 from capcli.errors import DataError
 
 MOST_LABELS = 1000
+JOINS = " \t/&+；，、"  # which may stand between labels too, though they are read as part of one
+JOINED = {
+    "classification": "several labels of a text need --task multi-label-classification",
+    "multilabel": "between the labels of a text stands ;",
+}
 
 
 def _distinct(found: Labels) -> set[str]:
@@ -101,36 +107,60 @@ def unknown(found: Labels, find: Finder) -> list[str]:
     return names.order(name for name in _distinct(found) if find(name) is None)
 
 
-def check_known(found: Labels, classes: Sequence[str], find: Finder) -> None:
+def check_known(found: Labels, classes: Sequence[str], find: Finder, *, codes: bool) -> None:
     """Raise `DataError` for labels that are none of the classes, with both lists and the way out."""
     check_labelled(found, find)
     if missing := unknown(found, find):
         raise DataError(
             f"unknown labels in the {found.split} split: {names.shown(missing, 5)}; the task has "
             f"{names.shown(classes)}",
-            _way_out(missing, classes, find),
+            _way_out(missing, classes, codes),
         )
 
 
-def _way_out(missing: Sequence[str], classes: Sequence[str], find: Finder) -> str:
-    """What to do about labels that are none of the classes."""
-    pairs = ",".join(f"{name}=NAME" for name in missing[:3]) + ",…" * (len(missing) > 3)
+def _way_out(missing: Sequence[str], classes: Sequence[str], codes: bool) -> str:
+    """What to do about labels that are none of the classes; `codes`: whether numbers are codes of the task."""
+    pairs = shlex.quote(",".join(f"{name}=NAME" for name in missing[:3])) + ",…" * (len(missing) > 3)
     if any(re.fullmatch(r"-?[0-9]+,[0-9]+", name) for name in (*missing, *classes)):
-        return "use a decimal point, not a comma"
+        return "decimals have a point, not a comma"
+    if any(mark in name for name in missing[:3] for mark in ",="):
+        return "leave those rows out, or write those labels as the classes are written"
     if not all(map(names.number, missing)) or any(map(names.number, classes)):
-        return f"remove those rows, or say which label is meant: --label-map {pairs}"
-    if find("0") is not None:
-        codes = names.shown([f"{code} {name}" for code, name in enumerate(classes)])
-        return f"the codes of this task are {codes}; for others: --label-map {pairs}"
-    return f"numbers are not matched to names by position; say which is which: --label-map {pairs}"
+        return f"leave those rows out, or say which of the labels is meant: --label-map {pairs}"
+    if codes:
+        own = names.shown([f"{code} {name}" for code, name in enumerate(classes)])
+        return f"the codes of this task are {own}; for data with others use --task text-classification"
+    return f"numbers are not matched with names by their position; say which is which: --label-map {pairs}"
 
 
-def coded(found: Labels, classes: Sequence[str], find: Finder) -> NDArray[Any]:
-    """The labels of all rows as `Split` holds them; see there. Raises `DataError` for labels that are no class."""
+def coded(found: Labels, classes: Sequence[str], find: Finder, *, codes: bool = False) -> NDArray[Any]:
+    """The labels of all rows as `Split` holds them; see there. Raises `DataError` for labels that are no class.
+
+    codes: whether `find` reads numbers as the codes of a known task.
+    """
     if len(classes) > MOST_LABELS:
         raise DataError(f"{found.place} holds {len(classes)} different labels", "for numbers use --task regression")
-    check_known(found, classes, find)
+    check_known(found, classes, find, codes=codes)
     return _CODERS[found.kind](found, len(classes), {name: find(name) for name in _distinct(found)})
+
+
+def map_remarks(aliases: Mapping[str, str], classes: Sequence[str], find: Finder, *, of_model: bool) -> list[str]:
+    """The pairs of a label map that change nothing in the data; `of_model` says that some may be for those of a model.
+
+    A name that is a class, and a code of a known task, keep their meaning.
+    """
+    said = []
+    for old, new in names.without_effect(find, aliases):
+        mine, other = find(old), find(new)
+        if mine is not None and other is not None:
+            own = names.shown([classes[mine]])
+            why = "both are classes" if own == old else f"{names.shown([old])} already means {own}"
+        elif of_model:
+            continue
+        else:
+            why = "neither is a class of the data"
+        said.append(f"--label-map {names.shown([old])}={names.shown([new])} changes nothing in the data: {why}")
+    return said
 
 
 def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -> list[str]:
@@ -150,12 +180,12 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
     joined = [
         name
         for name in classes
-        for one in ";" + SEPARATORS
-        if len(parts := parts_of(name, one)) > 1 and set(parts) <= set(classes)
+        if any(len(parts := parts_of(name, one)) > 1 and set(parts) <= set(classes) for one in ";" + SEPARATORS + JOINS)
     ]
-    if joined and "classification" in {one.kind for one in found.values()}:
-        many = "several labels per text need --task multi-label-classification"
-        said.append(f"labels that combine others, each read as a class of its own: {names.shown(joined)}; {many}")
+    kinds = {one.kind for one in found.values()}
+    if joined and not kinds.isdisjoint(JOINED):
+        many = next(way for kind, way in JOINED.items() if kind in kinds)
+        said.append(f"labels that are made of others, each read as a class of its own: {names.shown(joined)}; {many}")
     return said
 
 
@@ -178,10 +208,12 @@ def _numbers(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.
             numbers[row] = float(value)
         except (TypeError, ValueError) as error:
             comma = isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value.strip())
-            hint = "use a decimal point" if comma else "for names of classes use --task text-classification"
+            hint = "for names of classes use --task text-classification"
+            if comma:
+                hint = "decimals have a point, and thousands no separator"
             raise DataError(f"row {row} of {found.place} holds {value!r}, not a number", hint) from error
         if not math.isfinite(numbers[row]):
-            raise DataError(f"row {row} of {found.place} holds {value!r}, which is not finite")
+            raise DataError(f"row {row} of {found.place} holds {value!r}, which is not finite", "leave those rows out")
     return numbers
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from capcli.config.names import BUILTIN_TASKS
 from capcli.config.prune import TaskConfig
 from capcli.data import entities, labels, layout, literals, tables
-from capcli.data.classes import check_labelled, coded, names_of, remarks, unknown
+from capcli.data.classes import check_labelled, coded, map_remarks, names_of, remarks, unknown
 from capcli.data.labels import Labels
 from capcli.data.layout import Found
-from capcli.data.names import finder, number, order, shown
+from capcli.data.names import FLAGS, finder, key, number, order, shown
 from capcli.data.splits import Split, TaskData, cut, need_holdout, subsets
 from capcli.data.tables import Table
 from capcli.data.tasks import BUILTIN_FOLDER, ENTITIES, LABEL_NAMES, TAGS, TASKS, Task
@@ -61,7 +61,7 @@ def load(
             name=name,
             table=opened[name],
             columns=texts,
-            labels=coded(found[name], names, find),
+            labels=coded(found[name], names, find, codes=bool(task.labels)),
             kind=task.kind,
             no_answer=empty,
             lists=task.kind == "tokens" and _begins_with_list(opened[name], texts[0]),
@@ -70,6 +70,7 @@ def load(
     }
     notes += [*files.notes, *(note for table in opened.values() for note in table.notes)]
     notes += [*_list_notes(found, parts), *new, *remarks(found, names, find)]
+    notes += map_remarks(aliases, names, find, of_model=bool(known or perhaps))
     trained = parts.pop("train", None) if train else None
     held = None
     if trained is not None:
@@ -80,12 +81,14 @@ def load(
         if not parts:
             parts, held = {"holdout": need_holdout(held)}, None
             notes.append("no evaluation split: evaluated on the held-out part of the training set")
-        _check_training_labels(trained)
+        _check_training_labels(trained, names)
     if not train and holdout and list(parts) == ["train"]:
         parts = {"holdout": need_holdout(subsets(parts["train"], holdout, 0, seed)[1])}
     evals = {name: cut(split, config.max_eval_samples, 0) for name, split in parts.items()}
     sizes = {name: (len(split), len(parts[name])) for name, split in evals.items()}
     notes += [f"{name}: {n:,} of {total:,} examples" for name, (n, total) in sizes.items() if n < total]
+    if "train" in evals and Path(config.data).is_dir():
+        notes.append("no validation or test split: evaluated on train")
     if "test" in evals:
         notes.append("no validation split: evaluated on test")
     elif config.data and (spared := sorted(name for name in files.files if name.startswith("test"))):
@@ -173,10 +176,13 @@ def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tupl
 
 
 def _begins_with_list(table: Table, column: str) -> bool:
-    """Whether the first cell of a column is a list of words written as text."""
-    cell = next(iter(table.batches((column,), 1)))[column][0]
-    found = literals.listed(cell) if isinstance(cell, str) else None
-    return bool(found) and all(isinstance(word, str) for word in found or ())
+    """Whether the first cell of a column that is no empty list is a list of words written as text."""
+    for batch in table.batches((column,)):
+        for cell in batch[column]:
+            found = literals.listed(cell) if isinstance(cell, str) else None
+            if found != []:
+                return bool(found) and all(isinstance(word, str) for word in found or ())
+    return True
 
 
 def _column(
@@ -203,8 +209,15 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str, tex
     """The column of the labels; for multilabel also several, one per label."""
     chosen = config.label_column
     several = [name.strip() for name in chosen.split(",") if name.strip()]
-    if task.kind == "multilabel" and len(several) > 1 and chosen not in table.columns:
-        return tuple(_column(table, (), name, "label", split, texts) for name in dict.fromkeys(several))
+    if len(several) > 1 and chosen not in table.columns:
+        if task.kind != "multilabel":
+            raise DataError(
+                f"--label-column {chosen} names {len(several)} columns, and {config.task} reads one",
+                "for several labels use --task multi-label-classification",
+            )
+        if twice := [name for name in several if several.count(name) > 1]:
+            raise DataError(f"--label-column names {twice[0]!r} twice", "name each column once")
+        return tuple(_column(table, (), name, "label", split, texts) for name in several)
     return (_column(table, task.label, chosen, "label", split, texts),)
 
 
@@ -243,14 +256,20 @@ def _no_answer(task: Task, found: Mapping[str, Labels], known: bool | None) -> b
     return any(not answers.texts for answers in next(iter(found.values())).values)
 
 
-def _check_training_labels(train: Split) -> None:
+def _check_training_labels(train: Split, names: Sequence[str]) -> None:
     """There must be something to tell apart."""
     if len(train) == 0:
-        raise DataError("the training set is empty")
+        raise DataError("the training set is empty", "hold out less, or give more examples")
     if train.kind == "spans":
         if not any(answers.texts for answers in train.labels):
             raise DataError("no question of the training set has an answer, so there is nothing to learn")
         return
     codes = np.concatenate(list(train.labels)) if train.kind == "tokens" else train.labels
     if len(np.unique(codes, axis=0)) < 2:
-        raise DataError(f"all {len(train)} training examples have the same label, so there is nothing to learn")
+        flags = train.kind == "multilabel" and {key(name) for name in names} <= {*FLAGS, *FLAGS.values()}
+        all_of = (
+            "the only training example has one label"
+            if len(train) == 1
+            else f"all {len(train)} training examples have the same label"
+        )
+        raise DataError(f"{all_of}, there is nothing to learn", labels.FLAGS if flags else "")

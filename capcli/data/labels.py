@@ -23,6 +23,8 @@ NAMED = ("classification", "multilabel", "tokens")  # kinds with classes
 NO_LABEL = {"-1": "no agreed label", "-100": "no label", "-": "no agreed label"}
 SEPARATORS = ",|\n"  # between the labels of a text, where `;` is not
 SEVERAL = 'put ; between the labels, or write a JSON list such as ["a", "b"]'
+FLAGS = "a list names the labels; for a 0 or 1 per label, name the columns in --label-column"
+_FLAG_ROW = re.compile(r"\s*[01](?:\.0*)?(?:[\s,;|]+[01](?:\.0*)?)+\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,12 @@ def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Label
     if len(missing) == len(found.values):
         raise DataError(f"{found.place} holds no labels")
     if missing:
-        raise DataError(
-            f"{len(missing)} labels of the {split} split are missing, the first in row {missing[0]}",
-            "leave those rows out",
+        what = (
+            "1 label of the {} split is missing, in"
+            if len(missing) == 1
+            else "{1} labels of the {0} split are missing, the first in"
         )
+        raise DataError(f"{what.format(split, len(missing))} row {missing[0]}", "leave those rows out")
     return dataclasses.replace(found, lists=lists)
 
 
@@ -92,8 +96,19 @@ def _was_list(cell: Any, value: Any) -> bool:
     return isinstance(cell, str) and type(value) is tuple and literals.listed(cell) is not None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: JSON can hold halves of surrogate pairs, which no encoding has."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return not (value.strip() if value.isascii() else names.folded(value))  # what is invisible names nothing
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _label(cell: Any) -> Any:
@@ -112,6 +127,8 @@ def _label_set(cell: Any) -> Any:
     if not isinstance(cell, str):
         return _label_list(cell)
     found = _written(cell, SEVERAL)
+    if found is None and _FLAG_ROW.fullmatch(cell):
+        raise DataError(f"holds {cell[:60]!r}, a row of 0 and 1", FLAGS)
     return cell if found is None else found
 
 
@@ -133,8 +150,8 @@ def _tags(cell: Any) -> tuple[Any, ...] | None:
 def _written(cell: str, hint: str) -> tuple[Any, ...] | None:
     """The labels of a list that was written as text; None for any other text."""
     found = literals.listed(cell)
-    if found is None and literals.broken(cell):
-        raise DataError(f"holds {cell[:60]!r}, which looks like a list but cannot be read as one", hint)
+    if found is None and (literals.broken(cell) or literals.enclosed(cell)):
+        raise DataError(f"holds {cell[:60]!r}, which begins as a list and cannot be read as one", hint)
     return _label_list(found)
 
 
@@ -268,9 +285,7 @@ def _proven(texts: Collection[str], separator: str, known: Collection[str]) -> b
 def _checked(value: Any, kind: str) -> Any:
     """A set of labels names each of them once."""
     if kind == "multilabel" and type(value) is tuple and len(set(value)) < len(value):
-        raise DataError(
-            "holds a label twice", "a list names the labels; for a 0 or 1 per label, name the columns in --label-column"
-        )
+        raise DataError("holds a label twice", FLAGS)
     return value
 
 
@@ -318,8 +333,12 @@ def _name(value: Any, own: Sequence[str]) -> str:
             return own[int(value)]
         if names.key(str(value)) in NO_LABEL and str(value) not in own:
             return names.key(str(value))
-        raise DataError(f"holds the code {value}, but the table names {len(own)} classes")
+        raise DataError(f"holds the code {value}, and the table names {len(own)} classes")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"holds {value}, which is not finite", "leave those rows out")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
+    if not (text.isascii() or is_unicode(text)):
+        raise DataError("holds half of a surrogate pair, which is not text")
     return text.partition(".")[0] if re.fullmatch(r"[+-]?[0-9]+\.0*", text) else text

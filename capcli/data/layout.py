@@ -231,7 +231,10 @@ def _nothing(root: Path, seen: Sequence[_File]) -> DataError:
     if readable := [one.path for one in seen if one.readable]:
         alone = f"; a single file can be given directly: {readable[0]}" if len(readable) == 1 else ""
         return DataError(f"no split in {root}: found {names}", f"name the files train, validation and test{alone}")
-    hint = f"expected files such as train.parquet; known endings: {', '.join(tables.SUFFIXES)}"
+    ways = (tables.way_out(one.path) for one in seen)
+    hint = next(
+        filter(None, ways), f"expected files such as train.parquet; known endings: {', '.join(tables.SUFFIXES)}"
+    )
     return DataError(f"no data files in {root}" + (f": found {names}" if seen else ""), hint)
 
 

@@ -42,6 +42,12 @@ def broken(text: str) -> bool:
     return bool(_QUOTES.match(text) or _BARE.fullmatch(text))
 
 
+def enclosed(text: str) -> bool:
+    """Whether brackets or braces enclose all of a text, as those of a list do."""
+    inside = text.strip()
+    return len(inside) > 1 and inside[0] in "[{" and inside[-1] == _CLOSING[inside[0]]
+
+
 def parsed(text: str) -> Any:
     """The value that a text is: lists (also for tuples and sets), tables, texts, numbers, true, false, None.
 
@@ -120,8 +126,8 @@ def _items(tokens: list[_Token], opening: str, depth: int) -> Any:
     tokens.pop()
     if opening == "{" and (keys or not found):
         return _table(keys, found)
-    if opening == "(" and not commas:
-        raise ValueError("a value in brackets is not a list")
+    if opening == "(" and found and not commas:
+        raise ValueError("a value in brackets is no list")
     return found
 
 
@@ -132,8 +138,11 @@ def _table(keys: list[Any], values: list[Any]) -> dict[str, Any]:
 
 
 def _wrapped(tokens: list[_Token], depth: int) -> Any:
-    """The value in `array(..., dtype=object)` and its like."""
+    """The value in `array(..., dtype=object)` and its like; `set()` is an empty list."""
     _expect(tokens, "(")
+    if tokens[-1][1] == ")":
+        tokens.pop()
+        return []
     found = _value(tokens, depth + 1)
     while tokens[-1][1] == ",":
         tokens.pop()

@@ -53,29 +53,48 @@ def finder(names: Sequence[str], aliases: Mapping[str, str] | None = None, *, co
 
     What `key` leaves out counts only where it does not tell two of the names apart. Beside the classes 0 and 1, true is
     1; beside the classes true and false, 1 is true. `aliases` call a label as one of the names, or one of the names as
-    a label. With `codes`, a number that is no name is an index.
+    a label, and take precedence over these readings of true and 1. With `codes`, a number that is no name is an index,
+    whatever the aliases say.
     """
     exact = {name: index for index, name in enumerate(names)}
-    known = _unique(names)
-    if known and known.keys() <= set(FLAGS.values()):
-        known |= {flag: known[value] for flag, value in FLAGS.items() if value in known}
-    elif known and known.keys() <= FLAGS.keys():
-        known |= {FLAGS[flag]: index for flag, index in known.items()}
-    if codes:
-        known = {str(index): index for index in range(len(names))} | known
+    unique = _unique(names)
+    implied = {str(index): index for index in range(len(names))} if codes else _flags(unique)
+
+    def named(name: str) -> int | None:
+        return exact.get(name, unique.get(key(name)))
 
     def plain(name: str) -> int | None:
-        return exact.get(name, known.get(key(name)))
+        index = named(name)
+        return implied.get(key(name)) if index is None else index
 
-    other: dict[str, int | None] = {}
+    said: dict[str, int] = {}
     for old, new in (aliases or {}).items():
-        other |= {key(new): plain(old)} if plain(new) is None else {key(old): plain(new)}
+        known, label = (old, new) if named(old) is not None and named(new) is None else (new, old)
+        if plain(known) is None:  # both are other than the names, and one may be a code
+            known, label = label, known
+        if (index := plain(known)) is not None:
+            said[key(label)] = index
+    others = {**said, **implied} if codes else {**implied, **said}
 
     def find(name: str) -> int | None:
-        index = plain(name)
-        return other.get(key(name)) if index is None else index
+        index = named(name)
+        return others.get(key(name)) if index is None else index
 
     return find
+
+
+def _flags(unique: Mapping[str, int]) -> dict[str, int]:
+    """What true and false are beside the classes 0 and 1, and what 1 and 0 are beside the classes true and false."""
+    if unique and unique.keys() <= set(FLAGS.values()):
+        return {flag: unique[value] for flag, value in FLAGS.items() if value in unique}
+    if unique and unique.keys() <= FLAGS.keys():
+        return {FLAGS[flag]: index for flag, index in unique.items()}
+    return {}
+
+
+def without_effect(find: Finder, aliases: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The pairs of a map whose two sides `find`, which knows the map, does not take for the same class."""
+    return [pair for pair in aliases.items() if find(pair[0]) is None or find(pair[0]) != find(pair[1])]
 
 
 def _unique(names: Sequence[str]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 from capcli.errors import DataError
+from capcli.reporting.text import counted
 
 ROW_BYTES = 1 << 25  # of one line, and of one row of a csv
 JSON_BYTES = 1 << 30  # of a file that is read whole
@@ -30,6 +32,8 @@ LINE_ENDS = "save the file with LF or CRLF line endings"
 NAME_ALL = "the first line must name each column that is not empty"
 NO_QUOTES = "quotes have no meaning in a tsv; save it as csv, with commas between the cells"
 DOUBLED = 'a quote inside a quoted cell is written twice: "" (a backslash does not escape it)'
+_GZIP = b"\x1f\x8b"
+ONE_OBJECT = "each line must be one JSON object and nothing else; an array of rows is a .json file"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 Row = tuple[int, list[str]]
@@ -49,7 +53,7 @@ def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
     place, most = 0, max(FREE_BYTES, MOST_RATIO * path.stat().st_size)
     with cast("IO[bytes]", gzip.open(path)) if is_gzip(path) else path.open("rb") as file:
         number = 0
-        while line := file.readline(longest + 1):
+        while line := _line(file, path, longest + 1):
             number += 1
             if len(line) > longest:
                 raise DataError(
@@ -61,13 +65,23 @@ def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
                 raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size", "unpack it first: gunzip")
 
 
+def _line(file: IO[bytes], path: Path, most: int) -> bytes:
+    """The next line, at most so many bytes of it. Raises `DataError` where a compressed file is damaged."""
+    try:
+        return file.readline(most)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is cut off or damaged: {error}", "copy or download it again") from error
+
+
 def _text(path: Path, line: bytes, number: int, place: int) -> str:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"line {number}, byte {place + error.start} of the file"
         what = "it is UTF-16: " if number == 1 and line.startswith(_UTF_16) else ""
-        raise DataError(f"cannot read {path}: {where}, is not UTF-8", f"{what}save the file as UTF-8") from error
+        twice = number == 1 and line.startswith(_GZIP)
+        hint = "it is compressed twice: unpack it once with gunzip" if twice else f"{what}save the file as UTF-8"
+        raise DataError(f"cannot read {path}: {where}, is not UTF-8", hint) from error
     if "\0" in text:
         where = f"line {number}, byte {place + line.index(0)} of the file"
         raise DataError(f"cannot read {path}: {where}, is a NUL, which is not text", "save the file as UTF-8")
@@ -105,14 +119,14 @@ class Sheet:
             elif len(row) == self.width:
                 if end < self.width and (value := "".join(row[end:]).strip()):
                     raise self._refused(number, f"has {value[:40]!r} in a column without a name", NAME_ALL)
-                if self.literal and any(map(_quoted, row)):
-                    left[f"rows with cells in quotes, which were kept ({NO_QUOTES})"] += 1
+                if self.literal and (any(map(_quoted, row)) or all(map(_in_quotes, row))):
+                    left[f"rows with cells in quotes, which are kept ({NO_QUOTES})"] += 1
                 yield row
             elif self.lenient:
                 left["rows with too many or too few fields, skipped"] += 1
             else:
                 hint = (NO_QUOTES if self.literal else COMMAS) if '"' in "".join(row) or len(row) > self.width else ""
-                raise self._refused(number, f"has {len(row)} fields, but the header has {self.width}", hint)
+                raise self._refused(number, f"has {counted(len(row), 'field')}, the header has {self.width}", hint)
 
     def _refused(self, number: int, what: str, hint: str) -> DataError:
         return DataError(f"cannot read {self.path}: line {number} {what}", hint)
@@ -155,7 +169,11 @@ def _has_quoted_header(path: Path) -> bool:
 
 def _quoted(cell: str) -> bool:
     """Whether a cell is in quotes beyond doubt: with doubled ones inside."""
-    return cell[:1] == '"' == cell[-1:] and '""' in cell[1:-1]
+    return _in_quotes(cell) and '""' in cell[1:-1]
+
+
+def _in_quotes(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == '"' == cell[-1]
 
 
 def tsv_rows(path: Path) -> Iterator[Row]:
@@ -242,8 +260,11 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = parsed(line)
+        except json.JSONDecodeError as error:
+            where = f"line {number}, character {error.pos + 1}"
+            raise DataError(f"cannot read {path}: {where}: {error.msg}", ONE_OBJECT) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"cannot read {path}: line {number}: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"cannot read {path}: line {number} is not a JSON object")
+            raise DataError(f"cannot read {path}: line {number} is not a JSON object", ONE_OBJECT)
         yield row

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data import literals, perturb, tables
+from capcli.data.labels import is_unicode
 from capcli.data.names import shown
 from capcli.data.perturb import Change
 from capcli.data.tables import Table
 from capcli.errors import DataError
+from capcli.reporting.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +123,8 @@ class Split:
             for word in words:
                 self._text_of(word, column, index)
             if len(words) != len(self.labels[index]):
-                n = len(self.labels[index])
-                raise self._wrong(column, index, f"has {len(words)} words but {n} labels")
+                pair = counted(len(words), "word"), counted(len(self.labels[index]), "label")
+                raise self._wrong(column, index, f"has {pair[0]} but {pair[1]}")
             return words
         return self._text_of(cell, column, index)
 
@@ -143,8 +145,8 @@ class Split:
     def _text_of(self, cell: Any, column: str, index: int) -> str:
         if not isinstance(cell, str):
             raise self._wrong(column, index, _type_of(cell, "not text"))
-        if not (cell.isascii() or _is_unicode(cell)):
-            raise self._wrong(column, index, "contains half of a surrogate pair, which is not text")
+        if not (cell.isascii() or is_unicode(cell)):
+            raise self._wrong(column, index, "holds half of a surrogate pair, which is not text")
         return cell
 
     def _wrong(self, column: str, index: int, what: str) -> DataError:
@@ -157,14 +159,6 @@ def _has_text(text: Any) -> bool:
 
 def _type_of(cell: Any, expected: str) -> str:
     return "is missing" if cell is None else f"is of type {type(cell).__name__}, {expected}"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ _WAYS_OUT = {
         (".bz2", ".xz", ".zst", ".lz4", ".lzma"), "unpack it; the only compression that can be read is gzip"
     ),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".joblib"), "pickles can run code and are never read; save as parquet"),
+    ".gz": f"name it by what is in it, such as {PACKED[0]}; a folder packed as .tar.gz must be unpacked",
     **dict.fromkeys((".ndjson", ".jsonlines", ".jl"), "if it has one object per line, name it .jsonl"),
     **dict.fromkeys(
         (".txt", ".tab", ".dat"), "write texts and labels as the columns of a csv; if they are, name it .csv or .tsv"
@@ -47,6 +48,7 @@ _NO_TEXT = {
     b"BZh": ("is compressed with bzip2", "unpack it: bunzip2"),
     b"\xfd7zXZ": ("is compressed with xz", "unpack it: unxz"),
     b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it: unzstd"),
+    **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), ("is a web page", "download the file itself")),
 }
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -99,10 +101,12 @@ def refusal(path: Path) -> DataError:
         return DataError(f"{path} is not a file")
     if path.name.lower().endswith((".parquet.gz", ".arrow.gz")):
         return DataError(f"{path} is compressed", "unpack it: gunzip")
-    return DataError(
-        f"{path} is not a {', '.join(SUFFIXES)} file",
-        _WAYS_OUT.get(path.suffix.lower(), "convert the data to one of these"),
-    )
+    return DataError(f"{path} is no {', '.join(SUFFIXES)} file", way_out(path) or "convert the data to one of these")
+
+
+def way_out(path: Path) -> str:
+    """What to do with a file of a format that is not read; empty when nothing is known of it."""
+    return _WAYS_OUT.get(path.suffix.lower(), "")
 
 
 def open_files(paths: Sequence[Path], header: Sequence[str] = (), *, lenient: bool = False) -> Table:

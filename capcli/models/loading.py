@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families
-from capcli.models.artifact import load_artifact
+from capcli.models.artifact import load_artifact, stored_settings
 from capcli.models.heads import (
     first_few,
     label_order,
@@ -67,15 +67,8 @@ def load_dense(
     config._attn_implementation = config._experts_implementation = None  # a file must not name kernels to load
     config.return_dict, config.chunk_size_feed_forward = True, 0  # nor how the network is called
     own = own_labels(config)
-    order = list(range(2)) if kind == "spans" else label_order(own, labels, label_map)
+    order = _dense_order(own, labels, kind, source, label_map, need_head=need_head)
     own = renamed(own, label_map)
-    if need_head and order is None:
-        raise ModelError(
-            f"the labels of {source} ({first_few(own)}) are not those of the task ({first_few(labels or ())})",
-            "map them by name with --label-map, or use a model that was fine-tuned on this task",
-        )
-    if need_head and kind == "regression" and len(own) != 1:
-        raise ModelError(f"{source} has {len(own)} outputs; regression needs a model with one")
     names = set_labels(config, own if labels is None else labels, kind)
     tokenizer, note = with_padding(open_tokenizer(path, source), config)
     if hasattr(config, "use_cache"):
@@ -217,6 +210,62 @@ def _unknown_family(net: Any, model_type: str) -> str:
     )
 
 
+def _dense_order(
+    own: Sequence[str],
+    labels: Sequence[str] | None,
+    kind: str,
+    source: str,
+    label_map: Mapping[str, str] | None,
+    *,
+    need_head: bool,
+) -> list[int] | None:
+    """For each wanted label the row of the head, see `label_order`. Raises `ModelError` for a head that is needed."""
+    order = list(range(2)) if kind == "spans" else label_order(own, labels, label_map)
+    if need_head and order is None:
+        raise ModelError(
+            f"the labels of {source} ({first_few(renamed(own, label_map))}) are not those of the task "
+            f"({first_few(labels or ())})",
+            "map them by name with --label-map, or use a model that was fine-tuned on this task",
+        )
+    if need_head and kind == "regression" and len(own) != 1:
+        raise ModelError(f"{source} has {len(own)} outputs; a regression needs a model with one")
+    return order
+
+
+def _pruned_order(
+    own: Sequence[str], labels: Sequence[str] | None, source: str, label_map: Mapping[str, str] | None
+) -> list[int]:
+    """The same for a pruned model, whose head is never replaced."""
+    order = label_order(own, labels, label_map)
+    if order is None:
+        raise ModelError(
+            f"the labels of {source} ({first_few(own)}) are not those of the task ({first_few(labels or ())})",
+            "map them by name with --label-map",
+        )
+    return order
+
+
+def check_head(
+    source: str, labels: Sequence[str] | None, kind: str, label_map: Mapping[str, str] | None = None
+) -> None:
+    """Raise `ModelError` for a model whose head is not one of this kind for `labels`; no weights are read."""
+    if not is_artifact(source):
+        from transformers import AutoConfig
+
+        config = read_pretrained(AutoConfig.from_pretrained, hub.folder(source), source)
+        _dense_order(own_labels(config), labels, kind, source, label_map, need_head=True)
+        return
+    settings = stored_settings(source)
+    own = settings.get("labels")
+    _check_kind(source, settings.get("kind"), kind)
+    _pruned_order(tuple(map(str, own)) if isinstance(own, list) else (), labels, source, label_map)
+
+
+def _check_kind(source: str, own: Any, kind: str) -> None:
+    if own != kind:
+        raise ModelError(f"{source} was pruned for {own}, not for {kind}")
+
+
 def load_model(
     source: str,
     labels: Sequence[str] | None,
@@ -230,15 +279,9 @@ def load_model(
     if not is_artifact(source):
         return load_dense(source, labels, kind, seed, need_head=need_head, label_map=label_map)
     model = load_artifact(Path(source))
-    if need_head and model.kind != kind:
-        raise ModelError(f"{source} was pruned for {model.kind}, not for {kind}")
-    order = label_order(model.labels, labels, label_map)
-    if order is None:
-        raise ModelError(
-            f"the labels of {source} ({first_few(model.labels)}) are not those of the task ({first_few(labels or ())})",
-            "map them by name with --label-map",
-        )
-    reorder_rows(output_layer(model.net)[1], order)
+    if need_head:
+        _check_kind(source, model.kind, kind)
+    reorder_rows(output_layer(model.net)[1], _pruned_order(model.labels, labels, source, label_map))
     return dataclasses.replace(model, labels=tuple(labels or model.labels))
 
 

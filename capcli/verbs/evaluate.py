@@ -34,7 +34,7 @@ from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, paired, retention, same_answer
 from capcli.measuring.size import size_and_sparsity
-from capcli.models import artifact, devices, tokenizers
+from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.model import place
 from capcli.sources import hub
 from capcli.stored import mapping, read_json
@@ -151,8 +151,8 @@ def _check_baseline(config: EvalConfig, data: TaskData) -> None:
     if Path(config.baseline).is_file():
         stored = mapping(read_json(Path(config.baseline)))
         report_row(config, stored, data, len(next(iter(data.evals.values()))))
-    elif not tokenizers.is_artifact(config.baseline):
-        hub.folder(config.baseline)
+    else:
+        loading.check_head(config.baseline, data.classes, data.kind, config.source.label_names)
 
 
 def _bounds(names: Sequence[str]) -> dict[str, tuple[float, float]]:

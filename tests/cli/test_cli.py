@@ -171,7 +171,7 @@ def test_data_without_a_task(tiny: Tiny) -> None:
     [
         ([], "has no rows"),
         (None, "is empty"),
-        ([("a good film", ""), ("a bad film", "positive")], "1 labels of the train split are missing"),
+        ([("a good film", ""), ("a bad film", "positive")], "1 label of the train split is missing"),
         ([("a good film", "positive"), ("a film", "positive")], "the same label"),
     ],
     ids=["no-rows", "empty", "no-label", "one-label"],

@@ -98,6 +98,8 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         for name in ("lr_warmup", "dense_share", "final_share", "holdout")
         for value in (1.0, -0.1, float("nan"))
     ],
+    (lambda: Gates(min=" , "), "--min needs METRIC=NUMBER, got ' , '", "--min accuracy=0.8"),
+    (lambda: Gates(max_drop=","), "--max-drop needs METRIC=NUMBER, got ','", "--max-drop accuracy=0.8"),
     (lambda: Gates(min="accuracy"), "--min needs METRIC=NUMBER, got 'accuracy'", "--min accuracy=0.8"),
     (lambda: Gates(max_drop="f1=x"), "--max-drop needs METRIC=NUMBER, got 'f1=x'", ""),
     (lambda: Gates(min="=0.5"), "--min needs METRIC=NUMBER", ""),
@@ -233,6 +235,8 @@ def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
         assert ProbeConfig(tasks="mr", data=str(data)).source("mr").data == str(data)
     (tmp_path / "mr").mkdir()
     assert ProbeConfig(label_map="0=a").source("mr").label_names == {"0": "a"}
+    with pytest.raises(ConfigError, match="--label-map has two names for '0'"):
+        TaskConfig(task="mr", label_map="0=a,1=b,0=c")
     config = ProbeConfig(tasks="mr,subj", data=str(tmp_path))
     assert [config.source(task).data for task in ("mr", "subj")] == [str(tmp_path / "mr"), ""]
 

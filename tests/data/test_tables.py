@@ -124,6 +124,8 @@ def test_a_tsv_with_quotes_is_read_by_its_header(tmp_path: Path) -> None:
     (note,) = other.notes
     assert note.startswith("b.tsv: rows with cells in quotes, which were kept (quotes have no meaning in a tsv")
     assert note.endswith("): 1")
+    other = tables.open_file(file(tmp_path, "c.tsv", 'text\tlabel\n"so"\t"x"\n"so\t"y"\n"so" it is\t"y"\n'))
+    assert other.notes[0].startswith("c.tsv: rows with cells in quotes") and other.notes[0].endswith("): 1")
 
 
 def test_arrow_streams_and_files(tmp_path: Path) -> None:
@@ -230,8 +232,8 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ("a.jsonl", "\n", "has no rows"),
         ("a.json", "[]", "has no rows"),
         ("a.csv", "a,b,a\n1,2,3\n", "column 'a' occurs twice"),
-        ("a.csv", "a,b\n1,2\n\n1,2,3\n", "line 4 has 3 fields, but the header has 2"),
-        ("a.tsv", "a\tb\n1\n", "line 2 has 1 fields, but the header has 2"),
+        ("a.csv", "a,b\n1,2\n\n1,2,3\n", "line 4 has 3 fields, the header has 2"),
+        ("a.tsv", "a\tb\n1\n", "line 2 has 1 field, the header has 2"),
         ("a.csv", 'a,b\n1,2\n"open,3\n4,5\n', "line 3: the quote that begins there is not closed"),
         ("a.csv", 'a,b\n1,"two\n""lines","open\n4,5\n', "line 3: the quote that begins there is not closed"),
         ("a.csv", 'a,b\n1,"open\n4,5\n"c, d",5\n', "line 2: the quote that begins there ends in line 4 before 'c, d\""),
@@ -248,8 +250,11 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ("a.csv", gzip.compress(b"a,b\n1,2\n", mtime=0), "is compressed with gzip, not a .csv file"),
         ("a.csv", b"PK\x03\x04", "is a spreadsheet or another zip archive"),
         ("a.csv.gz", "a,b\n1,2\n", "is not compressed with gzip"),
-        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "Compressed file ended before"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": \n', mtime=0), "line 2: Expecting value"),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "is cut off or damaged: Compressed file"),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0) + b"junk", "is cut off or damaged: Not a gzipped file"),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0)[:-8] + bytes(8), "is cut off or damaged: CRC check"),
+        ("a.csv", "<!DOCTYPE html>\n<html><body>404, not found</body></html>\n", "is a web page, not a .csv file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": \n', mtime=0), "line 2, character 8: Expecting value"),
         (
             "a.parquet",
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
@@ -259,7 +264,9 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ("a.csv", b"a,b\nok,1\nb\xe9,2\n", "line 3, byte 10 of the file, is not UTF-8"),
         ("a.jsonl", b'{"a": "\xff"}\n', "line 1, byte 7 of the file, is not UTF-8"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "line 1, byte 0 of the file, is not UTF-8"),
-        ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2: Expecting value"),
+        ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2, character 8: Expecting value"),
+        ("a.jsonl", '{"a": 1}\n{\n"a": 1}\n', "line 2, character 3: Expecting property name"),
+        ("a.jsonl", '{"a": 1},\n{"a": 1}\n', "line 1, character 9: Extra data"),
         ("a.jsonl", '{"a": 1}\n\n[1]\n', "line 3 is not a JSON object"),
         ("a.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "line 2: key 'a' occurs twice"),
         ("a.jsonl", "[" * 100_000, "line 1: "),
@@ -327,6 +334,10 @@ def test_a_file_that_goes_away_is_named(tmp_path: Path) -> None:
         ("a.pkl", b"x", "never read"),
         ("a.txt", b"x", "columns of a csv"),
         ("a.ndjson", b"{}", "name it .jsonl"),
+        ("a.gz", b"x", "name it by what is in it, such as .csv.gz"),
+        ("a.jsonl", "[1, 2]\n", "an array of rows is a .json file"),
+        ("a.csv.gz", gzip.compress(gzip.compress(b"a,b\n1,2\n")), "it is compressed twice"),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "copy or download it again"),
         ("a.docx", b"x", "convert the data to one of these"),
     ],
 )

@@ -174,7 +174,7 @@ def test_damaged_tables_are_refused_with_the_place(tmp_path: Path, columns: dict
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_an_empty_cell_is_a_missing_label(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(DataError, match="1 labels of the train split are missing, the first in row 2"):
+    with pytest.raises(DataError, match="1 label of the train split is missing, in row 2"):
         dataset.load(config(folder(tmp_path, suffix, labels=["a", "b", "", "a", "b", "a"])))
 
 
@@ -363,6 +363,142 @@ def test_a_map_says_which_is_which(tmp_path: Path, mapping: str) -> None:
     assert (data.labels, labels_of(data.evals["validation"])) == (("no", "yes"), [1, 0, 0])
 
 
+@pytest.mark.parametrize("mapping", ["true=0,false=1", "0=TRUE,1=FALSE"])
+def test_a_map_takes_precedence_over_what_true_and_false_usually_are(tmp_path: Path, mapping: str) -> None:
+    data = labelled(tmp_path, [0, 1], [True, "false"], label_map=mapping)
+    assert labels_of(data.evals["validation"]) == [0, 1]
+    assert not any("changes nothing" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("task", "mapping", "said"),
+    [
+        ("sst2", "0=positive", "0=positive changes nothing in the data: 0 already means negative"),
+        ("sst2", "positive=0", "positive=0 changes nothing in the data: both are classes"),
+        ("text-classification", "0=1", "0=1 changes nothing in the data: both are classes"),
+        ("text-classification", "2=3", "2=3 changes nothing in the data: neither is a class of the data"),
+        ("text-classification", "no=0", ""),
+        ("sst2", "negative=bad", ""),
+        ("sst2", "bad=0", ""),
+    ],
+)
+def test_a_map_that_changes_nothing_is_said(tmp_path: Path, task: str, mapping: str, said: str) -> None:
+    """A code of a known task keeps its meaning, whatever the map says."""
+    data = labelled(tmp_path, [0, 1], [1, 0], task=task, label_map=mapping, text_column="text")
+    assert labels_of(data.evals["validation"]) == [1, 0]
+    assert [note for note in data.notes if "label-map" in note] == ([f"--label-map {said}"] if said else [])
+
+
+def test_a_map_of_a_model_is_not_about_the_data(tmp_path: Path) -> None:
+    labelled(tmp_path, ["a", "b"], ["b", "a"])
+    chosen = config(str(tmp_path), label_map="LABEL_0=x")
+    assert not any("label-map" in note for note in dataset.load(chosen, train=False, perhaps=("a", "b")).notes)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "hint"),
+    [
+        ("text-classification", ["no", "is it"], "--label-map 'is it=NAME'"),
+        ("text-classification", ["no", "a,b"], "write those labels as the classes are written"),
+        ("text-classification", ["no", "a=b"], "write those labels as the classes are written"),
+        ("text-classification", ["no", 1], "not matched with names by their position; say which is which"),
+        ("sst2", ["negative", 2], "the codes of this task are 0 negative, 1 positive; for data with others"),
+    ],
+)
+def test_the_way_out_of_unknown_labels_can_be_gone(tmp_path: Path, task: str, labels: list[Any], hint: str) -> None:
+    """Also when the map names a code: it does not become one of the task."""
+    train = ["negative", "positive"] if task == "sst2" else ["no", "yes"]
+    with pytest.raises(DataError) as caught:
+        labelled(tmp_path, train, labels, task=task, text_column="text", label_map=f"0={train[0]}")
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("blank", ["  ", "\u200b", "\u00a0", "\t", ""])
+def test_a_label_that_cannot_be_seen_is_missing(tmp_path: Path, blank: str) -> None:
+    with pytest.raises(DataError, match=r"^1 label of the train split is missing, in row 2$"):
+        labelled(tmp_path, ["a", "b", blank], ["a"])
+    with pytest.raises(DataError, match=r"^2 labels of the train split are missing, the first in row 1$"):
+        labelled(tmp_path, ["a", blank, blank, "b"], ["a"])
+    with pytest.raises(DataError, match="row 0 of column 'label' of the train split holds a missing label"):
+        labelled(tmp_path, [["a", blank], ["b"]], [["a"]], task="multi-label-classification")
+
+
+def test_a_label_that_is_no_finite_number_is_no_class(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 1 of column 'label' of the train split holds inf, which is not finite"):
+        labelled(tmp_path, [0, float("inf"), 1], [0])
+
+
+def test_half_a_surrogate_pair_is_no_label(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1 of column 'label' .* surrogate"):
+        labelled(tmp_path, ["a", "\ud800"], ["a"])
+
+
+@pytest.mark.parametrize("cell", ["[a b]", "[a; b]", "{a;b}", " [a] ", "[a|b]"])
+def test_labels_in_brackets_that_are_no_list_are_refused(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(DataError, match="begins as a list and cannot be read as one"):
+        labelled(tmp_path, ["a;b", "b", cell], ["a"], task="multi-label-classification")
+
+
+@pytest.mark.parametrize("cell", ["set()", "frozenset()", "()", "[]", "array([], dtype=object)"])
+def test_empty_lists_of_every_kind_are_no_labels(tmp_path: Path, cell: str) -> None:
+    data = labelled(tmp_path, ["['a', 'b']", "['b']", cell], ["['a']"], task="multi-label-classification")
+    assert data.labels == ("a", "b")
+    assert [list(row) for row in labels_of(data.train)] == [[1, 1], [0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    "cells", [[[1, 0], [0, 1]], ["[1, 0]", "[0, 1]"], ["1 0", "0 1"], ["1;0;1", "0;1;1"], [[True, False]] * 2]
+)
+def test_a_row_of_flags_is_no_list_of_labels(tmp_path: Path, cells: list[Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        labelled(tmp_path, cells, cells, task="multi-label-classification")
+    assert "name the columns in --label-column" in caught.value.hint
+
+
+@pytest.mark.parametrize("mark", [" ", "/", "\t", "；"])
+def test_labels_made_of_others_are_said_for_every_separator(tmp_path: Path, mark: str) -> None:
+    labels = ["a", "b", f"a{mark}b"]
+    data = labelled(tmp_path, labels, labels, task="multi-label-classification")
+    assert any("labels that are made of others" in note and note.endswith("stands ;") for note in data.notes)
+    assert any("labels that are made of others" in note for note in labelled(tmp_path, labels, labels).notes)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "expected"),
+    [
+        ("multi-label-classification", "x,y,x", "--label-column names 'x' twice"),
+        ("text-classification", "x,y", "--label-column x,y names 2 columns, and text-classification reads one"),
+    ],
+)
+def test_label_columns_that_do_not_fit(tmp_path: Path, task: str, columns: str, expected: str) -> None:
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}.csv", {"text": TEXTS, "x": [0, 1] * 3, "y": [1, 0] * 3})
+    with pytest.raises(DataError) as caught:
+        dataset.load(config(str(tmp_path), task=task, label_column=columns))
+    assert caught.value.message == expected
+
+
+@pytest.mark.parametrize("first", [[], ["[]"], ["[]", "set()"]])
+def test_words_written_as_lists_may_begin_with_an_empty_one(tmp_path: Path, first: list[str]) -> None:
+    words = [*first, "['a', 'b']"]
+    tags = [*first, "['O', 'B-x']"]
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}.csv", {"tokens": words, "tags": tags})
+    train = dataset.load(config(str(tmp_path), task="ner")).train
+    assert texts_of(train) == [*([] for _ in first), ["a", "b"]]
+
+
+def test_words_and_labels_are_counted_in_english(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}.csv", {"tokens": ["a b"], "tags": ["B-x"]})
+    with pytest.raises(DataError, match="the only training example has one label"):
+        dataset.load(config(str(tmp_path), task="ner"))
+    write(tmp_path / "train.csv", {"tokens": ["a b", "a"], "tags": ["B-x", "O"]})
+    data = dataset.load(config(str(tmp_path), task="ner"))
+    with pytest.raises(DataError, match=r"has 2 words but 1 label$"):
+        texts_of(data.train)
+
+
 @pytest.mark.parametrize("first", range(4))
 def test_types_that_are_mixed_do_not_depend_on_the_first_row(tmp_path: Path, first: int) -> None:
     ones = [True, 1, "1", 1.0]
@@ -506,6 +642,21 @@ def test_all_parts_of_a_split_are_read(tmp_path: Path) -> None:
     assert data.notes == ("train is read from train.csv, train_2.csv",)
 
 
+def test_a_folder_with_training_examples_alone_is_said_when_they_are_measured(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", {"text": TEXTS, "label": NAMES})
+    said = "no validation or test split: evaluated on train"
+    assert said in dataset.load(config(str(tmp_path)), train=False).notes
+    assert said not in dataset.load(config(str(tmp_path / "train.csv")), train=False).notes
+    assert said not in dataset.load(config(str(tmp_path)), train=False, holdout=0.5).notes
+
+
+def test_a_folder_of_archives_has_the_way_out_of_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "train.tar.gz").write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        dataset.load(config(str(tmp_path)))
+    assert "must be unpacked" in caught.value.hint
+
+
 def test_a_file_without_a_header_is_told_of_it(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("a nice long day,good\na dull one,bad\n")
     with pytest.raises(DataError, match="has no text column 'text'") as caught:
@@ -614,7 +765,7 @@ def test_the_files_of_glue_itself_are_read(tmp_path: Path, name: str) -> None:
 
 def test_only_glue_leaves_broken_rows_out(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\n")
-    with pytest.raises(DataError, match=r"train\.tsv: line 3 has 1 fields, but the header has 2"):
+    with pytest.raises(DataError, match=r"train\.tsv: line 3 has 1 field, the header has 2"):
         dataset.load(config(str(tmp_path)), holdout=0.5)
 
 
@@ -745,7 +896,7 @@ def test_sets_of_labels_in_columns_of_their_own(tmp_path: Path, suffix: str) -> 
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        ([["a"], None, ["b"]], "1 labels of the train split are missing, the first in row 1"),
+        ([["a"], None, ["b"]], "1 label of the train split is missing, in row 1"),
         ([["a"], ["b", None], ["b"]], "row 1 of column 'labels' of the train split holds a missing label"),
         ([[0, 1, 0], [0, 1, 1], [1, 0, 0]], "row 0 of column 'labels' of the train split holds a label twice"),
         ([1, 2, 3], "row 0 of column 'labels' of the train split is of type int, not a list of labels"),
@@ -934,7 +1085,7 @@ def test_hidden_tags_are_said_to_be_hidden(tmp_path: Path, task: str) -> None:
 
 def test_words_and_labels_of_different_number_are_named(tmp_path: Path) -> None:
     data = of_kind(tmp_path, "ner", {"tokens": WORDS, "tags": [*MARKS[:1], ["O"], *MARKS[2:]]})
-    with pytest.raises(DataError, match="row 1 of column 'tokens' of the train split has 2 words but 1 labels"):
+    with pytest.raises(DataError, match=r"row 1 of column 'tokens' of the train split has 2 words but 1 label$"):
         texts_of(data.train)
 
 
@@ -990,7 +1141,7 @@ def test_answers_in_the_forms_they_come_in(tmp_path: Path, cell: Any, expected: 
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        (None, "1 labels of the train split are missing"),
+        (None, "1 label of the train split is missing"),
         (7, "row 0 of column 'answers' of the train split holds no answers"),
         ({"text": ["a"], "answer_start": ["0"]}, "needs one whole number in answer_start for each text"),
         ({"text": ["a", "b"], "answer_start": [0]}, "needs one whole number in answer_start for each text"),

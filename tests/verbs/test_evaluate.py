@@ -388,6 +388,29 @@ def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: s
     assert result.exit_code == 2 and "contains no metrics" in result.stderr
 
 
+def test_a_baseline_whose_labels_do_not_fit_is_refused_before_anything_is_measured(
+    tiny: Tiny, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pruned, tmp_path / "other")
+    table = json.loads((pruned / "cap_config.json").read_text())
+    (tmp_path / "other" / "cap_config.json").write_text(json.dumps({**table, "labels": ["left", "right"]}))
+    shutil.copytree(pruned, tmp_path / "tags")
+    (tmp_path / "tags" / "cap_config.json").write_text(json.dumps({**table, "kind": "tokens"}))
+    baselines = {
+        "other": "(left, right) are not those of the task",
+        "tags": "was pruned for tokens, not for classification",
+        tiny.model: "are not those of the task",
+    }
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("capcli.verbs.evaluate.load_for", never)
+    for baseline, expected in baselines.items():
+        result = invoke("eval", str(pruned), *FAST, "--baseline", str(tmp_path / baseline))
+        assert result.exit_code == 2 and expected in result.stderr
+
+
 def test_answers_that_are_no_numbers_pass_no_gate(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     """Finite weights whose logits overflow: the highest of NaN would be the first class, which may be right."""
     capcli.export(ExportConfig(model=str(pruned), out=str(tmp_path / "dense"), threads=1))
