@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
 from capcli.models import predict
-from capcli.models.model import HEADS, Model
+from capcli.models.model import Model
 
 BATCH = 8
 TOLERANCE = 1e-4  # of the largest logit: what another order of the same 32-bit operations may change
@@ -57,10 +58,10 @@ def logits(
         inputs = encoded(tokenizer, batchable[begin : begin + batch], length)
         real = inputs["attention_mask"].bool()
         out = run(inputs).float().cpu()
-        if kind == "spans":
+        if KINDS[kind].windows:
             rows += [column for i, mask in enumerate(real) for column in out[i][mask].T]
         else:
-            rows += list(out[real] if kind in HEADS else out)
+            rows += list(out[real] if KINDS[kind].per_token else out)
     return rows
 
 
@@ -88,13 +89,13 @@ def difference(kind: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> D
     return Difference(
         largest=max(gaps) if finite else float("inf"),
         scale=max(float(row.abs().max()) for row in ours),
-        agreement=None if kind == "regression" else sum(same) / len(same),
+        agreement=sum(same) / len(same) if KINDS[kind].agreement else None,
     )
 
 
 def _chosen(kind: str, row: Tensor) -> Tensor:
     """What a row of logits answers: each label above zero, or the index of the largest."""
-    return row > 0 if kind == "multilabel" else row.argmax()
+    return row > 0 if KINDS[kind].several else row.argmax()
 
 
 def of(model: Model, device: torch.device) -> Run:

@@ -19,7 +19,6 @@ from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models.model import longest_input, place
 
-FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
 ALONE = (
     "8-bit answers depend on the texts that share a batch: agreement and accuracy were measured one text at a time, "
     "and in other batches single answers may differ"

@@ -25,19 +25,19 @@ from capcli import files
 from capcli.config.prune import Hardware, TaskConfig
 from capcli.data import batches, cache, tokens
 from capcli.data.batches import Examples
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
 from capcli.errors import ConfigError, RunFailed
 from capcli.events import Event
 from capcli.models import artifact, devices, families, loading, predict, tokenizers
 from capcli.models.devices import Compute
-from capcli.models.model import HEADS, WEIGHTS_FILE, Model, longest_input, place
+from capcli.models.model import WEIGHTS_FILE, Model, longest_input, place
 from capcli.sources import hub
 from capcli.sources.checkpoint import CONFIG, TOKENIZER_FILES
 
 CACHE_FORMAT = 2
 MOST_BYTES = 8e9
 """Of the vectors of one split, which are made in memory."""
-PER_TOKEN = tuple(HEADS)
 Progress = Callable[..., Event]
 
 
@@ -117,7 +117,7 @@ class Encoder:
         Raises:
             ConfigError: the model has no such layer.
         """
-        examples = self._tokenised(split, task) if split.kind in PER_TOKEN else None
+        examples = self._tokenised(split, task) if KINDS[split.kind].per_token else None
         key = self._key(split, task)
         found = cache.find("vectors", key)
         if not found:
@@ -132,7 +132,7 @@ class Encoder:
         return tokens.encode(split, self.model.tokenizer, length, stride=task.stride)
 
     def _key(self, split: Split, task: TaskConfig) -> str:
-        of = "token" if split.kind in PER_TOKEN else self.pooling
+        of = "token" if KINDS[split.kind].per_token else self.pooling
         drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
         parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]
         parts += [split.kind, task.longest, task.stride, version("torch"), version("transformers")]

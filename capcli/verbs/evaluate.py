@@ -16,6 +16,7 @@ from capcli.config.measure import EvalConfig
 from capcli.config.names import PERTURBATIONS
 from capcli.config.paths import portable, shortened
 from capcli.data import dataset, perturb
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
 from capcli.events import Event
 from capcli.measuring import gates, metrics, noise
@@ -134,7 +135,7 @@ def _changed(config: EvalConfig, data: TaskData) -> dict[str, Split]:
 
 def _check_gates(config: EvalConfig, data: TaskData) -> None:
     """Raise `ConfigError` for a gate on what will not be measured, or whose limit says nothing."""
-    own = [*data.metrics, *[CALIBRATION] * (data.kind == "classification")]
+    own = [*data.metrics, *[CALIBRATION] * KINDS[data.kind].single]
     changes = list(_changed(config, data))
     valid = [*own, *[AGREEMENT] * bool(config.baseline)]
     valid += [name + change for change in changes for name in (*own, AGREEMENT)]
