@@ -72,6 +72,20 @@ def encode(
     return _examples(whole, split, tokenizer, length)
 
 
+def unlabelled(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, kind: str) -> Examples:
+    """Texts without labels, each of them cut to one window of `length` tokens, for a model of this kind."""
+    arrays = _texts(texts, pairs, tokenizer, length, np.int32).arrays
+    return Examples(
+        tokens=arrays["tokens"],
+        types=arrays.get("types"),
+        offsets=np.concatenate([[0], np.cumsum(arrays["lengths"], dtype=np.int64)]),
+        labels=np.full(len(arrays["tokens"]), NO_LABEL),
+        pad_id=pad_id_of(tokenizer),
+        kind=kind,
+        length=length,
+    )
+
+
 def _examples(whole: Piece, split: Split, tokenizer: Any, length: int) -> Examples:
     arrays = whole.arrays
     labels = split.labels.astype(np.float32) if KINDS[split.kind].several else split.labels

@@ -15,13 +15,13 @@ from capcli.data import tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
-from capcli.events import Event
 from capcli.measuring import answers, metrics, noise
 from capcli.measuring.metrics import CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.models import predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
+from capcli.models.predict import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,12 @@ def measure(
     examples: Examples,
     names: tuple[str, ...],
     on: Compute,
-    event: Callable[..., Event],
     seed: int = 1,
     *,
     with_intervals: bool = True,
-) -> Generator[Event, None, Measured]:
-    """Metrics `names` of the model on tokenised examples; yields events."""
-    logits, _ = yield from predict.encoded(model, examples, on, event)
+) -> Generator[Progress, None, Measured]:
+    """Metrics `names` of the model on tokenised examples; yields how many are done, of how many."""
+    logits, _ = yield from predict.encoded(model, examples, on)
     return scored(model.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
 
 
@@ -89,7 +88,7 @@ def scored(
     *,
     with_intervals: bool = True,
 ) -> Measured:
-    """Metrics `names` of logits of the examples, as `models.encoded` and `onnx_model.outputs` give them."""
+    """Metrics `names` of logits of the examples, as `predict.outputs` gives them."""
     truth, outputs = answers.read(kind, labels, examples, logits.cpu().double().numpy())
     whole = bool(torch.isfinite(logits).all())  # or the answers would be those of the comparisons with NaN
     values = metrics.measure(kind, names, truth, outputs) if whole else dict.fromkeys(names, math.nan)

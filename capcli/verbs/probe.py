@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +20,13 @@ from threadpoolctl import threadpool_limits
 
 from capcli.config.measure import ProbeConfig
 from capcli.config.paths import portable
+from capcli.config.prune import TaskConfig
 from capcli.data import cache, dataset
 from capcli.data.batches import Examples, collate
 from capcli.data.kinds import KINDS, NO_LABEL
-from capcli.data.splits import TaskData
+from capcli.data.splits import Split, TaskData
 from capcli.errors import ConfigError, FileError
-from capcli.events import Event
+from capcli.events import Event, told
 from capcli.measuring import answers, classifiers, gates, latency, metrics, noise, vectors
 from capcli.measuring.probing import MEAN, SHARE, Array, Score
 from capcli.reporting.text import named
@@ -35,6 +36,7 @@ SCHEMA_VERSION = 1
 SPARE = 0.2  # of a task without test examples that is held out
 BATCH_SIZE = 32
 CACHE_FORMAT = 2
+Maker = Callable[..., Event]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,7 @@ class _Share:
     begin: float
     width: float
 
-    def progress(self, phase: str, begin: float, width: float) -> vectors.Progress:
+    def progress(self, phase: str, begin: float, width: float) -> Maker:
         """Events of the part of it from `begin`, `width` wide."""
 
         def event(done: float = 0, total: float = 0, note: str = "") -> Event:
@@ -160,8 +162,8 @@ def _probed(
     assert data.train is not None, "a training split was asked for"
     phase, test = f"probe {data.name}", next(iter(data.evals.values()))
     source = config.source(data.name)
-    known = yield from encoder.vectors(data.train, source, share.progress(phase, 0.0, 0.4))
-    asked = yield from encoder.vectors(test, source, share.progress(phase, 0.4, 0.4))
+    known = yield from _vectors(encoder, data.train, source, share.progress(phase, 0.0, 0.4))
+    asked = yield from _vectors(encoder, test, source, share.progress(phase, 0.4, 0.4))
     outputs = yield from _outputs(config, known, asked, data, share.progress(phase, 0.8, 0.2))
     about = {
         "metric": data.primary,
@@ -175,6 +177,15 @@ def _probed(
         "n_classes": len(data.labels),
     }
     return Probed(scores=_scored(data, asked, outputs, [config.seed, zlib.crc32(data.name.encode())]), about=about)
+
+
+def _vectors(
+    encoder: vectors.Encoder, split: Split, source: TaskConfig, event: Maker
+) -> Generator[Event, None, vectors.Vectors]:
+    def encoding(done: float, total: float) -> Event:
+        return event(done, total, "" if done else f"encoding {split.name} with {encoder.source}")
+
+    return (yield from told(encoder.vectors(split, source), encoding))
 
 
 def _scored(data: TaskData, asked: vectors.Vectors, outputs: Array, seed: Sequence[int]) -> tuple[Score, ...]:
@@ -207,7 +218,7 @@ def _part(n: int, seed: int) -> Array:
 
 
 def _outputs(
-    config: ProbeConfig, known: vectors.Vectors, asked: vectors.Vectors, data: TaskData, event: vectors.Progress
+    config: ProbeConfig, known: vectors.Vectors, asked: vectors.Vectors, data: TaskData, event: Maker
 ) -> Generator[Event, None, Array]:
     """Outputs [S, L, R, C] of every probe for the test vectors; kept on disk as the vectors are."""
     labels = _labels(known)
