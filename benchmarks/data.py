@@ -114,7 +114,7 @@ def computed(args: argparse.Namespace) -> dict[str, float]:
     place(model, on)
     if args.stage == "encoding":
         began = time.perf_counter()
-        collections.deque(predict.encoded(model, examples, on, dict), maxlen=0)
+        collections.deque(predict.encoded(model, examples, on), maxlen=0)
         return {"examples": len(examples), "seconds": time.perf_counter() - began, "peak": peak_bytes()}
     step = synthetic.Stepper(synthetic.cap_job(model, examples, on, chosen))
     step()

@@ -142,10 +142,11 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """The primary metric on the first evaluation split, computed with what was exported."""
     from capcli.config.prune import Hardware, TaskConfig
     from capcli.data import dataset
+    from capcli.data.batches import evaluation_batches
     from capcli.events import finished
     from capcli.exporting import onnx_model
     from capcli.measuring import scoring
-    from capcli.models import devices, loading, tokenizers
+    from capcli.models import devices, loading, predict, tokenizers
 
     on = devices.compute(Hardware(device="cpu", precision="fp32", threads=args.threads))
     source = TaskConfig(task=args.task, data=args.data, max_eval_samples=args.max_eval_samples)
@@ -158,12 +159,13 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
         examples = scoring.encoded(model, split, source)
         alone = json.loads((folder / "export.json").read_text())["int8"]  # as cap export measures it
         budget = 1 if alone else on.token_budget
-        logits = finished(onnx_model.outputs(runner, examples, budget, lambda **_: None))
+        rows = evaluation_batches(examples, budget)
+        logits, _ = finished(predict.outputs(runner.run, examples, rows, on.device))
         found = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
     else:
         model = loading.load_model(str(folder), data.classes, data.kind, 0, need_head=True)
         examples = scoring.encoded(model, split, source)
-        found = finished(scoring.measure(model, examples, data.metrics, on, lambda **_: None))
+        found = finished(scoring.measure(model, examples, data.metrics, on))
     return data.primary, found.metrics[data.primary]
 
 

@@ -62,7 +62,7 @@ def main() -> None:
         pad_id=examples.pad_id,
     )
     began = time.perf_counter()
-    exhaust(predict.encoded(model, few, on, lambda **_: None))  # type: ignore[arg-type, return-value]
+    exhaust(predict.encoded(model, few, on))
     stages.append(stage("encoding", began, len(few)))
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -369,7 +369,7 @@ def correct(out: Path, options: dict[str, Any]) -> Any:
     model = place(loading.load_model(str(out), data.labels, data.kind, 1), on)
     length = longest_input(model, config.longest)
     examples = tokens.encode(next(iter(data.evals.values())), model.tokenizer, length)
-    coding = predict.encoded(model, examples, on, lambda **_: None)  # type: ignore[arg-type, return-value]
+    coding = predict.encoded(model, examples, on)
     return returned(coding)[0].argmax(dim=1).cpu().numpy() == examples.labels
 
 

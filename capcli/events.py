@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
@@ -38,6 +38,20 @@ def finished(events: Generator[Any, None, Result]) -> Result:
         except StopIteration as stop:
             found: Result = stop.value
             return found
+
+
+def told(
+    work: Generator[tuple[float, float], None, Result], event: Callable[..., Event]
+) -> Generator[Event, None, Result]:
+    """Work that yields how much is done, of how much, as events; it is closed when the events are, or one raises."""
+    with contextlib.closing(work):
+        while True:
+            try:
+                done, total = next(work)
+            except StopIteration as stop:
+                found: Result = stop.value
+                return found
+            yield event(done=done, total=total)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, CONFIG_FI
 from capcli.config.options import leaves
 from capcli.config.prune import PruneConfig
 from capcli.data import layout, tables, tasks
+from capcli.data.kinds import KINDS
 from capcli.data.tasks import Task
 from capcli.measuring import resampling
 from capcli.models import families
@@ -250,8 +251,8 @@ def task_table() -> str:
             f"{split_names()}. More: [your own data](../how-to/own-data.md).\n",
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
             "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
-            f"words that mark no entities are measured by {codes(tasks.TAGS)} of the words. For `spans`, `f1` is that "
-            f"of the words of the answer. The 95 % intervals of shares of examples (accuracy of "
+            f"words that mark no entities are measured by {codes(KINDS['tokens'].plain_metrics)} of the words. For "
+            "`spans`, `f1` is that of the words of the answer. The 95 % intervals of shares of examples (accuracy of "
             "classification, subset_accuracy, exact_match) are Wilson's; the others come from "
             f"{resampling.RESAMPLES:,} bootstrap resamples of the examples.\n",
             "## Built-in tasks\n",
@@ -288,7 +289,7 @@ def task_row(name: str, task: Task) -> tuple[str, ...]:
         texts,
         codes(task.label),
         labels,
-        codes(task.metrics),
+        codes(task.measured),
         source or ("built in" if name in BUILTIN_TASKS else "`--data`"),
     )
 

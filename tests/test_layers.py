@@ -115,6 +115,12 @@ def test_no_verb_imports_another_verb() -> None:
             assert [other for _, other in ours(tree) if folder(other) == "verbs" and other != name] == [], name
 
 
+def test_only_verbs_and_their_phases_make_events() -> None:
+    """What measures and computes yields how much is done, of how much."""
+    nouns = [name for name in TREES if folder(name) in ("artifact", "data", "models", "measuring", "sources")]
+    assert [name for name in nouns if any("Event" in names for _, _, names in imports(TREES[name]))] == []
+
+
 def test_no_file_is_long() -> None:
     lengths = {name: len((HOUSE / f"{name.replace('.', '/')}.py").read_text("utf-8").splitlines()) for name in TREES}
     assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capcli.data.kinds import NO_LABEL
+from capcli.data.kinds import KINDS, NO_LABEL
 from capcli.data.splits import Split
 
 
@@ -58,7 +58,7 @@ class Examples:
     @property
     def per_token(self) -> bool:
         """Whether the model answers for each token, not for each example."""
-        return self.kind in ("tokens", "spans")
+        return KINDS[self.kind].per_token
 
     @property
     def n_texts(self) -> int:
@@ -113,8 +113,8 @@ def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device) -
     }
     if examples.types is not None:
         inputs["token_type_ids"] = np.where(inside, examples.types[places], 0).astype(np.int64)
-    of_words = examples.kind == "tokens"
-    labels = np.where(inside, examples.labels[places], NO_LABEL) if of_words else examples.labels[rows]
+    words = KINDS[examples.kind].words
+    labels = np.where(inside, examples.labels[places], NO_LABEL) if words else examples.labels[rows]
     if labels.dtype == np.float64:
         labels = labels.astype(np.float32)  # all that a loss needs, and some devices have no more
     return Batch(

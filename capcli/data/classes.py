@@ -15,21 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data import names
-from capcli.data.labels import NAMED, NO_LABEL, SEPARATORS, Labels, parts_of
+from capcli.data.kinds import KINDS
+from capcli.data.labels import NO_LABEL, SEPARATORS, Labels, parts_of
 from capcli.data.names import Finder
 from capcli.errors import DataError
 
 MOST_LABELS = 1000
 JOINS = " \t/&+；，、"  # which may stand between labels too, though they are read as part of one
-JOINED = {
-    "classification": "several labels of a text need --task multi-label-classification",
-    "multilabel": "between the labels of a text stands ;",
-}
 
 
 def _distinct(found: Labels) -> set[str]:
     """The names that occur."""
-    if found.kind not in NAMED:
+    if not KINDS[found.kind].classes:
         return set()
     values = set(found.values)
     return {name for value in values for name in (value if type(value) is tuple else (value,))}
@@ -47,7 +44,7 @@ def names_of(found: Labels, perhaps: Sequence[str] = (), aliases: Mapping[str, s
         return tuple(perhaps)
     check_labelled(found)
     classes = _merged(found, names.one_per_number(occur))
-    if found.kind == "classification" and len(classes) > max(20, len(found.values) / 2):
+    if KINDS[found.kind].single and len(classes) > max(20, len(found.values) / 2):
         raise DataError(
             f"{found.place} holds {len(classes)} different labels in {len(found.values)} rows",
             "for numbers use --task regression; to read another column use --label-column",
@@ -74,16 +71,14 @@ def check_labelled(found: Labels, find: Finder | None = None) -> None:
     """Raise `DataError` when a label stands for none, unless `find` knows it as a class."""
     occur = _distinct(found)
     absent = _absent(occur) if find is None else {name for name in occur if find(name) is None}
-    absent &= {
-        name for name in occur if names.key(name) in NO_LABEL and (name != "-" or found.kind == "classification")
-    }
+    absent &= {name for name in occur if names.key(name) in NO_LABEL and (name != "-" or KINDS[found.kind].single)}
     if not absent:
         return
     name = min(absent)
     if occur <= absent:
         raise DataError(f"the labels of the {found.split} split are hidden ({name})", "use a split with labels")
     rows = [row for row, value in enumerate(found.values) if not absent.isdisjoint(_each(value))]
-    what = "word" if found.kind == "tokens" else "row"
+    what = "word" if KINDS[found.kind].words else "row"
     raise DataError(
         f"{len(rows)} row{'s' * (len(rows) != 1)} of the {found.split} split ha{'ve' if len(rows) != 1 else 's'} the "
         f"label {name} ({NO_LABEL[names.key(name)]}), the first is row {rows[0]}",
@@ -141,7 +136,7 @@ def coded(found: Labels, classes: Sequence[str], find: Finder, *, codes: bool = 
     if len(classes) > MOST_LABELS:
         raise DataError(f"{found.place} holds {len(classes)} different labels", "for numbers use --task regression")
     check_known(found, classes, find, codes=codes)
-    return _CODERS[found.kind](found, len(classes), {name: find(name) for name in _distinct(found)})
+    return CODERS[found.kind](found, len(classes), {name: find(name) for name in _distinct(found)})
 
 
 def map_remarks(aliases: Mapping[str, str], classes: Sequence[str], find: Finder, *, of_model: bool) -> list[str]:
@@ -182,9 +177,11 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
         for name in classes
         if any(len(parts := parts_of(name, one)) > 1 and set(parts) <= set(classes) for one in ";" + SEPARATORS + JOINS)
     ]
-    kinds = {one.kind for one in found.values()}
-    if joined and not kinds.isdisjoint(JOINED):
-        many = next(way for kind, way in JOINED.items() if kind in kinds)
+    kinds = [KINDS[one.kind] for one in found.values()]
+    if joined and any(kind.single or kind.several for kind in kinds):
+        many = "several labels of a text need --task multi-label-classification"
+        if any(kind.several for kind in kinds):
+            many = "put ; between the labels of a text"
         said.append(f"labels that are made of others, each read as a class of its own: {names.shown(joined)}; {many}")
     return said
 
@@ -239,7 +236,7 @@ def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
     return found
 
 
-_CODERS: dict[str, Callable[[Labels, int, Mapping[str, Any]], NDArray[Any]]] = {
+CODERS: dict[str, Callable[[Labels, int, Mapping[str, Any]], NDArray[Any]]] = {
     "classification": _indices,
     "regression": _numbers,
     "multilabel": _many_hot,

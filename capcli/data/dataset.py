@@ -13,12 +13,13 @@ from capcli.config.names import BUILTIN_TASKS
 from capcli.config.prune import TaskConfig
 from capcli.data import entities, labels, layout, literals, tables
 from capcli.data.classes import check_labelled, coded, map_remarks, names_of, remarks, unknown
+from capcli.data.kinds import KINDS
 from capcli.data.labels import Labels
 from capcli.data.layout import Found
 from capcli.data.names import FLAGS, finder, key, number, order, shown
 from capcli.data.splits import Split, TaskData, cut, need_holdout, subsets
 from capcli.data.tables import Table
-from capcli.data.tasks import BUILTIN_FOLDER, ENTITIES, LABEL_NAMES, TAGS, TASKS, Task
+from capcli.data.tasks import BUILTIN_FOLDER, LABEL_NAMES, TASKS, Task
 from capcli.errors import DataError
 from capcli.sources import hub
 
@@ -64,7 +65,7 @@ def load(
             labels=coded(found[name], names, find, codes=bool(task.labels)),
             kind=task.kind,
             no_answer=empty,
-            lists=task.kind == "tokens" and _begins_with_list(opened[name], texts[0]),
+            lists=KINDS[task.kind].words and _begins_with_list(opened[name], texts[0]),
         )
         for name, (texts, _) in read.items()
     }
@@ -114,11 +115,13 @@ def _list_notes(found: Mapping[str, Labels], parts: Mapping[str, Split]) -> list
 
 
 def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
-    if task.kind == "tokens":
-        return ENTITIES if entities.is_entity_scheme(names) else TAGS
-    if task.kind != "classification":
-        return task.metrics
-    return tuple(m for m in task.metrics if m != "f1" or len(names) == 2) or ("accuracy",)
+    """What is measured: words whose labels mark no entities have metrics of their own, F1 of one class needs two."""
+    kind = KINDS[task.kind]
+    if kind.words and not entities.is_entity_scheme(names):
+        return kind.plain_metrics
+    if not kind.single:
+        return task.measured
+    return tuple(m for m in task.measured if m != "f1" or len(names) == 2) or ("accuracy",)
 
 
 def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[[], Table]]]:
@@ -165,7 +168,7 @@ def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tupl
     """The columns of the texts, and the labels."""
     labelled = {config.label_column, *task.label, *LABEL_NAMES}
     texts = [_column(table, task.text, config.text_column, "text", name, labelled)]
-    if config.pair_column and task.kind == "tokens":
+    if config.pair_column and KINDS[task.kind].words:
         raise DataError(f"{config.task} reads a single text", "leave out --pair-column")
     if task.pair or config.pair_column:
         texts.append(_column(table, task.pair, config.pair_column, "pair", name, labelled.union(texts)))
@@ -210,7 +213,7 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str, tex
     chosen = config.label_column
     several = [name.strip() for name in chosen.split(",") if name.strip()]
     if len(several) > 1 and chosen not in table.columns:
-        if task.kind != "multilabel":
+        if not KINDS[task.kind].several:
             raise DataError(
                 f"--label-column {chosen} names {len(several)} columns, and {config.task} reads one",
                 "for several labels use --task multi-label-classification",
@@ -229,11 +232,11 @@ def _label_names(
     A tag that occurs only in an evaluation split gets an index too, though nothing can learn it: the words that bear it
     are part of what is measured. It is no new one where it is a number and those of the first split are names.
     """
-    if task.kind in ("regression", "spans") or task.labels:
+    if not KINDS[task.kind].classes or task.labels:
         return task.labels, []
     first, *others = found.values()
     classes, notes = names_of(first, perhaps, aliases), []
-    if task.kind == "tokens" and not first.own_names:
+    if KINDS[task.kind].words and not first.own_names:
         find, numeric = finder(classes, aliases), {number(name) is not None for name in classes}
         for one in others:
             check_labelled(one, find)
@@ -251,7 +254,7 @@ def _label_names(
 def _no_answer(task: Task, found: Mapping[str, Labels], known: bool | None) -> bool:
     """Whether a question may have no answer: as the task, the model or the first split has it."""
     fixed = task.no_answer if task.no_answer is not None else known
-    if fixed is not None or task.kind != "spans":
+    if fixed is not None or not KINDS[task.kind].windows:
         return bool(fixed)
     return any(not answers.texts for answers in next(iter(found.values())).values)
 
@@ -260,13 +263,14 @@ def _check_training_labels(train: Split, names: Sequence[str]) -> None:
     """There must be something to tell apart."""
     if len(train) == 0:
         raise DataError("the training set is empty", "hold out less, or give more examples")
-    if train.kind == "spans":
+    kind = KINDS[train.kind]
+    if kind.windows:
         if not any(answers.texts for answers in train.labels):
             raise DataError("no question of the training set has an answer, so there is nothing to learn")
         return
-    codes = np.concatenate(list(train.labels)) if train.kind == "tokens" else train.labels
+    codes = np.concatenate(list(train.labels)) if kind.words else train.labels
     if len(np.unique(codes, axis=0)) < 2:
-        flags = train.kind == "multilabel" and {key(name) for name in names} <= {*FLAGS, *FLAGS.values()}
+        flags = kind.several and {key(name) for name in names} <= {*FLAGS, *FLAGS.values()}
         all_of = (
             "the only training example has one label"
             if len(train) == 1

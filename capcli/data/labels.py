@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 from capcli.data import literals, names
+from capcli.data.kinds import KINDS
 from capcli.data.tables import Table
 from capcli.errors import DataError
 
-NAMED = ("classification", "multilabel", "tokens")  # kinds with classes
 NO_LABEL = {"-1": "no agreed label", "-100": "no label", "-": "no agreed label"}
 SEPARATORS = ",|\n"  # between the labels of a text, where `;` is not
 SEVERAL = 'put ; between the labels, or write a JSON list such as ["a", "b"]'
@@ -64,8 +64,8 @@ def read(split: str, table: Table, columns: tuple[str, ...], kind: str) -> Label
     """The labels of all rows, equal ones stored once. Raises `DataError` for missing labels and wrong types."""
     own = columns if len(columns) > 1 else table.class_names.get(columns[0], ())
     found = Labels(split=split, kind=kind, columns=columns, own_names=own, values=[])
-    parse = partial(_flags, columns) if len(columns) > 1 else _PARSERS[kind]
-    named = _namer(own) if kind in NAMED and len(columns) == 1 else lambda value: value
+    parse = partial(_flags, columns) if len(columns) > 1 else PARSERS[kind]
+    named = _namer(own) if KINDS[kind].classes and len(columns) == 1 else lambda value: value
     known: dict[Any, Any] = {}
     lists = False
     for batch in table.batches(columns):
@@ -227,7 +227,7 @@ def _json_or_literal(text: str) -> Any:
             raise error from None
 
 
-_PARSERS: dict[str, Callable[..., Any]] = {
+PARSERS: dict[str, Callable[..., Any]] = {
     "classification": _label,
     "regression": _label,
     "multilabel": _label_set,
@@ -245,7 +245,8 @@ def separated(found: Mapping[str, Labels], known: Sequence[str]) -> tuple[dict[s
     Between labels stands `;`. Where there is none, one of `SEPARATORS` divides the texts if what it leaves is known
     from elsewhere: from other texts, lists, or the names in `known`. Raises `DataError` where that is not so.
     """
-    texts = [value for one in found.values() if one.kind == "multilabel" for value in one.values if type(value) is str]
+    several = [value for one in found.values() if KINDS[one.kind].several for value in one.values]
+    texts = [value for value in several if type(value) is str]
     if not texts:
         return dict(found), []
     listed = {name for one in found.values() for value in one.values if type(value) is tuple for name in value}
@@ -284,7 +285,7 @@ def _proven(texts: Collection[str], separator: str, known: Collection[str]) -> b
 
 def _checked(value: Any, kind: str) -> Any:
     """A set of labels names each of them once."""
-    if kind == "multilabel" and type(value) is tuple and len(set(value)) < len(value):
+    if KINDS[kind].several and type(value) is tuple and len(set(value)) < len(value):
         raise DataError("holds a label twice", FLAGS)
     return value
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, TypeVar
 
+from capcli.data.kinds import KINDS
+
 T = TypeVar("T")
 
 VERSION = 1
@@ -52,7 +54,7 @@ class Change:
 
 def offered(kind: str, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the changes `names` that fit a kind of task: words with a label each keep their order."""
-    return tuple(name for name in names if name != "order" or kind != "tokens")
+    return tuple(name for name in names if name != "order" or KINDS[kind].order)
 
 
 Draw = Callable[[], float]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data import literals, perturb, tables
+from capcli.data.kinds import KINDS
 from capcli.data.labels import is_unicode
 from capcli.data.names import shown
 from capcli.data.perturb import Change
@@ -116,7 +117,7 @@ class Split:
 
     def _text(self, cell: Any, column: str, index: int) -> Any:
         """A text as the tokenizer takes it: a string, or the words of a sentence."""
-        if self.kind == "tokens":
+        if KINDS[self.kind].words:
             words = self._words(cell, column, index) if isinstance(cell, str) else cell
             if not isinstance(words, list):
                 raise self._wrong(column, index, _type_of(cell, "not a list of words"))
@@ -138,7 +139,7 @@ class Split:
         return found if self.lists and found is not None else cell.split()
 
     def _changed(self, text: Any, place: int, index: int) -> Any:
-        if self.change is None or (self.kind == "spans" and place):
+        if self.change is None or (KINDS[self.kind].windows and place):
             return text
         return self.change.of(text, self.row(index), place)
 
@@ -177,7 +178,7 @@ class TaskData:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The names of what a model's outputs stand for; None where they have no names."""
-        return None if self.kind in ("regression", "spans") else self.labels
+        return self.labels if KINDS[self.kind].classes else None
 
     @property
     def no_answer(self) -> bool:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from capcli.data.kinds import KINDS
+
 BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "tasks"
-SINGLE, PAIR, REGRESSION = ("accuracy", "macro_f1"), ("accuracy", "f1"), ("pearson", "spearman")
-MULTILABEL = ("micro_f1", "macro_f1", "subset_accuracy")
-ENTITIES, TAGS = ("f1", "precision", "recall", "accuracy"), ("accuracy", "macro_f1")
-SPANS = ("f1", "exact_match")
+PAIR = ("accuracy", "f1")
 LABEL_NAMES = (
     "label",
     "labels",
@@ -27,9 +26,9 @@ LABEL_NAMES = (
 class Task:
     """One row of the task table.
 
-    text, pair, label: accepted column names, the official one first. kind: `classification`, `regression`,
-    `multilabel`, `tokens` (one label per word; text holds the words) or `spans` (text is the question, pair the context
-    with the answer). entities: whether the labels must be of the kind O, B-person, I-person. no_answer: whether there
+    text, pair, label: accepted column names, the official one first. kind: one of `kinds.KINDS`; of `tokens` the text
+    holds the words, of `spans` it is the question, and pair the context with the answer. metrics: empty for those of
+    the kind. entities: whether the labels must be of the kind O, B-person, I-person. no_answer: whether there
     are questions that their context does not answer; None: as the data has it. header: the columns of a tsv without
     one.
     """
@@ -39,11 +38,16 @@ class Task:
     label: tuple[str, ...] = ("label",)
     labels: tuple[str, ...] = ()
     kind: str = "classification"
-    metrics: tuple[str, ...] = SINGLE
+    metrics: tuple[str, ...] = ()
     hub: tuple[str, str] | None = None
     entities: bool = False
     no_answer: bool | None = None
     header: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """What is measured, the first decides: as the task has it, else as its kind has."""
+        return self.metrics or KINDS[self.kind].metrics
 
 
 # The second names are those of the tsv files that GLUE itself distributes.
@@ -55,8 +59,8 @@ _TEXTS, _PAIRS, _LABELS = (
     ("pair", "text_pair", "sentence2"),
     ("label", "labels", "score"),
 )
-_TOKENS = partial(Task, text=("tokens", "words"), label=("ner_tags", "tags", "labels"), kind="tokens", metrics=ENTITIES)
-_QUESTIONS = partial(Task, text=("question",), pair=("context",), label=("answers",), kind="spans", metrics=SPANS)
+_TOKENS = partial(Task, text=("tokens", "words"), label=("ner_tags", "tags", "labels"), kind="tokens")
+_QUESTIONS = partial(Task, text=("question",), pair=("context",), label=("answers",), kind="spans")
 
 TASKS = {
     "banking77": Task(text=("text",)),
@@ -101,7 +105,7 @@ TASKS = {
         pair=("sentence2",),
         label=("label", "score"),
         kind="regression",
-        metrics=REGRESSION,
+        metrics=(),
         hub=("nyu-mll/glue", "stsb"),
     ),
     "wnli": _glue(
@@ -114,8 +118,8 @@ TASKS = {
     "squad_v2": _QUESTIONS(hub=("rajpurkar/squad_v2", "squad_v2"), no_answer=True),
     "text-classification": Task(text=_TEXTS, label=_LABELS),
     "text-pair-classification": Task(text=_TEXTS, pair=_PAIRS, label=_LABELS),
-    "multi-label-classification": Task(text=_TEXTS, label=("labels", "label"), kind="multilabel", metrics=MULTILABEL),
-    "regression": Task(text=_TEXTS, label=_LABELS, kind="regression", metrics=REGRESSION),
+    "multi-label-classification": Task(text=_TEXTS, label=("labels", "label"), kind="multilabel"),
+    "regression": Task(text=_TEXTS, label=_LABELS, kind="regression"),
     "token-classification": _TOKENS(),
     "ner": _TOKENS(entities=True),
     "question-answering": _QUESTIONS(),

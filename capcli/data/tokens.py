@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from capcli.data.batches import Examples
 from capcli.data.cache import Piece, mapped
-from capcli.data.kinds import NO_LABEL
+from capcli.data.kinds import KINDS, NO_LABEL
 from capcli.data.splits import Split
 from capcli.data.windows import coded_arrays, pad_id_of, stride_of, windows_of
 from capcli.errors import DataError
@@ -51,12 +51,13 @@ def encode(
         DataError: a text that is none, a training answer that does not stand in its context, a stride that is too
             long, or a tokenizer that does not tell where its tokens are in the text, for tokens and spans.
     """
-    if split.kind in ("tokens", "spans") and not tokenizer.is_fast:
+    kind = KINDS[split.kind]
+    if (kind.words or kind.windows) and not tokenizer.is_fast:
         raise DataError(
             f"the tokenizer {type(tokenizer).__name__} does not tell where its tokens are in the text",
             "labels of words and spans of answers need a model with a fast tokenizer",
         )
-    if split.kind == "spans":
+    if kind.windows:
         stride = stride_of(tokenizer, length, stride)
 
     def pieces() -> Iterator[Piece]:
@@ -71,9 +72,23 @@ def encode(
     return _examples(whole, split, tokenizer, length)
 
 
+def unlabelled(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, kind: str) -> Examples:
+    """Texts without labels, each of them cut to one window of `length` tokens, for a model of this kind."""
+    arrays = _texts(texts, pairs, tokenizer, length, np.int32).arrays
+    return Examples(
+        tokens=arrays["tokens"],
+        types=arrays.get("types"),
+        offsets=np.concatenate([[0], np.cumsum(arrays["lengths"], dtype=np.int64)]),
+        labels=np.full(len(arrays["tokens"]), NO_LABEL),
+        pad_id=pad_id_of(tokenizer),
+        kind=kind,
+        length=length,
+    )
+
+
 def _examples(whole: Piece, split: Split, tokenizer: Any, length: int) -> Examples:
     arrays = whole.arrays
-    labels = split.labels.astype(np.float32) if split.kind == "multilabel" else split.labels
+    labels = split.labels.astype(np.float32) if KINDS[split.kind].several else split.labels
     return Examples(
         tokens=arrays["tokens"],
         types=arrays.get("types"),
@@ -107,7 +122,7 @@ def doubts(examples: Examples, name: str) -> tuple[str, ...]:
     if examples.n_cut:
         texts = f"{examples.n_cut:,} of {examples.n_texts:,}"
         long = f"longer than {examples.length} tokens, so their ends were truncated: {texts} texts of {name}"
-        if examples.kind == "spans":
+        if KINDS[examples.kind].windows:
             long = f"longer than half of {examples.length} tokens, so they were truncated: {texts} questions of {name}"
         found.append(long)
     if examples.unknown >= UNKNOWN_SHARE:
@@ -129,11 +144,12 @@ def _pieces(split: Split, tokenizer: Any, length: int, stride: int, chunk: int) 
     dtype: type[np.integer[Any]] = np.uint16 if fits else np.int32
     begin = 0
     # Contexts are long, and a tokenizer says where their tokens stand in Python objects.
-    size = max(1, chunk // 8) if split.kind == "spans" else chunk
+    kind = KINDS[split.kind]
+    size = max(1, chunk // 8) if kind.windows else chunk
     for texts, pairs in split.chunks(size):
-        if split.kind == "tokens":
+        if kind.words:
             yield _words(texts, split.labels[begin : begin + len(texts)], tokenizer, length, dtype)
-        elif split.kind == "spans":
+        elif kind.windows:
             assert pairs is not None, "the context of a question is its second text"
             yield windows_of(split, begin, texts, pairs, tokenizer, length, stride, dtype)
         else:
@@ -223,10 +239,11 @@ def key_of(split: Split, tokenizer: Any, length: int, stride: int) -> str:
 def _label_digest(split: Split) -> str:
     """sha256 of the labels that are stored with the tokens."""
     digest = hashlib.sha256()
-    if split.kind == "tokens":
+    kind = KINDS[split.kind]
+    if kind.words:
         for labels in split.labels:
             digest.update(len(labels).to_bytes(8, "little") + labels.astype("<i8").tobytes())
-    elif split.kind == "spans":
+    elif kind.windows:
         for answers in split.labels:
             digest.update(json.dumps([answers.texts, answers.starts]).encode())
     return digest.hexdigest()

@@ -5,22 +5,27 @@ Letters: B batch, S tokens, C labels, R rows (one per answer), N what a row choo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from capcli.data import tokens
+from capcli.data.batches import Examples
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
+from capcli.events import finished
 from capcli.models import predict
-from capcli.models.model import HEADS, Model
+from capcli.models.predict import Run
 
 BATCH = 8
 TOLERANCE = 1e-4  # of the largest logit: what another order of the same 32-bit operations may change
 
 Text = tuple[Any, Any]  # a text, or the words of one, and its pair or None
-Run = Callable[[Mapping[str, Tensor]], Tensor]  # inputs -> logits [B, C], [B, S, C], or for spans [B, S, 2]
 
 
 def texts(split: Split) -> list[Text]:
@@ -32,17 +37,16 @@ def texts(split: Split) -> list[Text]:
     return found
 
 
-def encoded(tokenizer: Any, batch: Sequence[Text], length: int) -> Any:
-    """Inputs [B, S] of a few texts, padded to the longest."""
-    first = [text if isinstance(text, str) else " ".join(text) for text, _ in batch]
-    second = None if batch[0][1] is None else [pair for _, pair in batch]
-    return tokenizer(first, second, padding=True, truncation=True, max_length=length, return_tensors="pt")
+def encoded(tokenizer: Any, kind: str, some: Sequence[Text], length: int) -> Examples:
+    """Texts as a model of this kind reads them, one window of each."""
+    first = [text if isinstance(text, str) else " ".join(text) for text, _ in some]
+    second = None if some[0][1] is None else [pair for _, pair in some]
+    return tokens.unlabelled(first, second, tokenizer, length, kind)
 
 
-def pieces(tokenizer: Any, text: Text, length: int) -> list[str]:
+def pieces(tokenizer: Any, kind: str, text: Text, length: int) -> list[str]:
     """The tokens of a text as strings."""
-    ids: Sequence[int] = encoded(tokenizer, [text], length)["input_ids"][0].tolist()
-    return list(tokenizer.convert_ids_to_tokens(ids))
+    return list(tokenizer.convert_ids_to_tokens(encoded(tokenizer, kind, [text], length).tokens.tolist()))
 
 
 def logits(
@@ -52,16 +56,13 @@ def logits(
 
     batch: texts that are computed together.
     """
-    rows: list[Tensor] = []
-    for begin in range(0, len(batchable), batch):
-        inputs = encoded(tokenizer, batchable[begin : begin + batch], length)
-        real = inputs["attention_mask"].bool()
-        out = run(inputs).float().cpu()
-        if kind == "spans":
-            rows += [column for i, mask in enumerate(real) for column in out[i][mask].T]
-        else:
-            rows += list(out[real] if kind in HEADS else out)
-    return rows
+    examples = encoded(tokenizer, kind, batchable, length)
+    rows = (np.arange(begin, min(begin + batch, len(examples))) for begin in range(0, len(examples), batch))
+    answers = finished(predict.outputs(run, examples, rows, torch.device("cpu")))[0].cpu()
+    if not KINDS[kind].windows:
+        return list(answers)
+    windows = itertools.pairwise(examples.offsets.tolist())
+    return [column for begin, end in windows for column in answers[begin:end].T]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +89,10 @@ def difference(kind: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> D
     return Difference(
         largest=max(gaps) if finite else float("inf"),
         scale=max(float(row.abs().max()) for row in ours),
-        agreement=None if kind == "regression" else sum(same) / len(same),
+        agreement=sum(same) / len(same) if KINDS[kind].agreement else None,
     )
 
 
 def _chosen(kind: str, row: Tensor) -> Tensor:
     """What a row of logits answers: each label above zero, or the index of the largest."""
-    return row > 0 if kind == "multilabel" else row.argmax()
-
-
-def of(model: Model, device: torch.device) -> Run:
-    """The logits of a network in 32 bits."""
-
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        with torch.inference_mode():
-            return predict.forward(model, {name: tensor.to(device) for name, tensor in inputs.items()})[0]
-
-    return run
+    return row > 0 if KINDS[kind].several else row.argmax()

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
+from capcli.data.batches import evaluation_batches
 from capcli.errors import CheckFailed
-from capcli.events import Event
+from capcli.events import Event, told
 from capcli.exporting import agreement
 from capcli.exporting.job import Job, Opened, event_of, what_it_gives
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
+from capcli.models import predict
 from capcli.models.model import longest_input, place
 
-FALLBACK = {"tokens": "wnut17"}  # built-in texts for a model whose own data are not here; `mr` for all other kinds
 ALONE = (
     "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
     "and some answers may differ in other batches"
@@ -65,7 +66,7 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
     if opened.nonzero > before:
         raise CheckFailed(f"{opened.nonzero:,} weights are not zero in the export, {before:,} before")
     batch = 1 if job.config.int8 else agreement.BATCH
-    original = agreement.of(job.original, job.on.device)
+    original = predict.running(job.original, job.on)
     ours = agreement.logits(original, kind, job.original.tokenizer, texts, job.length, batch)
     theirs = agreement.logits(opened.run, kind, opened.tokenizer, texts, job.length, batch)
     found = agreement.difference(kind, ours, theirs)
@@ -88,7 +89,9 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
 
 
 def _reads_alike(job: Job, tokenizer: Any, text: agreement.Text) -> bool:
-    first, second = (agreement.pieces(one, text, job.length) for one in (job.original.tokenizer, tokenizer))
+    first, second = (
+        agreement.pieces(one, job.original.kind, text, job.length) for one in (job.original.tokenizer, tokenizer)
+    )
     return first == second
 
 
@@ -97,13 +100,15 @@ def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str,
     split, data, source = job.known.held_out, job.known.data, job.known.source
     found: dict[str, Any] = {"split": split.name, "primary": data.primary}
     measured: list[Measured] = []
-    for when, model in (("before", job.original), ("after", opened.model or job.model)):
+    original = predict.running(job.original, job.on)
+    for when, model, run, budget in (
+        ("before", job.original, original, job.on.token_budget),
+        ("after", opened.model or job.model, opened.run, job.token_budget),
+    ):
         examples = scoring.encoded(model, split, source)
-        if when == "after" and opened.logits is not None:
-            logits = yield from opened.logits(examples)
-            one = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
-        else:
-            one = yield from scoring.measure(model, examples, data.metrics, job.on, event_of(when))
+        asking = predict.outputs(run, examples, evaluation_batches(examples, budget), job.on.device)
+        logits, _ = yield from told(asking, event_of(when))
+        one = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
         found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
         measured.append(one)
     before, after = measured
@@ -115,7 +120,7 @@ def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str,
 def _speed(job: Job, opened: Opened) -> dict[str, Any]:
     """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
     length = longest_input(job.original, LATENCY_LENGTH)
-    runs = ((agreement.of(job.original, job.on.device), job.original.tokenizer), (opened.run, opened.tokenizer))
+    runs = ((predict.running(job.original, job.on), job.original.tokenizer), (opened.run, opened.tokenizer))
     rows = {}
     for batch in LATENCY_BATCHES:
         pairs = _timed([partial(run, latency.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs])
@@ -128,7 +133,7 @@ def _speed(job: Job, opened: Opened) -> dict[str, Any]:
     return {**rows, "length": length, "threads": torch.get_num_threads(), "hardware": job.on.name}
 
 
-def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
+def _timed(calls: list[Callable[[], tuple[torch.Tensor, torch.Tensor | None]]]) -> list[list[float]]:
     """Seconds of each call, by turns, after one round that is not counted; 3 to 30 rounds, as the time allows."""
     rounds: list[list[float]] = []
     began = time.perf_counter()
@@ -136,7 +141,7 @@ def _timed(calls: list[Callable[[], torch.Tensor]]) -> list[list[float]]:
         times = []
         for call in calls:
             start = time.perf_counter()
-            call().cpu()  # waits for the device
+            call()[0].cpu()  # waits for the device
             times.append(time.perf_counter() - start)
         rounds += [times] if number else []
         if len(rounds) >= 3 and time.perf_counter() - began > LATENCY_SECONDS:

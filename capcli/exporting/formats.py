@@ -13,9 +13,9 @@ from capcli import files
 from capcli.config.paths import shortened
 from capcli.errors import ModelError
 from capcli.events import Event
-from capcli.exporting import agreement, onnx_model, storage
-from capcli.exporting.job import Job, Opened, event_of, total_bytes
-from capcli.models import artifact, stock, tokenizers
+from capcli.exporting import onnx_model, storage
+from capcli.exporting.job import Job, Opened, total_bytes
+from capcli.models import artifact, predict, stock, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
 
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
@@ -85,7 +85,7 @@ def _settings(job: Job) -> dict[str, Any]:
 def _opened(job: Job, model: Model, weights: Path, memory_bytes: int) -> Opened:
     place(model, job.on)
     return Opened(
-        run=agreement.of(model, job.on.device),
+        run=predict.running(model, job.on),
         tokenizer=model.tokenizer,
         nonzero=model.nonzero(),
         file_bytes=weights.stat().st_size,
@@ -109,14 +109,11 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
     size = sum(file.stat().st_size for file in staging.glob(f"{onnx_model.MODEL_FILE}*"))
     return Opened(
-        run=runner.logits,
+        run=runner.run,
         tokenizer=tokenizers.read_tokenizer(staging),
         nonzero=onnx_model.nonzero(path, prunable, others),
         file_bytes=size,
         memory_bytes=size,
-        logits=lambda examples: onnx_model.outputs(
-            runner, examples, 1 if job.config.int8 else job.on.token_budget, event_of("after")
-        ),
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from capcli import files
 from capcli.config.export import ExportConfig
@@ -18,6 +16,7 @@ from capcli.events import Event
 from capcli.exporting import agreement
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
+from capcli.models.predict import Run
 
 CUT_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 
@@ -77,6 +76,11 @@ class Job:
         return bool(self.config.vocab) or not self.exact
 
     @property
+    def token_budget(self) -> int:
+        """Tokens of a batch of what was written, see `batching`."""
+        return 1 if self.config.int8 else self.on.token_budget
+
+    @property
     def batching(self) -> str:
         """How texts are put together wherever answers are compared or scored.
 
@@ -89,14 +93,13 @@ class Job:
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """What was written, opened again: how it computes, its tokenizer, non-zero weights of its matrices, and the bytes
-    that its weights take on disk and in memory. `model` or `logits`, of tokenised examples, serve the measurement."""
+    that its weights take on disk and in memory. model: where it is a network of PyTorch again."""
 
-    run: agreement.Run
+    run: Run
     tokenizer: Any
     nonzero: int
     file_bytes: int
     memory_bytes: int
-    logits: Callable[[Any], Generator[Event, None, torch.Tensor]] | None = None
     model: Model | None = None
 
 

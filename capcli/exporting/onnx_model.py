@@ -4,7 +4,7 @@ The graph takes int64 inputs [B, S] by name, any B and S, and gives `logits` [B,
 `start_logits` and `end_logits` [B, S]. It holds standard operators only: onnxruntime fuses them when it opens the file,
 and the exporter's fusions for it, which no other runtime knows, were no faster.
 
-Letters: B batch, S tokens, C labels, N examples, T tokens of all examples.
+Letters: B batch, S tokens, C labels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from capcli import files
-from capcli.data.batches import Examples, collate, evaluation_batches
 from capcli.errors import ConfigError, FileError, ModelError
-from capcli.events import Event
 from capcli.models.model import Model
 from capcli.sources import requests
 
@@ -226,19 +224,6 @@ class Runner:
         found = self.session.run(None, {name: inputs[name].numpy() for name in self.names})
         return torch.from_numpy(found[0] if len(found) == 1 else np.stack(found, axis=-1))
 
-
-def outputs(
-    runner: Runner, examples: Examples, token_budget: int, event: Callable[..., Event]
-) -> Generator[Event, None, Tensor]:
-    """Logits of tokenised examples, ordered as `predict.encoded` gives them: [N, C], or [T, C] for a head that answers
-    per token; yields `event(done, total)`."""
-    found, done = torch.empty(0), 0
-    for rows in evaluation_batches(examples, token_budget):
-        batch = collate(examples, rows, torch.device("cpu"))
-        some = runner.logits(batch.inputs)
-        if not done:
-            found = torch.empty(examples.n_outputs, some.shape[-1])
-        batch.put(some, found)
-        done += len(rows)
-        yield event(done=done, total=len(examples))
-    return found
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, None]:
+        """See `predict.Run`; a graph gives no vectors."""
+        return self.logits(inputs), None

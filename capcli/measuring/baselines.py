@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from capcli.config.measure import EvalConfig
-from capcli.data.splits import Split, TaskData
+from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, FileError
-from capcli.events import Event
 from capcli.measuring import noise
 from capcli.measuring.noise import Estimate
-from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, same_answer
+from capcli.measuring.scoring import Measured, agreed, paired, same_answer
 from capcli.models import loading
-from capcli.models.devices import Compute
-from capcli.models.model import Model, place
+from capcli.models.model import Model
 from capcli.reporting.text import named
 from capcli.stored import finite, mapping, part, read_json
 
@@ -35,27 +33,6 @@ def load_for(config: EvalConfig, source: str, data: TaskData) -> Model:
     """A model with a head for the task of the data, its labels renamed as the configuration says."""
     names = config.source.label_names
     return loading.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=names)
-
-
-def measure_all(
-    config: EvalConfig,
-    data: TaskData,
-    model: Model,
-    on: Compute,
-    splits: Mapping[str, Split],
-    phase: str,
-) -> Generator[Event, None, dict[str, Measured]]:
-    """The model measured on each of the splits."""
-    found = {}
-    for index, (name, split) in enumerate(splits.items()):
-        examples = encoded(model, split, config.source)
-
-        def event(done: float, total: float, index: int = index, name: str = name) -> Event:
-            share = (index + done / total) / len(splits)
-            return Event(phase=f"{phase} {name.lstrip('@')}".rstrip(), done=done, total=total, overall=share)
-
-        found[name] = yield from measure(model, examples, data.metrics, on, event, config.seed)
-    return found
 
 
 def rows_of(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
@@ -77,20 +54,10 @@ class Compared:
     notes: tuple[str, ...] = ()
 
 
-def compared(
-    config: EvalConfig,
-    data: TaskData,
-    on: Compute,
-    splits: Mapping[str, Split],
-    ours: Mapping[str, Measured],
-) -> Generator[Event, None, Compared]:
-    """Compare with a report about as many examples, or with a model on the same ones; changed texts with changed."""
-    if not config.baseline:
-        return Compared()
-    if Path(config.baseline).is_file():
-        return _with_report(config, data, ours)
-    model = place(load_for(config, config.baseline, data), on)
-    theirs = yield from measure_all(config, data, model, on, splits, "baseline")
+def with_model(
+    config: EvalConfig, data: TaskData, ours: Mapping[str, Measured], theirs: Mapping[str, Measured]
+) -> Compared:
+    """Compare with a model on the same examples; both by change of the texts, "" for none."""
     differences: dict[str, Estimate] = {}
     ratios: dict[str, Estimate] = {}
     for change, one in ours.items():
@@ -109,8 +76,8 @@ def compared(
     )
 
 
-def _with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured]) -> Compared:
-    """Compare with a stored result of prune or eval."""
+def with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured]) -> Compared:
+    """Compare with a stored result of prune or eval about as many examples; changed texts with changed."""
     stored = mapping(read_json(Path(config.baseline)))
     row = report_row(config, stored, data, ours[""].n_examples)
     theirs = _estimates(row)

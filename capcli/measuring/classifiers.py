@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capcli.data.kinds import KINDS
 from capcli.measuring.metrics import measure
 from capcli.models.task_losses import task_loss
 
@@ -38,14 +39,22 @@ def linear(
 
     scaler = StandardScaler().fit(vectors.astype(np.float32))
     vectors, test = (scaler.transform(part.astype(np.float32)) for part in (vectors, test))
-    if kind == "regression":
-        from sklearn.linear_model import RidgeCV
+    fit = LINEAR[kind]
+    assert fit is not None, f"{kind} has no linear probe"
+    return fit(vectors, labels, test, n_classes, seed, metric)
 
-        return np.asarray(RidgeCV(1 / np.array(STRENGTHS)).fit(vectors, labels).predict(test))[:, None]
-    if kind == "multilabel":
-        columns = [_log_probabilities(vectors, column, test, 2, seed) for column in labels.T.astype(np.int64)]
-        return np.stack([column[:, 1] - column[:, 0] for column in columns], axis=1)
-    return _log_probabilities(vectors, labels, test, n_classes, seed, metric)
+
+def _numbers(vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int, metric: str = "") -> Array:
+    """Numbers [M, 1] of ridge regression."""
+    from sklearn.linear_model import RidgeCV
+
+    return np.asarray(RidgeCV(1 / np.array(STRENGTHS)).fit(vectors, labels).predict(test))[:, None]
+
+
+def _log_odds(vectors: Array, labels: NDArray[Any], test: Array, n_classes: int, seed: int, metric: str = "") -> Array:
+    """Log odds [M, C] of a logistic regression per label."""
+    columns = [_log_probabilities(vectors, column, test, 2, seed) for column in labels.T.astype(np.int64)]
+    return np.stack([column[:, 1] - column[:, 0] for column in columns], axis=1)
 
 
 def _log_probabilities(
@@ -57,6 +66,15 @@ def _log_probabilities(
         return np.where(np.arange(n_classes) == known[0], 0, np.full((len(test), 1), LEAST))
     fitted = _logistic(vectors, labels, best_strength(vectors, labels, n_classes, seed, metric), 1e-4)
     return _told(fitted, test, n_classes)
+
+
+LINEAR: dict[str, Callable[[Array, NDArray[Any], Array, int, int, str], Array] | None] = {
+    "classification": _log_probabilities,
+    "regression": _numbers,
+    "multilabel": _log_odds,
+    "tokens": _log_probabilities,
+    "spans": None,  # places in a window are asked for, which no single vector tells: a head is trained
+}
 
 
 def _logistic(vectors: Array, labels: NDArray[Any], strength: float, tolerance: float) -> Any:
@@ -109,7 +127,8 @@ def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: in
     mean, spread = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
     centre, scale = (torch.from_numpy(part).float() for part in (mean, np.where(spread > 0, spread, 1)))
     known, asked = (torch.from_numpy(np.array(part)) for part in (vectors, test))
-    offset, unit = _spread(batches) if kind == "regression" else (0.0, 1.0)
+    numbers = KINDS[kind].numbers
+    offset, unit = _spread(batches) if numbers else (0.0, 1.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = torch.nn.Linear(vectors.shape[1], n_outputs)
@@ -120,7 +139,7 @@ def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: in
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * (1 - (epoch + step / len(steps)) / EPOCHS)
             outputs = layer((known[rows].float() - centre) / scale)
-            wanted = (labels - offset) / unit if kind == "regression" else labels
+            wanted = (labels - offset) / unit if numbers else labels
             loss = task_loss(outputs, wanted, kind, mask)
             optimizer.zero_grad()
             torch.autograd.backward(loss)

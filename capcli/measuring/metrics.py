@@ -1,8 +1,9 @@
 """How good predictions are: point values and 95 % intervals. numpy and scipy only; nervaluate finds entities.
 
-Letters: N examples, M examples that differ, C classes, B resamples of a block. But for correlations, a metric is a
-function of counts [3, C] that are sums over examples: how often a class is hit, is true, is predicted. A resample of N
-examples is therefore one multinomial draw of how often each of the M different examples occurs.
+Letters: N examples, M examples that differ, C classes, B resamples of a block. But for correlations, which see the
+pairs themselves, a metric is a function of counts [3, C] that are sums over examples: how often a class is hit, is
+true, is predicted. A resample of N examples is therefore one multinomial draw of how often each of the M different
+examples occurs.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data.entities import entities
-from capcli.measuring.resampling import Array, Counts, Seed, bootstrap, draws, from_events, from_table, percentiles
-
-"""Numbers that one block of resamples may hold."""
-
+from capcli.data.kinds import KINDS
+from capcli.measuring.answers import answered
+from capcli.measuring.resampling import Array, Counts, Pairs, Seed, bootstrap, draws, from_events, from_table
 
 # Values --------------------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,14 @@ def spearman(truth: Array, predicted: Array) -> Array:
     return pearson(rankdata(truth, axis=-1), rankdata(predicted, axis=-1))
 
 
-"""Rows and classes of what happened once, two arrays of the same length."""
+def pairs(truth: NDArray[np.generic], outputs: Array) -> Pairs:
+    """Of numbers [N] and outputs [N, 1]."""
+    return Pairs(truth=truth.astype(np.float64), predicted=outputs[:, 0])
+
+
+def _of_pairs(value: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
+    """A correlation as a function of pairs [..., 2, N]."""
+    return lambda both: value(both[..., 0, :], both[..., 1, :])
 
 
 def count_classes(truth: NDArray[np.generic], outputs: Array) -> Counts:
@@ -201,19 +208,25 @@ def _overlap(gold: str, predicted: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A function of counts, how to count, and whether it is a share of independent examples (Wilson's interval)."""
+    """A function of counts or pairs, how to make them, and whether it is a share of independent examples (Wilson's
+    interval)."""
 
-    count: Callable[[Any, Any], Counts]
+    count: Count
     value: Callable[[Array], Array]
     wilson: bool = False
 
 
+Count = Callable[[Any, Any], Counts | Pairs]
 METRICS: dict[str, dict[str, Metric]] = {
     "classification": {
         "accuracy": Metric(count=count_classes, value=hit_share, wilson=True),
         "f1": Metric(count=count_classes, value=f1),
         "macro_f1": Metric(count=count_classes, value=macro_f1),
         "matthews": Metric(count=count_classes, value=matthews),
+    },
+    "regression": {
+        "pearson": Metric(count=pairs, value=_of_pairs(pearson)),
+        "spearman": Metric(count=pairs, value=_of_pairs(spearman)),
     },
     "multilabel": {
         "micro_f1": Metric(count=count_labels, value=micro_f1),
@@ -232,9 +245,8 @@ METRICS: dict[str, dict[str, Metric]] = {
         "exact_match": Metric(count=count_matches, value=hit_share, wilson=True),
     },
 }
-REGRESSION: dict[str, Callable[[Array, Array], Array]] = {"pearson": pearson, "spearman": spearman}
 CALIBRATION, AGREEMENT = "ece", "agreement"  # of `calibration_error` and `agreement`
-CORRELATIONS = ("matthews", *REGRESSION)
+CORRELATIONS = ("matthews", "pearson", "spearman")
 SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS) | {CALIBRATION, AGREEMENT}
 
 
@@ -254,8 +266,6 @@ def measure(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[s
     """
     if len(truth) == 0:
         return dict.fromkeys(names, float("nan"))
-    if kind == "regression":
-        return {name: float(REGRESSION[name](truth.astype(np.float64), outputs[:, 0])) for name in names}
     totals = {count: counts.total() for count, counts in _counted(kind, names, truth, outputs).items()}
     chosen = {name: METRICS[kind][name] for name in names}
     return {name: float(metric.value(totals[metric.count])) for name, metric in chosen.items()}
@@ -271,10 +281,6 @@ def intervals(
     """
     if len(truth) == 0:
         return {name: [float("nan")] * 2 for name in names}
-    if kind == "regression":
-        drawn = resampled(kind, names, truth, [outputs], seed)
-        whole = np.isfinite(outputs).all()  # else only resamples that miss the broken outputs would have a value
-        return {name: percentiles(drawn[name][0], level) if whole else [float("nan")] * 2 for name in names}
     found: dict[str, list[float]] = {}
     for count, counts in _counted(kind, names, truth, outputs).items():
         same = {name: METRICS[kind][name] for name in names if METRICS[kind][name].count is count}
@@ -291,28 +297,21 @@ def resampled(kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any
     `outputs` are as in `measure`; a pure function of the seed.
     """
     n, blocks = len(truth), []
-    counted = [] if kind == "regression" else [_counted(kind, names, truth, one) for one in outputs]
-    width = max([n, *(max(counts.rows.shape) for table in counted for counts in table.values())])
+    counted = [_counted(kind, names, truth, one) for one in outputs]
+    width = max([n, *(counts.width for table in counted for counts in table.values())])
     for times in draws(np.ones(n, dtype=np.int64), width, seed):
-        if kind == "regression":
-            rows = np.stack([np.repeat(np.arange(n), row.astype(np.int64)) for row in times])
-            answers = truth.astype(np.float64)[rows]
-            blocks.append(
-                {name: np.stack([REGRESSION[name](answers, one[:, 0][rows]) for one in outputs]) for name in names}
-            )
-            continue
         totals = [{count: counts.of_examples(times) for count, counts in table.items()} for table in counted]
         chosen = {name: METRICS[kind][name] for name in names}
         blocks.append({name: np.stack([m.value(table[m.count]) for table in totals]) for name, m in chosen.items()})
     return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in names}
 
 
-def _counted(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[Callable[[Any, Any], Counts], Counts]:
+def _counted(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[Count, Counts | Pairs]:
     """Each way to count that the metrics need, once."""
     return {count: count(truth, outputs) for count in {METRICS[kind][name].count for name in names}}
 
 
-def _wilson_of(counts: Counts, level: float) -> list[float]:
+def _wilson_of(counts: Counts | Pairs, level: float) -> list[float]:
     hit, true, _ = _sums(counts.total())
     return wilson(float(hit), int(true), level)
 
@@ -357,31 +356,5 @@ def agreement(kind: str, ours: Any, theirs: Any) -> float:
     Of tokens it is the share of the words, of multilabel tasks that of whole label sets, of spans that of answers that
     are the same after `normalised`.
     """
-    if kind == "regression" or len(ours) == 0:
-        return float("nan")
-    if kind == "tokens":
-        pairs = [(a, b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)]
-        return float(np.mean([a == b for a, b in pairs])) if pairs else float("nan")
-    if kind == "spans":
-        return float(np.mean([normalised(a) == normalised(b) for a, b in zip(ours, theirs, strict=True)]))
-    if kind == "multilabel":
-        return float(((ours > 0) == (theirs > 0)).all(axis=1).mean())
-    return float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-
-
-AGREEING = {
-    "classification": "accuracy",
-    "multilabel": "subset_accuracy",
-    "tokens": "accuracy",
-    "spans": "exact_match",
-}
-"""The metric that is the agreement of two outputs when the answers of one of them are taken for the truth."""
-
-
-def answered(kind: str, outputs: Any) -> Any:
-    """The answers that outputs, as `measure` takes them, stand for, as it takes the truth."""
-    if kind == "classification":
-        return outputs.argmax(axis=1)
-    if kind == "multilabel":
-        return outputs > 0
-    return [(text,) for text in outputs] if kind == "spans" else outputs
+    name = KINDS[kind].agreement
+    return measure(kind, (name,), answered(kind, theirs), ours)[name] if name else float("nan")

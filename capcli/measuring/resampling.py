@@ -28,6 +28,11 @@ class Counts:
     index: Index
     times: Index
 
+    @property
+    def width(self) -> int:
+        """Numbers that one resample holds."""
+        return int(max(self.rows.shape))
+
     def total(self) -> Array:
         """Counts [3, C] of all examples."""
         sums: Array = self.of(self.times[None].astype(np.float64))[0]
@@ -47,8 +52,39 @@ class Counts:
 
     def resamples(self, seed: int) -> Iterator[Array]:
         """Counts [B, 3, C] of resamples of all examples, RESAMPLES in all, in blocks that bound the memory."""
-        for times in draws(self.times, max(self.rows.shape), seed):
+        for times in draws(self.times, self.width, seed):
             yield self.of(times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """True and predicted numbers [N], of which a metric is no function of sums; they serve as `Counts` do."""
+
+    truth: Array
+    predicted: Array
+
+    @property
+    def width(self) -> int:
+        """Numbers that one resample holds."""
+        return len(self.truth)
+
+    def total(self) -> Array:
+        """Pairs [2, N] of all examples."""
+        return np.stack([self.truth, self.predicted])
+
+    def of_examples(self, times: Array) -> Array:
+        """Pairs [B, 2, N] when example n occurs times [B, N] times."""
+        rows = np.stack([np.repeat(np.arange(self.width), row.astype(np.int64)) for row in times])
+        return np.stack([self.truth[rows], self.predicted[rows]], axis=-2)
+
+    def resamples(self, seed: int) -> Iterator[Array]:
+        """Pairs [B, 2, N] of resamples of all examples; NaN when a number is not finite, for only resamples without it
+        would have a value."""
+        if not np.isfinite(self.predicted).all():
+            yield np.full((1, 2, self.width), np.nan)
+            return
+        for times in draws(np.ones(self.width, dtype=np.int64), self.width, seed):
+            yield self.of_examples(times)
 
 
 def draws(times: Index, width: int, seed: Seed) -> Iterator[Array]:

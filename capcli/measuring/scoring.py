@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from capcli.config.prune import TaskConfig
 from capcli.data import tokens
 from capcli.data.batches import Examples
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
-from capcli.events import Event
-from capcli.measuring import decode, metrics, noise
+from capcli.measuring import answers, metrics, noise
 from capcli.measuring.metrics import CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.models import predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
+from capcli.models.predict import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Measured:
     @property
     def calibration(self) -> dict[str, float]:
         """The expected calibration error, by its name; only classification has one."""
-        known = self.kind == "classification"
+        known = KINDS[self.kind].single
         return {CALIBRATION: metrics.calibration_error(self.truth, self.outputs)} if known else {}
 
     @property
@@ -69,13 +69,12 @@ def measure(
     examples: Examples,
     names: tuple[str, ...],
     on: Compute,
-    event: Callable[..., Event],
     seed: int = 1,
     *,
     with_intervals: bool = True,
-) -> Generator[Event, None, Measured]:
-    """Metrics `names` of the model on tokenised examples; yields events."""
-    logits, _ = yield from predict.encoded(model, examples, on, event)
+) -> Generator[Progress, None, Measured]:
+    """Metrics `names` of the model on tokenised examples; yields how many are done, of how many."""
+    logits, _ = yield from predict.encoded(model, examples, on)
     return scored(model.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
 
 
@@ -89,8 +88,8 @@ def scored(
     *,
     with_intervals: bool = True,
 ) -> Measured:
-    """Metrics `names` of logits of the examples, as `predict.encoded` and `onnx_model.outputs` give them."""
-    truth, outputs = answers(kind, labels, examples, logits.cpu().double().numpy())
+    """Metrics `names` of logits of the examples, as `predict.outputs` gives them."""
+    truth, outputs = answers.read(kind, labels, examples, logits.cpu().double().numpy())
     whole = bool(torch.isfinite(logits).all())  # or the answers would be those of the comparisons with NaN
     values = metrics.measure(kind, names, truth, outputs) if whole else dict.fromkeys(names, math.nan)
     return Measured(
@@ -102,58 +101,13 @@ def scored(
         outputs=outputs,
         seed=seed,
         doubts=tokens.doubts(examples, examples.split.name) if examples.split else (),
-        constant=constant(kind, labels, truth, outputs) if whole else "",
+        constant=answers.constant(kind, labels, truth, outputs) if whole else "",
     )
-
-
-def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
-    """What is answered to every example (word, for tokens) where the truth has more to say; empty otherwise."""
-    if kind == "regression":
-        values = np.asarray(outputs).reshape(-1)
-        same = len(values) > 1 and np.ptp(values) <= 1e-6 * np.abs(values).max() and np.ptp(truth) > 0
-        return f"{values[0]:.4g}" if same else ""
-    found, true = (_different(kind, some) for some in (metrics.answered(kind, outputs), truth))
-    if len(found) != 1 or len(true) < 2:
-        return ""
-    (one,) = found
-    if kind == "classification":
-        return repr(labels[one])
-    if kind == "multilabel":
-        return ", ".join(repr(name) for name, is_true in zip(labels, one, strict=True) if is_true) or "no label"
-    return repr(one) if one or kind == "tokens" else "no answer"
-
-
-def _different(kind: str, answers: Any) -> set[Any]:
-    """The answers that differ, in a form that can be compared; of spans the first of each question."""
-    if kind == "tokens":
-        return {tag for row in answers for tag in row}
-    if kind == "spans":
-        return {next(iter(row), "") for row in answers}
-    rows = np.unique(answers, axis=0)
-    return set(rows.tolist()) if kind == "classification" else {tuple(map(bool, row)) for row in rows}
 
 
 def same_answer(model: str, split: str, answer: str) -> str:
     """The note on a model that gives the same answer to all that it is asked."""
     return f"{model} gives the same answer to everything in {split}: {answer}"
-
-
-def answers(kind: str, labels: Sequence[str], examples: Examples, logits: np.ndarray) -> tuple[Any, Any]:
-    """Truth and outputs as `measuring.metrics` wants them: tags by sentence, answers by question, else plain logits."""
-    split = examples.split
-    assert split is not None, "what is measured was read from a split"
-    if kind == "tokens":
-        assert examples.words is not None
-        truth = [[labels[i] for i in row] for row in split.labels]
-        n_words = [len(row) for row in truth]
-        return truth, decode.tags(logits, examples.offsets, examples.words, labels, n_words)
-    if kind == "spans":
-        assert examples.owner is not None and examples.chars is not None
-        golds = [answers.texts for answers in split.labels]
-        contexts = (context for _, pairs in split.chunks() for context in pairs or ())
-        where = examples.offsets, examples.owner, examples.chars
-        return golds, decode.spans(logits, *where, contexts, len(golds), no_answer=split.no_answer)
-    return examples.labels, logits
 
 
 def encoded(model: Model, split: Split, source: TaskConfig, check: Callable[[], None] = lambda: None) -> Examples:
@@ -186,9 +140,10 @@ def agreed(ours: Measured, theirs: Measured) -> Estimate:
     value = metrics.agreement(ours.kind, ours.outputs, theirs.outputs)
     if math.isnan(value) or any(map(math.isnan, (*ours.metrics.values(), *theirs.metrics.values()))):
         return Estimate(math.nan)
-    name, answers = metrics.AGREEING[ours.kind], metrics.answered(ours.kind, theirs.outputs)
+    name, truth = KINDS[ours.kind].agreement, answers.answered(ours.kind, theirs.outputs)
     return Estimate(
-        value, lambda level: metrics.intervals(ours.kind, (name,), answers, ours.outputs, ours.seed, level)[name]
+        value,
+        lambda level: metrics.intervals(ours.kind, (name,), truth, ours.outputs, ours.seed, level)[name],
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -25,20 +25,19 @@ from capcli import files
 from capcli.config.prune import Hardware, TaskConfig
 from capcli.data import batches, cache, tokens
 from capcli.data.batches import Examples
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
 from capcli.errors import ConfigError, RunFailed
-from capcli.events import Event
 from capcli.models import artifact, devices, families, loading, predict, tokenizers
 from capcli.models.devices import Compute
-from capcli.models.model import HEADS, WEIGHTS_FILE, Model, longest_input, place
+from capcli.models.model import WEIGHTS_FILE, Model, longest_input, place
+from capcli.models.predict import Progress
 from capcli.sources import hub
 from capcli.sources.checkpoint import CONFIG, TOKENIZER_FILES
 
 CACHE_FORMAT = 2
 MOST_BYTES = 8e9
 """Of the vectors of one split, which are made in memory."""
-PER_TOKEN = tuple(HEADS)
-Progress = Callable[..., Event]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +110,18 @@ class Encoder:
         """Let go of the network; it is loaded again when it is needed."""
         self._loaded.clear()
 
-    def vectors(self, split: Split, task: TaskConfig, event: Progress) -> Generator[Event, None, Vectors]:
-        """The vectors of a split; yields `event(done, total, note)`.
+    def vectors(self, split: Split, task: TaskConfig) -> Generator[Progress, None, Vectors]:
+        """The vectors of a split; yields how many examples are done, of how many, from 0, unless they are on disk.
 
         Raises:
             ConfigError: the model has no such layer.
         """
-        examples = self._tokenised(split, task) if split.kind in PER_TOKEN else None
-        key = self.key(split, task)
+        examples = self._tokenised(split, task) if KINDS[split.kind].per_token else None
+        key = self._key(split, task)
         found = cache.find("vectors", key)
         if not found:
-            yield event(note=f"encoding {split.name} with {self.source}")
-            values = yield from self._encoded(examples or self._tokenised(split, task), event)
+            yield 0, len(split)
+            values = yield from self._encoded(examples or self._tokenised(split, task))
             piece = cache.Piece(arrays={"values": values}, n_cut=0)
             found = cache.mapped(key, lambda: iter([piece]), "vectors") or piece
         return Vectors(key=key, values=found.arrays["values"], split=split, examples=examples)
@@ -131,29 +130,25 @@ class Encoder:
         length = longest_input(self.model, task.longest)
         return tokens.encode(split, self.model.tokenizer, length, stride=task.stride)
 
-    def key(self, split: Split, task: TaskConfig) -> str:
-        of = "token" if split.kind in PER_TOKEN else self.pooling
+    def _key(self, split: Split, task: TaskConfig) -> str:
+        of = "token" if KINDS[split.kind].per_token else self.pooling
         drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
         parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]
         parts += [split.kind, task.longest, task.stride, version("torch"), version("transformers")]
         return digest([CACHE_FORMAT, *parts])
 
-    @torch.inference_mode()
-    def _encoded(self, examples: Examples, event: Progress) -> Generator[Event, None, NDArray[np.float16]]:
-        self.model.net.eval()
-        done, values = 0, torch.empty(0)
-        for rows in batches.evaluation_batches(examples, self.on.token_budget):
-            batch = batches.collate(examples, rows, self.on.device)
+    def _encoded(self, examples: Examples) -> Generator[Progress, None, NDArray[np.float16]]:
+        def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             with self.on.autocast():
-                found = self._of_batch(batch.inputs, per_token=examples.per_token)
-            found = torch.nn.functional.normalize(found.float(), dim=-1).half()
-            if not done:
-                shape = (examples.n_outputs, *found.shape[-2:])
-                self._check_size(shape)
-                values = torch.empty(shape, dtype=torch.float16, device=found.device)
-            batch.put(found, values)
-            done += len(rows)
-            yield event(done=done, total=len(examples))
+                logits, found = self._of_batch(inputs, per_token=examples.per_token)
+            self._check_size((examples.n_outputs, *found.shape[-2:]))
+            return logits, found
+
+        self.model.net.eval()
+        rows = batches.evaluation_batches(examples, self.on.token_budget)
+        _, values = yield from predict.outputs(
+            run, examples, rows, self.on.device, logits=False, of_tokens=examples.per_token
+        )
         if not values.isfinite().all():
             raise RunFailed(f"{self.source} gives vectors that are not finite", "its weights are too large or damaged")
         return values.cpu().numpy()
@@ -167,17 +162,17 @@ class Encoder:
                 "lower --max-train-samples or --max-eval-samples, or choose one --layer",
             )
 
-    def _of_batch(self, inputs: dict[str, Tensor], *, per_token: bool) -> Tensor:
-        """Vectors [B, L, H] of a batch, or [B, S, L, H] of its tokens."""
+    def _of_batch(self, inputs: Mapping[str, Tensor], *, per_token: bool) -> tuple[Tensor, Tensor]:
+        """Logits and vectors [B, L, H] of a batch, or [B, S, L, H] of its tokens."""
         deep = per_token or self.layer != "last"
-        _, last, states = predict.forward_states(self.model, inputs, self.pooling, keep=deep)
+        logits, last, states = predict.forward_states(self.model, inputs, self.pooling, keep=deep)
         chosen = self._chosen(len(states)) if deep else []
         if per_token:
-            return torch.stack([states[index] for index in chosen], dim=2)
+            return logits, torch.stack([states[index] for index in chosen], dim=2)
         if not deep:
-            return last[:, None]
+            return logits, last[:, None]
         pooled = [last if index == len(states) - 1 else self._pooled(states[index], inputs) for index in chosen]
-        return torch.stack(pooled, dim=1)
+        return logits, torch.stack(pooled, dim=1)
 
     def _chosen(self, n_states: int) -> list[int]:
         """Which hidden states are wanted."""
@@ -187,7 +182,7 @@ class Encoder:
             raise ConfigError(f"{self.source} has layers 0 to {n_states - 1}, but no layer {self.layer}")
         return [int(self.layer)]
 
-    def _pooled(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def _pooled(self, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """One vector [B, H] of the states [B, S, H] of a layer."""
         mask, family = inputs["attention_mask"], self.model.family
         if self.pooling == "mean":

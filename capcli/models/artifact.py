@@ -18,9 +18,10 @@ from capcli.artifact.entry import Factors
 from capcli.artifact.writer import Sizes
 from capcli.config.options import leaves
 from capcli.config.prune import TaskConfig
+from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families, slicing
-from capcli.models.heads import PIPELINE_TAGS, own_labels, renamed
+from capcli.models.heads import own_labels, renamed
 from capcli.models.hf import auto_class, read_pretrained
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Cut, Model, check_finite, count_parameters
 from capcli.models.outline import outline
@@ -114,7 +115,7 @@ def load_artifact(folder: Path) -> Model:
     tokenizer = read_tokenizer(folder)
     check_fits(net, tokenizer, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
-    if settings["kind"] != "spans" and len(labels) != net.config.num_labels:
+    if not KINDS[settings["kind"]].own_head and len(labels) != net.config.num_labels:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     return Model(
         net=net.eval(),
@@ -135,7 +136,7 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     if not isinstance(settings, dict) or settings.get("format_version") != CONFIG_VERSION:
         raise FileError(f"{path}: format_version is not {CONFIG_VERSION}", "update capcli, or prune again")
     table = settings.get("model_config")
-    known = str(settings.get("kind")) in PIPELINE_TAGS
+    known = str(settings.get("kind")) in KINDS
     if not isinstance(table, dict) or not isinstance(settings.get("labels"), list) or not known:
         raise FileError(f"{path}: model_config, labels or kind is missing or of the wrong type")
     model_type = table.get("model_type")

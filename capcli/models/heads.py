@@ -11,25 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from capcli.data.kinds import KINDS
 from capcli.data.names import finder
 from capcli.errors import ConfigError
-
-PIPELINE_TAGS = {  # how the hub calls the kinds
-    "classification": "text-classification",
-    "multilabel": "text-classification",
-    "regression": "text-classification",
-    "tokens": "token-classification",
-    "spans": "question-answering",
-}
 
 
 def set_labels(config: Any, labels: Sequence[str], kind: str) -> tuple[str, ...]:
     """Write the labels into a configuration; returns them, as a model of this kind has them."""
-    names = () if kind == "spans" else tuple(labels) or ("score",)
-    shown = names or ("start", "end")
+    row = KINDS[kind]
+    names = () if row.own_head else tuple(labels) or row.outputs or ("score",)
+    shown = names or row.outputs
     config.num_labels = len(shown)
     config.id2label, config.label2id = dict(enumerate(shown)), {name: i for i, name in enumerate(shown)}
-    config.problem_type = "multi_label_classification" if kind == "multilabel" else None
+    config.problem_type = (row.classes and row.problem) or None  # one output says that it is a regression
     return names
 
 

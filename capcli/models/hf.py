@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
-from capcli.models.model import HEADS
 from capcli.sources import requests
 
 
@@ -17,7 +17,7 @@ def auto_class(kind: str) -> Any:
     """The class of transformers that makes networks for this kind of task."""
     import transformers
 
-    return getattr(transformers, HEADS.get(kind, "AutoModelForSequenceClassification"))
+    return getattr(transformers, KINDS[kind].head)
 
 
 def class_for(config: Any, kind: str) -> Any:
@@ -27,10 +27,14 @@ def class_for(config: Any, kind: str) -> Any:
 
 def key_mapping(config: Any, kind: str) -> dict[str, str] | None:
     """Where the network of this kind calls its base model otherwise than the others of its family do, as Llama's."""
-    other = "classification" if kind == "spans" else "spans"
-    classes = [auto_class(which)._model_mapping.get(type(config), None) for which in (kind, other)]
-    prefixes = [getattr(one, "base_model_prefix", "") for one in classes]
-    return None if "" in prefixes or prefixes[0] == prefixes[1] else {rf"^{prefixes[1]}\.": f"{prefixes[0]}."}
+    own = _prefix(config, kind)
+    others = {_prefix(config, other) for other in KINDS} - {own, ""}
+    return {rf"^{other}\.": f"{own}." for other in sorted(others)} if own and others else None
+
+
+def _prefix(config: Any, kind: str) -> str:
+    """What the network of this kind calls its base model; empty where transformers has none."""
+    return getattr(auto_class(kind)._model_mapping.get(type(config), None), "base_model_prefix", "")
 
 
 def read_pretrained(reader: Callable[..., Any], path: str, source: str, **options: Any) -> Any:

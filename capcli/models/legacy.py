@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
 from capcli.models import loading
 from capcli.models.checkpoint_parts import (
@@ -29,12 +30,7 @@ from capcli.models.model import Model
 from capcli.sources import checkpoint
 from capcli.sources.checkpoint import BITMASK, CONFIG, MASKED
 
-KINDS = {
-    "ForSequenceClassification": "classification",
-    "ForTokenClassification": "tokens",
-    "ForQuestionAnswering": "spans",
-}
-PROBLEMS = {"regression": "regression", "multi_label_classification": "multilabel"}
+ENDS = list(dict.fromkeys(row.head.removeprefix("AutoModel") for row in KINDS.values()))
 
 
 def layout(folder: Path) -> str | None:
@@ -82,18 +78,18 @@ def _kind(config: Mapping[str, Any], folder: Path) -> str:
     """The kind of task, by the architecture's name; what a class of that name would do is never asked."""
     stated = config.get("architectures")
     name = str(stated[0]) if isinstance(stated, list) and stated else ""
-    kind = next((kind for end, kind in KINDS.items() if name.endswith(end)), None)
-    if kind is None:
+    end = next((end for end in ENDS if name.endswith(end)), None)
+    if end is None:
         raise ModelError(
-            f"{folder / CONFIG}: architectures: expected one that ends in {', '.join(KINDS)}, "
-            f"got {shown_value(stated)}",
-            "without a task head there is nothing to evaluate",
+            f"{folder / CONFIG}: architectures: expected one that ends in {', '.join(ENDS)}, got {shown_value(stated)}",
+            "a model without the head of a task has nothing to evaluate",
         )
-    if kind != "classification":
-        return kind
-    names = config.get("id2label")
+    found = {kind: row for kind, row in KINDS.items() if row.head.endswith(end)}
+    names, problem = config.get("id2label"), str(config.get("problem_type"))
     n_labels = config.get("num_labels", len(names) if isinstance(names, dict) else 2)
-    return PROBLEMS.get(str(config.get("problem_type")), "regression" if n_labels == 1 else kind)
+    named = [kind for kind, row in found.items() if row.problem and row.problem == problem]
+    sized = [kind for kind, row in found.items() if len(row.outputs) == n_labels]
+    return [*named, *sized, *found][0]
 
 
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families
 from capcli.models.artifact import load_artifact, stored_settings
@@ -28,6 +29,7 @@ from capcli.models.model import Model, check_finite
 from capcli.models.outline import outline
 from capcli.models.predict import forward
 from capcli.models.tokenizers import check_fits, is_artifact, open_tokenizer, with_padding
+from capcli.reporting.text import counted
 from capcli.sources import checkpoint, hub, requests
 from capcli.sources.checkpoint import (
     BITMASK,
@@ -220,15 +222,16 @@ def _dense_order(
     need_head: bool,
 ) -> list[int] | None:
     """For each wanted label the row of the head, see `label_order`. Raises `ModelError` for a head that is needed."""
-    order = list(range(2)) if kind == "spans" else label_order(own, labels, label_map)
+    row = KINDS[kind]
+    order = list(range(len(row.outputs))) if row.own_head else label_order(own, labels, label_map)
     if need_head and order is None:
         raise ModelError(
             f"the labels of {source} ({first_few(renamed(own, label_map))}) are not those of the task "
             f"({first_few(labels or ())})",
             "map them by name with --label-map, or use a model that was fine-tuned on this task",
         )
-    if need_head and kind == "regression" and len(own) != 1:
-        raise ModelError(f"{source} has {len(own)} outputs; a regression needs a model with one")
+    if need_head and not row.own_head and len(own) != row.n_outputs(len(own)):
+        raise ModelError(f"{source} has {counted(len(own), 'output')}; {kind} needs {len(row.outputs)}")
     return order
 
 

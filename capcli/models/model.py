@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from capcli.data.kinds import KINDS
 from capcli.errors import ConfigError, ModelError
 from capcli.models import families, slicing
 from capcli.models.devices import Compute
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# The kinds of tasks that answer for each token, and the class of transformers that does it.
-HEADS = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class Model:
     @property
     def per_token(self) -> bool:
         """Whether the network answers for each token and not for the whole input."""
-        return self.kind in HEADS
+        return KINDS[self.kind].per_token
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -1,20 +1,21 @@
-"""Forward passes: logits and sentence vectors, of a batch or of a whole split.
+"""Forward passes: logits and sentence vectors, of a batch or of a whole split; the one loop over a split.
 
-Letters: B batch, S tokens, H hidden size, C labels, N examples.
+Letters: B batch, S tokens, H hidden size, C labels, N examples, T tokens of all examples.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from capcli.data.batches import Batch, Examples, collate, evaluation_batches
-from capcli.events import Event
+from capcli.data.batches import Examples, collate, evaluation_batches
 from capcli.models import families
 from capcli.models.devices import Compute
 from capcli.models.model import Model, accepted_inputs
@@ -62,52 +63,71 @@ def _states(out: Any) -> tuple[Tensor, ...]:
     return tuple(next(out[name] for name in names if name in out))
 
 
-def encode(
-    model: Model, batches: Iterable[Batch], n_examples: int, n_outputs: int, on: Compute, pooling: str = "head"
-) -> Generator[int, None, tuple[Tensor, Tensor]]:
-    """Run every batch in eval mode without gradients; yields how many examples are done.
+# The loop ------------------------------------------------------------------------------------------------------------
 
-    Returns logits [n_outputs, C] in 32 bits and L2-normalised sentence vectors [N, H] in 16 bits, both on the device;
-    in the order of the example ids, the logits of a head that answers per token in the order of all tokens. With
-    `n_outputs` 0, no logits are kept.
+Run = Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]
+"""Anything that answers: inputs [B, S] -> logits, as those of `forward`, and vectors, or None where it has none."""
+Progress = tuple[int, int]
+"""How much is done, of how much."""
+
+
+def running(model: Model, on: Compute, pooling: str = "head") -> Run:
+    """The network as something that answers, on its device; see `forward`."""
+
+    def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(), on.autocast():
+            return forward(model, {name: tensor.to(on.device) for name, tensor in inputs.items()}, pooling)
+
+    return run
+
+
+def outputs(
+    run: Run,
+    examples: Examples,
+    batches: Iterable[NDArray[np.int64]],
+    device: torch.device,
+    *,
+    logits: bool = True,
+    of_tokens: bool = False,
+) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
+    """Ask `run` about every batch, without gradients; yields how many examples are done, of how many.
+
+    batches: the rows of each. device: where the inputs are made. Returns logits [N, C] in 32 bits, [T, C] of a kind
+    that answers per token (with `logits` False none, of length 0), and L2-normalised vectors [N, ..., H] in 16 bits,
+    where `run` has any, both where `run` put them and in the order of the examples, or of all tokens. of_tokens: the
+    vectors of `run` are [B, S, ..., H], one per token, and so are those that are returned, [T, ..., H].
     """
-    was_training = model.net.training
-    model.net.eval()
-    done, logits, vectors = 0, torch.empty(0), torch.empty(0)
-    with parametrize.cached():
-        for batch in batches:
-            with torch.inference_mode(), on.autocast():
-                some_logits, some_vectors = forward(model, batch.inputs, pooling)
-                some_vectors = torch.nn.functional.normalize(some_vectors.float(), dim=-1)
-            if not done:
-                logits = torch.empty(n_outputs, some_logits.shape[-1], device=on.device)
-                vectors = torch.empty(n_examples, some_vectors.shape[1], device=on.device, dtype=torch.float16)
-            if n_outputs:
-                batch.put(some_logits.float(), logits)
-            vectors[batch.ids] = some_vectors.half()
-            done += len(batch.ids)
-            yield done
-    model.net.train(was_training)
-    return logits, vectors
+    done, told, vectors = 0, torch.empty(0), torch.empty(0)
+    for rows in batches:
+        batch = collate(examples, rows, device)
+        with torch.inference_mode():
+            some, found = run(batch.inputs)
+            found = None if found is None else functional.normalize(found.float(), dim=-1).half()
+        if not done:
+            told = some.new_empty(examples.n_outputs if logits else 0, some.shape[-1], dtype=torch.float32)
+        if not done and found is not None:
+            shape = (examples.n_outputs, *found.shape[2:]) if of_tokens else (len(examples), *found.shape[1:])
+            vectors = torch.empty(shape, device=found.device, dtype=torch.float16)
+        if logits:
+            batch.put(some.float(), told)
+        if found is not None and of_tokens:
+            batch.put(found, vectors)
+        elif found is not None:
+            vectors[batch.ids] = found
+        done += len(rows)
+        yield done, len(examples)
+    return told, vectors
 
 
 def encoded(
-    model: Model,
-    examples: Examples,
-    on: Compute,
-    event: Callable[..., Event],
-    pooling: str = "head",
-    *,
-    logits: bool = True,
-) -> Generator[Event, None, tuple[Tensor, Tensor]]:
-    """Logits, if wanted, and sentence vectors of tokenised examples; yields `event(done, total)`. See `encode`."""
+    model: Model, examples: Examples, on: Compute, pooling: str = "head", *, logits: bool = True
+) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
+    """`outputs` of a model in eval mode, of tokenised examples in batches of like lengths."""
+    was_training = model.net.training
+    model.net.eval()
     rows = evaluation_batches(examples, on.token_budget)
-    batches = (collate(examples, some, on.device) for some in rows)
-    coding = encode(model, batches, len(examples), examples.n_outputs if logits else 0, on, pooling)
-    with contextlib.closing(coding):  # or the cache of masked weights, which is global, would outlive a stopped run
-        while True:
-            try:
-                yield event(done=next(coding), total=len(examples))
-            except StopIteration as stop:
-                found: tuple[Tensor, Tensor] = stop.value
-                return found
+    try:
+        with parametrize.cached():  # which is global: who stops early closes this generator
+            return (yield from outputs(running(model, on, pooling), examples, rows, on.device, logits=logits))
+    finally:
+        model.net.train(was_training)

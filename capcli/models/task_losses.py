@@ -5,6 +5,8 @@ Letters: B batch, C labels, S tokens. Section numbers are those of the design's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,18 +22,7 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str, mask: Tensor | None = N
     of logits [B, S, C] and labels [B, S], the mean over tokens that have a label. spans: the mean of the cross-entropy
     over the real tokens (mask [B, S]) of begin and end, logits [B, S, 2] and labels [B, 2].
     """
-    logits = logits.float()
-    if kind == "regression":
-        return F.mse_loss(logits.squeeze(-1), labels.float())
-    if kind == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, labels.float())
-    if kind == "tokens":
-        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum")
-        return total / (labels != NO_LABEL).sum().clamp(min=1)
-    if kind == "spans":
-        assert mask is not None
-        return F.cross_entropy(_over_tokens(logits, mask).flatten(0, 1), labels.flatten())
-    return F.cross_entropy(logits, labels)
+    return TASK_LOSSES[kind](logits.float(), labels, mask)
 
 
 def distillation(logits: Tensor, teacher: Tensor, kind: str, temperature: float, mask: Tensor | None = None) -> Tensor:
@@ -40,18 +31,73 @@ def distillation(logits: Tensor, teacher: Tensor, kind: str, temperature: float,
     Shapes are those of `task_loss`. multilabel: the KL of each label's yes and no. tokens: over the tokens of mask
     [B, S]. spans: the KL of begin and of end over the real tokens of mask [B, S].
     """
-    logits, teacher = logits.float(), teacher.float()
-    if kind == "regression":
-        return F.mse_loss(logits, teacher)
-    if kind == "multilabel":
-        return _divergence(_yes_or_no(logits), _yes_or_no(teacher), temperature).mean()
-    if kind == "tokens":
-        assert mask is not None
-        return (_divergence(logits, teacher, temperature) * mask).sum() / mask.sum().clamp(min=1)
-    if kind == "spans":
-        assert mask is not None
-        return _divergence(_over_tokens(logits, mask), _over_tokens(teacher, mask), temperature).mean()
+    return DISTILLATIONS[kind](logits.float(), teacher.float(), temperature, mask)
+
+
+# The task ------------------------------------------------------------------------------------------------------------
+
+
+def _of_classes(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    return F.cross_entropy(logits, labels)
+
+
+def _of_numbers(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    return F.mse_loss(logits.squeeze(-1), labels.float())
+
+
+def _of_label_sets(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels.float())
+
+
+def _of_words(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum")
+    return total / (labels != NO_LABEL).sum().clamp(min=1)
+
+
+def _of_places(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    return F.cross_entropy(_over_tokens(logits, mask).flatten(0, 1), labels.flatten())
+
+
+TASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "classification": _of_classes,
+    "regression": _of_numbers,
+    "multilabel": _of_label_sets,
+    "tokens": _of_words,
+    "spans": _of_places,
+}
+
+
+# Distillation --------------------------------------------------------------------------------------------------------
+
+
+def _from_classes(logits: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
     return _divergence(logits, teacher, temperature).mean()
+
+
+def _from_numbers(logits: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    return F.mse_loss(logits, teacher)
+
+
+def _from_label_sets(logits: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    return _divergence(_yes_or_no(logits), _yes_or_no(teacher), temperature).mean()
+
+
+def _from_words(logits: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    assert mask is not None, "which tokens count"
+    return (_divergence(logits, teacher, temperature) * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _from_places(logits: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    return _divergence(_over_tokens(logits, mask), _over_tokens(teacher, mask), temperature).mean()
+
+
+DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], Tensor]] = {
+    "classification": _from_classes,
+    "regression": _from_numbers,
+    "multilabel": _from_label_sets,
+    "tokens": _from_words,
+    "spans": _from_places,
+}
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -66,6 +112,7 @@ def _yes_or_no(logits: Tensor) -> Tensor:
     return torch.stack([logits, torch.zeros_like(logits)], dim=-1)
 
 
-def _over_tokens(logits: Tensor, mask: Tensor) -> Tensor:
+def _over_tokens(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Logits [B, S, 2] as [B, 2, S], where padding is out of the question."""
+    assert mask is not None, "which tokens are real"
     return logits.transpose(1, 2).masked_fill(mask[:, None] == 0, -1e4)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
 from capcli.errors import FileError, ModelError
 from capcli.models import tokenizers
@@ -250,5 +251,5 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def _texts(split: Split) -> Iterator[list[str]]:
     """The texts of a split as its tokens are made from them, all columns, some thousand at a time."""
     for texts, pairs in split.chunks(CHUNK_TEXTS):
-        firsts = [" ".join(words) for words in texts] if split.kind == "tokens" else texts
+        firsts = [" ".join(words) for words in texts] if KINDS[split.kind].words else texts
         yield [*firsts, *(pairs or [])]

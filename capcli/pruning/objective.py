@@ -91,7 +91,7 @@ def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
         assert job.objective.logits is not None
         places = batch.ids if batch.places is None else batch.places
         teacher = job.objective.logits.index_select(0, places.flatten()).view_as(logits)
-        answered = batch.labels != kinds.NO_LABEL if kind == "tokens" else mask
+        answered = batch.labels != kinds.NO_LABEL if kinds.KINDS[kind].words else mask
         terms["kd"] = task_losses.distillation(logits, teacher, kind, config.kd_temperature, answered)
     if "hid" in names:
         terms["hid"] = _hidden(job, states, batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 from capcli import files, stages
 from capcli.errors import RunFailed
-from capcli.events import Event
+from capcli.events import Event, told
 from capcli.measuring import scoring
 from capcli.models.model import Model
 from capcli.pruning import train
@@ -39,7 +39,8 @@ def make_job(
             return event(done=step, total=total_steps, status=status)
 
         names = setup.data.metrics
-        one = yield from scoring.measure(model, setup.curve, names, setup.on, quiet, with_intervals=False)
+        measuring = scoring.measure(model, setup.curve, names, setup.on, with_intervals=False)
+        one = yield from told(measuring, quiet)
         if pruner is not None and setup.data.holdout is not None:
             _keep_best(setup, model, pruner, step, one.metrics[setup.data.primary])
         where = f"{one.n_examples:,}{' held-out' if setup.data.holdout is not None else ''} examples"

@@ -16,10 +16,11 @@ from capcli.artifact import reader
 from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
+from capcli.data.kinds import KINDS
 from capcli.errors import RunFailed
 from capcli.events import Event
 from capcli.measuring import scoring, size
-from capcli.models import artifact, heads, loading
+from capcli.models import artifact, loading
 from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
@@ -60,7 +61,7 @@ def write_artefact(
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in artifact.artifact_files(out)
     }
     record = dict(portable(record, config))
-    card = render_card(record, base_model=record["base_model"], pipeline_tag=heads.PIPELINE_TAGS[student.kind])
+    card = render_card(record, base_model=record["base_model"], pipeline_tag=KINDS[student.kind].tag)
     setup.run.check()
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))

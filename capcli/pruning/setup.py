@@ -14,7 +14,7 @@ from capcli.config.prune import PruneConfig
 from capcli.data import dataset, tokens
 from capcli.data.batches import Examples
 from capcli.data.splits import TaskData, cut
-from capcli.events import Event, StopFlag
+from capcli.events import Event, StopFlag, told
 from capcli.measuring import scoring
 from capcli.models import loading
 from capcli.models.devices import Compute
@@ -203,7 +203,7 @@ def measure_splits(setup: Setup, model: Model, event: Callable[..., Event]) -> G
     """Metrics of every evaluation split by name, and what the model answers where it answers all the same."""
     found = {}
     for name, examples in setup.evals.items():
-        one = yield from scoring.measure(model, examples, setup.data.metrics, setup.on, event)
+        one = yield from told(scoring.measure(model, examples, setup.data.metrics, setup.on), event)
         found[name] = {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
         found[name]["constant"] = one.constant
     return found

@@ -11,6 +11,7 @@ import torch
 
 from capcli import files, stages
 from capcli.data import batches
+from capcli.data.kinds import KINDS
 from capcli.events import Event
 from capcli.models.model import Model
 from capcli.pruning import banks, train
@@ -32,7 +33,8 @@ def train_student(
     pruner = make_pruner(student, config, total)
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
-    classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if setup.data.kind == "classification" else None
+    single = KINDS[setup.data.kind].single  # else an example has no class that others share
+    classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if single else None
     objective = Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
     if teacher is not None:
         teacher.net.eval().requires_grad_(False).zero_grad()  # it may have been trained in this run

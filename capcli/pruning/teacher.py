@@ -13,7 +13,7 @@ from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
 from capcli.data.splits import TaskData
 from capcli.errors import ConfigError
-from capcli.events import Event
+from capcli.events import Event, told
 from capcli.models import loading, predict, stock
 from capcli.models.model import Model, copy, place
 from capcli.pruning import banks, train
@@ -32,9 +32,8 @@ def make_bank(
     if (yield from found_stage(setup, of)) is None:
         began = time.monotonic()
         event = event or setup.meter.stoppable(f"bank {name}")
-        logits, vectors = yield from predict.encoded(
-            model, setup.train, setup.on, event, setup.config.pooling, logits=wanted
-        )
+        coding = predict.encoded(model, setup.train, setup.on, setup.config.pooling, logits=wanted)
+        logits, vectors = yield from told(coding, event)
         setup.run.check()
         banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began, of)
     return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs if wanted else 0)

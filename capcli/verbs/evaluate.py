@@ -16,26 +16,28 @@ from capcli.config.measure import EvalConfig
 from capcli.config.names import PERTURBATIONS
 from capcli.config.paths import portable, shortened
 from capcli.data import dataset, perturb
+from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
-from capcli.events import Event
+from capcli.events import Event, told
 from capcli.measuring import gates, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
     about_data,
-    compared,
     load_for,
-    measure_all,
     report_row,
     rows_of,
     same_place,
+    with_model,
+    with_report,
 )
 from capcli.measuring.latency import latency
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
-from capcli.measuring.scoring import Measured, agreed, paired, retention, same_answer
+from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, same_answer
 from capcli.measuring.size import size_and_sparsity
 from capcli.models import artifact, devices, loading, tokenizers
-from capcli.models.model import place
+from capcli.models.devices import Compute
+from capcli.models.model import Model, place
 from capcli.sources import hub
 from capcli.stored import mapping, read_json
 
@@ -62,7 +64,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     _check_baseline(config, data)
     model = place(load_for(config, config.model, data), on)
     primary, changed = next(iter(data.evals)), _changed(config, data)
-    measured = yield from measure_all(config, data, model, on, {**data.evals, **changed}, "evaluate")
+    measured = yield from _measured(config, data, model, on, {**data.evals, **changed}, "evaluate")
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -83,7 +85,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     result |= size_and_sparsity(model, config.model)
     yield Event(phase="latency", note="measuring latency")
     result["latency"] = latency(model, on, config.latency_batch, config.latency_length)
-    found = yield from compared(config, data, on, {"": data.evals[primary], **changed}, ours)
+    found = yield from _compared(config, data, on, {"": data.evals[primary], **changed}, ours)
     result["baseline"] = found.baseline
     result["retention"] = retention(ours[""].metrics, (found.baseline or {}).get("metrics", {}))
     result["differences"] = rows_of(found.differences)
@@ -132,9 +134,38 @@ def _changed(config: EvalConfig, data: TaskData) -> dict[str, Split]:
     }
 
 
+def _measured(
+    config: EvalConfig, data: TaskData, model: Model, on: Compute, splits: Mapping[str, Split], phase: str
+) -> Generator[Event, None, dict[str, Measured]]:
+    """The model measured on each of the splits."""
+    found = {}
+    for index, (name, split) in enumerate(splits.items()):
+        examples = encoded(model, split, config.source)
+
+        def event(done: float, total: float, index: int = index, name: str = name) -> Event:
+            share = (index + done / total) / len(splits)
+            return Event(phase=f"{phase} {name.lstrip('@')}".rstrip(), done=done, total=total, overall=share)
+
+        found[name] = yield from told(measure(model, examples, data.metrics, on, config.seed), event)
+    return found
+
+
+def _compared(
+    config: EvalConfig, data: TaskData, on: Compute, splits: Mapping[str, Split], ours: Mapping[str, Measured]
+) -> Generator[Event, None, Compared]:
+    """Compare with the baseline, if there is one: a stored result, or a model on the same examples."""
+    if not config.baseline:
+        return Compared()
+    if Path(config.baseline).is_file():
+        return with_report(config, data, ours)
+    model = place(load_for(config, config.baseline, data), on)
+    theirs = yield from _measured(config, data, model, on, splits, "baseline")
+    return with_model(config, data, ours, theirs)
+
+
 def _check_gates(config: EvalConfig, data: TaskData) -> None:
     """Raise `ConfigError` for a gate on what will not be measured, or whose limit says nothing."""
-    own = [*data.metrics, *[CALIBRATION] * (data.kind == "classification")]
+    own = [*data.metrics, *[CALIBRATION] * KINDS[data.kind].single]
     changes = list(_changed(config, data))
     valid = [*own, *[AGREEMENT] * bool(config.baseline)]
     valid += [name + change for change in changes for name in (*own, AGREEMENT)]

@@ -23,15 +23,16 @@ from capcli.config.names import ARTEFACT_FORMATS
 from capcli.config.paths import command_line, portable, shortened
 from capcli.config.prune import Hardware, TaskConfig
 from capcli.data import dataset, splits, tasks
+from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
 from capcli.exporting import agreement, onnx_model, storage
-from capcli.exporting.checks import FALLBACK, checked
+from capcli.exporting.checks import checked
 from capcli.exporting.formats import FORMATS, KEPT_OF_RUN, check_format, cut_model
 from capcli.exporting.job import CUT_FORMATS, Job, Texts, check_free, total_bytes
 from capcli.measuring import scoring
-from capcli.models import artifact, devices, heads, legacy, tokenizers, vocabulary
+from capcli.models import artifact, devices, legacy, tokenizers, vocabulary
 from capcli.models.model import Model
 from capcli.reporting.card import eval_results, render_card
 from capcli.sources import checkpoint, hub
@@ -150,7 +151,7 @@ def _texts(config: ExportConfig, model: Model) -> Texts:
     except CapError as error:
         if config.data or config.vocab or (place and Path(place).exists()):
             raise
-        other = TaskConfig(task=FALLBACK.get(model.kind, "mr"))
+        other = TaskConfig(task=KINDS[model.kind].texts)
         reason = error.message.replace(place, shortened(place)) if place else error.message
         missing = f"the task's own data are not available ({reason}): logits are compared on texts of {other.task}"
         return Texts(source=other, data=dataset.load(other, train=False), missing=missing)
@@ -245,7 +246,7 @@ def _describe(job: Job, record: dict[str, Any], staging: Path) -> None:
     card = render_card(
         found,
         base_model=base if isinstance(base, str) else None,
-        pipeline_tag=heads.PIPELINE_TAGS[job.original.kind],
+        pipeline_tag=KINDS[job.original.kind].tag,
         form=config.to,
         exported=record,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +20,14 @@ from threadpoolctl import threadpool_limits
 
 from capcli.config.measure import ProbeConfig
 from capcli.config.paths import portable
+from capcli.config.prune import TaskConfig
 from capcli.data import cache, dataset
 from capcli.data.batches import Examples, collate
-from capcli.data.kinds import NO_LABEL
-from capcli.data.splits import TaskData
+from capcli.data.kinds import KINDS, NO_LABEL
+from capcli.data.splits import Split, TaskData
 from capcli.errors import ConfigError, FileError
-from capcli.events import Event
-from capcli.measuring import classifiers, gates, latency, metrics, noise, scoring, vectors
+from capcli.events import Event, told
+from capcli.measuring import answers, classifiers, gates, latency, metrics, noise, vectors
 from capcli.measuring.probing import MEAN, SHARE, Array, Score
 from capcli.reporting.text import named
 from capcli.stored import mapping, part, read_json
@@ -35,6 +36,7 @@ SCHEMA_VERSION = 1
 SPARE = 0.2  # of a task without test examples that is held out
 BATCH_SIZE = 32
 CACHE_FORMAT = 2
+Maker = Callable[..., Event]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +121,18 @@ def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> dict[str, Any]:
     return latency.latency(encoder.model, encoder.on, 1, 128) if config.gates.max_latency_ms else {}
 
 
+def _probe_of(config: ProbeConfig, data: TaskData) -> str:
+    """The probe of a task: a head where no linear model answers tasks of its kind."""
+    return config.probe if classifiers.LINEAR[data.kind] is not None else "head"
+
+
 def _own_ways(config: ProbeConfig, data: TaskData) -> list[str]:
     """Which of the options do not count for a task."""
     found = []
-    if data.kind in vectors.PER_TOKEN:
-        found.append("each token is probed, so --pool has no effect")
-    if data.kind == "spans" and config.probe != "head":
-        found.append("the answers are places in a window, so a head is trained")
+    if KINDS[data.kind].per_token:
+        found.append("each token is probed, --pool does not count")
+    if config.probe != _probe_of(config, data):
+        found.append("places in a window are asked for, so a head is trained")
     return found
 
 
@@ -139,7 +146,7 @@ class _Share:
     begin: float
     width: float
 
-    def progress(self, phase: str, begin: float, width: float) -> vectors.Progress:
+    def progress(self, phase: str, begin: float, width: float) -> Maker:
         """Events of the part of it from `begin`, `width` wide."""
 
         def event(done: float = 0, total: float = 0, note: str = "") -> Event:
@@ -155,13 +162,13 @@ def _probed(
     assert data.train is not None, "a training split was asked for"
     phase, test = f"probe {data.name}", next(iter(data.evals.values()))
     source = config.source(data.name)
-    known = yield from encoder.vectors(data.train, source, share.progress(phase, 0.0, 0.4))
-    asked = yield from encoder.vectors(test, source, share.progress(phase, 0.4, 0.4))
+    known = yield from _vectors(encoder, data.train, source, share.progress(phase, 0.0, 0.4))
+    asked = yield from _vectors(encoder, test, source, share.progress(phase, 0.4, 0.4))
     outputs = yield from _outputs(config, known, asked, data, share.progress(phase, 0.8, 0.2))
     about = {
         "metric": data.primary,
-        "probe": "head" if data.kind == "spans" else config.probe,
-        "vector": "token" if data.kind in vectors.PER_TOKEN else config.pooling,
+        "probe": _probe_of(config, data),
+        "vector": "token" if KINDS[data.kind].per_token else config.pooling,
         "split": test.name,
         "data": test.fingerprint,
         "max_length": source.longest,
@@ -172,18 +179,27 @@ def _probed(
     return Probed(scores=_scored(data, asked, outputs, [config.seed, zlib.crc32(data.name.encode())]), about=about)
 
 
+def _vectors(
+    encoder: vectors.Encoder, split: Split, source: TaskConfig, event: Maker
+) -> Generator[Event, None, vectors.Vectors]:
+    def encoding(done: float, total: float) -> Event:
+        return event(done, total, "" if done else f"encoding {split.name} with {encoder.source}")
+
+    return (yield from told(encoder.vectors(split, source), encoding))
+
+
 def _scored(data: TaskData, asked: vectors.Vectors, outputs: Array, seed: Sequence[int]) -> tuple[Score, ...]:
     """The scores of the layers, of outputs [S, L, R, C] for the test vectors."""
     n_seeds, n_layers = outputs.shape[:2]
-    answers = [np.asarray(one, dtype=np.float64) for one in outputs.reshape(-1, *outputs.shape[2:])]
+    given: list[Any] = [np.asarray(one, dtype=np.float64) for one in outputs.reshape(-1, *outputs.shape[2:])]
     truth: Any = asked.split.labels
     if asked.examples is not None:
-        pairs = [scoring.answers(data.kind, data.labels, asked.examples, one) for one in answers]
-        truth, answers = pairs[0][0], [answer for _, answer in pairs]
+        pairs = [answers.read(data.kind, data.labels, asked.examples, one) for one in given]
+        truth, given = pairs[0][0], [answer for _, answer in pairs]
     names = (data.primary,)
-    values = np.array([metrics.measure(data.kind, names, truth, answer)[data.primary] for answer in answers])
-    drawn = metrics.resampled(data.kind, names, truth, answers, seed)[data.primary]  # [S * L, B]
-    share = data.kind != "regression" and metrics.METRICS[data.kind][data.primary].wilson
+    values = np.array([metrics.measure(data.kind, names, truth, one)[data.primary] for one in given])
+    drawn = metrics.resampled(data.kind, names, truth, given, seed)[data.primary]  # [S * L, B]
+    share = metrics.METRICS[data.kind][data.primary].wilson
     picks = np.random.default_rng([*seed, 1]).integers(n_seeds, size=(n_seeds, drawn.shape[1]))
     return tuple(
         Score(
@@ -202,7 +218,7 @@ def _part(n: int, seed: int) -> Array:
 
 
 def _outputs(
-    config: ProbeConfig, known: vectors.Vectors, asked: vectors.Vectors, data: TaskData, event: vectors.Progress
+    config: ProbeConfig, known: vectors.Vectors, asked: vectors.Vectors, data: TaskData, event: Maker
 ) -> Generator[Event, None, Array]:
     """Outputs [S, L, R, C] of every probe for the test vectors; kept on disk as the vectors are."""
     labels = _labels(known)
@@ -230,7 +246,7 @@ def _outputs(
 
 
 def _n_outputs(data: TaskData) -> int:
-    return {"regression": 1, "spans": 2}.get(data.kind, len(data.labels))
+    return KINDS[data.kind].n_outputs(len(data.labels))
 
 
 def _labels(known: vectors.Vectors) -> Array:
@@ -250,16 +266,15 @@ def _answered(
     """Outputs [R, C] of one probe."""
     examples, test = known.examples, asked.values[:, layer]
     rows = _part(len(examples) if examples is not None else len(labels), seed)
-    if config.probe == "head" or data.kind == "spans":
+    if _probe_of(config, data) == "head":
         batches = functools.partial(_batches, labels, examples, rows, seed)
         return classifiers.head(data.kind, known.values[:, layer], batches, test, _n_outputs(data), seed)
     if examples is not None:
         inside = np.zeros(len(examples), dtype=bool)
         inside[rows] = True
         rows = np.flatnonzero(np.repeat(inside, examples.lengths) & (labels != NO_LABEL))
-    kind = "classification" if data.kind == "tokens" else data.kind
-    metric = data.primary if data.kind == "classification" else ""
-    return classifiers.linear(kind, known.values[rows, layer], labels[rows], test, _n_outputs(data), seed, metric)
+    metric = data.primary if KINDS[data.kind].single else ""
+    return classifiers.linear(data.kind, known.values[rows, layer], labels[rows], test, _n_outputs(data), seed, metric)
 
 
 def _batches(

@@ -14,7 +14,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from capcli.data import entities
+from capcli.data.kinds import KINDS
 from capcli.measuring import metrics, resampling
+from capcli.measuring.answers import answered
 
 NAMES = ("accuracy", "macro_f1", "matthews")
 
@@ -313,7 +315,7 @@ def test_answers_are_averaged_over_questions() -> None:
 def example_of(kind: str) -> tuple[tuple[str, ...], Any, Any]:
     """Names of all metrics of a kind, and truth and outputs of 80 examples of which many are right."""
     rng = np.random.default_rng(0)
-    names = tuple(metrics.METRICS.get(kind, metrics.REGRESSION))
+    names = tuple(metrics.METRICS[kind])
     kept = rng.random(80) < 0.7
     if kind == "classification":
         truth = rng.integers(0, 2, 80)
@@ -330,7 +332,10 @@ def example_of(kind: str) -> tuple[tuple[str, ...], Any, Any]:
     return names, golds, [gold[1] if keep else "three one" for gold, keep in zip(golds, kept, strict=True)]
 
 
-@pytest.mark.parametrize("kind", metrics.METRICS)
+SHARES = [kind for kind, row in KINDS.items() if row.agreement]  # whose metrics are shares
+
+
+@pytest.mark.parametrize("kind", SHARES)
 def test_intervals_of_each_kind_contain_the_value(kind: str) -> None:
     names, truth, outputs = example_of(kind)
     values, found = metrics.measure(kind, names, truth, outputs), metrics.intervals(kind, names, truth, outputs, 1)
@@ -338,7 +343,7 @@ def test_intervals_of_each_kind_contain_the_value(kind: str) -> None:
         assert 0 <= found[name][0] < values[name] < found[name][1] <= 1
 
 
-@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+@pytest.mark.parametrize("kind", metrics.METRICS)
 def test_of_no_examples_everything_is_nan(kind: str) -> None:
     names, truth, outputs = example_of(kind)
     values = metrics.measure(kind, names, truth[:0], outputs[:0])
@@ -460,7 +465,7 @@ def test_regression_intervals_contain_the_point_value() -> None:
         assert found[name][1] - found[name][0] < 0.25
 
 
-@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+@pytest.mark.parametrize("kind", metrics.METRICS)
 def test_intervals_are_a_pure_function_of_the_seed_and_not_of_the_blocks(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,7 +508,7 @@ def test_wilson_at_other_levels() -> None:
         assert metrics.wilson(8, 10, level) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+@pytest.mark.parametrize("kind", metrics.METRICS)
 def test_intervals_widen_with_the_level(kind: str) -> None:
     names, truth, outputs = example_of(kind)
     found = [metrics.intervals(kind, names, truth, outputs, 1, level) for level in (0.5, 0.8, 0.95, 0.99)]
@@ -527,7 +532,7 @@ def other_outputs(kind: str, outputs: Any) -> Any:
     return chosen_rows(outputs, swap) if kind != "tokens" else [outputs[j] for j in swap]
 
 
-@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+@pytest.mark.parametrize("kind", metrics.METRICS)
 def test_each_resample_is_a_choice_of_examples_that_both_outputs_share(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,7 +553,7 @@ def test_each_resample_is_a_choice_of_examples_that_both_outputs_share(
     assert all(np.array_equal(found[name], again[name]) for name in names)
 
 
-@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+@pytest.mark.parametrize("kind", metrics.METRICS)
 def test_differences_have_the_spread_of_a_naive_paired_bootstrap(kind: str) -> None:
     names, truth, ours = example_of(kind)
     theirs = other_outputs(kind, ours)
@@ -569,7 +574,7 @@ def test_differences_have_the_spread_of_a_naive_paired_bootstrap(kind: str) -> N
     assert difference.std() < 0.95 * (drawn[0] - alone).std(), "drawn together, they differ less than drawn apart"
 
 
-@pytest.mark.parametrize("kind", [*metrics.METRICS, "regression"])
+@pytest.mark.parametrize("kind", metrics.METRICS)
 def test_the_same_outputs_never_differ(kind: str) -> None:
     names, truth, outputs = example_of(kind)
     drawn = metrics.resampled(kind, names, truth, [outputs, outputs], 1)
@@ -635,12 +640,12 @@ def test_agreement_by_hand() -> None:
     assert math.isnan(metrics.agreement("tokens", [[]], [[]]))
 
 
-@pytest.mark.parametrize("kind", metrics.METRICS)
+@pytest.mark.parametrize("kind", SHARES)
 def test_agreement_is_the_metric_with_the_answers_of_one_as_truth(kind: str) -> None:
     _, _, ours = example_of(kind)
     theirs = other_outputs(kind, ours)
-    name = metrics.AGREEING[kind]
+    name = KINDS[kind].agreement
     assert 0 < metrics.agreement(kind, ours, theirs) < 1
     for a, b in ((ours, theirs), (theirs, ours), (ours, ours)):
-        found = metrics.measure(kind, (name,), metrics.answered(kind, a), b)[name]
+        found = metrics.measure(kind, (name,), answered(kind, a), b)[name]
         assert found == pytest.approx(metrics.agreement(kind, a, b))

@@ -1,8 +1,9 @@
 """The boundary to transformers, on tiny random checkpoints of every family."""
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import safetensors.torch
 import torch
 from tiny import write_byte_tokenizer
 from torch import nn
+from torch.nn.utils import parametrize
 
 import capcli
 from capcli import files
 from capcli.artifact import writer
 from capcli.config.prune import Hardware
 from capcli.data import tables, tokens
-from capcli.data.batches import Batch, Examples, collate, evaluation_batches
+from capcli.data.batches import Examples, collate, evaluation_batches
 from capcli.data.splits import Split
-from capcli.errors import CapError, ConfigError, FileError, ModelError
+from capcli.errors import CapError, ConfigError, FileError, ModelError, Stopped
+from capcli.events import Event, finished, told
 from capcli.models import artifact, devices, families, loading, predict, stock, tokenizers
 from capcli.models.devices import Compute
 from capcli.models.heads import output_layer
@@ -657,12 +660,16 @@ def examples_of(tokenizer: Any, n: int) -> Examples:
     return tokens.encode(split, tokenizer, 32)
 
 
-def batches(examples: Examples, budget: int = 60) -> Iterator[Batch]:
-    for rows in evaluation_batches(examples, budget):
-        yield collate(examples, rows, CPU.device)
+def with_budget(budget: int) -> devices.Compute:
+    class Small(devices.Compute):
+        @property
+        def token_budget(self) -> int:
+            return budget
+
+    return Small(device=CPU.device, dtype=CPU.dtype)
 
 
-def run(generator: Any) -> tuple[list[int], Any]:
+def run(generator: Any) -> tuple[list[tuple[int, int]], Any]:
     seen = []
     while True:
         try:
@@ -675,10 +682,10 @@ def run(generator: Any) -> tuple[list[int], Any]:
 def test_encode_restores_the_order_and_runs_without_dropout(checkpoint: Make, tokenizer: Any, training: bool) -> None:
     model, examples = load(checkpoint("bert", ABC)), examples_of(tokenizer, 11)
     model.net.train(training)
-    seen, (logits, vectors) = run(predict.encode(model, batches(examples), 11, 11, CPU))
+    seen, (logits, vectors) = run(predict.encoded(model, examples, with_budget(60)))
     assert model.net.training is training
     assert all(m.training is training for m in model.net.modules() if isinstance(m, nn.Dropout))
-    assert seen[-1] == 11
+    assert seen[-1] == (11, 11)
     assert seen == sorted(seen)
     assert len(seen) > 2
     assert (logits.dtype, vectors.dtype) == (torch.float32, torch.float16)
@@ -695,17 +702,53 @@ def test_encode_restores_the_order_and_runs_without_dropout(checkpoint: Make, to
 
 def test_encode_does_not_depend_on_the_batches(checkpoint: Make, tokenizer: Any) -> None:
     model, examples = load(checkpoint("electra")), examples_of(tokenizer, 9)
-    one = run(predict.encode(model, batches(examples, 1), 9, 9, CPU, "mean"))[1]
-    many = run(predict.encode(model, batches(examples, 10_000), 9, 9, CPU, "mean"))[1]
+    one = run(predict.encoded(model, examples, with_budget(1), "mean"))[1]
+    many = run(predict.encoded(model, examples, with_budget(10_000), "mean"))[1]
     for a, b in zip(one, many, strict=True):
         assert torch.allclose(a.float(), b.float(), atol=1e-3)
 
 
 def test_encode_keeps_no_logits_that_nobody_wants(checkpoint: Make, tokenizer: Any) -> None:
     model, examples = load(checkpoint("bert", ABC)), examples_of(tokenizer, 5)
-    logits, vectors = run(predict.encoded(model, examples, CPU, lambda done, total: done, logits=False))[1]
+    logits, vectors = run(predict.encoded(model, examples, CPU, logits=False))[1]
     assert logits.shape == (0, 3)
-    assert torch.equal(vectors, run(predict.encoded(model, examples, CPU, lambda done, total: done))[1][1])
+    assert torch.equal(vectors, run(predict.encoded(model, examples, CPU))[1][1])
+
+
+def test_work_that_is_stopped_leaves_no_cache_of_masked_weights(checkpoint: Make, tokenizer: Any) -> None:
+    """The cache is global: whoever stops at an event must not keep weights as they were."""
+    model, examples = load(checkpoint("bert", ABC)), examples_of(tokenizer, 5)
+    model.net.train()
+
+    def stopped(done: float, total: float) -> Event:
+        assert parametrize._cache_enabled
+        raise Stopped("stopped")
+
+    with pytest.raises(Stopped):
+        finished(told(predict.encoded(model, examples, with_budget(1)), stopped))
+    assert not parametrize._cache_enabled
+    assert model.net.training
+
+
+@pytest.mark.parametrize("of_tokens", [False, True])
+def test_anything_that_answers_is_asked_in_the_one_loop(tokenizer: Any, of_tokens: bool) -> None:
+    """Its rows come back in the order of the examples, or of all tokens; vectors have unit length."""
+    examples = dataclasses.replace(examples_of(tokenizer, 7), kind="tokens" if of_tokens else "classification")
+    examples = dataclasses.replace(examples, labels=np.zeros(len(examples.tokens), dtype=np.int64))
+
+    def echo(inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = inputs["input_ids"].double()
+        told_of = ids if of_tokens else ids.sum(dim=1)
+        return told_of[..., None], torch.stack([3 * told_of, 4 * told_of], dim=-1)[..., None, :]
+
+    rows = evaluation_batches(examples, 60)
+    seen, (logits, vectors) = run(predict.outputs(echo, examples, rows, CPU.device, of_tokens=of_tokens))
+    assert seen[-1] == (7, 7)
+    sums = np.add.reduceat(examples.tokens.astype(np.int64), examples.offsets[:-1])
+    wanted = examples.tokens if of_tokens else sums
+    assert logits[:, 0].tolist() == wanted.tolist() and logits.dtype == torch.float32
+    assert vectors.shape == (len(wanted), 1, 2) and vectors.dtype == torch.float16
+    assert torch.allclose(vectors.float(), torch.tensor([0.6, 0.8]), atol=1e-3)
 
 
 def test_compute_finds_the_device_or_says_so() -> None:

@@ -38,7 +38,7 @@ from capcli.config.measure import EvalConfig
 from capcli.config.names import METHODS
 from capcli.config.prune import TaskConfig
 from capcli.errors import ConfigError
-from capcli.measuring import decode, scoring
+from capcli.measuring import answers, decode
 from capcli.models import artifact
 from capcli.stored import read_json, read_tensors
 
@@ -506,7 +506,7 @@ def test_malformed_settings_are_one_line(pruned: Path, tmp_path: Path, settings:
 def test_the_report_says_what_was_not_read_and_equal_answers(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "constant", lambda *_: "'negative'")
+    monkeypatch.setattr(answers, "constant", lambda *_: "'negative'")
     for split, n in (("train", 8), ("validation", 4)):
         rows = [(f"a {word} film " * 9, label) for label, word in (("negative", "bad"), ("positive", "good"))]
         write_csv(tmp_path / "data" / f"{split}.csv", ("text", "label"), [*rows, ("a ☃ film", "positive")] * n)

@@ -20,7 +20,7 @@ import capcli
 from capcli.artifact import reader, writer
 from capcli.config.export import ExportConfig
 from capcli.data.perturb import Change
-from capcli.measuring import latency, metrics, noise, scoring
+from capcli.measuring import answers, latency, metrics, noise, scoring
 from capcli.measuring.scoring import Measured
 
 FAST = ("--threads", "1", "--latency-length", "8", "--json", "-q")
@@ -79,7 +79,7 @@ ABC = ("a", "b", "c")
 def test_the_same_answer_to_everything(kind: str, labels: Any, truth: Any, outputs: Any, answer: str) -> None:
     if kind in ("classification", "multilabel", "regression"):
         truth, outputs = np.array(truth), np.array(outputs, dtype=float)
-    assert scoring.constant(kind, labels, truth, outputs) == answer
+    assert answers.constant(kind, labels, truth, outputs) == answer
 
 
 def test_what_was_not_read_and_equal_answers_are_in_every_document(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from capcli import files
 from capcli.artifact import reader, writer
 from capcli.config.names import EXPORT_FORMATS
 from capcli.exporting import checks, onnx_model
-from capcli.models import artifact, loading
+from capcli.models import artifact, loading, predict
+from capcli.models.devices import Compute
 from capcli.models.model import Model
 from capcli.reporting.card import eval_results
 from capcli.sources import hub
@@ -704,17 +705,15 @@ def test_a_file_that_is_not_what_was_meant(
 
 def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last gate: whatever went wrong before, what computes otherwise is not kept."""
-    from capcli.exporting import agreement
-
-    honest = agreement.of
+    honest = predict.running
     calls: list[int] = []
 
-    def off(model: Model, device: torch.device) -> agreement.Run:
+    def off(model: Model, on: Compute) -> predict.Run:
         calls.append(1)
-        run, shift = honest(model, device), 0.01 * (len(calls) == 1)  # the opened export comes first
-        return lambda inputs: run(inputs) + shift
+        run, shift = honest(model, on), 0.01 * (len(calls) == 1)  # the opened export comes first
+        return lambda inputs: (run(inputs)[0] + shift, None)
 
-    monkeypatch.setattr(agreement, "of", off)
+    monkeypatch.setattr(predict, "running", off)
     said = refused(1, str(structured), "--to", "sliced", "-o", str(tmp_path / "out"))
     assert "the logits of the export differ by up to 0.01" in said
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from capcli.config.prune import Hardware, TaskConfig
 from capcli.data import batches, cache, dataset, tokens
 from capcli.data.splits import Split
 from capcli.errors import ConfigError, FileError, RunFailed
-from capcli.events import Event, finished
+from capcli.events import finished
 from capcli.measuring import vectors
 from capcli.models import loading
 
@@ -52,10 +52,6 @@ def encoder(source: str, layer: str = "last", pooling: str = "mean") -> vectors.
     return vectors.Encoder(source=source, layer=layer, pooling=pooling, hardware=Hardware(threads=1), seed=1)
 
 
-def event(**_: Any) -> Event:
-    return Event(phase="test")
-
-
 def split_of(tiny: Tiny, task: str = "text-classification") -> tuple[Split, TaskConfig]:
     source = TaskConfig(task=task, data=getattr(tiny, KINDS[task][0]), max_length=32)
     return dataset.load(source, train=False).evals["validation"], source
@@ -64,7 +60,7 @@ def split_of(tiny: Tiny, task: str = "text-classification") -> tuple[Split, Task
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_layers_are_the_hidden_states_of_the_plain_network(tiny: Tiny, pooling: str) -> None:
     split, source = split_of(tiny)
-    found = finished(encoder(tiny.model, "all", pooling).vectors(split, source, event)).values
+    found = finished(encoder(tiny.model, "all", pooling).vectors(split, source)).values
     model = loading.load_model(tiny.model, None, "classification", 1)
     texts = [text for chunk, _ in split.chunks() for text in chunk]
     for row, text in list(enumerate(texts))[:5]:
@@ -80,18 +76,18 @@ def test_layers_are_the_hidden_states_of_the_plain_network(tiny: Tiny, pooling: 
 
 def test_one_layer_is_that_of_all(tiny: Tiny) -> None:
     split, source = split_of(tiny)
-    deep = finished(encoder(tiny.model, "all").vectors(split, source, event)).values
+    deep = finished(encoder(tiny.model, "all").vectors(split, source)).values
     for layer, name in enumerate(("0", "1", "2")):
-        one = finished(encoder(tiny.model, name).vectors(split, source, event)).values
+        one = finished(encoder(tiny.model, name).vectors(split, source)).values
         assert (one[:, 0] == deep[:, layer]).all()
-    last = finished(encoder(tiny.model).vectors(split, source, event)).values
+    last = finished(encoder(tiny.model).vectors(split, source)).values
     assert last[:, 0] == pytest.approx(deep[:, -1], abs=1e-3)
 
 
 @pytest.mark.parametrize("task", ["ner", "question-answering"])
 def test_each_token_has_its_vector(tiny: Tiny, task: str) -> None:
     split, source = split_of(tiny, task)
-    found = finished(encoder(tiny.model).vectors(split, source, event))
+    found = finished(encoder(tiny.model).vectors(split, source))
     examples = found.examples
     assert examples is not None
     assert found.values.shape == (len(examples.tokens), 1, 32)
@@ -108,12 +104,12 @@ def test_vectors_are_found_again_by_what_they_were_made_from(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split, source = split_of(tiny)
-    first = finished(encoder(tiny.model).vectors(split, source, event))
+    first = finished(encoder(tiny.model).vectors(split, source))
     copied = tmp_path / "another name"
     shutil.copytree(tiny.model, copied)
     with monkeypatch.context() as patch:
         patch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
-        again = finished(encoder(str(copied)).vectors(split, source, event))
+        again = finished(encoder(str(copied)).vectors(split, source))
     assert again.key == first.key
     assert (again.values == first.values).all()
     keys = {
@@ -161,12 +157,12 @@ def test_vectors_that_are_too_many(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_damaged_entry_is_made_anew(tiny: Tiny) -> None:
     split, source = split_of(tiny, "text-pair-classification")
-    first = finished(encoder(tiny.model).vectors(split, source, event))
+    first = finished(encoder(tiny.model).vectors(split, source))
     entry = cache.cache_folder() / "vectors" / first.key / "values.bin"
     wanted = first.values.copy()
     del first
     entry.write_bytes(b"x" * entry.stat().st_size)
-    assert (finished(encoder(tiny.model).vectors(split, source, event)).values == wanted).all()
+    assert (finished(encoder(tiny.model).vectors(split, source)).values == wanted).all()
 
 
 # Probes --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,151 @@
+"""How logits become answers, by kind of task: as metrics want them, and as people read them.
+
+Letters: N examples, T tokens of all examples, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capcli.data.batches import Examples
+from capcli.data.splits import Split
+from capcli.measuring import decode
+
+Logits = NDArray[np.floating]
+SAME = 1e-6  # of the largest number: what rounding may tell apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """The functions of one kind; truth and outputs are those of `metrics.measure`.
+
+    read: truth and outputs, of label names, examples and logits, which are by example or by token. answered: the
+    answers that outputs stand for, as the truth has them. different: those of such answers that differ, in a form that
+    can be compared. shown: one of these in words, of label names and it.
+    """
+
+    read: Callable[[Sequence[str], Examples, Logits], tuple[Any, Any]]
+    answered: Callable[[Any], Any]
+    different: Callable[[Any], set[Any]]
+    shown: Callable[[Sequence[str], Any], str]
+
+
+def read(kind: str, labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    """Truth and outputs as `metrics.measure` wants them: tags by sentence, answers by question, else plain logits."""
+    return ANSWERS[kind].read(labels, examples, logits)
+
+
+def answered(kind: str, outputs: Any) -> Any:
+    """The answers that outputs, as `metrics.measure` takes them, stand for, as it takes the truth."""
+    return ANSWERS[kind].answered(outputs)
+
+
+def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
+    """What is answered to every example (word, for tokens) where the truth has more to say; empty otherwise."""
+    row = ANSWERS[kind]
+    found, true = row.different(row.answered(outputs)), row.different(truth)
+    return row.shown(labels, *found) if len(found) == 1 and len(true) > 1 else ""
+
+
+# From logits ---------------------------------------------------------------------------------------------------------
+
+
+def _plain(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    return examples.labels, logits
+
+
+def _tags(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    assert examples.words is not None, "it is known where words begin"
+    truth = [[labels[i] for i in row] for row in _split(examples).labels]
+    n_words = [len(row) for row in truth]
+    return truth, decode.tags(logits, examples.offsets, examples.words, labels, n_words)
+
+
+def _pieces(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    assert examples.owner is not None and examples.chars is not None, "windows have places in their contexts"
+    split = _split(examples)
+    golds = [answers.texts for answers in split.labels]
+    contexts = (context for _, pairs in split.chunks() for context in pairs or ())
+    where = examples.offsets, examples.owner, examples.chars
+    return golds, decode.spans(logits, *where, contexts, len(golds), no_answer=split.no_answer)
+
+
+def _split(examples: Examples) -> Split:
+    assert examples.split is not None, "what is measured was read from a split"
+    return examples.split
+
+
+# From outputs --------------------------------------------------------------------------------------------------------
+
+
+def _highest(outputs: Any) -> Any:
+    return outputs.argmax(axis=1)
+
+
+def _above_zero(outputs: Any) -> Any:
+    return outputs > 0
+
+
+def _first_column(outputs: Any) -> Any:
+    return outputs[:, 0]
+
+
+def _same(outputs: Any) -> Any:
+    return outputs
+
+
+def _as_golds(outputs: Any) -> Any:
+    return [(text,) for text in outputs]
+
+
+# In words ------------------------------------------------------------------------------------------------------------
+
+
+def _classes(answers: Any) -> set[Any]:
+    return set(np.unique(answers).tolist())
+
+
+def _label_sets(answers: Any) -> set[Any]:
+    return {tuple(map(bool, row)) for row in np.unique(answers, axis=0)}
+
+
+def _numbers(answers: Any) -> set[Any]:
+    """The lowest and the highest, unless only rounding tells them apart."""
+    values = np.asarray(answers)
+    close = np.ptp(values) <= SAME * np.abs(values).max()
+    return {float(values[0])} if close else {float(values.min()), float(values.max())}
+
+
+def _words(answers: Any) -> set[Any]:
+    return {tag for row in answers for tag in row}
+
+
+def _first_answers(answers: Any) -> set[Any]:
+    return {next(iter(row), "") for row in answers}
+
+
+def _names(labels: Sequence[str], one: Any) -> str:
+    return ", ".join(repr(name) for name, is_true in zip(labels, one, strict=True) if is_true) or "no label"
+
+
+ANSWERS = {
+    "classification": Answering(
+        read=_plain, answered=_highest, different=_classes, shown=lambda labels, one: repr(labels[one])
+    ),
+    "regression": Answering(
+        read=_plain, answered=_first_column, different=_numbers, shown=lambda labels, one: f"{one:.4g}"
+    ),
+    "multilabel": Answering(read=_plain, answered=_above_zero, different=_label_sets, shown=_names),
+    "tokens": Answering(read=_tags, answered=_same, different=_words, shown=lambda labels, one: repr(one)),
+    "spans": Answering(
+        read=_pieces,
+        answered=_as_golds,
+        different=_first_answers,
+        shown=lambda labels, one: repr(one) if one else "no answer",
+    ),
+}
