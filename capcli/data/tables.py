@@ -123,7 +123,7 @@ def open_files(paths: Sequence[Path], header: Sequence[str] = (), *, lenient: bo
             )
     return replace(
         first,
-        fingerprint=_digest("".join(table.fingerprint for table in opened)),
+        fingerprint=digest("".join(table.fingerprint for table in opened)),
         n_rows=sum(map(len, tables)),
         notes=tuple(note for table in opened for note in table.notes),
         read=lambda columns, size: chain.from_iterable(table.batches(columns, size) for table in tables),
@@ -186,11 +186,12 @@ def in_memory(name: str, columns: Mapping[str, Sequence[Any]], fingerprint: str 
             yield {column: list(columns[column][begin : begin + size]) for column in chosen}
 
     if not fingerprint:
-        fingerprint = _digest(json.dumps({column: list(values) for column, values in columns.items()}, default=str))
+        fingerprint = digest(json.dumps({column: list(values) for column, values in columns.items()}, default=str))
     return Table(name=name, columns=tuple(columns), class_names={}, fingerprint=fingerprint, n_rows=n_rows, read=read)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """The sha256 of a text, hex."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
