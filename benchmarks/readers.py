@@ -55,7 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = written(Path(folder), args.rows)
         found = [{"format": kind, "reader": by, **one(by, paths[kind])} for kind in paths for by in READERS]
-        said = [{"fault": name, "reader": by, **fault(by, Path(folder), *FAULTS[name])} for name in FAULTS for by in READERS]
+        said = [
+            {"fault": name, "reader": by, **fault(by, Path(folder), *FAULTS[name])} for name in FAULTS for by in READERS
+        ]
     result = {"rows": args.rows, "machine": about(), "readings": found, "faults": said}
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -74,7 +76,10 @@ def written(folder: Path, n_rows: int) -> dict[str, Path]:
     import datasets
 
     words = np.random.default_rng(1).integers(0, 5000, (n_rows, 16))
-    rows = {"text": [" ".join(f"w{word}" for word in row) for row in words], "label": [int(row[0] % 2) for row in words]}
+    rows = {
+        "text": [" ".join(f"w{word}" for word in row) for row in words],
+        "label": [int(row[0] % 2) for row in words],
+    }
     whole = datasets.Dataset.from_dict(rows)
     paths = {kind: folder / ("train" if kind == "saved" else f"train.{kind}") for kind in FORMATS}
     paths["csv"].write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in zip(*rows.values(), strict=True)))

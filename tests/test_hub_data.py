@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,9 +16,13 @@ from typing import Any
 import datasets
 import hub_server
 import pytest
-from tiny import environment
+from tiny import Tiny, environment, invoke
 
+from capcli.config.prune import TaskConfig
+from capcli.data import library
+from capcli.data import rows as text_rows
 from capcli.errors import DataError
+from capcli.models import artifact
 from capcli.sources import hub_data
 
 ROWS = {"train": [("NA", "no"), ("007", "yes"), ("a film, good", "yes"), ('say "x"', "no")], "test": [("b", "no")]}
@@ -30,7 +36,7 @@ from capcli.errors import CapError
 found = []
 for name in json.loads(sys.argv[1]):
     try:
-        data = dataset.load(TaskConfig(task="text-classification", data="hub:" + name), holdout=0.5)
+        data = dataset.load(TaskConfig(task="text-classification", data="hub:" + name))
         texts = {n: [b["text"] for b in s.table.batches(["text"], 3)] for n, s in data.evals.items()}
         train = sum((b["text"] for b in data.train.table.batches(["text"], 3)), [])
         found.append([list(data.labels), train, texts, data.train.fingerprint])
@@ -114,7 +120,6 @@ def write_sets(root: Path) -> None:
         card(root / name, configs=[{"config_name": "default", "data_files": place}])
     put(root / "broken", train__csv="text,label\na,b\nc,d,e\n", test__csv=comma(test))
     zipped(root / "mixed", "train.zip", a__csv=comma(train), notes__txt="x")
-    zipped(root / "bomb", "train.zip", a__csv=comma(train) + "a,no\n" * 60_000_000)
 
 
 REFUSED = {
@@ -127,7 +132,6 @@ REFUSED = {
     "elsewhere": "names files outside of it",
     "broken": "Expected 2 fields in line 3, saw 3",
     "mixed": "does not hold files of one format that is read",
-    "bomb": "unpacks to more than 100 times its size",
     "none": "there is no data set 'me/none' on the hub",
 }
 
@@ -197,6 +201,41 @@ def test_a_damaged_or_silent_download_ends_soon(hub: tuple[hub_server.Hub, Path,
     assert "cannot reach the hub at 127.0.0.1" in silent
     assert "offline mode is on" in offline
     assert isinstance(opened(fresh, ["csv"])[0], list)
+
+
+def test_an_archive_that_unpacks_to_very_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_rows, "FREE_BYTES", 1000)
+    zipped(tmp_path / "set", "train.zip", a__csv="text,label\n" + "a,b\n" * 100_000)
+    paths = {"train": [tmp_path / "set" / "train.zip"]}
+    found = hub_data.HubData(name="me/set", files=paths, reader="zip", options={}, features=None)
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        library.open_split(found, "train")
+
+
+def test_a_model_remembers_the_set_and_not_a_path(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read again by `cap eval` wherever the model lies."""
+    asked = []
+
+    def fetched(*name: str | None) -> hub_data.HubData:
+        asked.append(name)
+        files = {}
+        for split in ("train", "validation"):
+            files[split] = [tmp_path / f"{split}.parquet"]
+            datasets.Dataset.from_csv(f"{tiny.data}/{split}.csv", cache_dir=tmp_path / "hf").to_parquet(*files[split])
+        return hub_data.HubData(name="me/set", files=files, reader="parquet", options={}, features=None)
+
+    monkeypatch.setattr(hub_data, "fetched", fetched)
+    tiny.prune(tmp_path / "out", data="hub:me/set:c@v1", max_train_samples=32)
+    shutil.move(tmp_path / "out", tmp_path / "deep" / "er")
+    assert artifact.stored_source(str(tmp_path / "deep" / "er"))["data"] == "hub:me/set:c@v1"
+    result = invoke("eval", str(tmp_path / "deep" / "er"), "--json", "--latency-runs", "0")
+    assert result.exit_code == 0, result.stderr
+    assert set(asked) == {("me/set", "c", "v1")} and len(asked) > 1
+
+
+def test_an_output_folder_has_no_marks_of_a_name() -> None:
+    name = TaskConfig(task="text-classification", data="hub:me/set:c@v1").name
+    assert re.fullmatch(r"text-classification-set-c-v1-[0-9a-f]{6}", name)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def open_split(found: HubData, split: str) -> Table:
     whole = _prepared(found, reader, split)
     if not len(whole):
         raise DataError(f"the {split} split of {found.name} has no rows")
-    told = json.dumps([reader, found.options], default=str)
+    told = json.dumps([reader, found.options, str(found.features)], default=str)
     return Table(
         name=str(paths[0]),
         columns=tuple(whole.column_names),

@@ -32,8 +32,10 @@ READERS = {
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # as in .csv.gz
 # What a card may say of how its files are read. All else is left out.
 _OPTIONS = {
-    "csv": ("sep", "delimiter", "names", "column_names", "header", "quotechar", "quoting", "escapechar", "doublequote")
-    + ("skiprows", "skipinitialspace", "encoding", "na_values", "keep_default_na"),
+    "csv": (
+        *("sep", "delimiter", "names", "column_names", "header", "quotechar", "quoting", "escapechar", "doublequote"),
+        *("skiprows", "skipinitialspace", "encoding", "na_values", "keep_default_na"),
+    ),
     "json": ("field", "encoding"),
 }
 
@@ -42,8 +44,8 @@ _OPTIONS = {
 class HubData:
     """A configuration of a data set in the cache.
 
-    files: those of each split, in order. reader: of `datasets`, or `zip`. options: for the reader, as the card has them.
-    features: of the columns, as the card has them (`datasets.Features`), or None.
+    files: those of each split, in order. reader: of `datasets`, or `zip`. options: for the reader, as the card has
+    them. features: of the columns, as the card has them (`datasets.Features`), or None.
     """
 
     name: str
@@ -208,7 +210,9 @@ def _unreadable(repo: Repo, names: Collection[str]) -> DataError:
     """The error for a set without files that are read; such as one that is made by a script."""
     script = f"{repo.name.rpartition('/')[2]}.py"
     if script in names:
-        return DataError(f"{repo.words} is made by a script of its own, and capcli runs no code of others", repo.instead)
+        return DataError(
+            f"{repo.words} is made by a script of its own, and capcli runs no code of others", repo.instead
+        )
     endings = ", ".join(ending[1:] for ending in READERS)
     return DataError(f"{repo.words} has no files on the hub that are read: {endings}", repo.instead)
 

@@ -89,7 +89,8 @@ def fetch(repo: Repo, choose: Choice, whole: Callable[[Path], bool]) -> Path:
     """The folder of the cache with the files that `choose` picks from the hub's listing.
 
     `choose` may fetch some files to find out which others are needed. The last file brings the note in the cache which
-    commit the revision is, so that what was broken off is not taken for whole. When the hub does not serve the repository now, a folder of the cache that is `whole` is taken.
+    commit the revision is, so that what was broken off is not taken for whole. When the hub does not serve the
+    repository now, a folder of the cache that is `whole` is taken.
     """
     cached = _cached(repo, whole)
     if _offline(repo):
