@@ -119,7 +119,8 @@ def write_sets(root: Path) -> None:
         put(root / name, train__csv=comma(train))
         card(root / name, configs=[{"config_name": "default", "data_files": place}])
     put(root / "broken", train__csv="text,label\na,b\nc,d,e\n", test__csv=comma(test))
-    zipped(root / "mixed", "train.zip", a__csv=comma(train), notes__txt="x")
+    for name in ROWS:
+        zipped(root / "mixed", f"{name}.zip", a__csv=comma(train), notes__txt="x")
 
 
 REFUSED = {
@@ -173,7 +174,8 @@ def test_every_layout_gives_the_same_rows_and_later_from_the_cache(hub: tuple[hu
     for name, found in zip(GOOD, first, strict=True):
         assert found[:3] == [["no", "yes"], texts, {"test": [["b"]]}], name
     n_asked = len(server.asked)
-    assert all("/api/datasets/me/" in line or "/resolve/" in line for line in server.asked), "nothing else is asked"
+    known = ("/api/datasets/me/", "/resolve/", "/api/agent-harnesses")  # the last by huggingface_hub, once a day
+    assert [line for line in server.asked if not any(part in line for part in known)] == [], "nothing else is asked"
     assert not [line for line in server.asked if "/two/resolve/" in line and "/a/" in line], "only what is read"
     again = opened(hub, list(GOOD), HF_HUB_OFFLINE="1", HF_ENDPOINT=hub_server.unused_address())
     assert again == first
@@ -226,9 +228,10 @@ def test_a_model_remembers_the_set_and_not_a_path(tiny: Tiny, tmp_path: Path, mo
 
     monkeypatch.setattr(hub_data, "fetched", fetched)
     tiny.prune(tmp_path / "out", data="hub:me/set:c@v1", max_train_samples=32)
+    (tmp_path / "deep").mkdir()
     shutil.move(tmp_path / "out", tmp_path / "deep" / "er")
     assert artifact.stored_source(str(tmp_path / "deep" / "er"))["data"] == "hub:me/set:c@v1"
-    result = invoke("eval", str(tmp_path / "deep" / "er"), "--json", "--latency-runs", "0")
+    result = invoke("eval", str(tmp_path / "deep" / "er"), "--json")
     assert result.exit_code == 0, result.stderr
     assert set(asked) == {("me/set", "c", "v1")} and len(asked) > 1
 
