@@ -25,6 +25,7 @@ from capcli.config.options import leaves
 from capcli.config.prune import PruneConfig
 from capcli.data import layout, tables, tasks
 from capcli.data.kinds import KINDS
+from capcli.data.packed import PACKINGS
 from capcli.data.tasks import Task
 from capcli.measuring import resampling
 from capcli.models import families
@@ -246,7 +247,8 @@ def task_table() -> str:
             table(("task", "kind", "text columns", "label column", "labels", "metrics", "from"), rows),
             "Where several column names are listed, the first one that is present is read; `--text-column`, "
             "`--pair-column` and `--label-column` name others. Any task takes `--data` instead of its own source. "
-            f"Files: {codes((*tables.SUFFIXES, *tables.PACKED))}. Splits: `train`, then those of "
+            f"Files: {codes(tables.SUFFIXES)}, text also as {codes(PACKINGS)}. Splits: `train`, then those "
+            "of "
             f"{codes(layout.EVALS)} that are present, or `test` when none of them is. Names that are read: "
             f"{split_names()}. More: [your own data](../how-to/own-data.md).\n",
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "

@@ -143,9 +143,15 @@ def test_boundaries_to_transformers_and_data_files() -> None:
         used = {module.split(".")[0] for _, module, _ in imports(tree)}
         assert "transformers" not in used or folder(name) == "models" or name == ONNX_MODEL, name
         assert not used & ONNX or name == ONNX_MODEL, name
-        assert "pyarrow" not in used or name == "data.tables", name
-        assert "datasets" not in used, name  # its Arrow copies and long waits for the hub are not needed
+        assert "pyarrow" not in used or name in ("data.tables", "data.packed"), name
+        assert "datasets" not in used or name in ("sources.hub_data", "data.library"), name
         assert "click" not in used, name  # typer vendors its own
+
+
+def test_the_library_datasets_is_loaded_only_where_it_reads() -> None:
+    """It takes more than a second to import: a command on local files or on parquet never waits for it there."""
+    for name in ("sources.hub_data", "data.library"):
+        assert "datasets" not in {module.split(".")[0] for _, module, _ in imports(TREES[name], eager=True)}
 
 
 def test_the_onnx_model_imports_the_exporter_alone_and_only_when_it_converts() -> None:

@@ -25,6 +25,7 @@ ALIASES = {
     "minilm": "nreimers/MiniLM-L6-H384-uncased",
 }
 BUILTIN_MODEL = "mini"
+HUB_PREFIX = "hub:"  # of data that are a set of the hub
 CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
 BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
 PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences

@@ -9,10 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capcli.config.names import DEVICES, GENERIC_TASKS, LOSSES, METHODS, PRESETS, QUESTION_TASKS, STRUCTURES, TASK_NAMES
+from capcli.config.names import (
+    DEVICES,
+    GENERIC_TASKS,
+    HUB_PREFIX,
+    LOSSES,
+    METHODS,
+    PRESETS,
+    QUESTION_TASKS,
+    STRUCTURES,
+    TASK_NAMES,
+)
 from capcli.config.options import at_least, check_name, flag_name, option, parse_label_map
 from capcli.errors import ConfigError
 
@@ -26,7 +37,7 @@ class TaskConfig:
     task: str = option("", "task name; see the task table in the docs", panel="Task")
     data: str = option(
         "",
-        "folder of splits, or one file: parquet, arrow, csv, tsv, jsonl, json; text formats also as .gz",
+        "folder of splits, one file (parquet, arrow, csv, tsv, jsonl, json; text also compressed), or hub:OWNER/NAME",
         panel="Task",
     )
     text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
@@ -67,8 +78,9 @@ class TaskConfig:
         if not self.data:
             return self.task
         path = os.path.normpath(self.data)
+        stem = re.sub("[:@]", "-", Path(path).stem) if path.startswith(HUB_PREFIX) else Path(path).stem
         name, digits = (
-            Path(path).stem[:40] or "data",
+            stem[:40] or "data",
             hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:6],
         )
         return f"{self.task}-{name}-{digits}"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from capcli.config.names import BUILTIN_TASKS
+from capcli.config.names import BUILTIN_TASKS, HUB_PREFIX
 from capcli.config.prune import TaskConfig
-from capcli.data import entities, labels, layout, literals, tables
+from capcli.data import entities, labels, layout, library, literals, tables
 from capcli.data.classes import check_labelled, coded, map_remarks, names_of, remarks, unknown
 from capcli.data.kinds import KINDS
 from capcli.data.labels import Labels
@@ -21,7 +21,7 @@ from capcli.data.splits import Split, TaskData, cut, need_holdout, subsets
 from capcli.data.tables import Table
 from capcli.data.tasks import BUILTIN_FOLDER, LABEL_NAMES, TASKS, Task
 from capcli.errors import DataError
-from capcli.sources import hub
+from capcli.sources import hub_data
 
 
 def load(
@@ -126,16 +126,29 @@ def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
 
 def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[[], Table]]]:
     """The files of the splits, and what opens the table of each."""
+    if config.data.startswith(HUB_PREFIX):
+        return _of_hub(*hub_data.named(config.data))
     if config.data or config.task in BUILTIN_TASKS:
         found = layout.find(Path(config.data) if config.data else BUILTIN_FOLDER / config.task)
     elif task.hub is not None:
-        found = Found(files=hub.data_set(*task.hub), unread={}, notes=())
+        return _of_hub(*task.hub)
     else:
         raise DataError(f"task {config.task} needs your own data", "name a file or folder with --data")
     # A few rows of GLUE's own qqp/train.tsv are broken, and every reader of it leaves them out.
     glue = task.hub is not None and task.hub[0] == "nyu-mll/glue"
     opened = partial(tables.open_files, header=task.header, lenient=glue)
     return found, {name: partial(opened, files) for name, files in found.files.items()}
+
+
+def _of_hub(name: str, config: str, revision: str | None = None) -> tuple[Found, dict[str, Callable[[], Table]]]:
+    """The files of a set of the hub, and what opens the table of each of its splits, under our names of splits."""
+    found = hub_data.fetched(name, config, revision)
+    known = {split: layout.NAMES.get(split, split) for split in found.files}
+    names = {split: split if ours in found.files else ours for split, ours in known.items()}
+    files = {ours: found.files[split] for split, ours in names.items()}
+    return Found(files=files, unread={}, notes=()), {
+        ours: partial(library.open_split, found, split) for split, ours in names.items()
+    }
 
 
 def _wanted(found: Found, train: bool, holdout: float, config: TaskConfig) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from capcli.config.names import HUB_PREFIX
 from capcli.data import tables
 from capcli.errors import CapError, DataError
 from capcli.stored import read_json
@@ -92,7 +93,9 @@ def find(path: Path) -> Found:
             return Found(files={"train": [path]}, unread={}, notes=())
         if not path.exists():
             endings = ", ".join(suffix[1:] for suffix in tables.SUFFIXES)
-            raise DataError(f"no data at {path}", f"--data takes a folder of splits or one {endings} file")
+            raise DataError(
+                f"no data at {path}", f"--data takes a folder of splits, one {endings} file, or {HUB_PREFIX}OWNER/NAME"
+            )
         if not path.is_dir():
             raise tables.refusal(path)
         if saved := _saved(path):

@@ -1,4 +1,4 @@
-"""Text files as rows: lines, csv, tsv and JSON lines, plain or compressed with gzip.
+"""Text files as rows: lines, csv, tsv and JSON lines, plain or compressed.
 
 All is read a piece at a time, and every piece is bounded, so that no file, however it is packed, fills the memory.
 Lines count from 1.
@@ -7,18 +7,17 @@ Lines count from 1.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn
 
+from capcli.data.packed import DAMAGED, open_bytes, packing
 from capcli.errors import DataError
 from capcli.reporting.text import counted
 
@@ -39,11 +38,6 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 Row = tuple[int, list[str]]
 
 
-def is_gzip(path: Path) -> bool:
-    """Whether the name says that the file is compressed."""
-    return path.suffix.lower() == ".gz"
-
-
 def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
     """(number, line with its end) of a UTF-8 file; a byte order mark is dropped. longest: most bytes of a line.
 
@@ -51,7 +45,7 @@ def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
     """
     longest = longest or ROW_BYTES
     place, most = 0, max(FREE_BYTES, MOST_RATIO * path.stat().st_size)
-    with cast("IO[bytes]", gzip.open(path)) if is_gzip(path) else path.open("rb") as file:
+    with open_bytes(path) as file:
         number = 0
         while line := _line(file, path, longest + 1):
             number += 1
@@ -61,15 +55,17 @@ def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
                 )
             yield number, _text(path, line, number, place)
             place += len(line)
-            if place > most and is_gzip(path):
-                raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size", "unpack it first: gunzip")
+            if place > most and packing(path):
+                raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size", "unpack it first")
 
 
 def _line(file: IO[bytes], path: Path, most: int) -> bytes:
-    """The next line, at most so many bytes of it. Raises `DataError` where a compressed file is damaged."""
+    """The next line, at most this many bytes of it. Raises `DataError` where a compressed file is damaged."""
     try:
         return file.readline(most)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (OSError, *DAMAGED) as error:
+        if packing(path) is None:
+            raise
         raise DataError(f"{path} is cut off or damaged: {error}", "copy or download it again") from error
 
 
@@ -243,7 +239,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def whole(path: Path) -> str:
     """The text of a file that cannot be read a piece at a time, which is bounded. Raises `DataError`."""
-    most = PACKED_JSON_BYTES if is_gzip(path) else JSON_BYTES
+    most = PACKED_JSON_BYTES if packing(path) else JSON_BYTES
     held, size = [], 0
     for _, line in lines(path, most):
         held.append(line)

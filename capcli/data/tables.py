@@ -18,20 +18,22 @@ from typing import Any
 
 from capcli import files
 from capcli.data import rows
+from capcli.data.packed import PACKINGS, packing
 from capcli.errors import DataError
 from capcli.sources.requests import first_line
 
 SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
-PACKED = tuple(f"{suffix}.gz" for suffix in SUFFIXES[2:])  # parquet and arrow have compression of their own
+TEXTS = SUFFIXES[2:]
+PACKED = tuple(f"{text}{end}" for text in TEXTS for end in PACKINGS)  # parquet and arrow have their own compression
 BATCH_ROWS = 2000
 READ_BYTES = 1 << 20
 # What to do with data of other formats, by the ending of the file.
 _WAYS_OUT = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save the sheet as csv, in UTF-8"),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, and give the folder or file"),
     **dict.fromkeys(
-        (".bz2", ".xz", ".zst", ".lz4", ".lzma"), "unpack it; the only compression that can be read is gzip"
+        (*PACKINGS, ".lz4", ".lzma"), "unpack it; only csv, tsv, jsonl and json are read compressed, as .csv.gz"
     ),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, and give the folder or file"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".joblib"), "pickles can run code and are never read; save as parquet"),
     ".gz": f"name it by what is in it, such as {PACKED[0]}; a folder packed as .tar.gz must be unpacked",
     **dict.fromkeys((".ndjson", ".jsonlines", ".jl"), "if it has one object per line, name it .jsonl"),
@@ -41,13 +43,14 @@ _WAYS_OUT = {
 }
 # How files begin that have the ending of a text file and are none.
 _NO_TEXT = {
-    b"\x1f\x8b": ("is compressed with gzip", "rename it: .csv.gz"),
     b"PK\x03\x04": ("is a spreadsheet or another zip archive", "save the sheet as csv, in UTF-8"),
     b"\xd0\xcf\x11\xe0": ("is a spreadsheet", "save the sheet as csv, in UTF-8"),
     b"PAR1": ("is a parquet file", "rename it: .parquet"),
-    b"BZh": ("is compressed with bzip2", "unpack it: bunzip2"),
-    b"\xfd7zXZ": ("is compressed with xz", "unpack it: unxz"),
-    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it: unzstd"),
+    **{
+        one.mark: (f"is compressed with {one.name}", f"rename it: .csv{end}")
+        for end, one in PACKINGS.items()
+        if end != ".zip"
+    },
     **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), ("is a web page", "download the file itself")),
 }
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -89,6 +92,12 @@ def ending(path: Path) -> str:
     return next((suffix for suffix in (*SUFFIXES, *PACKED) if path.name.lower().endswith(suffix)), "")
 
 
+def _plain(path: Path) -> str:
+    """The ending without that of the compression."""
+    found = ending(path)
+    return found if found in SUFFIXES else f".{found.split('.')[1]}" if found else ""
+
+
 def refusal(path: Path) -> DataError:
     """The error for a file of a format that is not read, or for what is no file at all."""
     if path.is_dir():
@@ -99,9 +108,9 @@ def refusal(path: Path) -> DataError:
         return DataError(f"{path} is a pipe, a socket or a device, not a file", "write the data to a file first")
     if not path.is_file():
         return DataError(f"{path} is not a file")
-    if path.name.lower().endswith((".parquet.gz", ".arrow.gz")):
-        return DataError(f"{path} is compressed", "unpack it: gunzip")
-    return DataError(f"{path} is no {', '.join(SUFFIXES)} file", way_out(path) or "convert the data to one of these")
+    if packing(path) and ending(path.with_suffix("")):
+        return DataError(f"{path} is compressed", "unpack it")
+    return DataError(f"{path} is not a {', '.join(SUFFIXES)} file", way_out(path) or "convert the data to one of these")
 
 
 def way_out(path: Path) -> str:
@@ -129,7 +138,7 @@ def open_files(paths: Sequence[Path], header: Sequence[str] = (), *, lenient: bo
             )
     return replace(
         first,
-        fingerprint=_digest("".join(table.fingerprint for table in opened)),
+        fingerprint=digest("".join(table.fingerprint for table in opened)),
         n_rows=sum(map(len, tables)),
         notes=tuple(note for table in opened for note in table.notes),
         read=lambda columns, size: chain.from_iterable(table.batches(columns, size) for table in tables),
@@ -154,7 +163,7 @@ def open_file(path: Path, header: Sequence[str] = (), *, lenient: bool = False) 
 def _opened(path: Path, header: Sequence[str], *, lenient: bool) -> Table:
     """As `open_file`, and a table may have no rows."""
     with reading(str(path)):
-        kind = ending(path).removesuffix(".gz")
+        kind = _plain(path)
         if not kind or not path.is_file():
             raise refusal(path)
         if path.stat().st_size == 0:
@@ -174,9 +183,10 @@ def _check_beginning(path: Path) -> None:
         begin = file.read(40)
     if begin.startswith(b"version https://git-lfs"):
         raise DataError(f"{path} is a pointer of git-lfs, not the data", "run: git lfs pull")
-    if ending(path) in PACKED and not begin.startswith(b"\x1f\x8b"):
-        raise DataError(f"{path} is not compressed with gzip", f"if it is text, name it {ending(path)[:-3]}")
-    if ending(path) in SUFFIXES[2:]:
+    packed = packing(path)
+    if packed and not begin.startswith(packed.mark):
+        raise DataError(f"{path} is not compressed with {packed.name}", f"if it is text, name it {_plain(path)}")
+    if ending(path) in TEXTS:
         for mark, (what, hint) in _NO_TEXT.items():
             if begin.startswith(mark):
                 raise DataError(f"{path} {what}, not a {ending(path)} file", hint)
@@ -192,11 +202,12 @@ def in_memory(name: str, columns: Mapping[str, Sequence[Any]], fingerprint: str 
             yield {column: list(columns[column][begin : begin + size]) for column in chosen}
 
     if not fingerprint:
-        fingerprint = _digest(json.dumps({column: list(values) for column, values in columns.items()}, default=str))
+        fingerprint = digest(json.dumps({column: list(values) for column, values in columns.items()}, default=str))
     return Table(name=name, columns=tuple(columns), class_names={}, fingerprint=fingerprint, n_rows=n_rows, read=read)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """The sha256 of a text, hex."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 

@@ -16,6 +16,7 @@ from capcli import files
 from capcli.artifact import reader, writer
 from capcli.artifact.entry import Factors
 from capcli.artifact.writer import Sizes
+from capcli.config.names import HUB_PREFIX
 from capcli.config.options import leaves
 from capcli.config.prune import TaskConfig
 from capcli.data.kinds import KINDS
@@ -60,7 +61,7 @@ def stored_source(source: str) -> dict[str, Any]:
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = Path(source) / CONFIG_FILE
         raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
-    if place := stored.get("data"):
+    if (place := stored.get("data")) and not place.startswith(HUB_PREFIX):
         return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
     return stored
 
@@ -252,6 +253,8 @@ def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """The task options for `cap_config.json`: where the data are, as seen from OUT and not from the root."""
     source = settings.get("source", {})
     place = source.get("data")
+    if place and place.startswith(HUB_PREFIX):
+        return {"source": source}
     return {"source": {**source, "data": os.path.relpath(Path(place).resolve(), out.resolve())}} if place else {}
 
 

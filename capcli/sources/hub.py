@@ -1,19 +1,17 @@
-"""Models and data sets by name: where they are, which of their files are needed, how near names are found."""
+"""Models by name: where they are, which of their files are needed, how near names are found."""
 
 from __future__ import annotations
 
-import dataclasses
-import fnmatch
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from capcli.config.layers import check_no_token
 from capcli.config.names import ALIASES, BUILTIN_MODEL, nearest
-from capcli.errors import DataError, ModelError
+from capcli.errors import ModelError
 from capcli.sources import checkpoint
 from capcli.sources.checkpoint import CONFIG, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
-from capcli.sources.requests import CARD, Choice, Repo, fetch, first_line, near_folders
+from capcli.sources.requests import Choice, Repo, fetch, near_folders
 
 BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "mini"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -116,7 +114,7 @@ def weights(found: str, source: str) -> None:
 
 
 def _small_files(source: str) -> Choice:
-    def choose(names: Collection[str]) -> list[str]:
+    def choose(names: Collection[str], get: Callable[[str], Path]) -> list[str]:
         checkpoint.check_names(names, source, local=False)
         checkpoint.check_words(names, source)
         return [name for name in SMALL_FILES if name in names]
@@ -124,7 +122,7 @@ def _small_files(source: str) -> Choice:
     return choose
 
 
-def _weight_files(names: Collection[str]) -> list[str]:
+def _weight_files(names: Collection[str], get: Callable[[str], Path]) -> list[str]:
     if WEIGHTS in names:
         return [WEIGHTS, CONFIG]
     return [*sorted(filter(SHARD.fullmatch, names)), *(name for name in (INDEX, CONFIG) if name in names)]
@@ -148,69 +146,3 @@ def weight_files(here: Path) -> list[str]:
             "copy or download the model again",
         )
     return shards
-
-
-# Data sets -----------------------------------------------------------------------------------------------------------
-
-
-def data_set(name: str, config: str) -> dict[str, list[Path]]:
-    """The parquet files of one configuration of a data set, by split, fetched into the cache.
-
-    Raises `DataError` when they cannot be had.
-    """
-    repo = Repo(kind="dataset", name=name, revision=None, source=f"{name} ({config})")
-    none = DataError(f"{repo.words} has no parquet files on the hub", repo.instead)
-
-    def card(names: Collection[str]) -> list[str]:
-        if CARD not in names:
-            raise none
-        return [CARD]
-
-    here = fetch(repo, card, lambda path: True)
-    patterns = _patterns(here / CARD, config)
-
-    def choose(names: Collection[str]) -> list[str]:
-        found = _by_split(names, patterns)
-        if not found or not all(found.values()):
-            raise none
-        return [file for files in found.values() for file in files]
-
-    def whole(folder: Path) -> bool:
-        found = _by_split(_parquet_files(folder), patterns)
-        return bool(found) and all(map(_whole_split, found.values()))
-
-    if not whole(here):
-        fetch(dataclasses.replace(repo, revision=here.name), choose, whole)
-    found = _by_split(_parquet_files(here), patterns)
-    return {split: [here / file for file in files] for split, files in found.items()}
-
-
-def _patterns(card: Path, config: str) -> dict[str, list[str]]:
-    """What the card of a data set says: the patterns of the files of each split; empty when it says nothing."""
-    from huggingface_hub import DatasetCard
-
-    try:
-        rows = DatasetCard.load(card).data.to_dict().get("configs") or []
-        parts = [part for row in rows if row["config_name"] == config for part in row["data_files"]]
-        return {part["split"]: [part["path"]] if isinstance(part["path"], str) else part["path"] for part in parts}
-    except Exception as error:
-        raise DataError(f"cannot read {card}: {first_line(error)}") from error
-
-
-def _parquet_files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet") if path.is_file()]
-
-
-def _by_split(names: Collection[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The parquet files that match the patterns of each split, in order."""
-    tables = sorted(name for name in names if name.endswith(".parquet"))
-    return {
-        split: [name for name in tables if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
-        for split, wanted in patterns.items()
-    }
-
-
-def _whole_split(files: Sequence[str]) -> bool:
-    """Whether all files of a split are there: one, or as many as their names say, as in `train-00000-of-00002`."""
-    counts = [int(match[1]) for name in files if (match := re.search(r"-of-(\d+)\.", name))]
-    return len(files) >= max(counts, default=1)

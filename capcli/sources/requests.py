@@ -24,7 +24,8 @@ CARD = "README.md"
 WAITS_SECONDS = (0.5, 2.0)  # before asking again a hub that answers 5xx
 MAX_REQUESTS = 20  # for one file
 MARKS = ("cap_config.json", CONFIG, "work")  # what is in the folder of a model or of a run
-Choice = Callable[[Collection[str]], list[str]]
+# (names of all files, what fetches one of them) -> names of those that are needed
+Choice = Callable[[Collection[str], Callable[[str], Path]], list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,9 @@ def near_folders(source: str) -> str | None:
 def fetch(repo: Repo, choose: Choice, whole: Callable[[Path], bool]) -> Path:
     """The folder of the cache with the files that `choose` picks from the hub's listing.
 
-    The last file brings the note in the cache which commit the revision is, so that what was broken off is not taken
-    for whole. When the hub does not serve the repository now, a folder of the cache that is `whole` is taken.
+    `choose` may fetch some files to find out which others are needed. The last file brings the note in the cache which
+    commit the revision is, so that what was broken off is not taken for whole. When the hub does not serve the
+    repository now, a folder of the cache that is `whole` is taken.
     """
     cached = _cached(repo, whole)
     if _offline(repo):
@@ -98,8 +100,9 @@ def fetch(repo: Repo, choose: Choice, whole: Callable[[Path], bool]) -> Path:
     try:
         with quiet(), _patience():
             listing = _ask(repo)
-            names = choose([file.rfilename for file in listing.siblings])
-            paths = [_download(repo, name, listing.sha) for name in names]
+            commit = listing.sha
+            names = choose([file.rfilename for file in listing.siblings], lambda name: _download(repo, name, commit))
+            paths = [_download(repo, name, commit) for name in names]
             _download(repo, names[-1], repo.revision)
     except CapError:
         raise
@@ -107,15 +110,19 @@ def fetch(repo: Repo, choose: Choice, whole: Callable[[Path], bool]) -> Path:
         if cached is None or _status(error) == 404:
             raise _refusal(error, repo) from error
         return cached
-    return paths[-1].parent
+    return paths[-1].parents[names[-1].count("/")]
 
 
 def _cached(repo: Repo, whole: Callable[[Path], bool]) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+    """The folder of the cache for the revision, by the note that the last file left there; None if it is not whole."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
-    last = CONFIG if repo.kind == "model" else CARD
-    path = try_to_load_from_cache(repo.name, last, revision=repo.revision, repo_type=repo.kind)
-    return Path(path).parent if isinstance(path, str) and whole(Path(path).parent) else None
+    place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo.name, repo_type=repo.kind)
+    revision = repo.revision or constants.DEFAULT_REVISION
+    note = place / "refs" / revision
+    folder = place / "snapshots" / (note.read_text("utf-8").strip() if note.is_file() else revision)
+    return folder if folder.is_dir() and whole(folder) else None
 
 
 def _offline(repo: Repo) -> bool:

@@ -1,9 +1,13 @@
 """Files as streams of columns: formats, what is refused and where. All files are made here."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
 import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,21 @@ from hypothesis import strategies as st
 from capcli.data import rows, tables
 from capcli.errors import DataError
 
+
+def in_archive(data: bytes) -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inside", data)
+    return held.getvalue()
+
+
+PACKS = {
+    ".GZ": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+    ".zip": in_archive,
+}
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
 
 
@@ -97,8 +116,20 @@ def test_compressed_text_reads_as_the_text(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": "1", "b": "x"}\n{"a": "2", "b": "y"}\n'),
         ("a.json", '[{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]'),
     ):
-        packed = tables.open_file(file(tmp_path, f"{name}.GZ", gzip.compress(text.encode(), mtime=0)))
-        assert rows_of(packed, 1) == [("1", "x"), ("2", "y")]
+        for ending, pack in PACKS.items():
+            packed = tables.open_file(file(tmp_path, f"{name}{ending}", pack(text.encode())))
+            assert rows_of(packed, 1) == [("1", "x"), ("2", "y")], f"{name}{ending}"
+
+
+def test_an_archive_holds_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train.csv", "a,b\n1,x\n")
+        archive.writestr("__MACOSX/._train.csv", "no data")
+    assert rows_of(tables.open_file(path)) == [("1", "x")]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other.csv", "a,b\n")
+    assert refused(path).message.endswith("a.csv.zip holds 2 files, not one")
 
 
 def test_what_a_spreadsheet_leaves_at_the_ends_is_not_read(tmp_path: Path) -> None:
@@ -248,6 +279,10 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ("a.csv", "a,b\n1,2\n\0\0,3\n", "line 3, byte 8 of the file, is a NUL"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), "line 1, byte 1 of the file, is a NUL"),
         ("a.csv", gzip.compress(b"a,b\n1,2\n", mtime=0), "is compressed with gzip, not a .csv file"),
+        ("a.csv", bz2.compress(b"a,b\n1,2\n"), "is compressed with bzip2, not a .csv file"),
+        ("a.csv.xz", "a,b\n1,2\n", "is not compressed with xz"),
+        ("a.csv.bz2", bz2.compress(b"a,b\n1,2\n" * 99)[:-9], "Compressed file ended before"),
+        ("a.csv.zst", pa.compress(b"a,b\n1,2\n3\n", "zstd", asbytes=True), "line 3 has 1 fields, the header has 2"),
         ("a.csv", b"PK\x03\x04", "is a spreadsheet or another zip archive"),
         ("a.csv.gz", "a,b\n1,2\n", "is not compressed with gzip"),
         ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "is cut off or damaged: Compressed file"),
@@ -328,7 +363,7 @@ def test_a_file_that_goes_away_is_named(tmp_path: Path) -> None:
         ("a.csv", "a;b\n1;2\n", "save the file as csv with commas"),
         ("a.tsv", 'a\tb\n"two\nlines"\t1\n', "quotes have no meaning in a tsv; save it as csv"),
         ("a.xlsx", b"PK", "save the sheet as csv"),
-        ("a.csv.zst", b"x", "unpack it"),
+        ("a.csv.lz4", b"x", "unpack it"),
         ("a.parquet.gz", b"x", "unpack it"),
         ("a.zip", b"x", "unpack it"),
         ("a.pkl", b"x", "never read"),
@@ -372,7 +407,8 @@ def test_nothing_that_unpacks_to_too_much_is_read(tmp_path: Path, monkeypatch: p
         ("line.jsonl", json.dumps({"a": "x" * 3000}), "line 1 is longer than"),
         ("whole.json", "[" + '{"a": 1},\n' * 500 + '{"a": 2}]', "is larger than"),
     ):
-        assert expected in refused(file(tmp_path, f"{name}.gz", gzip.compress(text.encode(), mtime=0))).message
+        for ending, pack in PACKS.items():
+            assert expected in refused(file(tmp_path, f"{name}{ending}", pack(text.encode()))).message, ending
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

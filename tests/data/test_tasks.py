@@ -620,11 +620,11 @@ def test_test_never_stands_in_for_an_evaluation_split_that_is_there(tmp_path: Pa
         write(tmp_path / name, columns)
     data = dataset.load(config(str(tmp_path)))
     assert (list(data.evals), data.notes) == (["validation"], ("evaluated on validation; not used: test",))
-    (tmp_path / "val.csv").rename(tmp_path / "val.csv.zst")
+    (tmp_path / "val.csv").rename(tmp_path / "val.csv.lz4")
     for train in (True, False):
-        with pytest.raises(DataError, match=r"val\.csv\.zst is not a \.parquet"):
+        with pytest.raises(DataError, match=r"val\.csv\.lz4 is not a \.parquet"):
             dataset.load(config(str(tmp_path)), train=train)
-    (tmp_path / "val.csv.zst").rename(tmp_path / "other.csv")
+    (tmp_path / "val.csv.lz4").rename(tmp_path / "other.csv")
     data = dataset.load(config(str(tmp_path)))
     assert list(data.evals) == ["test"]
     assert data.notes == (

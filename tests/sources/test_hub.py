@@ -567,7 +567,11 @@ def test_a_data_set_that_the_hub_does_not_give(data_world: World, tmp_path: Path
         check(row.refusal, "", parts)
     cut, none, also_cut, broken, well = said[len(DATA_ANSWERS) :]
     check(cut.refusal, "", ["the download of the data set 'nyu-mll/glue (mnli)' broke off", "same command again"])
-    check(none.refusal, "", ["data set 'nyu-mll/glue (wnli)' has no parquet files", "--data"])
+    check(
+        none.refusal,
+        "",
+        ["'nyu-mll/glue (wnli)' has no such configuration on the hub; it has ax, cola, mnli, rte", "--data"],
+    )
     check(also_cut.refusal, "", ["the download of the data set 'nyu-mll/glue (cola)' broke off", "same command again"])
     assert broken.code == 2
     assert "/rte/train-00000-of-00001.parquet: " in broken.errors
