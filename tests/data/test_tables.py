@@ -26,7 +26,7 @@ from capcli.errors import DataError
 def in_archive(data: bytes) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("inside", data)
+        archive.writestr(zipfile.ZipInfo("inside"), data, zipfile.ZIP_DEFLATED)  # without the time
     return held.getvalue()
 
 
