@@ -23,7 +23,7 @@ from capcli.models.model import Model, place
 from capcli.pruning import banks, train
 from capcli.pruning.objective import Job, Objective, Steps
 from capcli.pruning.pruner import make_pruner
-from capcli.stages import Run
+from capcli.stages import RunFolder
 
 LABELS = ("negative", "positive")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -112,7 +112,7 @@ def _job(
         yield
 
     return Job(
-        run=Run(out=Path("unused"), flag=StopFlag()),
+        run=RunFolder(out=Path("unused"), flag=StopFlag()),
         phase=phase,
         model=model,
         examples=examples,

@@ -26,7 +26,7 @@ from capcli.stages import (
     MADE_ANEW,
     REPORT,
     Bound,
-    Run,
+    RunFolder,
     another_run,
     identity_of,
     listed_names,
@@ -81,7 +81,7 @@ def _check_artefact(out: Path, report: Mapping[str, Any]) -> None:
             raise FileError(f"{path} is not as the finished run wrote it: changed, damaged or missing", ANEW)
 
 
-def check_stopped(run: Run, bound: Bound) -> list[str]:
+def check_stopped(run: RunFolder, bound: Bound) -> list[str]:
     """See `check_inputs`, of the stopped run in OUT, if there is one."""
     stored = run.work / CONFIG
     return check_inputs(run.out, bound, _record(stored)) if stored.exists() else []
@@ -112,14 +112,14 @@ def check_inputs(out: Path, bound: Bound, record: Mapping[str, Any]) -> list[str
 
 
 @contextlib.contextmanager
-def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) -> Iterator[Run]:
+def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) -> Iterator[RunFolder]:
     """Lock OUT and check that what lies there belongs to this configuration, or may be overwritten by `begin`.
 
     When it fails before anything of the run is kept, it leaves no folder behind that was not there; stopped, it does.
 
     Raises `ConfigError` for the folder of another run or process, `FileError` for an unwritable or foreign folder.
     """
-    run = Run(out=config.out_folder, flag=flag)
+    run = RunFolder(out=config.out_folder, flag=flag)
     _refuse_foreign(run)
     files.check_no_links(run.work)
     made = [folder for folder in (run.work, *run.work.parents) if not folder.exists()]
@@ -143,7 +143,7 @@ def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) ->
             lock.release()
 
 
-def _acquire(lock: FileLock, run: Run) -> None:
+def _acquire(lock: FileLock, run: RunFolder) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -157,7 +157,7 @@ def _acquire(lock: FileLock, run: Run) -> None:
         ) from error
 
 
-def _refuse_other(config: PruneConfig, run: Run) -> None:
+def _refuse_other(config: PruneConfig, run: RunFolder) -> None:
     """Raise unless OUT is empty or holds a run that this configuration may continue."""
     stored = run.work / CONFIG
     if stored.exists():
@@ -172,7 +172,7 @@ def _refuse_other(config: PruneConfig, run: Run) -> None:
         raise FileError(f"{run.out} holds a pruned model without the report of its run", ANEW)
 
 
-def begin(run: Run, config: PruneConfig, bound: Bound, *, overwrite: bool = False) -> list[str]:
+def begin(run: RunFolder, config: PruneConfig, bound: Bound, *, overwrite: bool = False) -> list[str]:
     """Note in OUT what identifies the run, the first thing that it writes, once its model and data are known to load.
 
     Of a stopped run the stages that depend on changed options are removed. Returns notes that say so.
@@ -188,7 +188,7 @@ def begin(run: Run, config: PruneConfig, bound: Bound, *, overwrite: bool = Fals
     return notes
 
 
-def _refuse_foreign(run: Run) -> None:
+def _refuse_foreign(run: RunFolder) -> None:
     """Never write among files that are not ours, nor through a link."""
     out = run.out
     if out.exists() and not out.is_dir():
@@ -204,7 +204,7 @@ def _refuse_foreign(run: Run) -> None:
         raise FileError(f"{out} is not empty and was not written by cap", "choose another folder with -o")
 
 
-def _is_failed_start(run: Run) -> bool:
+def _is_failed_start(run: RunFolder) -> bool:
     """Whether OUT holds nothing but what is there before the lock is taken: a work folder without a file of anyone."""
     return [path.name for path in run.out.iterdir()] == [run.work.name] and all(map(_is_scratch, run.work.iterdir()))
 
@@ -214,7 +214,7 @@ def _is_scratch(path: Path) -> bool:
     return path.name == LOCK or re.fullmatch(r"\.(cap_write_test.*|.+\.part.*)", path.name) is not None
 
 
-def _remove_scratch(run: Run) -> None:
+def _remove_scratch(run: RunFolder) -> None:
     """Remove what a killed process was still writing."""
     parts = [path for path in run.work.rglob(".*") if path.name != LOCK and _is_scratch(path)]
     starts = tuple(f".{name}." for name in OURS)
@@ -223,7 +223,7 @@ def _remove_scratch(run: Run) -> None:
         files.remove(path)
 
 
-def _leave(run: Run, made: list[Path], *, forget: bool) -> None:
+def _leave(run: RunFolder, made: list[Path], *, forget: bool) -> None:
     """Remove the lock and the folders in `made`, the innermost first, when no run is kept there; `forget` a
     configuration without any stage."""
     with contextlib.suppress(CapError, OSError):
@@ -237,7 +237,7 @@ def _leave(run: Run, made: list[Path], *, forget: bool) -> None:
                 folder.rmdir()
 
 
-def clear(run: Run) -> None:
+def clear(run: RunFolder) -> None:
     """Remove what an earlier run wrote, nothing else: first the report, or a half-removed run would look complete, and
     last what identifies the run, or its stages could be taken for those of another."""
     for name in OURS:
@@ -248,14 +248,14 @@ def clear(run: Run) -> None:
     files.remove(run.work / CONFIG)
 
 
-def clear_artefact(run: Run) -> None:
+def clear_artefact(run: RunFolder) -> None:
     """Remove what may lie where the artefact will be written, such as tokenizer files of another model."""
     run.check()
     for name in OURS:
         files.remove(run.out / name)
 
 
-def finish(run: Run, keep_work: bool) -> None:
+def finish(run: RunFolder, keep_work: bool) -> None:
     """Remove the work folder of a complete run."""
     run.check()
     if not keep_work:
@@ -264,7 +264,7 @@ def finish(run: Run, keep_work: bool) -> None:
 
 def tidy(config: PruneConfig, report: Mapping[str, Any]) -> None:
     """Remove what was left of the work folder of a finished run, unless another process holds it."""
-    run = Run(out=config.out_folder, flag=StopFlag())
+    run = RunFolder(out=config.out_folder, flag=StopFlag())
     if not run.work.is_dir() or run.work.is_symlink() or report["config"].get("keep_work"):
         return
     lock = FileLock(run.work / LOCK)

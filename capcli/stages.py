@@ -55,8 +55,8 @@ STAGES = {
 MADE_ANEW = frozenset().union(*STAGES.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+@dataclass(kw_only=True)
+class RunFolder:
     """An output folder that this process alone writes to. `earlier` lists seconds of finished work that it found;
     `held` is (device, inode) of the lock file, None where nothing is locked."""
 
@@ -115,7 +115,7 @@ def another_run(out: Path, changed: list[str]) -> ConfigError:
     return ConfigError(f"{out} holds a run with another configuration: {'; '.join(changed[:3])}{more}", ANEW)
 
 
-def remove_dependent(run: Run, changed: Mapping[str, str]) -> list[str]:
+def remove_dependent(run: RunFolder, changed: Mapping[str, str]) -> list[str]:
     """Remove the stages that depend on the options that have `changed`; returns a note about it."""
     if not changed:
         return []
@@ -130,13 +130,13 @@ def remove_dependent(run: Run, changed: Mapping[str, str]) -> list[str]:
     return ["; ".join(parts)]
 
 
-def stages_of(run: Run) -> list[str]:
+def stages_of(run: RunFolder) -> list[str]:
     """The kinds of stages that are in the work folder."""
     there = {_kind(path.name) for path in run.work.iterdir()} if run.work.is_dir() else set()
     return [name for name in STAGES if name in there]
 
 
-def kept_stages(run: Run, changed: Iterable[str]) -> list[str]:
+def kept_stages(run: RunFolder, changed: Iterable[str]) -> list[str]:
     """The kinds of stages in the work folder that would stay if these options changed."""
     return [name for name in stages_of(run) if not {*changed} & {*STAGES[name]}]
 
@@ -157,7 +157,7 @@ def origin(config: PruneConfig, bound: Bound, name: str, teacher: str = "") -> d
     return {"stage": name, "inputs": bound.fingerprints, "options": options, "teacher": teacher}
 
 
-def found_stage(run: Run, of: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def found_stage(run: RunFolder, of: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """stage.json of the published stage that is `of` these things; None when there is none, and why, if something is
     there that cannot be used."""
     folder = run.work / of["stage"]
@@ -197,7 +197,7 @@ class Checkpoint:
     scalars: dict[str, Any]
 
 
-def save_checkpoint(run: Run, of: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def save_checkpoint(run: RunFolder, of: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """Publish a checkpoint of a phase, then drop all but the newest `KEEP_CHECKPOINTS`."""
     run.check()
     folder, name = run.work / of["stage"], f"step-{checkpoint.step:08d}"
@@ -210,7 +210,7 @@ def save_checkpoint(run: Run, of: Mapping[str, Any], checkpoint: Checkpoint) -> 
         files.remove(old)
 
 
-def load_checkpoint(run: Run, of: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+def load_checkpoint(run: RunFolder, of: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a phase that verifies, and a warning for each newer one that does not; it is removed."""
     warnings: list[str] = []
     for folder in _checkpoints(run.work / of["stage"]):
@@ -228,7 +228,7 @@ def _numbered(of: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**of, "stage": f"{of['stage']}/{name}"}
 
 
-def drop_checkpoints(run: Run, phase: str, after: int) -> None:
+def drop_checkpoints(run: RunFolder, phase: str, after: int) -> None:
     """Remove the checkpoints of steps beyond `after`, because something that they rest on is damaged."""
     for folder in _checkpoints(run.work / phase):
         if folder.name > f"step-{after:08d}":

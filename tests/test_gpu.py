@@ -25,7 +25,7 @@ from capcli.pruning import banks, losses, topk, train
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.objective import Job, Objective, Steps
 from capcli.pruning.pruner import make_pruner
-from capcli.stages import Run
+from capcli.stages import RunFolder
 
 pytest_plugins = ["tiny"]
 pytestmark = pytest.mark.gpu
@@ -82,7 +82,7 @@ def job(tiny: Tiny, out: Path, method: str, device: torch.device) -> Job:
         yield
 
     return Job(
-        run=Run(out=out, flag=StopFlag()),
+        run=RunFolder(out=out, flag=StopFlag()),
         phase="prune",
         model=model,
         examples=data,

@@ -17,7 +17,7 @@ from capcli.data.kinds import KINDS
 from capcli.data.labels import Labels
 from capcli.data.layout import Found
 from capcli.data.names import FLAGS, finder, key, number, order, shown
-from capcli.data.splits import Split, TaskData, cut, need_holdout, subsets
+from capcli.data.splits import Split, TaskData, need_holdout, subset, subsets
 from capcli.data.tables import Table
 from capcli.data.tasks import BUILTIN_FOLDER, LABEL_NAMES, TASKS, Task
 from capcli.errors import DataError
@@ -85,7 +85,7 @@ def load(
         _check_training_labels(trained, names)
     if not train and holdout and list(parts) == ["train"]:
         parts = {"holdout": need_holdout(subsets(parts["train"], holdout, 0, seed)[1])}
-    evals = {name: cut(split, config.max_eval_samples, 0) for name, split in parts.items()}
+    evals = {name: subset(split, config.max_eval_samples, 0) for name, split in parts.items()}
     sizes = {name: (len(split), len(parts[name])) for name, split in evals.items()}
     notes += [f"{name}: {n:,} of {total:,} examples" for name, (n, total) in sizes.items() if n < total]
     if "train" in evals and Path(config.data).is_dir():

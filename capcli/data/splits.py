@@ -200,7 +200,7 @@ class TaskData:
 # Subsets -------------------------------------------------------------------------------------------------------------
 
 
-def cut(split: Split, limit: int, seed: int) -> Split:
+def subset(split: Split, limit: int, seed: int) -> Split:
     """At most `limit` examples, drawn at random by `seed`, in their own order; files are often sorted by class."""
     if not limit or limit >= len(split):
         return split
@@ -210,11 +210,11 @@ def cut(split: Split, limit: int, seed: int) -> Split:
 def subsets(train: Split, holdout: float, max_train: int, seed: int) -> tuple[Split, Split | None]:
     """The training split, at most `max_train` examples of it, and the part that is held out, drawn by `seed`."""
     if not holdout:
-        return cut(train, max_train, seed), None
+        return subset(train, max_train, seed), None
     order = np.random.default_rng([seed, 1]).permutation(len(train))
     n_held = max(1, round(holdout * len(train)))
     held, rest = train.take(np.sort(order[:n_held])), train.take(np.sort(order[n_held:]))
-    return cut(rest, max_train, seed), dataclasses.replace(held, name="holdout")
+    return subset(rest, max_train, seed), dataclasses.replace(held, name="holdout")
 
 
 def need_holdout(held: Split | None) -> Split:

@@ -15,7 +15,7 @@ from capcli.data.batches import evaluation_batches
 from capcli.errors import CheckFailed
 from capcli.events import Event, told
 from capcli.exporting import agreement
-from capcli.exporting.job import Job, Opened, event_of, what_it_gives
+from capcli.exporting.job import Export, Opened, event_of, what_it_gives
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models import predict
@@ -28,7 +28,7 @@ ALONE = (
 LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
 
 
-def checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
+def checked(job: Export, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
     """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
     yield Event(phase="export", overall=0.6, note="comparing the export with the original")
     place(job.original, job.on)
@@ -56,7 +56,7 @@ def checked(job: Job, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
     return found
 
 
-def _compared(job: Job, opened: Opened) -> dict[str, Any]:
+def _compared(job: Export, opened: Opened) -> dict[str, Any]:
     """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
     texts, kind, before = job.texts, job.original.kind, job.original.nonzero()
     if job.config.vocab:
@@ -88,14 +88,14 @@ def _compared(job: Job, opened: Opened) -> dict[str, Any]:
     }
 
 
-def _reads_alike(job: Job, tokenizer: Any, text: agreement.Text) -> bool:
+def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
     first, second = (
         agreement.pieces(one, job.original.kind, text, job.length) for one in (job.original.tokenizer, tokenizer)
     )
     return first == second
 
 
-def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str, Any], list[str]]]:
+def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[dict[str, Any], list[str]]]:
     """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
     split, data, source = job.known.held_out, job.known.data, job.known.source
     found: dict[str, Any] = {"split": split.name, "primary": data.primary}
@@ -117,7 +117,7 @@ def _metrics(job: Job, opened: Opened) -> Generator[Event, None, tuple[dict[str,
     return found, [*after.doubts, *same]
 
 
-def _speed(job: Job, opened: Opened) -> dict[str, Any]:
+def _speed(job: Export, opened: Opened) -> dict[str, Any]:
     """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
     length = longest_input(job.original, LATENCY_LENGTH)
     runs = ((predict.running(job.original, job.on), job.original.tokenizer), (opened.run, opened.tokenizer))

@@ -14,7 +14,7 @@ from capcli.config.paths import shortened
 from capcli.errors import ModelError
 from capcli.events import Event
 from capcli.exporting import onnx_model, storage
-from capcli.exporting.job import Job, Opened, total_bytes
+from capcli.exporting.job import Export, Opened, total_bytes
 from capcli.models import artifact, predict, stock, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
 
@@ -37,7 +37,7 @@ def check_format(model: Model, to: str) -> None:
         )
 
 
-def cut_model(model: Model) -> Model:
+def slice_model(model: Model) -> Model:
     """The model without the heads, dimensions and neurons that compute nothing, where they are known."""
     return model if model.family is None or model.is_sliced else sliced(model)
 
@@ -45,7 +45,7 @@ def cut_model(model: Model) -> Model:
 # The formats ---------------------------------------------------------------------------------------------------------
 
 
-def dense(job: Job, staging: Path) -> Generator[Event, None, Opened]:
+def dense(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     """A stock Hugging Face folder: zeros stored, loads everywhere without capcli; no smaller and no faster."""
     yield Event(phase="export", overall=0.3, note="writing the dense model")
     dtype = storage.DTYPES[job.config.dtype]
@@ -59,8 +59,8 @@ def dense(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     return _opened(job, opened, weights, total_bytes(found, dtype.itemsize))
 
 
-def artefact(job: Job, staging: Path) -> Generator[Event, None, Opened]:
-    """Our own file: kept values and positions. From smaller layers, when the job's model was cut."""
+def artefact(job: Export, staging: Path) -> Generator[Event, None, Opened]:
+    """Our own file: kept values and positions. From smaller layers, when the model was sliced."""
     config, pruned = job.config, list(job.model.prunable())
     yield Event(phase="export", overall=0.3, note="writing the weights")
     wanted = storage.stored(job.model, pruned, config.dtype, config.embeddings, config.svd_rank)
@@ -70,7 +70,7 @@ def artefact(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     return _opened(job, opened, staging / WEIGHTS_FILE, total_bytes(opened.net, 4))
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(job: Export) -> dict[str, Any]:
     """What the artefact says of its run, its data where they are now, and how it was exported."""
     config, stored = job.config, artifact.stored_settings(job.config.model)
     kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
@@ -82,7 +82,7 @@ def _settings(job: Job) -> dict[str, Any]:
     return {**kept, "export": {**treatment, "vocab": shortened(config.vocab)}}
 
 
-def _opened(job: Job, model: Model, weights: Path, memory_bytes: int) -> Opened:
+def _opened(job: Export, model: Model, weights: Path, memory_bytes: int) -> Opened:
     place(model, job.on)
     return Opened(
         run=predict.running(model, job.on),
@@ -94,7 +94,7 @@ def _opened(job: Job, model: Model, weights: Path, memory_bytes: int) -> Opened:
     )
 
 
-def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
+def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     """An ONNX graph with dynamic batch and length, by transformers' own exporter, for onnxruntime and others."""
     yield Event(phase="export", overall=0.3, note="converting to onnx")
     path = onnx_model.convert(job.model, staging, job.length)
@@ -117,7 +117,7 @@ def onnx(job: Job, staging: Path) -> Generator[Event, None, Opened]:
     )
 
 
-FORMATS: dict[str, Callable[[Job, Path], Generator[Event, None, Opened]]] = {
+FORMATS: dict[str, Callable[[Export, Path], Generator[Event, None, Opened]]] = {
     "dense": dense,
     "sparse": artefact,
     "sliced": artefact,

@@ -18,7 +18,7 @@ from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predict import Run
 
-CUT_FORMATS = ("sliced", "onnx")  # that compute without what is zero
+SLICED_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Texts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Export:
     """What is exported: the model as it was loaded, and as it is to be written (other vocabulary, smaller layers).
 
     texts, texts_of: what the logits are compared on, and the split that they are from. words: the new vocabulary.

@@ -21,7 +21,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredWeights:
     """The tensors of a model as a file is to hold them, and the names of those whose values become 8-bit codes."""
 
     tensors: dict[str, Tensor | Factors]
@@ -30,7 +30,7 @@ class Stored:
 
 def stored(
     model: Model, pruned: Collection[str], dtype: str = "fp32", embeddings: str = "keep", rank: int = 0
-) -> Stored:
+) -> StoredWeights:
     """The tensors of `model` with the chosen types.
 
     dtype: fp32, fp16 or bf16 for every float tensor; int8 for the values of the `pruned` matrices and for factors, with
@@ -53,7 +53,7 @@ def stored(
             tensors[name] = tensor.cpu()
         else:
             tensors[name] = _cast(name, tensor.cpu(), wanted)
-    return Stored(tensors=tensors, quantised=frozenset(quantised))
+    return StoredWeights(tensors=tensors, quantised=frozenset(quantised))
 
 
 def embedding_names(model: Model) -> frozenset[str]:
@@ -81,7 +81,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return cast.masked_fill(cast == 0, 0.0)
 
 
-def check(wanted: Stored, found: Any) -> None:
+def check(wanted: StoredWeights, found: Any) -> None:
     """Compare the network `found` on disk with what was to be stored. Raises `CheckFailed` naming the first tensor.
 
     Values are exact; those of 8-bit codes may differ by a step of their largest value (half a step from rounding, more

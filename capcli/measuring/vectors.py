@@ -53,7 +53,7 @@ class Vectors:
     examples: Examples | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Encoder:
     """A frozen model, loaded only when a vector is missing.
 

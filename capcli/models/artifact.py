@@ -24,7 +24,7 @@ from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families, slicing
 from capcli.models.heads import own_labels, renamed
 from capcli.models.hf import auto_class, read_pretrained
-from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Cut, Model, check_finite, count_parameters
+from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_finite, count_parameters
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
 from capcli.sources import checkpoint, hub, requests
@@ -107,7 +107,7 @@ def load_artifact(folder: Path) -> Model:
         FileError, ModelError: naming the file and the first differing tensors.
     """
     settings = read_json(folder / CONFIG_FILE)
-    net, cut = _build(settings, folder)
+    net, slices = _build(settings, folder)
     tensors = reader.load(folder / WEIGHTS_FILE)
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
     net.load_state_dict(tensors, strict=True)
@@ -125,11 +125,11 @@ def load_artifact(folder: Path) -> Model:
         labels=labels,
         kind=str(settings["kind"]),
         source=str(folder),
-        cut=cut,
+        slices=slices,
     )
 
 
-def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
+def _build(settings: Any, folder: Path) -> tuple[Any, Slices | None]:
     """The network that `cap_config.json` describes, its tensors to be loaded; checked against the weight file."""
     from transformers import AutoConfig
 
@@ -148,8 +148,8 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
     check_description(table, f"{path}: model_config")
     try:
         config = AutoConfig.for_model(model_type, **table)
-        cut = _check_size(config, settings, folder, found)
-        return empty_network(config, settings["kind"], cut), cut
+        slices = _check_size(config, settings, folder, found)
+        return empty_network(config, settings["kind"], slices), slices
     except CapError:
         raise
     except Exception as error:
@@ -158,32 +158,32 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Cut | None]:
 
 def _check_size(
     config: Any, settings: Mapping[str, Any], folder: Path, found: Mapping[str, tuple[int, ...]]
-) -> Cut | None:
+) -> Slices | None:
     """Refuse a configuration whose network is not that of the weight file, before it is built; `found` are its shapes.
 
-    Returns how its layers are cut, if they are.
+    Returns how its layers are sliced, if they are.
     """
     net = outline(config, settings["kind"], found, folder)
-    cut = _read_cut(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
+    slices = _read_slices(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     _check_names(expected, found, folder / WEIGHTS_FILE)
-    return cut
+    return slices
 
 
-def _read_cut(net: Any, settings: Mapping[str, Any], path: Path) -> Cut:
+def _read_slices(net: Any, settings: Mapping[str, Any], path: Path) -> Slices:
     """What `sliced` says, for a network on `meta`, whose layers get their sizes."""
     family = families.FAMILIES.get(net.config.model_type)
     if family is None:
         raise FileError(f"{path}: sliced layers of a {net.config.model_type} model, whose layers capcli does not know")
     try:
-        cut = Cut(sizes=slicing.read(settings["sliced"], net, family), before=count_parameters(net, family))
+        slices = Slices(sizes=slicing.read(settings["sliced"], net, family), before=count_parameters(net, family))
     except ValueError as error:
         raise FileError(f"{path}: {error}", "slice again, or copy the whole folder") from error
-    slicing.shape(net, family, cut.sizes)
-    return cut
+    slicing.shape(net, family, slices.sizes)
+    return slices
 
 
-def empty_network(config: Any, kind: str, cut: Cut | None) -> Any:
+def empty_network(config: Any, kind: str, slices: Slices | None) -> Any:
     """A network that waits for its tensors: none is drawn at random, but all that is not stored is computed."""
     from transformers.initialization import no_init_weights
 
@@ -193,8 +193,8 @@ def empty_network(config: Any, kind: str, cut: Cut | None) -> Any:
         tensor._is_hf_initialized = True  # how transformers' own loader says so; the rest are buffers
     net.initialize_weights()
     net.tie_weights()
-    if cut:
-        slicing.shape(net, families.FAMILIES[config.model_type], cut.sizes)
+    if slices:
+        slicing.shape(net, families.FAMILIES[config.model_type], slices.sizes)
     return net
 
 
@@ -243,7 +243,7 @@ def save_artifact(
             "model_config": described,
             **settings,
             **_source_record(settings, out),
-            **_cut_record(model.cut),
+            **_slices_record(model.slices),
         },
     )
     return sizes
@@ -258,8 +258,8 @@ def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return {"source": {**source, "data": os.path.relpath(Path(place).resolve(), out.resolve())}} if place else {}
 
 
-def _cut_record(cut: Cut | None) -> dict[str, Any]:
-    return {"sliced": {name: dataclasses.asdict(size) for name, size in cut.sizes.items()}} if cut else {}
+def _slices_record(slices: Slices | None) -> dict[str, Any]:
+    return {"sliced": {name: dataclasses.asdict(size) for name, size in slices.sizes.items()}} if slices else {}
 
 
 def artifact_files(out: Path) -> list[Path]:

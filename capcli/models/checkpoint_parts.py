@@ -27,7 +27,7 @@ QUANTISED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredTensor:
     """A tensor as the header of a weight file has it."""
 
     path: Path
@@ -44,9 +44,9 @@ class Stored:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """The tensors of all weight files by name; no value is read. Position ids, which are no weights, are left out."""
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for path in (folder / name for name in hub.weight_files(folder)):
         for entry in _header(path):
             check_that(entry.name not in found, entry.where, "stored", "once", "also in another file")
@@ -54,7 +54,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     return {name: entry for name, entry in found.items() if "position_ids" not in name.split(".")[-2:]}
 
 
-def _header(path: Path) -> list[Stored]:
+def _header(path: Path) -> list[StoredTensor]:
     with _opened(path) as file:
         names = file.keys()
         check_that(len(names) <= MAX_TENSORS, str(path), "number of tensors", f"at most {MAX_TENSORS:,}", len(names))
@@ -68,7 +68,7 @@ def _header(path: Path) -> list[Stored]:
             )
         slices = {name: file.get_slice(name) for name in names}
         return [
-            Stored(path=path, name=name, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
+            StoredTensor(path=path, name=name, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
             for name, part in slices.items()
         ]
 
@@ -90,14 +90,14 @@ def _opened(path: Path) -> Iterator[Any]:
         raise FileError(f"{path} is damaged: {requests.first_line(error)}", "copy or download it again") from error
 
 
-def read_tensors(entry: Stored) -> Tensor:
+def read_tensors(entry: StoredTensor) -> Tensor:
     """The values of a tensor."""
     with _opened(entry.path) as file:
         tensor: Tensor = file.get_tensor(entry.name)
         return tensor
 
 
-def read_floats(entry: Stored) -> Tensor:
+def read_floats(entry: StoredTensor) -> Tensor:
     """The values of a weight, which must be finite numbers in full precision."""
     last = entry.name.rsplit(".", 1)[-1]
     if last in QUANTISED or entry.dtype not in FLOATS:
@@ -119,7 +119,7 @@ def check_that(ok: object, where: str, what: str, expected: object, got: object)
         raise FileError(f"{where}: {what}: expected {expected}, got {shown_value(got)}", "copy or download it again")
 
 
-def type_of(entry: Stored) -> str:
+def type_of(entry: StoredTensor) -> str:
     """Dtype and shape of an entry, for messages."""
     return f"{entry.dtype} {list(entry.shape)}"
 

@@ -17,7 +17,7 @@ from capcli.models.checkpoint_parts import (
     PARAMETERS,
     PARTS,
     SCORES,
-    Stored,
+    StoredTensor,
     check_that,
     read_floats,
     read_headers,
@@ -102,9 +102,9 @@ def _described(config: Mapping[str, Any]) -> dict[str, Any]:
 # Bitmasks ------------------------------------------------------------------------------------------------------------
 
 
-def _read_bitmask(headers: Mapping[str, Stored]) -> dict[str, Tensor]:
+def _read_bitmask(headers: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """Every tensor of the network, those that are not compressed as they are."""
-    packed: dict[str, dict[str, Stored]] = {}
+    packed: dict[str, dict[str, StoredTensor]] = {}
     dense = {}
     for name, entry in headers.items():
         stem, _, part = name.rpartition(".")
@@ -121,7 +121,7 @@ def _read_bitmask(headers: Mapping[str, Stored]) -> dict[str, Tensor]:
     return tensors | {name: read_floats(entry) for name, entry in dense.items()}
 
 
-def _unpacked(parts: Mapping[str, Stored], some: Stored) -> Tensor:
+def _unpacked(parts: Mapping[str, StoredTensor], some: StoredTensor) -> Tensor:
     """A dense tensor [R, C], or [C], from its parts; `some` is one of them."""
     missing = [part for part in PARTS if part not in parts]
     check_that(not missing, some.where, "parts beside it", ", ".join(PARTS), f"no {', '.join(missing)}")
@@ -140,7 +140,7 @@ def _unpacked(parts: Mapping[str, Stored], some: Stored) -> Tensor:
     return dense.reshape(shape)
 
 
-def _shape(parts: Mapping[str, Stored]) -> tuple[int, ...]:
+def _shape(parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
     """The shape of the dense tensor, when those of all parts agree with it; nothing large is read or allocated."""
     stated = parts["shape"]
     dims = stated.shape

@@ -15,7 +15,7 @@ from torch import Tensor
 from capcli.errors import ConfigError, ModelError
 from capcli.models.checkpoint_parts import (
     SCORES,
-    Stored,
+    StoredTensor,
     check_that,
     read_floats,
     read_headers,
@@ -34,7 +34,7 @@ L0_LEFT, L0_RIGHT = -0.1, 1.1  # the stretch of the hard concrete gate
 LEAST_KEPT = 0.005  # a threshold on scores keeps more than this share of each matrix
 
 
-def mask_of(entry: Stored, rows: int, columns: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def mask_of(entry: StoredTensor, rows: int, columns: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Where values are kept, booleans [R, C]."""
     packed = read_tensors(entry).reshape(rows, -1).numpy()
     bits = np.unpackbits(packed, axis=1, bitorder="little").view(bool)
@@ -69,7 +69,7 @@ def _gate(scores: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class MaskRule:
     """How a weight and its scores become a factor per weight, and which thresholds make sense; None for none."""
 
     factor: Callable[[Tensor, Tensor, float], Tensor]
@@ -78,28 +78,28 @@ class Method:
     scored: bool = True
 
 
-METHODS = {
-    "topK": Method(
+MASK_RULES = {
+    "topK": MaskRule(
         factor=lambda weight, scores, share: _top(scores, share),
         range="the share of weights to keep, above 0 and up to 1",
         allowed=lambda share: 0 < share <= 1,
     ),
-    "magnitude": Method(
+    "magnitude": MaskRule(
         factor=lambda weight, scores, share: _top(weight.abs(), share),
         range="the share of weights to keep, above 0 and up to 1",
         allowed=lambda share: 0 < share <= 1,
         scored=False,
     ),
-    "sigmoied_threshold": Method(  # the name as its authors spell it
+    "sigmoied_threshold": MaskRule(  # the name as its authors spell it
         factor=lambda weight, scores, threshold: _above(scores.sigmoid(), scores, threshold),
         range="what the sigmoid of a score must exceed, from 0 to below 1",
         allowed=lambda threshold: 0 <= threshold < 1,
     ),
-    "threshold": Method(
+    "threshold": MaskRule(
         factor=lambda weight, scores, threshold: _above(scores, scores, threshold),
         range="what a score must exceed, any number",
     ),
-    "l0": Method(factor=lambda weight, scores, _: _gate(scores), range=None),
+    "l0": MaskRule(factor=lambda weight, scores, _: _gate(scores), range=None),
 }
 
 
@@ -107,10 +107,10 @@ def read_masked(folder: Path, config: Mapping[str, Any], threshold: float | None
     """Every tensor of the network, with zeros where the mask has them; the scores are dropped."""
     headers = read_headers(folder)
     stated = config.get("pruning_method")
-    method = METHODS.get(str(stated))
+    method = MASK_RULES.get(str(stated))
     if method is None:
         where = f"{folder / CONFIG}: pruning_method"
-        raise ModelError(f"{where}: expected one of {', '.join(METHODS)}, got {shown_value(stated)}")
+        raise ModelError(f"{where}: expected one of {', '.join(MASK_RULES)}, got {shown_value(stated)}")
     scores = {f"{name.removesuffix(SCORES)}.weight": e for name, e in headers.items() if name.endswith(SCORES)}
     tensors = {name: read_floats(entry) for name, entry in headers.items() if not name.endswith(SCORES)}
     matrices = [name for name in tensors if ".layer." in name and name.endswith(".weight") and tensors[name].dim() == 2]
@@ -137,7 +137,7 @@ def check_bert(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _check_scores(
-    scores: Mapping[str, Stored], tensors: Mapping[str, Tensor], matrices: list[str], folder: Path
+    scores: Mapping[str, StoredTensor], tensors: Mapping[str, Tensor], matrices: list[str], folder: Path
 ) -> None:
     """Every matrix has scores of its own shape, and nothing else has any."""
     for name, entry in scores.items():
@@ -169,7 +169,7 @@ def _check_zeros(tensors: Mapping[str, Tensor], matrices: list[str], folder: Pat
         )
 
 
-def _threshold(method: Method, threshold: float | None, folder: Path, name: str) -> float:
+def _threshold(method: MaskRule, threshold: float | None, folder: Path, name: str) -> float:
     """The threshold, or 0 for a method without one. Raises `ConfigError`."""
     if method.range is None:
         check_unused(threshold, folder, f"{name} has none")

@@ -25,7 +25,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
+class ParameterCounts:
     """Parameters of a network: in prunable matrices, and in all."""
 
     prunable: int
@@ -33,18 +33,18 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class Slices:
     """What slicing left of the layers, by the name of their block, and the parameters that the network had before."""
 
     sizes: Mapping[str, slicing.Size]
-    before: Counts
+    before: ParameterCounts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
 
-    The layers of a sliced model are smaller than its configuration says; `cut` then tells by how much.
+    The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much.
     """
 
     net: Any
@@ -54,17 +54,17 @@ class Model:
     kind: str
     source: str
     notes: tuple[str, ...] = ()
-    cut: Cut | None = None
+    slices: Slices | None = None
 
     @property
     def is_sliced(self) -> bool:
         """Whether layers are smaller than the configuration says, so that no stock folder can hold the network."""
-        return self.cut is not None
+        return self.slices is not None
 
     @property
-    def before_slicing(self) -> Counts:
+    def before_slicing(self) -> ParameterCounts:
         """Parameters of the network as its configuration says: what sparsity is counted against."""
-        return self.cut.before if self.cut is not None else count_parameters(self.net, self.family)
+        return self.slices.before if self.slices is not None else count_parameters(self.net, self.family)
 
     @property
     def per_token(self) -> bool:
@@ -109,14 +109,14 @@ class Model:
         return sum({id(p): p.numel() for block in stack for p in block.parameters()}.values())
 
 
-def count_parameters(net: Any, family: families.Family | None) -> Counts:
+def count_parameters(net: Any, family: families.Family | None) -> ParameterCounts:
     """Parameters of a network, in its prunable matrices and in all."""
     prunable = sum(linear.weight.numel() for linear in families.prunable(net, family).values())
-    return Counts(prunable=prunable, total=sum(p.numel() for p in net.parameters()))
+    return ParameterCounts(prunable=prunable, total=sum(p.numel() for p in net.parameters()))
 
 
 def sliced(model: Model) -> Model:
-    """The same function in smaller layers, as far as the zeros of the model allow; see `slicing.cut`. A new model.
+    """The same function in smaller layers, as far as zeros allow; see `slicing.slice_layers`. A new model.
 
     Raises:
         ConfigError: the family is unknown, or the model is sliced already.
@@ -124,8 +124,8 @@ def sliced(model: Model) -> Model:
     model.layers()
     assert model.family is not None, "layers() refuses unknown families"
     smaller = copy(model)
-    sizes = slicing.cut(smaller.net, model.family)
-    return dataclasses.replace(smaller, cut=Cut(sizes=sizes, before=model.before_slicing))
+    sizes = slicing.slice_layers(smaller.net, model.family)
+    return dataclasses.replace(smaller, slices=Slices(sizes=sizes, before=model.before_slicing))
 
 
 def accepted_inputs(net: Any) -> set[str]:

@@ -55,7 +55,7 @@ def sizes(net: Any, family: Family) -> dict[str, Size]:
 
 
 @torch.no_grad()
-def cut(net: Any, family: Family) -> dict[str, Size]:
+def slice_layers(net: Any, family: Family) -> dict[str, Size]:
     """Take out of the layers, in place, what reaches nothing or is constant; returns their sizes.
 
     What is constant, because the weights in front of it are zero and only a bias is left, moves into the bias behind.

@@ -22,7 +22,7 @@ from capcli.stored import read_tensors
 FILE = "bank.safetensors"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Bank:
     """K sets of vectors [N, H] in 16 bits, addressed by example id; on the CPU they stay in their mapped files."""
 

@@ -24,7 +24,7 @@ from capcli.models.devices import Compute
 from capcli.models.model import Model
 from capcli.pruning import banks, losses
 from capcli.pruning.pruner import Pruner
-from capcli.stages import Run
+from capcli.stages import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Job:
     epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
     checkpoints depend on, see `stages.origin`."""
 
-    run: Run
+    run: RunFolder
     phase: str
     model: Model
     examples: Examples

@@ -19,7 +19,7 @@ from capcli.pruning.pruner import planned
 from capcli.pruning.setup import Setup, load_student, make_setup, read_data, tell_notes
 from capcli.reporting import documents
 from capcli.reporting.text import byte_size, duration, percent
-from capcli.stages import Bound, Run
+from capcli.stages import Bound, RunFolder
 
 
 def plan(config: PruneConfig) -> Generator[Event, None, dict[str, Any]]:
@@ -27,7 +27,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, dict[str, Any]]:
     yield Event(phase="plan", note=f"loading {config.model} and timing a few steps")
     on, data = devices.compute(config.hardware), read_data(config)
     student, nothing = load_student(config, data), Bound(fingerprints={}, versions={})
-    setup = make_setup(config, Run(out=config.out_folder, flag=StopFlag()), nothing, on, data, student)
+    setup = make_setup(config, RunFolder(out=config.out_folder, flag=StopFlag()), nothing, on, data, student)
     yield from tell_notes(setup, student)
     n = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())

@@ -26,13 +26,13 @@ from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
 from capcli.pruning.teacher import other_steps
-from capcli.pruning.train import State
+from capcli.pruning.train import Progress
 from capcli.reporting import documents
 from capcli.reporting.card import render_card
 
 
 def write_artefact(
-    setup: Setup, student: Model, pruner: Pruner, state: State, dense: dict[str, Any]
+    setup: Setup, student: Model, pruner: Pruner, state: Progress, dense: dict[str, Any]
 ) -> Generator[Event, None, dict[str, Any]]:
     """Write the artefact, measure it as re-opened from disk, and write the report last."""
     config, out = setup.config, setup.run.out
@@ -104,7 +104,7 @@ def _size(out: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _record(setup: Setup, state: State, dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
+def _record(setup: Setup, state: Progress, dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     """The report but for sparsity, size and files, which are counted on the artefact."""
     config, primary = setup.config, next(iter(pruned))
     teacher = stage_record(setup, "teacher")

@@ -13,7 +13,7 @@ from capcli import files, stages
 from capcli.config.prune import PruneConfig
 from capcli.data import dataset, tokens
 from capcli.data.batches import Examples
-from capcli.data.splits import TaskData, cut
+from capcli.data.splits import TaskData, subset
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import scoring
 from capcli.models import loading
@@ -21,7 +21,7 @@ from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.pruning.pruner import planned
 from capcli.reporting.text import counted
-from capcli.stages import Bound, Run
+from capcli.stages import Bound, RunFolder
 from capcli.stored import read_json
 
 CURVE_SAMPLES = 2000
@@ -34,7 +34,7 @@ class Setup:
 
     config: PruneConfig
     bound: Bound
-    run: Run
+    run: RunFolder
     on: Compute
     data: TaskData
     train: Examples
@@ -105,7 +105,7 @@ def describe_device(on: Compute) -> str:
 
 def make_setup(
     config: PruneConfig,
-    folder: Run,
+    folder: RunFolder,
     bound: Bound,
     on: Compute,
     data: TaskData,
@@ -117,7 +117,7 @@ def make_setup(
     examples = scoring.encoded(student, data.train, config.source, check)
     evals = {name: scoring.encoded(student, split, config.source, check) for name, split in data.evals.items()}
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
-    curve = data.holdout or cut(next(iter(data.evals.values())), most, 0)
+    curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
     curve_examples = scoring.encoded(student, curve, config.source, check)
     read = {"train": examples, **({"the held-out part": curve_examples} if data.holdout else {}), **evals}
     place(student, on)

@@ -20,13 +20,13 @@ from capcli.pruning.phase import best_of, best_state, check_best, lost_best, mak
 from capcli.pruning.pruner import Pruner, make_pruner
 from capcli.pruning.setup import Setup, origin_of
 from capcli.pruning.teacher import make_bank
-from capcli.pruning.train import State
+from capcli.pruning.train import Progress
 from capcli.stored import read_tensors
 
 
 def train_student(
     setup: Setup, student: Model, pretrained: Any, finetuned: Any, logits: Any, teacher: Model | None
-) -> Generator[Event, None, tuple[Pruner, State]]:
+) -> Generator[Event, None, tuple[Pruner, Progress]]:
     """Prune the student; returns its pruner and the final state. `teacher` is there when its hidden states teach."""
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)

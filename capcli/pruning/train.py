@@ -35,7 +35,7 @@ PROJECTION = "projection:"  # before the number of a projection, where parameter
 
 
 @dataclass(kw_only=True)
-class State:
+class Progress:
     """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps; `loss` is
     the one that was looked at last."""
 
@@ -47,7 +47,7 @@ class State:
     loss: float | None = None
 
 
-def train(job: Job) -> Generator[Event, None, State]:
+def train(job: Job) -> Generator[Event, None, Progress]:
     """Run the phase to its end from its newest good checkpoint; yields events.
 
     Raises:
@@ -193,7 +193,7 @@ def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
 # History and checks --------------------------------------------------------------------------------------------------
 
 
-def _add(job: Job, state: State, terms: Mapping[str, Tensor]) -> None:
+def _add(job: Job, state: Progress, terms: Mapping[str, Tensor]) -> None:
     for name, value in terms.items():
         state.sums[name] = state.sums[name] + value if name in state.sums else value
     state.summed += 1
@@ -201,7 +201,7 @@ def _add(job: Job, state: State, terms: Mapping[str, Tensor]) -> None:
         check_finite(job, state)
 
 
-def check_finite(job: Job, state: State) -> None:
+def check_finite(job: Job, state: Progress) -> None:
     """Raise `RunFailed` when a loss since the last history row was not finite; names the first bad tensor."""
     bad = [name for name, value in state.sums.items() if not bool(torch.isfinite(value))]
     if not bad:
@@ -225,7 +225,7 @@ def _calmer(job: Job) -> str:
     return f"lower {' or '.join(changes)}{other}" + (f"; this keeps: {', '.join(kept)}" if kept else "")
 
 
-def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
+def _row(job: Job, state: Progress, metrics: Mapping[str, float]) -> None:
     """Close a history row: means of the loss terms since the last one."""
     check_finite(job, state)
     means = {name: float(value) / state.summed for name, value in state.sums.items()}
@@ -244,7 +244,7 @@ def _row(job: Job, state: State, metrics: Mapping[str, float]) -> None:
     state.sums, state.summed = {}, 0
 
 
-def _status(job: Job, state: State, total: int) -> str:
+def _status(job: Job, state: Progress, total: int) -> str:
     """Such as `step 7/40, epoch 1/8, loss 0.41, sparsity 63.20 %`."""
     epoch = -(-state.step * job.epochs // total)
     parts = [f"step {state.step:,}/{total:,}", f"epoch {epoch}/{job.epochs}"]
@@ -256,7 +256,7 @@ def _status(job: Job, state: State, total: int) -> str:
 # Checkpoints ---------------------------------------------------------------------------------------------------------
 
 
-def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, state: State) -> None:
+def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, state: Progress) -> None:
     check_finite(job, state)
     net = job.model.net
     bad = [
@@ -288,10 +288,10 @@ def _of(job: Job) -> dict[str, Any]:
     return {**job.of, "stage": f"{job.phase}-steps"}
 
 
-def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> tuple[State, list[str]]:
+def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> tuple[Progress, list[str]]:
     checkpoint, warnings = stages.load_checkpoint(job.run, _of(job))
     if checkpoint is None:
-        return State(), warnings
+        return Progress(), warnings
     job.run.earlier.append(checkpoint.scalars["seconds"])
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "hid": {}, "adam": {}, "pruner": {}, "sum": {}}
     for name, tensor in checkpoint.tensors.items():
@@ -313,7 +313,7 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
         job.pruner.restore(parts["pruner"], checkpoint.scalars["sparsity"])
     if checkpoint.scalars["scaler"]:
         scaler.load_state_dict(checkpoint.scalars["scaler"])
-    state = State(
+    state = Progress(
         step=checkpoint.step,
         seconds=checkpoint.scalars["seconds"],
         history=checkpoint.scalars["history"],

@@ -28,7 +28,7 @@ TASKS_ACROSS = 6  # columns of a table of layers, so that it fits a terminal of 
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """A table of text, of whose columns the first `n_text` are words; with `strips` one small drawing per row."""
 
     title: str
@@ -52,9 +52,9 @@ class _Drawn:
 
     def table(
         self, title: str, columns: Sequence[str], hint: str = "", *, zero: bool = False, n_text: int = 1
-    ) -> Table:
+    ) -> ResultTable:
         drawn = charts.strips(self.marks[:MAX_ROWS], zero=zero)
-        return Table(title, tuple(columns), self.rows[:MAX_ROWS], hint, drawn, n_text)
+        return ResultTable(title, tuple(columns), self.rows[:MAX_ROWS], hint, drawn, n_text)
 
 
 def signed(value: Any, text: str = "") -> str:
@@ -76,9 +76,9 @@ def signed_span(bounds: Any) -> str:
     return f"[{signed(found[0], bound(found[0], up=False))}, {signed(found[1], bound(found[1], up=True))}]"
 
 
-def tables(command: str, result: Data) -> list[Table]:
+def tables(command: str, result: Data) -> list[ResultTable]:
     """The tables of a result in reading order, none of them empty."""
-    found: Callable[[Data], list[Table]] = {
+    found: Callable[[Data], list[ResultTable]] = {
         "eval": _eval_tables,
         "probe": _probe_tables,
         "compare": _compare_tables,
@@ -86,7 +86,7 @@ def tables(command: str, result: Data) -> list[Table]:
     return [table for table in found(mapping(result)) if table.rows]
 
 
-def _eval_tables(result: Data) -> list[Table]:
+def _eval_tables(result: Data) -> list[ResultTable]:
     drawn, theirs = _Drawn(), part(result, "baseline", "metrics")
     for name, value in items_of(result.get("metrics")):
         bounds = part(result, "confidence_95").get(name)
@@ -99,7 +99,7 @@ def _eval_tables(result: Data) -> list[Table]:
     return [metrics, _baseline_table(result), _perturbed_table(result)]
 
 
-def _baseline_table(result: Data) -> Table:
+def _baseline_table(result: Data) -> ResultTable:
     """Each metric that the baseline has too."""
     drawn, baseline = _Drawn(), part(result, "baseline")
     for name in mapping(result.get("metrics")):
@@ -127,7 +127,7 @@ def _against_title(baseline: Data) -> str:
     return f"Against {named(baseline.get('model'), 80)}"
 
 
-def _perturbed_table(result: Data) -> Table:
+def _perturbed_table(result: Data) -> ResultTable:
     drawn = _Drawn()
     for change, data in items_of(result.get("perturbed")):
         for name, value in items_of(mapping(data).get("metrics")):
@@ -140,7 +140,7 @@ def _perturbed_table(result: Data) -> Table:
     return drawn.table("With changed texts", columns, hint, zero=True, n_text=2)
 
 
-def _probe_tables(result: Data) -> list[Table]:
+def _probe_tables(result: Data) -> list[ResultTable]:
     drawn, baselines = _Drawn(), baselines_of(result)
     only = baselines[0] if len(baselines) == 1 else {}  # of several none is drawn beside the value
     for task, data in items_of(result.get("tasks")):
@@ -159,7 +159,7 @@ def _probe_tables(result: Data) -> list[Table]:
     return [shown, *(_probe_against(result, one) for one in baselines), *layer_tables(result)]
 
 
-def _probe_against(result: Data, baseline: Data) -> Table:
+def _probe_against(result: Data, baseline: Data) -> ResultTable:
     drawn = _Drawn()
     for task in [*mapping(result.get("tasks")), "mean"]:
         theirs, change = part(baseline, "tasks", task).get("mean"), part(baseline, "differences", task)
@@ -183,7 +183,7 @@ def layers_of(one: Data) -> dict[str, dict[int, Data]]:
     return found
 
 
-def layer_tables(result: Data) -> list[Table]:
+def layer_tables(result: Data) -> list[ResultTable]:
     """The means of all layers: layers as rows, tasks as columns."""
     by_task = layers_of(result)
     layers = sorted({layer for rows in by_task.values() for layer in rows})[:MAX_ROWS]
@@ -195,7 +195,7 @@ def layer_tables(result: Data) -> list[Table]:
             (str(layer), *(_cell(by_task[name].get(layer)) for name in across))
             for layer in layers
         ]  # fmt: skip
-        found.append(Table("Layers", ("layer", *(named(name, 40) for name in across)), rows))
+        found.append(ResultTable("Layers", ("layer", *(named(name, 40) for name in across)), rows))
     return found
 
 
@@ -203,7 +203,7 @@ def _cell(row: Data | None) -> str:
     return NO_INTERVAL if row is None else number(row.get("mean"))
 
 
-def _compare_tables(result: Data) -> list[Table]:
+def _compare_tables(result: Data) -> list[ResultTable]:
     exact = [
         (named(row.get("name"), 60), *(quantity(row, row.get(key)) for key in ("old", "new")), exact_change(row))
         for row in rows_of(result.get("sizes"))
@@ -211,10 +211,10 @@ def _compare_tables(result: Data) -> list[Table]:
     hint = "Change: new minus old. Moved: the interval of the change does not contain 0."
     measured = _moves_table("Tasks" if result.get("kind") == "probe" else "Metrics", result.get("rows"), hint)
     latency = _latency_table(result.get("latency"))
-    return [measured, latency, Table("Size and sparsity", ("name", "old", "new", "change"), exact)]
+    return [measured, latency, ResultTable("Size and sparsity", ("name", "old", "new", "change"), exact)]
 
 
-def _moves_table(title: str, rows: Any, hint: str = "") -> Table:
+def _moves_table(title: str, rows: Any, hint: str = "") -> ResultTable:
     drawn = _Drawn()
     for row in rows_of(rows):
         change, bounds = row.get("change"), row.get("interval")
@@ -226,7 +226,7 @@ def _moves_table(title: str, rows: Any, hint: str = "") -> Table:
 MOVES = ("name", "old", "new", "change", "95 % interval", "moved")
 
 
-def _latency_table(rows: Any) -> Table:
+def _latency_table(rows: Any) -> ResultTable:
     """Times with their unit, which a metric has not."""
     found: list[tuple[str, ...]] = []
     for row in rows_of(rows):
@@ -235,7 +235,7 @@ def _latency_table(rows: Any) -> Table:
         low_high = [signed(end, significant(end)) for end in bounds or ()]
         between = f"[{', '.join(low_high)}]" if bounds else NO_INTERVAL
         found.append((*cells, signed(change, milliseconds(change)), between, moved(row)))
-    return Table("Latency", MOVES, found)
+    return ResultTable("Latency", MOVES, found)
 
 
 def moved(row: Data) -> str:

@@ -29,8 +29,8 @@ from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
 from capcli.exporting import agreement, onnx_model, storage
 from capcli.exporting.checks import checked
-from capcli.exporting.formats import FORMATS, KEPT_OF_RUN, check_format, cut_model
-from capcli.exporting.job import CUT_FORMATS, Job, Texts, check_free, total_bytes
+from capcli.exporting.formats import FORMATS, KEPT_OF_RUN, check_format, slice_model
+from capcli.exporting.job import SLICED_FORMATS, Export, Texts, check_free, total_bytes
 from capcli.measuring import scoring
 from capcli.models import artifact, devices, legacy, tokenizers, vocabulary
 from capcli.models.model import Model
@@ -54,8 +54,8 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
         onnx_model.check_packages()
     job = yield from _job(config)
     check_format(job.model, config.to)
-    if config.to in CUT_FORMATS:
-        job = replace(job, model=cut_model(job.model))
+    if config.to in SLICED_FORMATS:
+        job = replace(job, model=slice_model(job.model))
     record = _record(job)
     with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=record) as staging:
         opened = yield from FORMATS[config.to](job, staging)
@@ -71,7 +71,7 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
 # What is exported ----------------------------------------------------------------------------------------------------
 
 
-def _job(config: ExportConfig) -> Generator[Event, None, Job]:
+def _job(config: ExportConfig) -> Generator[Event, None, Export]:
     yield Event(phase="export", note=f"loading {config.model}")
     device = "cpu" if config.to == "onnx" else config.device  # onnxruntime computes there
     on = devices.compute(Hardware(device=device, precision="fp32", threads=config.threads))
@@ -85,13 +85,13 @@ def _job(config: ExportConfig) -> Generator[Event, None, Job]:
         yield Event(phase="export", overall=0.2, note=_vocabulary_note(words))
     if config.vocab == "task" and known.data.train is not None:
         split = known.data.train
-    return Job(
+    return Export(
         config=config,
         on=on,
         original=original,
         model=model,
         known=known,
-        texts=agreement.texts(splits.cut(split, config.samples, seed=0)),
+        texts=agreement.texts(splits.subset(split, config.samples, seed=0)),
         texts_of=f"{split.name} of {known.data.name}",
         words=words,
         history=_history(Path(config.model)),
@@ -185,10 +185,10 @@ def _vocabulary_note(found: dict[str, Any]) -> str:
 def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     """What every format would take and give, with these options where they apply; nothing is written."""
     job = yield from _job(config)
-    smaller, rows = cut_model(job.model), []
+    smaller, rows = slice_model(job.model), []
     for name in FORMATS:
         yield Event(phase="plan", note=f"sizing {name}")
-        rows.append(_planned(job, name, smaller if name in CUT_FORMATS else job.model))
+        rows.append(_planned(job, name, smaller if name in SLICED_FORMATS else job.model))
     return {
         "schema_version": SCHEMA_VERSION,
         "model": shortened(config.model),
@@ -198,7 +198,7 @@ def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     }
 
 
-def _planned(job: Job, name: str, model: Model) -> dict[str, Any]:
+def _planned(job: Export, name: str, model: Model) -> dict[str, Any]:
     """One row of the plan: bytes of the weights on disk and in memory, and the share of the matrices that is left."""
     config = job.config
     try:
@@ -222,8 +222,8 @@ def _planned(job: Job, name: str, model: Model) -> dict[str, Any]:
 # The record ----------------------------------------------------------------------------------------------------------
 
 
-def _record(job: Job) -> dict[str, Any]:
-    config, cut = job.config, job.model.cut
+def _record(job: Export) -> dict[str, Any]:
+    config, slices = job.config, job.model.slices
     found = {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
@@ -233,13 +233,13 @@ def _record(job: Job) -> dict[str, Any]:
         "versions": machine.versions(),
         **{name: getattr(config, name) for name in ("dtype", "embeddings", "int8", "vocab", "threshold")},
         "vocabulary": job.words,
-        "layers": {name: vars(size) for name, size in cut.sizes.items()} if cut else None,
+        "layers": {name: vars(size) for name, size in slices.sizes.items()} if slices else None,
         "run": job.history,
     }
     return dict(portable(found, config))
 
 
-def _describe(job: Job, record: dict[str, Any], staging: Path) -> None:
+def _describe(job: Export, record: dict[str, Any], staging: Path) -> None:
     """Write the model card, and in a stock folder the results as the hub reads them."""
     found, config, source = _report(job, record), job.config, job.known.source
     base = found.get("base_model")
@@ -259,7 +259,7 @@ def _describe(job: Job, record: dict[str, Any], staging: Path) -> None:
             files.write_text(staging / ".eval_results" / name, text)
 
 
-def _report(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+def _report(job: Export, record: dict[str, Any]) -> dict[str, Any]:
     """The report of the run with the figures of the export; metrics only where they hold for what was written."""
     found: dict[str, Any] = {"model": job.original.source, **job.history}
     total, kept = job.original.before_slicing, record["check"]["nonzero_weights"]["after"]
@@ -287,7 +287,7 @@ def _report(job: Job, record: dict[str, Any]) -> dict[str, Any]:
     return dict(portable(found, job.config))
 
 
-def _treatment(job: Job) -> str:
+def _treatment(job: Export) -> str:
     """The options that made this folder, in words."""
     config = job.config
     parts = [f"cap export --to {config.to}", f"--dtype {config.dtype}"]

@@ -24,7 +24,7 @@ from capcli.pruning.setup import describe_device, load_student, make_setup, read
 from capcli.pruning.student import train_student
 from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank
 from capcli.sources import hub
-from capcli.stages import Bound, Run
+from capcli.stages import Bound, RunFolder
 
 
 def prune(
@@ -79,7 +79,7 @@ def _are_here(config: PruneConfig) -> bool:
 
 
 @contextlib.contextmanager
-def _memory(folder: Run) -> Iterator[None]:
+def _memory(folder: RunFolder) -> Iterator[None]:
     """Say of memory that runs out what helps, and what stays when that is done."""
     try:
         yield
@@ -93,7 +93,7 @@ def _memory(folder: Run) -> Iterator[None]:
         ) from error
 
 
-def _prune(config: PruneConfig, folder: Run, overwrite: bool) -> Generator[Event, None, dict[str, Any]]:
+def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator[Event, None, dict[str, Any]]:
     yield Event(phase="load", note=f"loading {config.model}")
     on, data = devices.compute(config.hardware), read_data(config)
     student = load_student(config, data)

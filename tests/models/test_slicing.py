@@ -95,7 +95,7 @@ def check_same(model: Model) -> Model:
     planned = {name: slicing._kept(block, layer, known(model)).size for name, (block, layer) in layers}
     small = sliced(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
-    assert small.cut is not None and small.cut.sizes == planned
+    assert small.slices is not None and small.slices.sizes == planned
     assert list(small.net.state_dict()) == list(before)
     # decoders and DeBERTa compute parts in 32 bits whatever the weights are in
     exact = known(model).attention in ("plain", "biased")
@@ -146,8 +146,8 @@ def parameters(model: Model) -> int:
 
 
 def sizes(model: Model) -> list[Size]:
-    assert model.cut is not None
-    return list(model.cut.sizes.values())
+    assert model.slices is not None
+    return list(model.slices.sizes.values())
 
 
 # The same function ---------------------------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ def store(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_stored_and_loaded(store: Store, case: str) -> None:
     small, out = store(case)
     again = artifact.load_artifact(out)
-    assert again.cut == small.cut and again.is_sliced
+    assert again.slices == small.slices and again.is_sliced
     assert again.before_slicing == small.before_slicing
     assert torch.equal(outputs(small), outputs(again))
     ours, theirs = small.net.state_dict(), again.net.state_dict()

@@ -19,7 +19,7 @@ from capcli.pruning.criteria.seat import Step
 from capcli.pruning.objective import Job, Objective, Steps, compared, loss_terms, make_projections, term_weights
 from capcli.pruning.pruner import make_pruner
 from capcli.pruning.train import PHASES, step_seed
-from capcli.stages import Run
+from capcli.stages import RunFolder
 
 
 def test_every_seed_phase_and_step_has_noise_of_its_own() -> None:
@@ -75,7 +75,7 @@ def hidden_job(tiny: Tiny, tmp_path: Path, structure: str, losses: str, step: in
         yield
 
     return Job(
-        run=Run(out=tmp_path / "out", flag=StopFlag()),
+        run=RunFolder(out=tmp_path / "out", flag=StopFlag()),
         phase="prune",
         model=student,
         examples=examples,
