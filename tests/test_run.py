@@ -557,7 +557,7 @@ def test_damaged_best(
         shutil.rmtree(out / "work" / "best")
     config = tiny.prune_config(out, **{**HELD, "seed": seed})
     notes = [event.note for event in prune.prune(config) if event.note]
-    assert [note for note in notes if str(out / "work" / "best") in note and "made again" in note], notes
+    assert [note for note in notes if str(out / "work" / "best") in note and "redone" in note], notes
     assert outcome(out) == expected
 
 

@@ -182,7 +182,7 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
         many = "several labels of a text need --task multi-label-classification"
         if any(kind.several for kind in kinds):
             many = "put ; between the labels of a text"
-        said.append(f"labels that are made of others, each read as a class of its own: {names.shown(joined)}; {many}")
+        said.append(f"labels that combine others, each read as a class of its own: {names.shown(joined)}; {many}")
     return said
 
 

@@ -117,7 +117,7 @@ class Encoder:
             ConfigError: the model has no such layer.
         """
         examples = self._tokenised(split, task) if KINDS[split.kind].per_token else None
-        key = self._key(split, task)
+        key = self.key(split, task)
         found = cache.find("vectors", key)
         if not found:
             yield 0, len(split)
@@ -130,7 +130,7 @@ class Encoder:
         length = longest_input(self.model, task.longest)
         return tokens.encode(split, self.model.tokenizer, length, stride=task.stride)
 
-    def _key(self, split: Split, task: TaskConfig) -> str:
+    def key(self, split: Split, task: TaskConfig) -> str:
         of = "token" if KINDS[split.kind].per_token else self.pooling
         drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
         parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]

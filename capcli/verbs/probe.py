@@ -130,9 +130,9 @@ def _own_ways(config: ProbeConfig, data: TaskData) -> list[str]:
     """Which of the options do not count for a task."""
     found = []
     if KINDS[data.kind].per_token:
-        found.append("each token is probed, --pool does not count")
+        found.append("each token is probed, so --pool has no effect")
     if config.probe != _probe_of(config, data):
-        found.append("places in a window are asked for, so a head is trained")
+        found.append("the answers are places in a window, so a head is trained")
     return found
 
 

@@ -153,7 +153,7 @@ def test_a_tsv_with_quotes_is_read_by_its_header(tmp_path: Path) -> None:
     other = tables.open_file(file(tmp_path, "b.tsv", 'text\tlabel\n"he said ""hi"""\tx\n"so"\ty\n'))
     assert rows_of(other) == [('"he said ""hi"""', "x"), ('"so"', "y")]
     (note,) = other.notes
-    assert note.startswith("b.tsv: rows with cells in quotes, which were kept (quotes have no meaning in a tsv")
+    assert note.startswith("b.tsv: rows with cells in quotes, which are kept (quotes have no meaning in a tsv")
     assert note.endswith("): 1")
     other = tables.open_file(file(tmp_path, "c.tsv", 'text\tlabel\n"so"\t"x"\n"so\t"y"\n"so" it is\t"y"\n'))
     assert other.notes[0].startswith("c.tsv: rows with cells in quotes") and other.notes[0].endswith("): 1")
@@ -282,7 +282,7 @@ def test_of_several_files_some_may_have_no_rows(tmp_path: Path) -> None:
         ("a.csv", bz2.compress(b"a,b\n1,2\n"), "is compressed with bzip2, not a .csv file"),
         ("a.csv.xz", "a,b\n1,2\n", "is not compressed with xz"),
         ("a.csv.bz2", bz2.compress(b"a,b\n1,2\n" * 99)[:-9], "Compressed file ended before"),
-        ("a.csv.zst", pa.compress(b"a,b\n1,2\n3\n", "zstd", asbytes=True), "line 3 has 1 fields, the header has 2"),
+        ("a.csv.zst", pa.compress(b"a,b\n1,2\n3\n", "zstd", asbytes=True), "line 3 has 1 field, the header has 2"),
         ("a.csv", b"PK\x03\x04", "is a spreadsheet or another zip archive"),
         ("a.csv.gz", "a,b\n1,2\n", "is not compressed with gzip"),
         ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "is cut off or damaged: Compressed file"),

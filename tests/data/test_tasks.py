@@ -460,10 +460,10 @@ def test_labels_made_of_others_are_said_for_every_separator(tmp_path: Path, mark
     labels = ["a", "b", f"a{mark}b"]
     data = labelled(tmp_path, labels, labels, task="multi-label-classification")
     assert any(
-        "labels that are made of others" in note and note.endswith("put ; between the labels of a text")
+        "labels that combine others" in note and note.endswith("put ; between the labels of a text")
         for note in data.notes
     )
-    assert any("labels that are made of others" in note for note in labelled(tmp_path, labels, labels).notes)
+    assert any("labels that combine others" in note for note in labelled(tmp_path, labels, labels).notes)
 
 
 @pytest.mark.parametrize(

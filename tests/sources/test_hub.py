@@ -309,7 +309,7 @@ def test_what_is_neither_folder_nor_hub_name(name: str) -> None:
 
 @pytest.mark.parametrize("revision", ["", "/x", "x/", "../x", "a//b", "a b", "x\n", "a@b", "x" * 300 + "/.."])
 def test_what_is_no_revision(revision: str) -> None:
-    with pytest.raises(ModelError, match="is no revision"):
+    with pytest.raises(ModelError, match="is not a revision"):
         hub.resolve(f"owner/model@{revision}")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import hub_server
 import pytest
-from tiny import Tiny, environment, invoke
+from tiny import ROOT, Tiny, environment, invoke
 
 from capcli.config.prune import TaskConfig
 from capcli.data import library
@@ -26,7 +26,6 @@ from capcli.models import artifact
 from capcli.sources import hub_data
 
 ROWS = {"train": [("NA", "no"), ("007", "yes"), ("a film, good", "yes"), ('say "x"', "no")], "test": [("b", "no")]}
-PACKAGE = Path(__file__).parent.parent
 # Opens each set in one process; of a set that is refused, the message and the hint.
 DRIVER = """
 import json, sys
@@ -156,7 +155,7 @@ def opened(hub: tuple[hub_server.Hub, Path, Path], names: list[str], **changes: 
             "HF_HOME": str(home),
             "HF_HUB_ETAG_TIMEOUT": "1",
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-            "PYTHONPATH": str(PACKAGE),
+            "PYTHONPATH": str(ROOT),
             **changes,
         }
     )

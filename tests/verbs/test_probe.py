@@ -319,8 +319,8 @@ def test_an_earlier_result_is_a_baseline(tiny: Tiny, trained: Path, tmp_path: Pa
 
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
-    "no result": (lambda _: {"a": 1}, FileError, "no result of cap probe"),
-    "a list": (lambda _: [1], FileError, "no result of cap probe"),
+    "no result": (lambda _: {"a": 1}, FileError, "not a result of cap probe"),
+    "a list": (lambda _: [1], FileError, "not a result of cap probe"),
     "another task": (lambda found: {**found, "tasks": {"mr": {}}}, ConfigError, "has no probe of text-classification"),
     "another layer": (lambda found: {**found, "layer": "0"}, ConfigError, "made with --layer 0, not last"),
     "another probe": (lambda found: {**found, "probe": "head"}, ConfigError, "made with --probe head, not linear"),
