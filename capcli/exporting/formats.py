@@ -31,10 +31,7 @@ def check_format(model: Model, to: str) -> None:
     if to == "dense":
         check_stock(model)
     if to == "sliced" and model.family is None:
-        raise ModelError(
-            f"{model.source} is a {model.net.config.model_type} model, whose heads and neurons capcli does not know",
-            "use --to sparse for a smaller file, or --to onnx",
-        )
+        raise ModelError(model.unknown, "use --to sparse for a smaller file, or --to onnx")
 
 
 def slice_model(model: Model) -> Model:

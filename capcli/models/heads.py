@@ -80,8 +80,3 @@ def redraw_rows(output: nn.Linear, spread: float, seed: int) -> None:
         output.weight.copy_(torch.empty_like(output.weight).normal_(0.0, spread, generator=generator))
         if output.bias is not None:
             output.bias.zero_()
-
-
-def first_few(labels: Sequence[str]) -> str:
-    """The first labels, for a message."""
-    return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")

@@ -77,6 +77,11 @@ class Model:
         given = accepted_inputs(self.net).intersection(self.tokenizer.model_input_names)
         return tuple(name for name in INPUTS if name in given)
 
+    @property
+    def unknown(self) -> str:
+        """What is said of a model whose family is not in the table, where heads and neurons are asked for."""
+        return f"{self.source} is a {self.net.config.model_type} model, whose heads and neurons capcli does not know"
+
     def layers(self) -> list[families.Layer]:
         """The heads and neurons of the layers, from the input upwards.
 
@@ -90,7 +95,7 @@ class Model:
             )
         if self.family is None:
             raise ConfigError(
-                f"{self.source} is a {self.net.config.model_type} model, whose heads and neurons capcli does not know",
+                self.unknown,
                 f"use an unstructured method such as cap-soft; known families: {', '.join(families.FAMILIES)}",
             )
         return families.layers(self.net, self.family)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from capcli.reporting.text import count, counted, named, number
+from capcli.stored import finite
 
 MAX_POINTS = 240  # of a curve; longer ones keep the lowest and the highest point of each interval
 MAX_CURVES = 8  # as many as the page has line styles
 
-
-# ---------------------------------------------------------------------------------------------------------- line charts
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 372, 12, 212  # the plot area, in a drawing of 380 x 254
 
@@ -20,6 +20,12 @@ LOG_FROM = 50  # the range of the first curve from which on its axis is logarith
 
 Points = list[tuple[float, float]]
 Bands = list[tuple[float, float, float]]  # x, low, high
+
+
+def drawable(value: Any) -> float | None:
+    """A finite number that a drawing can hold; None for anything else."""
+    real = finite(value)
+    return real if real is not None and abs(real) < 1e100 else None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from capcli.reporting import quantities, results, tables
-from capcli.reporting.charts import Bands, Chart, Points, line_chart
+from capcli.reporting.charts import Bands, Chart, Points, drawable, line_chart
 from capcli.reporting.text import NOT_MEASURED, byte_size, count, milliseconds, named, number, percent
-from capcli.stored import finite, mapping, part
+from capcli.stored import mapping, part
 
 MAX_CHARTS = 24
 Tile = tuple[str, str, str]
@@ -120,17 +120,12 @@ def _chart(title: str, y_label: str, curves: Mapping[str, Mapping[int, Data]]) -
     bands: dict[str, Bands] = {}
     for name, rows in curves.items():
         for layer, row in rows.items():
-            value, bounds = _drawable(row.get("mean")), quantities.ends(row.get("confidence_95"))
+            value, bounds = drawable(row.get("mean")), quantities.ends(row.get("confidence_95"))
             if value is not None:
                 points.setdefault(name, []).append((layer, value))
-            if value is not None and bounds and all(_drawable(bound) is not None for bound in bounds):
+            if value is not None and bounds and all(drawable(bound) is not None for bound in bounds):
                 bands.setdefault(name, []).append((layer, *bounds))
     layers = [layer for found in points.values() for layer, _ in found]
     if len(set(layers)) < 2:
         return None
     return line_chart(title, (min(layers), max(layers)), y_label, points, x_label="layer", bands=bands)
-
-
-def _drawable(value: Any) -> float | None:
-    real = finite(value)
-    return real if real is not None and abs(real) < 1e100 else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from capcli.reporting import heat_map
-from capcli.reporting.charts import Chart, Points, line_chart
+from capcli.reporting.charts import Chart, Points, drawable, line_chart
 from capcli.reporting.text import (
     NOT_MEASURED,
     byte_size,
@@ -272,7 +272,7 @@ def _charts(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
     primary = finite(part(metrics, "dense").get(names[0])) if names else None
     losses, bad_losses = _series(rows, "losses", ["total"])
     scores, bad_scores = _series(rows, "metrics", names)
-    removed = [(at, 100 * s) for at, row in _steps(rows) if (s := _drawable(row.get("sparsity"))) is not None]
+    removed = [(at, 100 * s) for at, row in _steps(rows) if (s := drawable(row.get("sparsity"))) is not None]
     steps = [step for step, _ in _steps(rows)]
     span = (min(steps), max(steps))
     pruning = any(y > 0 for _, y in removed)
@@ -295,13 +295,8 @@ def _curve(report: Mapping[str, Any]) -> str:
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, Mapping[str, Any]]]:
     """Rows with the step they belong to; a row without one is placed by its position."""
-    steps = [_drawable(row.get("step")) for row in rows]
+    steps = [drawable(row.get("step")) for row in rows]
     return [(i if step is None else step, row) for i, (step, row) in enumerate(zip(steps, rows, strict=True))]
-
-
-def _drawable(value: Any) -> float | None:
-    real = finite(value)
-    return real if real is not None and abs(real) < 1e100 else None
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str, first: Sequence[str]) -> tuple[dict[str, Points], int]:
@@ -310,7 +305,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str, first: Sequence[str]) -
     n_bad = 0
     for step, row in _steps(rows):
         for name, raw in part(row, key).items():
-            value = _drawable(raw)
+            value = drawable(raw)
             n_bad += value is None
             if value is not None:
                 series.setdefault(name, []).append((step, value))
