@@ -87,7 +87,7 @@ def write_sets(root: Path) -> None:
     put(root / "tsv", train__tsv=comma(train, "\t"), test__tsv=comma(test, "\t"))
     shards = {"data___train-00000-of-00002__jsonl__gz": train[:2], "data___train-00001-of-00002__jsonl__gz": train[2:]}
     shards["data___test-00000-of-00001__jsonl__gz"] = test
-    put(root / "gz", **{name: gzip.compress(lines(rows).encode()) for name, rows in shards.items()})
+    put(root / "gz", **{name: gzip.compress(lines(rows).encode(), mtime=0) for name, rows in shards.items()})
     put(root / "bz2", **{f"{n}__csv__bz2": bz2.compress(comma(rows).encode()) for n, rows in ROWS.items()})
     put(root / "xz", **{f"{n}__jsonl__xz": lzma.compress(lines(rows).encode()) for n, rows in ROWS.items()})
     put(root / "json", **{f"{n}__json": json.dumps(objects(rows)) for n, rows in ROWS.items()})
