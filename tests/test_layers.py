@@ -32,6 +32,7 @@ ORDER = [
     "exporting",
     "verbs",
     "api",
+    "hub",
     "cli",
     "__main__",
 ]

@@ -618,3 +618,9 @@ def test_what_transformers_only_logs_is_said(tiny: Tiny, tmp_path: Path) -> None
     result = invoke("eval", str(tmp_path / "m"), "--task", "text-classification", "--data", tiny.data)
     assert result.exit_code == 2 and "report" not in result.stderr
     assert "instead of" in result.stderr
+
+
+def test_scripts_find_the_built_in_model() -> None:
+    from capcli.hub import BUILTIN_FOLDER
+
+    assert (BUILTIN_FOLDER / "model.safetensors").is_file()
