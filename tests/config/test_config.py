@@ -132,7 +132,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
             lambda name: ProbeConfig(baseline=name),
             lambda name: ProbeConfig(baseline=f"bert-base,{name}"),
         )
-        for name in ("old.jsn", "old.json", "no/old.JSON", "./old", "../none/old", "/no/such", "./" + "x" * 10_000, "./\0")
+        for name in ("old.jsn", "old.json", "no/old.JSON", "./old", "../none", "/no/such", "./" + "x" * 10_000, "./\0")
     ],
     (lambda: Gates(max_bytes=-1), "--max-bytes must be at least 0, got -1", ""),
     (
