@@ -17,6 +17,7 @@ from capcli.reporting.text import (
     NOT_MEASURED,
     byte_size,
     count,
+    dense_sizes,
     duration,
     interval,
     markdown,
@@ -25,7 +26,7 @@ from capcli.reporting.text import (
     percent,
     plain,
     significant,
-    times_smaller,
+    times_smaller_than,
 )
 from capcli.stored import finite, mapping, part, sequence
 
@@ -167,7 +168,6 @@ def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[s
     """The key figures as (label, figure, what to compare it with)."""
     sparsity, size = part(report, "sparsity"), part(report, "size")
     first = rows[0] if rows else None
-    smaller = times_smaller(size.get("dense_bytes"), size.get("artifact_bytes"))
     name = first.name if first else "metric"
     kept = sparsity.get("kept_weights")
     kept = f"{count(kept)} kept, " if finite(kept) is not None else ""
@@ -178,7 +178,7 @@ def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[s
         (
             "pruned size",
             byte_size(size.get("artifact_bytes")),
-            smaller or f"dense {byte_size(size.get('dense_bytes'))}",
+            ", ".join(times_smaller_than(size)) or f"dense {dense_sizes(size)}",
         ),
         ("whole model", percent(sparsity.get("whole_model")), "of all weights removed"),
         ("time", duration(part(report, "timing").get("total_seconds")), named(report.get("device"), 60)),

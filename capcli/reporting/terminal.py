@@ -14,6 +14,7 @@ from capcli.reporting.text import (
     byte_size,
     count,
     counted,
+    dense_sizes,
     duration,
     named,
     number,
@@ -21,6 +22,7 @@ from capcli.reporting.text import (
     plain,
     times_faster,
     times_smaller,
+    times_smaller_than,
 )
 from capcli.stored import finite, mapping, part, sequence
 
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) -> list[Row]:
     """The facts of one pruning run, in reading order, as (label, text); the metrics are `prune_summary`'s table."""
     sparsity, size = part(report, "sparsity"), part(report, "size")
-    smaller = times_smaller(size.get("dense_bytes"), size.get("artifact_bytes"))
     rows = [
         ("model", named(report.get("model"))),
         ("task", named(report.get("task"))),
@@ -43,8 +44,8 @@ def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) ->
         ("measured on", _measured_on(part(report, "metrics"))),
         ("sparsity", f"{_removed(sparsity)}, requested {percent(sparsity.get('requested'))}"),
         ("whole model", percent(sparsity.get("whole_model"))),
-        ("dense size", byte_size(size.get("dense_bytes"))),
-        ("pruned size", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
+        ("dense size", dense_sizes(size)),
+        ("pruned size", ", ".join([byte_size(size.get("artifact_bytes")), *times_smaller_than(size)])),
         ("time", duration(part(report, "timing").get("total_seconds"))),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]
