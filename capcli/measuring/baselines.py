@@ -36,6 +36,8 @@ def rows_of(estimates: Mapping[str, Estimate]) -> dict[str, Noisy]:
     return {name: one.row() for name, one in estimates.items()}
 
 
+TAKES = "--baseline takes a model, or a report of cap prune or cap eval"
+
 # The baseline --------------------------------------------------------------------------------------------------------
 
 
@@ -99,10 +101,10 @@ def with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured]
 def stored_baseline(config: EvalConfig, data: TaskData, n_examples: int) -> Baseline:
     """The stored result as a baseline. Raises `FileError` or `ConfigError` when it is about something else."""
     path = config.baseline
-    stored = stored_scores(path)
+    stored = stored_scores(path, TAKES)
     scores = _finite(stored)
     if not scores.metrics:
-        raise FileError(f"{path} contains no metrics", "--baseline takes a model, or a report of cap prune or cap eval")
+        raise FileError(f"{path} contains no metrics", TAKES)
     if stored.task not in (None, data.name):
         raise ConfigError(f"{path} is about task {stored.task}, not {data.name}")
     name, split = next(iter(data.evals.items()))

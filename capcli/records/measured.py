@@ -76,12 +76,12 @@ class EvalResult(Versioned):
     passed: bool = True
 
 
-def stored_scores(path: str) -> EvalResult:
-    """The scores in a report of `cap prune` or a result of `cap eval`. Raises `FileError`."""
+def stored_scores(path: str, hint: str) -> EvalResult:
+    """The scores in a report of `cap prune` or a result of `cap eval`. Raises `FileError` with `hint`."""
     data = read_json(Path(path))
     if "pruned" not in part(data, "metrics"):
-        return from_json(EvalResult, data, path)
-    report = from_json(Report, data, path)
+        return from_json(EvalResult, data, path, hint)
+    report = from_json(Report, data, path, hint)
     return EvalResult(
         model=report.model,
         task=report.task,

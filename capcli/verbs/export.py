@@ -51,6 +51,7 @@ from capcli.reporting.card import eval_results, render_card
 from capcli.sources import checkpoint, hub
 
 RECORD = "export.json"
+DAMAGED = "restore it, or move it away: the export then says nothing of its run"
 
 
 def export(config: ExportConfig) -> Generator[Event, None, ExportRecord]:
@@ -133,8 +134,8 @@ def _load(config: ExportConfig) -> Model:
 def _history(folder: Path) -> RunFacts | None:
     """What is known of the run that made the model: from its report, or what an earlier export kept of it."""
     if (folder / stages.REPORT).is_file():
-        return facts_of(read(Report, folder / stages.REPORT))
-    return read(ExportRecord, folder / RECORD).run if (folder / RECORD).is_file() else None
+        return facts_of(read(Report, folder / stages.REPORT, DAMAGED))
+    return read(ExportRecord, folder / RECORD, DAMAGED).run if (folder / RECORD).is_file() else None
 
 
 def _texts(config: ExportConfig, model: Model) -> Texts:

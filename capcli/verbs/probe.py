@@ -38,6 +38,7 @@ from capcli.stored import part, read_json
 SPARE = 0.2  # of a task without test examples that is held out
 BATCH_SIZE = 32
 CACHE_FORMAT = 2
+TAKES = "--baseline takes models and files written by cap probe --json"
 Maker = Callable[..., Event]
 
 
@@ -56,15 +57,8 @@ class Probed:
     def row(self, layer: str) -> TaskScore:
         """For the result."""
         layers = tuple(score.layer(index) for index, score in enumerate(self.scores))
-        last = layers[-1]
-        return replace(
-            self.about,
-            mean=last.mean,
-            deviation=last.deviation,
-            confidence_95=last.confidence_95,
-            values=last.values,
-            layers=layers if layer == "all" else None,
-        )
+        last = {name: value for name, value in vars(layers[-1]).items() if name != "layer"}
+        return replace(self.about, **last, layers=layers if layer == "all" else None)
 
 
 def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
@@ -352,10 +346,8 @@ def _stored(path: str, config: ProbeConfig) -> ProbeResult:
     """The result of an earlier `cap probe`. Raises `FileError` or `ConfigError`."""
     data = read_json(Path(path))
     if not part(data, "tasks") or MEAN not in data:
-        raise FileError(
-            f"{path} is not a result of cap probe", "--baseline takes models and files written by cap probe --json"
-        )
-    found = from_json(ProbeResult, data, path)
+        raise FileError(f"{path} is not a result of cap probe", TAKES)
+    found = from_json(ProbeResult, data, path, TAKES)
     if lost := [name for name in config.task_names if name not in found.tasks]:
         raise ConfigError(f"{path} has no probe of {', '.join(lost)}, only of {', '.join(found.tasks)}")
     for name in ("probe", "layer", "pooling"):
