@@ -252,7 +252,7 @@ OLDER = "##[error]x"  # a command wherever it stands in a line
 
 def test_no_name_is_an_older_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in errors, tables, annotations and summary nor in JSON, which stays what it is."""
-    data = evaluated(task=OLDER, n_examples=f"a {OLDER}")
+    data = evaluated(task=OLDER, split=f"a {OLDER}")
     data["metrics"][OLDER] = 0.5
     gates = ("--min", f"{OLDER}=1,accuracy=1")
     asked = [

@@ -26,6 +26,7 @@ from capcli.exporting import checks, onnx_model
 from capcli.models import artifact, loading, predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model
+from capcli.records.exported import Speed, Timed
 from capcli.records.pruned import Metrics, Report
 from capcli.reporting.card import eval_results
 from capcli.sources import hub
@@ -214,7 +215,7 @@ def test_a_report_that_says_little(pruned: Path, tmp_path: Path, content: str, d
         ("report.json", '{"sparsity": {"per_matrix": [{}, {"kept": 0.5}]}}', "sparsity.per_matrix[1].kept is the num"),
         ("report.json", '{"schema_version": 2}', "has schema_version 2, this cap reads 1"),
         ("export.json", "[]", "contains a list, not a JSON object"),
-        ("export.json", '{"run": null}', "run is null, not a JSON object"),
+        ("export.json", '{"run": 3}', "run is the number 3, not a JSON object"),
         ("export.json", '{"run": {"metrics": 3}}', "run.metrics is the number 3, not a JSON object"),
     ],
 )
@@ -730,8 +731,8 @@ def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytes
 
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports that do not take the time to measure latencies."""
-    row = {"before_ms": 1.0, "ms": 1.0, "times": 1.0, "runs": 1}
-    speed = {"batch_1": row, "batch_32": row, "length": 64, "threads": 1, "hardware": "none"}
+    row = Timed(before_ms=1.0, ms=1.0, times=1.0, runs=1)
+    speed = Speed(batch_1=row, batch_32=row, length=64, threads=1, hardware="none")
     monkeypatch.setattr(checks, "_speed", lambda job, opened: speed)
 
 
