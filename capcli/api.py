@@ -1,4 +1,4 @@
-"""The four commands as functions that run to their end, and `load`."""
+"""The four commands as functions that run to their end, and `load`. Results are what `--json` prints, as a dict."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from capcli.config.prune import PruneConfig
 from capcli.errors import ModelError
 from capcli.events import finished
 from capcli.models import artifact, tokenizers
+from capcli.records.codec import to_json
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
 from capcli.verbs import probe as probe_
@@ -39,19 +40,23 @@ def _artifact(out: str | os.PathLike[str]) -> Path:
 
 def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`."""
-    return finished(prune_.prune(config, overwrite=overwrite))
+    found: dict[str, Any] = to_json(finished(prune_.prune(config, overwrite=overwrite)))
+    return found
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a model on a task; returns the result of `cap eval`."""
-    return finished(evaluate_.evaluate(config))
+    found: dict[str, Any] = to_json(finished(evaluate_.evaluate(config)))
+    return found
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a pruned model in another form; returns what `cap export` prints."""
-    return finished(export_.export(config))
+    found: dict[str, Any] = to_json(finished(export_.export(config)))
+    return found
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
     """Measure what a frozen encoder knows; returns the result of `cap probe`."""
-    return finished(probe_.probe(config))
+    found: dict[str, Any] = to_json(finished(probe_.probe(config)))
+    return found

@@ -20,6 +20,7 @@ ORDER = [
     "events",
     "machine",
     "config",
+    "records",
     "reporting",
     "sources",
     "stages",
@@ -38,7 +39,7 @@ ORDER = [
 ]
 # What `cap --help` and a report need, and what reads and writes files: imported without torch and transformers.
 LIGHT = [*ORDER[: ORDER.index("data")], "cli", "__init__", "__main__"]
-NEVER_TORCH = ("errors", "events", "config", "reporting")
+NEVER_TORCH = ("errors", "events", "config", "records", "reporting")
 MOST_LINES = 400
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "onnx", "onnxruntime", "onnxscript")
 ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript"}

@@ -19,11 +19,6 @@ from capcli.models import artifact, predict, stock, storage, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
 
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
-# What an export remembers of the report of its run.
-KEPT_OF_RUN = (
-    *("model", "base_model", "task", "method", "losses", "seed", "command", "versions", "device", "labels"),
-    *("teacher", "sparsity", "metrics", "notes"),
-)
 
 
 def check_format(model: Model, to: str) -> None:

@@ -18,6 +18,7 @@ from capcli.exporting import agreement
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predict import Run
+from capcli.records.exported import Gives, RunFacts, Speed, Vocabulary
 
 SLICED_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 
@@ -58,9 +59,9 @@ class Export:
     known: Texts
     texts: list[agreement.Text]
     texts_of: str
-    words: dict[str, Any] | None
+    words: Vocabulary | None
     own_dtype: str
-    history: dict[str, Any]
+    history: RunFacts | None
 
     @property
     def length(self) -> int:
@@ -147,11 +148,10 @@ def event_of(when: str) -> Callable[..., Event]:
     return event
 
 
-def what_it_gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
+def what_it_gives(opened: Opened, dense_bytes: int, speed: Speed | None) -> Gives:
     """How many times smaller, lighter in memory and, where it was measured, faster; 1.0 is as dense."""
-    dense = size["dense_bytes"]
-    return {
-        "smaller_file": dense / size["weights_bytes"],
-        "less_memory": dense / size["memory_bytes"],
-        "faster": {name: row["times"] for name, row in speed.items() if name.startswith("batch")} if speed else None,
-    }
+    return Gives(
+        smaller_file=dense_bytes / opened.file_bytes,
+        less_memory=dense_bytes / opened.memory_bytes,
+        faster={name: row.times for name, row in speed.batches.items() if row.times is not None} if speed else None,
+    )

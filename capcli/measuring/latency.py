@@ -13,11 +13,12 @@ import torch
 from capcli.models import predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
+from capcli.records.parts import Latency, interval
 
 LATENCY_RUNS = 30
 
 
-def latency(model: Model, on: Compute, batch: int, length: int) -> dict[str, Any]:
+def latency(model: Model, on: Compute, batch: int, length: int) -> Latency:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile.
 
     confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
@@ -33,18 +34,18 @@ def latency(model: Model, on: Compute, batch: int, length: int) -> dict[str, Any
                 torch.cuda.synchronize(on.device)
             seconds.append(time.perf_counter() - began)
     times = sorted(1000 * value for value in seconds[3:])
-    return {
-        "median_ms": statistics.median(times),
-        "p10_ms": times[len(times) // 10],
-        "p90_ms": times[len(times) * 9 // 10],
-        "confidence_95": median_interval(times),
-        "batch": batch,
-        "length": length,
-        "threads": torch.get_num_threads(),
-        "device": on.device.type,
-        "hardware": on.name,
-        "precision": on.precision,
-    }
+    return Latency(
+        median_ms=statistics.median(times),
+        p10_ms=times[len(times) // 10],
+        p90_ms=times[len(times) * 9 // 10],
+        confidence_95=interval(median_interval(times)),
+        batch=batch,
+        length=length,
+        threads=torch.get_num_threads(),
+        device=on.device.type,
+        hardware=on.name,
+        precision=on.precision,
+    )
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> list[float]:

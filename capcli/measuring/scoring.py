@@ -22,6 +22,7 @@ from capcli.models import predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predict import Progress
+from capcli.records.parts import Scores, intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,13 @@ class Measured:
         return {CALIBRATION: metrics.calibration_error(self.truth, self.outputs)} if known else {}
 
     @property
-    def table(self) -> dict[str, Any]:
+    def table(self) -> Scores:
         """What the result of `cap eval` says of it."""
-        return {
-            "metrics": self.metrics | self.calibration,
-            "confidence_95": self.confidence_95,
-            "n_examples": self.n_examples,
-        }
+        return Scores(
+            metrics=self.metrics | self.calibration,
+            confidence_95=intervals(self.confidence_95),
+            n_examples=self.n_examples,
+        )
 
 
 def measure(

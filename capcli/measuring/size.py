@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from capcli.artifact import reader
 from capcli.models import artifact
 from capcli.models.model import WEIGHTS_FILE, Model
+from capcli.records.parts import ModelSize, ModelSparsity
 
 
-def size_and_sparsity(model: Model, source: str) -> dict[str, Any]:
-    """What is not there or zero in the network as loaded, of what was before it was sliced; and bytes on disk."""
-    weights = Path(source) / WEIGHTS_FILE
+def sparsity(model: Model) -> ModelSparsity:
+    """What is not there or zero in the network as loaded, of what was before it was sliced."""
     n, total = model.before_slicing.prunable, model.before_slicing.total
     removed = n - model.nonzero()
-    size: dict[str, Any] = {"dense_bytes": 4 * total, "weights_bytes": 4 * total}
-    if weights.is_file():
-        size |= {
-            "artifact_bytes": sum(path.stat().st_size for path in artifact.artifact_files(Path(source))),
-            "weights_bytes": weights.stat().st_size,
-            "codings": codings(weights),
-        }
-    return {"sparsity": {"achieved": removed / n, "whole_model": removed / total}, "size": size}
+    return ModelSparsity(achieved=removed / n, whole_model=removed / total)
+
+
+def size(model: Model, source: str) -> ModelSize:
+    """Bytes of the model dense, and on disk if it is a pruned one."""
+    weights, dense = Path(source) / WEIGHTS_FILE, 4 * model.before_slicing.total
+    if not weights.is_file():
+        return ModelSize(dense_bytes=dense, weights_bytes=dense)
+    return ModelSize(
+        dense_bytes=dense,
+        weights_bytes=weights.stat().st_size,
+        artifact_bytes=sum(path.stat().st_size for path in artifact.artifact_files(Path(source))),
+        codings=codings(weights),
+    )
 
 
 def codings(weights: Path) -> dict[str, int]:

@@ -20,6 +20,8 @@ from capcli.models import loading
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.pruning.pruner import planned
+from capcli.records.parts import intervals
+from capcli.records.pruned import SplitScores
 from capcli.reporting.text import counted
 from capcli.stages import Bound, RunFolder
 from capcli.stored import read_json
@@ -199,13 +201,19 @@ def found_stage(setup: Setup, of: dict[str, Any]) -> Generator[Event, None, dict
     return stage
 
 
-def measure_splits(setup: Setup, model: Model, event: Callable[..., Event]) -> Generator[Event, None, dict[str, Any]]:
+def measure_splits(
+    setup: Setup, model: Model, event: Callable[..., Event]
+) -> Generator[Event, None, dict[str, SplitScores]]:
     """Metrics of every evaluation split by name, and what the model answers where it answers all the same."""
     found = {}
     for name, examples in setup.evals.items():
         one = yield from told(scoring.measure(model, examples, setup.data.metrics, setup.on), event)
-        found[name] = {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
-        found[name]["constant"] = one.constant
+        found[name] = SplitScores(
+            metrics=one.metrics,
+            confidence_95=intervals(one.confidence_95),
+            n_examples=one.n_examples,
+            constant=one.constant,
+        )
     return found
 
 

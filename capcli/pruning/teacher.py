@@ -20,6 +20,8 @@ from capcli.pruning import banks, train
 from capcli.pruning.objective import Objective
 from capcli.pruning.phase import make_job
 from capcli.pruning.setup import Setup, found_stage, measure_splits, origin_of, stage_record
+from capcli.records.codec import from_json, to_json
+from capcli.records.pruned import SplitScores
 from capcli.stored import read_json
 
 
@@ -103,7 +105,7 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
         )
 
 
-def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, Any]]]:
+def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, SplitScores]]]:
     """Vectors and logits of the teacher on the training set (None when no loss needs them), and its metrics."""
     names, vectors, logits = setup.config.loss_names, None, None
     if "fic" in names or "kd" in names:
@@ -114,6 +116,8 @@ def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[A
         measured = yield from measure_splits(setup, teacher, setup.meter.stoppable("evaluate dense"))
         setup.run.check()
         with files.publish(folder) as staging:
-            files.write_json(staging / "metrics.json", measured)
+            files.write_json(staging / "metrics.json", to_json(measured))
             files.write_json(staging / stages.STAGE, {"of": of})
-    return vectors, logits, read_json(folder / "metrics.json")
+    path = folder / "metrics.json"
+    stored = read_json(path)
+    return vectors, logits, {name: from_json(SplitScores, one, str(path)) for name, one in stored.items()}

@@ -22,11 +22,10 @@ from capcli.events import Event, told
 from capcli.measuring import gates, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
-    about_data,
     load_for,
-    report_row,
     rows_of,
     same_place,
+    stored_baseline,
     with_model,
     with_report,
 )
@@ -34,14 +33,13 @@ from capcli.measuring.latency import latency
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, same_answer
-from capcli.measuring.size import size_and_sparsity
+from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.devices import Compute
 from capcli.models.model import Model, place
+from capcli.records.measured import EvalResult, Perturbed
+from capcli.records.parts import Latency
 from capcli.sources import hub
-from capcli.stored import mapping, read_json
-
-SCHEMA_VERSION = 1
 
 
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
@@ -55,7 +53,7 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
     return config
 
 
-def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
+def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     """Measure `config.model`; yields events and returns the result of `cap eval`."""
     on = devices.compute(config.hardware)
     yield Event(phase="load", note=f"loading {config.model}")
@@ -66,34 +64,38 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     primary, changed = next(iter(data.evals)), _changed(config, data)
     measured = yield from _measured(config, data, model, on, {**data.evals, **changed}, "evaluate")
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
-    result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": config.model,
-        "task": data.name,
-        "split": primary,
-        "primary": data.primary,
-        "labels": list(model.labels),
-        **about_data(config, data),
-        **ours[""].table,
-        "splits": {name: measured[name].table for name in data.evals},
-        "perturbed": {name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
-        "seed": config.seed,
-        "sparsity": None,
-        "size": {},
-        "notes": [*data.notes, *model.notes, *notes, *_said(measured, data)],
-    }
-    result |= size_and_sparsity(model, config.model)
+    sized, counted = size(model, config.model), sparsity(model)
     yield Event(phase="latency", note="measuring latency")
-    result["latency"] = latency(model, on, config.latency_batch, config.latency_length)
+    speed = latency(model, on, config.latency_batch, config.latency_length)
     found = yield from _compared(config, data, on, {"": data.evals[primary], **changed}, ours)
-    result["baseline"] = found.baseline
-    result["retention"] = retention(ours[""].metrics, (found.baseline or {}).get("metrics", {}))
-    result["differences"] = rows_of(found.differences)
-    result["agreement"] = found.agreement.value if found.agreement else None
-    result["notes"] += found.notes
-    result["gates"] = gates.check(config.gates, _evidence(data, ours, found, result))
-    result["passed"] = all(gate["passed"] for gate in result["gates"])
-    return dict(portable(result, config))
+    checked = gates.check(config.gates, _evidence(data, ours, found, sized.weights_bytes, speed))
+    scores = ours[""].table
+    result = EvalResult(
+        model=config.model,
+        task=data.name,
+        split=primary,
+        primary=data.primary,
+        labels=tuple(model.labels),
+        data=data.evals[primary].fingerprint,
+        max_length=config.source.longest,
+        metrics=scores.metrics,
+        confidence_95=scores.confidence_95,
+        n_examples=scores.n_examples,
+        splits={name: measured[name].table for name in data.evals},
+        perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
+        seed=config.seed,
+        sparsity=counted,
+        size=sized,
+        notes=(*data.notes, *model.notes, *notes, *_said(measured, data), *found.notes),
+        latency=speed,
+        baseline=found.baseline,
+        retention=retention(ours[""].metrics, found.baseline.metrics if found.baseline else {}),
+        differences=rows_of(found.differences),
+        agreement=found.agreement.value if found.agreement else None,
+        gates=checked,
+        passed=all(gate.passed for gate in checked),
+    )
+    return portable(result, config)
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -180,8 +182,7 @@ def _check_baseline(config: EvalConfig, data: TaskData) -> None:
     if not config.baseline:
         return
     if Path(config.baseline).is_file():
-        stored = mapping(read_json(Path(config.baseline)))
-        report_row(config, stored, data, len(next(iter(data.evals.values()))))
+        stored_baseline(config, data, len(next(iter(data.evals.values()))))
     else:
         loading.check_head(config.baseline, data.classes, data.kind, config.source.label_names)
 
@@ -196,18 +197,19 @@ def _said(measured: Mapping[str, Measured], data: TaskData) -> list[str]:
     return doubts + [same_answer("the model", name, one.constant) for name, one in measured.items() if one.constant]
 
 
-def _perturbed(ours: Measured, plain: Measured) -> dict[str, Any]:
+def _perturbed(ours: Measured, plain: Measured) -> Perturbed:
     """What the result says of changed texts, compared with the same texts as they are."""
     differences, _ = paired(ours, plain)
-    return {
-        **{name: value for name, value in ours.table.items() if name != "n_examples"},
-        "differences": rows_of(differences),
-        AGREEMENT: agreed(ours, plain).value,
-    }
+    return Perturbed(
+        metrics=ours.table.metrics,
+        confidence_95=ours.table.confidence_95,
+        differences=rows_of(differences),
+        agreement=agreed(ours, plain).value,
+    )
 
 
 def _evidence(
-    data: TaskData, ours: Mapping[str, Measured], found: Compared, result: Mapping[str, Any]
+    data: TaskData, ours: Mapping[str, Measured], found: Compared, weights_bytes: int | None, speed: Latency
 ) -> gates.Evidence:
     """What the gates look at; what is of changed texts is called METRIC@CHANGE."""
     values: dict[str, Estimate] = {}
@@ -218,17 +220,15 @@ def _evidence(
             values[AGREEMENT + change] = agreed(one, ours[""])
     if found.agreement:
         values[AGREEMENT] = found.agreement
-    baseline = found.baseline or {}
-    theirs = dict(baseline.get("metrics", {}))
-    for change, table in baseline.get("perturbed", {}).items():
-        theirs |= {f"{name}@{change}": value for name, value in table["metrics"].items()}
-    speed = result["latency"]
+    theirs = dict(found.baseline.metrics) if found.baseline else {}
+    for change, scores in found.baseline.perturbed.items() if found.baseline else ():
+        theirs |= {f"{name}@{change}": value for name, value in scores.metrics.items()}
     return gates.Evidence(
         primary=data.primary,
         metrics=values,
         baseline=theirs,
         differences=found.differences,
         ratios=found.ratios,
-        weights_bytes=result["size"].get("weights_bytes"),
-        latency_ms=noise.stored(speed["median_ms"], speed["confidence_95"]),
+        weights_bytes=weights_bytes,
+        latency_ms=noise.stored(speed.median_ms, speed.confidence_95),
     )

@@ -361,7 +361,7 @@ def test_a_model_and_its_report_differ_by_as_much_but_the_report_is_less_sure(
 
 def test_a_report_without_intervals_counts_as_exact_and_the_result_says_so(pruned: Path, tmp_path: Path) -> None:
     path = tmp_path / "published.json"
-    path.write_text('{"metrics": {"accuracy": 0.5, "other": 1, "macro_f1": null, "flag": true}}')
+    path.write_text('{"metrics": {"accuracy": 0.5, "other": 1, "macro_f1": null}, "flag": true}')
     found = evaluated(pruned, "--baseline", str(path))
     assert found["baseline"]["metrics"] == {"accuracy": 0.5, "other": 1.0}
     own = found["confidence_95"]["accuracy"]
@@ -381,11 +381,29 @@ def test_noise_excuses_a_fall_that_is_none(pruned: Path, worse: Path, tmp_path: 
     evaluated(worse, "--max-drop", "accuracy=0.005", "--baseline", str(pruned), "--confidence", "0.9", code=1)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"metrics": 3}', '{"metrics": {"pruned": []}}', '"x"'])
-def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "bad.json contains a list, not a JSON object"),
+        ('"x"', "bad.json contains a text, not a JSON object"),
+        ("{}", "bad.json contains no metrics"),
+        ('{"metrics": {"accuracy": null}}', "bad.json contains no metrics"),
+        ('{"metrics": 3}', "bad.json: metrics is the number 3, not a JSON object"),
+        ('{"metrics": {"accuracy": true}}', "bad.json: metrics.accuracy is true, not a number"),
+        ('{"metrics": {"pruned": []}}', "bad.json: metrics.pruned is a list, not a JSON object"),
+        (
+            '{"metrics": {"accuracy": 0.5}, "confidence_95": {"accuracy": [0.4]}}',
+            "bad.json: confidence_95.accuracy is a list, not a list of 2",
+        ),
+        ('{"schema_version": 2, "metrics": {"accuracy": 0.5}}', "bad.json has schema_version 2, this cap reads 1"),
+        ('{"schema_version": "1", "metrics": {}}', "bad.json: schema_version is a text, not a number from 1 on"),
+    ],
+)
+def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     result = invoke("eval", str(pruned), *FAST, "--baseline", str(tmp_path / "bad.json"))
-    assert result.exit_code == 2 and "contains no metrics" in result.stderr
+    assert result.exit_code == 2 and said in result.stderr
+    assert result.stderr.count("error: ") == result.stderr.count("hint: ") == 1 and "measuring" not in result.stderr
 
 
 def test_a_baseline_whose_labels_do_not_fit_is_refused_before_anything_is_measured(

@@ -26,6 +26,8 @@ from capcli.exporting import checks, onnx_model
 from capcli.models import artifact, loading, predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model
+from capcli.records.exported import Speed, Timed
+from capcli.records.pruned import Metrics, Report
 from capcli.reporting.card import eval_results
 from capcli.sources import hub
 
@@ -200,30 +202,38 @@ def test_the_base_model_is_what_the_run_knew(
         assert ("base_model_relation" in front) == bool(hub_id) and "license" not in front
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[]",
-        "null",
-        '"text"',
-        '{"metrics": null}',
-        '{"metrics": [1], "sparsity": 3, "notes": "x", "labels": 7, "losses": {}, "versions": [], "base_model": 5}',
-        '{"metrics": {"dense": null, "pruned": [], "n_examples": "x"}, "model": null, "task": [], "notes": null}',
-    ],
-)
+@pytest.mark.parametrize("content", ["{}", '{"metrics": {}, "status": "complete", "new": [1]}'])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_a_report_that_was_edited(in_32_bits: Path, tmp_path: Path, content: str, dtype: str) -> None:
+def test_a_report_that_says_little(in_32_bits: Path, tmp_path: Path, content: str, dtype: str) -> None:
     run = edited(in_32_bits, tmp_path / "run", "report.json", lambda _: json.loads(content))
     found = exported(run, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
     assert (found["metrics"] is None) == (dtype == "fp32")
-    assert "base_model" not in card_of(tmp_path / "out")[0]
+    assert "new" not in found["run"] and "base_model" not in card_of(tmp_path / "out")[0]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"run": null}', '{"run": {"metrics": 3, "command": [], "notes": {}}}'])
-def test_a_record_that_was_edited(made: Callable[..., Path], tmp_path: Path, content: str) -> None:
-    run = edited(made("soft", "sparse"), tmp_path / "run", "export.json", lambda _: json.loads(content))
-    exported(run, tmp_path / "out", "--to", "sparse")
-    assert "model-index" not in card_of(tmp_path / "out")[0]
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("report.json", "[]", "contains a list, not a JSON object"),
+        ("report.json", "null", "contains null, not a JSON object"),
+        ("report.json", '{"metrics": null}', "metrics is null, not a JSON object"),
+        ("report.json", '{"notes": "x"}', "notes is a text, not a list"),
+        ("report.json", '{"base_model": 5}', "base_model is the number 5, not a text"),
+        ("report.json", '{"sparsity": {"per_matrix": [{}, {"kept": 0.5}]}}', "sparsity.per_matrix[1].kept is the num"),
+        ("report.json", '{"schema_version": 2}', "has schema_version 2, this cap reads 1"),
+        ("export.json", "[]", "contains a list, not a JSON object"),
+        ("export.json", '{"run": 3}', "run is the number 3, not a JSON object"),
+        ("export.json", '{"run": {"metrics": 3}}', "run.metrics is the number 3, not a JSON object"),
+    ],
+)
+def test_a_record_of_other_types_is_named(
+    pruned: Path, made: Callable[..., Path], tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    source = pruned if name == "report.json" else made("soft", "sparse")
+    run = edited(source, tmp_path / "run", name, lambda _: json.loads(content))
+    found = refused(2, str(run), "--to", "sparse", "-o", str(tmp_path / "out"))
+    assert name in found and said in found and found.count("hint: ") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_report_that_is_no_json(pruned: Path, tmp_path: Path) -> None:
@@ -262,8 +272,8 @@ def test_dense_in_16_bits(in_32_bits: Path, tmp_path: Path, dtype: str, kind: to
 
 def test_results_for_the_hub() -> None:
     """One score of one benchmark in each file, as the hub reads them."""
-    found = {"metrics": {"split": "validation", "n_examples": 872, "pruned": {"accuracy": 0.5, "f1": float("nan")}}}
-    made = eval_results(found, "nyu-mll/glue", "sst2")
+    metrics = Metrics(split="validation", n_examples=872, pruned={"accuracy": 0.5, "f1": float("nan")})
+    made = eval_results(Report(metrics=metrics), "nyu-mll/glue", "sst2")
     assert list(made) == ["sst2-accuracy.yaml"]
     (row,) = yaml.safe_load(made["sst2-accuracy.yaml"])
     assert row["dataset"] == {"id": "nyu-mll/glue", "task_id": "sst2"}
@@ -728,8 +738,8 @@ def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytes
 
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports that do not take the time to measure latencies."""
-    row = {"before_ms": 1.0, "ms": 1.0, "times": 1.0, "runs": 1}
-    speed = {"batch_1": row, "batch_32": row, "length": 64, "threads": 1, "hardware": "none"}
+    row = Timed(before_ms=1.0, ms=1.0, times=1.0, runs=1)
+    speed = Speed(batch_1=row, batch_32=row, length=64, threads=1, hardware="none")
     monkeypatch.setattr(checks, "_speed", lambda job, opened: speed)
 
 
