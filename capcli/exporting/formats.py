@@ -13,9 +13,9 @@ from capcli import files
 from capcli.config.paths import shortened
 from capcli.errors import ModelError
 from capcli.events import Event
-from capcli.exporting import onnx_model, storage
+from capcli.exporting import onnx_model
 from capcli.exporting.job import Export, Opened, total_bytes
-from capcli.models import artifact, predict, stock, tokenizers
+from capcli.models import artifact, predict, stock, storage, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
 
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
@@ -40,8 +40,8 @@ def slice_model(model: Model) -> Model:
 def dense(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     """A stock Hugging Face folder: zeros stored, loads everywhere without capcli; no smaller and no faster."""
     yield Event(phase="export", overall=0.3, note="writing the dense model")
-    dtype = storage.DTYPES[job.config.dtype]
-    wanted = storage.stored(job.model, (), job.config.dtype)
+    dtype = storage.DTYPES[job.dtype]
+    wanted = storage.stored(job.model, (), job.dtype)
     tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}
     stock.save_dense(job.model, staging, tensors, dtype)
     found = stock.reload_dense(staging, job.model.kind)
@@ -55,7 +55,7 @@ def artefact(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     """Our own file: kept values and positions. From smaller layers, when the model was sliced."""
     config, pruned = job.config, list(job.model.prunable())
     yield Event(phase="export", overall=0.3, note="writing the weights")
-    wanted = storage.stored(job.model, pruned, config.dtype, config.embeddings, config.svd_rank)
+    wanted = storage.stored(job.model, pruned, job.dtype, config.embeddings, config.svd_rank)
     artifact.save_artifact(job.model, staging, pruned, _settings(job), wanted.tensors, wanted.quantised)
     opened = artifact.load_artifact(staging)
     storage.check(wanted, opened.net)
@@ -70,7 +70,7 @@ def _settings(job: Export) -> dict[str, Any]:
     if job.known.ours:
         now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
         kept["source"] = {**kept["source"], **now}
-    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings}
+    treatment = {"format": config.to, "dtype": job.dtype, "embeddings": config.embeddings}
     return {**kept, "export": {**treatment, "vocab": shortened(config.vocab)}}
 
 

@@ -98,6 +98,16 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
     )
 
 
+def dtype(source: str) -> str:
+    """The type of the weights in the file of a pruned model, where all have the same and it is no code; else fp32."""
+    if not is_artifact(source):
+        return "fp32"
+    names = {"F16": "fp16", "BF16": "bf16"}
+    entries = [entry for entry in reader.inspect(Path(source) / WEIGHTS_FILE) if entry.dtype in (*names, "F32")]
+    found = {"F32" if entry.quantised or entry.coding == "factors" else entry.dtype for entry in entries}
+    return names.get(found.pop(), "fp32") if len(found) == 1 else "fp32"
+
+
 def load_artifact(folder: Path) -> Model:
     """Load a pruned model; every tensor must be there, none left over, shapes and dtypes as the network has them.
 

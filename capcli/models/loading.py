@@ -93,7 +93,9 @@ def load_dense(
     if order is None and f"{name}.weight" not in info["missing_keys"]:
         redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
     reorder_rows(output, order)
-    return _made(net, tokenizer, names, kind, source, note + notes)
+    made = _made(net, tokenizer, names, kind, source, note + notes)
+    stored = sum(Path(path, name).stat().st_size for name in hub.weight_files(Path(path)))
+    return dataclasses.replace(made, stored_bytes=stored)
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:

@@ -44,7 +44,8 @@ class Slices:
 class Model:
     """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
 
-    The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much.
+    The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much. stored_bytes:
+    of the weight files that a dense model was read from.
     """
 
     net: Any
@@ -55,6 +56,7 @@ class Model:
     source: str
     notes: tuple[str, ...] = ()
     slices: Slices | None = None
+    stored_bytes: int | None = None
 
     @property
     def is_sliced(self) -> bool:

@@ -20,7 +20,7 @@ from capcli.data.kinds import KINDS
 from capcli.errors import RunFailed
 from capcli.events import Event
 from capcli.measuring import scoring, size
-from capcli.models import artifact, loading
+from capcli.models import artifact, loading, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
@@ -58,8 +58,11 @@ def write_artefact(
     settings = {"source": dataclasses.asdict(config.source), "holdout": config.holdout, "seed": config.seed}
     settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}
     run.clear_artefact(setup.run)
-    sizes = artifact.save_artifact(student, out, names, settings)
+    wide = storage.too_large(student, config.store)
+    wanted = storage.stored(student, names, config.store, wide=wide)
+    sizes = artifact.save_artifact(student, out, names, settings, wanted.tensors)
     reopened = place(artifact.load_artifact(out), setup.on)
+    storage.check(wanted, reopened.net)
     event = setup.meter.stoppable("evaluate pruned")
     pruned = yield from measure_splits(setup, reopened, event)
     for note in _same_answers("the pruned model", pruned):
@@ -69,10 +72,12 @@ def write_artefact(
         raise RunFailed(
             f"{out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: the file is not what was trained"
         )
+    found = _record(setup, state, dense, pruned)
     measured = replace(
-        _record(setup, state, dense, pruned),
+        found,
         sparsity=counted,
-        size=_size(out, sizes),
+        size=_size(student, out, sizes),
+        notes=(*found.notes, *[f"{', '.join(wide[:3])}: stored in 32 bits, too large for {config.store}"] * bool(wide)),
         base_model=loading.hub_id(student.source),
         files={
             path.name: FileFacts(bytes=path.stat().st_size, sha256=files.sha256(path))
@@ -112,9 +117,10 @@ def _sparsity(model: Model, out: Path, requested: float) -> Sparsity:
     )
 
 
-def _size(out: Path, sizes: Sizes) -> Size:
+def _size(student: Model, out: Path, sizes: Sizes) -> Size:
     return Size(
-        dense_bytes=sizes.dense_bytes,
+        dense_bytes=sum(tensor.nbytes for tensor in student.net.state_dict().values()),
+        given_bytes=student.stored_bytes,
         artifact_bytes=sum(path.stat().st_size for path in artifact.artifact_files(out)),
         weights_bytes=sizes.file_bytes,
         bound_bytes=round(sizes.bound_bytes),

@@ -47,9 +47,10 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Bytes of the pruned model, of the same tensors uncoded, and the information bound."""
+    """Bytes of the dense model in 32 bits and of the file that it came in, of the pruned model, and the bound."""
 
     dense_bytes: int | None = None
+    given_bytes: int | None = None
     artifact_bytes: int | None = None
     weights_bytes: int | None = None
     bound_bytes: int | None = None

@@ -19,6 +19,7 @@ from capcli.reporting.text import (
     NOT_MEASURED,
     byte_size,
     count,
+    dense_sizes,
     duration,
     interval,
     markdown,
@@ -27,7 +28,7 @@ from capcli.reporting.text import (
     percent,
     plain,
     significant,
-    times_smaller,
+    times_smaller_than,
 )
 from capcli.stored import finite, sequence
 
@@ -167,7 +168,6 @@ def _tiles(report: Report, rows: Sequence[MetricRow]) -> list[tuple[str, str, st
     """The key figures as (label, figure, what to compare it with)."""
     sparsity, size = report.sparsity, report.size
     first = rows[0] if rows else None
-    smaller = times_smaller(size.dense_bytes, size.artifact_bytes)
     name = first.name if first else "metric"
     kept = "" if sparsity.kept_weights is None else f"{count(sparsity.kept_weights)} kept, "
     return [
@@ -177,7 +177,7 @@ def _tiles(report: Report, rows: Sequence[MetricRow]) -> list[tuple[str, str, st
         (
             "pruned size",
             byte_size(size.artifact_bytes),
-            smaller or f"dense {byte_size(size.dense_bytes)}",
+            ", ".join(times_smaller_than(size)) or f"dense {dense_sizes(size)}",
         ),
         ("whole model", percent(sparsity.whole_model), "of all weights removed"),
         ("time", duration(report.timing.total_seconds), named(report.device, 60)),

@@ -17,6 +17,7 @@ from capcli.reporting.text import (
     byte_size,
     count,
     counted,
+    dense_sizes,
     duration,
     named,
     number,
@@ -24,6 +25,7 @@ from capcli.reporting.text import (
     plain,
     times_faster,
     times_smaller,
+    times_smaller_than,
 )
 from capcli.stored import finite
 
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 def prune_rows(report: Report, path: str | PurePath | None = None) -> list[Row]:
     """The facts of one pruning run, in reading order, as (label, text); the metrics are `prune_summary`'s table."""
     metrics, sparsity, size = report.metrics, report.sparsity, report.size
-    smaller = times_smaller(size.dense_bytes, size.artifact_bytes)
     kept = "" if sparsity.kept_weights is None else f" ({count(sparsity.kept_weights)} kept)"
     rows = [
         ("model", named(report.model)),
@@ -47,8 +48,8 @@ def prune_rows(report: Report, path: str | PurePath | None = None) -> list[Row]:
         ("measured on", f"{count(metrics.n_examples)} examples, {named(metrics.split, 60)}"),
         ("sparsity", f"{percent(sparsity.achieved)}{kept}, requested {percent(sparsity.requested)}"),
         ("whole model", percent(sparsity.whole_model)),
-        ("dense size", byte_size(size.dense_bytes)),
-        ("pruned size", byte_size(size.artifact_bytes) + (f", {smaller}" if smaller else "")),
+        ("dense size", dense_sizes(size)),
+        ("pruned size", ", ".join([byte_size(size.artifact_bytes), *times_smaller_than(size)])),
         ("time", duration(report.timing.total_seconds)),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]

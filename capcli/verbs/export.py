@@ -27,12 +27,12 @@ from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
-from capcli.exporting import agreement, onnx_model, storage
+from capcli.exporting import agreement, onnx_model
 from capcli.exporting.checks import checked
 from capcli.exporting.formats import FORMATS, check_format, slice_model
 from capcli.exporting.job import SLICED_FORMATS, Export, Texts, check_free, total_bytes
 from capcli.measuring import scoring
-from capcli.models import artifact, devices, legacy, tokenizers, vocabulary
+from capcli.models import artifact, devices, legacy, storage, tokenizers, vocabulary
 from capcli.models.model import Model
 from capcli.records.codec import from_json, read, to_json
 from capcli.records.exported import (
@@ -108,6 +108,7 @@ def _job(config: ExportConfig) -> Generator[Event, None, Export]:
         texts=agreement.texts(splits.subset(split, config.samples, seed=0)),
         texts_of=f"{split.name} of {known.data.name}",
         words=words,
+        own_dtype=artifact.dtype(config.model),
         history=_history(Path(config.model)),
     )
 
@@ -213,7 +214,7 @@ def _planned(job: Export, name: str, model: Model) -> FormatPlan:
         check_format(model, name)
     except CapError as error:
         return FormatPlan(format=name, refused=error.message)
-    dtype = config.dtype if name in ARTEFACT_FORMATS or (name == "dense" and config.dtype != "int8") else "fp32"
+    dtype = job.dtype_for(name)
     size = memory = total_bytes(model.net, storage.DTYPES[dtype].itemsize)
     if name in ARTEFACT_FORMATS:
         pruned = list(model.prunable())
@@ -238,7 +239,7 @@ def _record(job: Export, measured: Measurements) -> ExportRecord:
         out=shortened(str(config.out_folder)),
         command=command_line(sys.argv[1:]),
         versions=machine.versions(),
-        dtype=config.dtype,
+        dtype=job.dtype,
         embeddings=config.embeddings,
         int8=config.int8,
         vocab=config.vocab,
@@ -310,7 +311,7 @@ def _metrics(job: Export, record: ExportRecord, of_run: Metrics) -> Metrics:
 def _treatment(job: Export) -> str:
     """The options that made this folder, in words."""
     config = job.config
-    parts = [f"cap export --to {config.to}", f"--dtype {config.dtype}"]
+    parts = [f"cap export --to {config.to}", f"--dtype {job.dtype}"]
     parts += [f"--embeddings {config.embeddings}"] * (config.embeddings != "keep") + ["--int8"] * config.int8
     parts += [f"--vocab {config.vocab}"] if config.vocab else []
     return f"Exported with {' '.join(parts)}."

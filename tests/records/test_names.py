@@ -48,7 +48,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             "--json",
         ),
         "export": ("export", str(run), "--to", "sparse", "-o", str(home / "a"), *on),
-        "export-task": ("export", str(run), "--dtype", "fp16", "--vocab", "task", "-o", str(home / "b"), *on),
+        "export-task": ("export", str(run), "--dtype", "bf16", "--vocab", "task", "-o", str(home / "b"), *on),
         "export-sliced": ("export", str(sliced), "--to", "sliced", "-o", str(home / "c"), *on),
         "export-again": ("export", str(home / "a"), "--to", "sparse", "-o", str(home / "d"), *on),
         "export-plan": ("export", str(run), "--plan", "-o", str(home / "e"), *on),

@@ -42,6 +42,13 @@ def structured(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def in_32_bits(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("in-32-bits") / "out"
+    tiny.prune(out, store="fp32")
+    return out
+
+
+@pytest.fixture(scope="module")
 def runs(pruned: Path, structured: Path) -> dict[str, Path]:
     return {"soft": pruned, "heads": structured}
 
@@ -163,8 +170,8 @@ def test_the_card_says_whose_metrics_it_shows(pruned: Path, tmp_path: Path, made
     assert SAME_ANSWERS in card_of(tmp_path / "exact")[1]
 
 
-def test_some_examples_are_not_compared_with_all(pruned: Path, tmp_path: Path) -> None:
-    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", "fp16", "--max-eval-samples", "5")
+def test_some_examples_are_not_compared_with_all(in_32_bits: Path, tmp_path: Path) -> None:
+    found = exported(in_32_bits, tmp_path / "out", "--to", "sparse", "--dtype", "fp16", "--max-eval-samples", "5")
     assert found["metrics"]["n_examples"] == 5 and set(found["metrics"]["before"]) == set(found["metrics"]["after"])
     _, text = card_of(tmp_path / "out")
     assert "Examples: 5, split:" in text and "the rest keeps" not in text
@@ -197,8 +204,8 @@ def test_the_base_model_is_what_the_run_knew(
 
 @pytest.mark.parametrize("content", ["{}", '{"metrics": {}, "status": "complete", "new": [1]}'])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_a_report_that_says_little(pruned: Path, tmp_path: Path, content: str, dtype: str) -> None:
-    run = edited(pruned, tmp_path / "run", "report.json", lambda _: json.loads(content))
+def test_a_report_that_says_little(in_32_bits: Path, tmp_path: Path, content: str, dtype: str) -> None:
+    run = edited(in_32_bits, tmp_path / "run", "report.json", lambda _: json.loads(content))
     found = exported(run, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
     assert (found["metrics"] is None) == (dtype == "fp32")
     assert "new" not in found["run"] and "base_model" not in card_of(tmp_path / "out")[0]
@@ -249,12 +256,12 @@ def test_same_command_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_dense_in_16_bits(pruned: Path, tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
+def test_dense_in_16_bits(in_32_bits: Path, tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    found = exported(pruned, tmp_path / "out", "--dtype", dtype)
+    found = exported(in_32_bits, tmp_path / "out", "--dtype", dtype)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto")
-    ours = dict(capcli.load(pruned).named_parameters())
+    ours = dict(capcli.load(in_32_bits).named_parameters())
     for name, parameter in stock.named_parameters():
         assert parameter.dtype == kind
         assert torch.equal(parameter, ours[name].to(kind)), name
@@ -282,11 +289,11 @@ def test_sparse_as_it_is_changes_nothing(pruned: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
-def test_types_of_sparse_values(pruned: Path, tmp_path: Path, dtype: str) -> None:
+def test_types_of_sparse_values(in_32_bits: Path, tmp_path: Path, dtype: str) -> None:
     """16 bits are a cast; 8 bits are half a step away at most; no zero becomes anything else."""
-    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
-    before, after = (dict(capcli.load(folder).state_dict()) for folder in (pruned, tmp_path / "out"))
-    pruned_names = [e.name for e in reader.inspect(pruned / WEIGHTS) if e.kept is not None]
+    found = exported(in_32_bits, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
+    before, after = (dict(capcli.load(folder).state_dict()) for folder in (in_32_bits, tmp_path / "out"))
+    pruned_names = [e.name for e in reader.inspect(in_32_bits / WEIGHTS) if e.kept is not None]
     for name, tensor in before.items():
         if not tensor.is_floating_point():
             continue
@@ -298,14 +305,14 @@ def test_types_of_sparse_values(pruned: Path, tmp_path: Path, dtype: str) -> Non
             assert torch.equal(after[name], tensor.to(kind).float()), name
         assert not bool(after[name][tensor == 0].any()), name
     assert found["check"]["nonzero_weights"]["after"] <= found["check"]["nonzero_weights"]["before"]
-    assert (tmp_path / "out" / WEIGHTS).stat().st_size < (pruned / WEIGHTS).stat().st_size
+    assert (tmp_path / "out" / WEIGHTS).stat().st_size < (in_32_bits / WEIGHTS).stat().st_size
     assert found["metrics"]["n_examples"] == 48
 
 
 @pytest.mark.parametrize(("embeddings", "error"), [("fp16", 1e-3), ("int8", 5e-3), ("svd:8", 1.0)])
-def test_treatment_of_the_embeddings(pruned: Path, tmp_path: Path, embeddings: str, error: float) -> None:
-    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--embeddings", embeddings)
-    before, after = (dict(capcli.load(folder).state_dict()) for folder in (pruned, tmp_path / "out"))
+def test_treatment_of_the_embeddings(in_32_bits: Path, tmp_path: Path, embeddings: str, error: float) -> None:
+    found = exported(in_32_bits, tmp_path / "out", "--to", "sparse", "--embeddings", embeddings)
+    before, after = (dict(capcli.load(folder).state_dict()) for folder in (in_32_bits, tmp_path / "out"))
     for name in before:
         if name != EMBEDDINGS:
             assert torch.equal(before[name], after[name]), name
