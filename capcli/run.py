@@ -18,6 +18,7 @@ from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, FileError, Stopped
 from capcli.events import StopFlag
+from capcli.reporting.text import first_few
 from capcli.sources.checkpoint import TOKENIZER_FILES
 from capcli.stages import (
     ANEW,
@@ -29,7 +30,6 @@ from capcli.stages import (
     RunFolder,
     another_run,
     identity_of,
-    listed_names,
     remove_dependent,
     stages_of,
 )
@@ -97,7 +97,7 @@ def check_inputs(out: Path, bound: Bound, record: Mapping[str, Any]) -> list[str
     ours = bound.fingerprints
     if changed := [name for name in {**ours, **stored} if ours.get(name) != stored.get(name)]:
         raise ConfigError(
-            f"the inputs of the run in {out} have changed: {listed_names(changed)}",
+            f"the inputs of the run in {out} have changed: {first_few(changed, 4)}",
             "restore them, choose another folder with -o, or start over with --overwrite",
         )
     before = record.get("versions")

@@ -20,6 +20,7 @@ from capcli.reporting.text import (
     byte_size,
     counted,
     duration,
+    first_few,
     interval,
     markdown,
     milliseconds,
@@ -358,6 +359,13 @@ def test_numbers_are_rounded_and_sizes_rounded_up() -> None:
     assert [times_faster(x) for x in (2.91, 1.04, 0.5)] == ["2.9× faster", "as fast", "2.0× slower"]
     for what in (milliseconds, times_faster, number, percent, duration):
         assert what(None) == what(float("nan")) == "not measured"
+
+
+def test_the_first_few_names_say_how_many_more_there_are() -> None:
+    assert first_few([]) == "" and first_few(["a", "b"], 2) == "a, b"
+    assert first_few(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert first_few([str(n) for n in range(1234)], 1, "; ") == "0 and 1,233 more"
+    assert first_few(["a\x1b", "b", "c"], 2, "; ") == "'a\\x1b'; b and 1 more"
 
 
 # ----------------------------------------------------------------------------------------------------------- plain text
