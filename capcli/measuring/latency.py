@@ -1,65 +1,212 @@
-"""How long a forward pass takes."""
+"""How long answers take: to inputs of a fixed size, to the evaluation texts one by one, and to batches of them.
+
+Everything here takes several systems and times them in turn, so that their figures can be compared.
+"""
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from capcli import machine
+from capcli.data.batches import Examples, collate
+from capcli.measuring.timing import Call, in_turn, median_interval
 from capcli.models import predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
+from capcli.models.predict import Progress, Run
 
-LATENCY_RUNS = 30
+BATCH, LENGTH = 1, 128  # of the inputs of fixed size, where the user chooses nothing else
+ROUNDS, LEAST_ROUNDS, WARM_UP = 30, 6, 3  # a median of fewer than 6 has no interval
+TEXTS = 200  # that are timed one by one
+TEXTS_AT_ONCE, BATCHES = 32, 16
+SECONDS = 5.0  # of each of the three measurements, for each system
+
+Rows = NDArray[np.int64]
 
 
-def latency(model: Model, on: Compute, batch: int, length: int) -> dict[str, Any]:
-    """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile.
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Something that answers: a model with what runs it, and what it is asked.
 
-    confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
+    inputs: of the fixed size, see `full_inputs`. examples: the evaluation texts as it reads them; None where only the
+    fixed size is timed. device: where its inputs are made. conditions: what its times depend on, as the results say:
+    runtime, threads, processor, device, hardware, precision.
     """
-    length = longest_input(model, length)
-    inputs = {name: tensor.to(on.device) for name, tensor in full_inputs(model.tokenizer, batch, length).items()}
-    seconds = []
-    with torch.inference_mode(), on.autocast():
-        for _ in range(LATENCY_RUNS + 3):
-            began = time.perf_counter()
-            predict.forward(model, inputs)
-            if on.device.type == "cuda":
-                torch.cuda.synchronize(on.device)
-            seconds.append(time.perf_counter() - began)
-    times = sorted(1000 * value for value in seconds[3:])
-    return {
-        "median_ms": statistics.median(times),
-        "p10_ms": times[len(times) // 10],
-        "p90_ms": times[len(times) * 9 // 10],
-        "confidence_95": median_interval(times),
-        "batch": batch,
-        "length": length,
-        "threads": torch.get_num_threads(),
-        "device": on.device.type,
-        "hardware": on.name,
-        "precision": on.precision,
-    }
+
+    run: Run
+    inputs: Mapping[str, Tensor]
+    device: torch.device
+    conditions: Mapping[str, Any]
+    examples: Examples | None = None
 
 
-def median_interval(values: Sequence[float], level: float = 0.95) -> list[float]:
-    """Interval of the median, from one value to another of those that ascend, whatever their distribution.
-
-    The number of values below the median is binomial (David and Nagaraja 2003, section 7.1). Of too few values: NaN.
-    """
-    from scipy.stats import binom
-
-    n = len(values)
-    first = int(binom.ppf((1 - level) / 2, n, 0.5))
-    return [values[first - 1], values[n - first]] if first else [math.nan] * 2
+def of_model(
+    model: Model, on: Compute, examples: Examples | None = None, *, batch: int = BATCH, length: int = LENGTH
+) -> System:
+    """A model on its device, run by torch; its inputs of fixed size are shorter where it cannot read as many tokens."""
+    inputs = full_inputs(model.tokenizer, batch, longest_input(model, length))
+    return System(
+        run=predict.running(model, on),
+        inputs={name: tensor.to(on.device) for name, tensor in inputs.items()},
+        device=on.device,
+        conditions={
+            "runtime": "torch",
+            "threads": torch.get_num_threads(),
+            "processor": machine.processor(),
+            "device": on.device.type,
+            "hardware": on.name,
+            "precision": on.precision,
+        },
+        examples=examples,
+    )
 
 
 def full_inputs(tokenizer: Any, batch: int, length: int) -> Any:
-    """`batch` inputs of `length` tokens each, as latency is measured on."""
+    """`batch` inputs of `length` tokens each."""
     text = "a " * length  # each word is a token at least
     return tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
+
+
+def asking(run: Run, inputs: Mapping[str, Tensor]) -> Call:
+    """A call that returns when the answer is there."""
+    return lambda: run(inputs)[0].cpu()
+
+
+def measured(systems: Mapping[str, System], seed: int = 1) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+    """What the results say of the latency of each system, all measured in turn; yields how much is done, of how much.
+
+    Times in milliseconds of `fixed`, and under `own_lengths` and `throughput` those of `by_text` and `by_batch`.
+    """
+    parts = []
+    for place, work in enumerate((fixed(systems), by_text(systems, seed), by_batch(systems, seed))):
+        parts.append((yield from _third(work, place)))
+    size, texts, batches = parts
+    return {name: {**size[name], "own_lengths": texts[name], "throughput": batches[name]} for name in systems}
+
+
+def _third(
+    work: Generator[Progress, None, dict[str, dict[str, Any]]], place: int
+) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+    """The first, second or last third of the whole work, in per mille."""
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as stop:
+            found: dict[str, dict[str, Any]] = stop.value
+            return found
+        yield round(1000 * (place + done / total)), 3000
+
+
+def fixed(systems: Mapping[str, System]) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+    """Median, 10th and 90th percentile of a forward pass over the inputs of fixed size, and all conditions.
+
+    confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
+    """
+    calls = [asking(one.run, one.inputs) for one in systems.values()]
+    rounds = in_turn([calls] * ROUNDS, seconds=SECONDS * len(calls), least=LEAST_ROUNDS, warm_up=WARM_UP)
+    times = yield from rounds
+    return {name: {**_spread(ms), **_conditions(systems[name])} for name, ms in _by_system(systems, times).items()}
+
+
+def _spread(ms: list[float]) -> dict[str, Any]:
+    ascending = sorted(ms)
+    return {
+        "median_ms": statistics.median(ascending),
+        "p10_ms": ascending[len(ascending) // 10],
+        "p90_ms": ascending[len(ascending) * 9 // 10],
+        "confidence_95": median_interval(ascending),
+    }
+
+
+def _conditions(system: System) -> dict[str, Any]:
+    batch, length = system.inputs["input_ids"].shape
+    return {"batch": batch, "length": length, **system.conditions}
+
+
+def by_text(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+    """Median and 95th percentile over evaluation texts at their own lengths, one at a time and without padding.
+
+    texts: how many; of questions, windows of their contexts. median_tokens: of a text.
+    """
+    chosen = _chosen(systems, min(TEXTS, _fewest(systems)), seed)
+    asked = {name: [rows[at : at + 1] for at in range(len(rows))] for name, rows in chosen.items()}
+    times = yield from _asked(systems, asked)
+    found = {}
+    for name, ms in _by_system(systems, times).items():
+        lengths = _examples(systems[name]).lengths[chosen[name][: len(ms)]]
+        found[name] = {
+            "median_ms": statistics.median(ms),
+            "p95_ms": float(np.percentile(ms, 95)),
+            "texts": len(ms),
+            "median_tokens": float(np.median(lengths)),
+        }
+    return found
+
+
+def by_batch(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+    """Texts per second in batches of like lengths, padded to the longest of each; batch: how many texts it holds."""
+    n = min(TEXTS_AT_ONCE * BATCHES, _fewest(systems))
+    chosen = _chosen(systems, n - n % TEXTS_AT_ONCE or n, seed)  # whole batches, where there is one
+    asked = {name: _batches(_examples(systems[name]), rows, seed) for name, rows in chosen.items()}
+    times = yield from _asked(systems, asked)
+    found = {}
+    for name, ms in _by_system(systems, times).items():
+        texts = sum(map(len, asked[name][: len(ms)]))
+        rate = 1000 * texts / sum(ms)
+        found[name] = {"texts_per_second": rate, "batch": len(asked[name][0]), "texts": texts}
+    return found
+
+
+def _asked(
+    systems: Mapping[str, System], asked: Mapping[str, list[Rows]]
+) -> Generator[Progress, None, list[list[float]]]:
+    """Seconds of each system for each of its batches; a round is the batch at one place in the list of every system."""
+    calls = [
+        [asking(one.run, collate(_examples(one), rows, one.device).inputs) for rows in asked[name]]
+        for name, one in systems.items()
+    ]
+    rounds = list(zip(*calls, strict=True))
+    return (yield from in_turn(rounds, seconds=SECONDS * len(systems)))
+
+
+def _by_system(systems: Iterable[str], times: list[list[float]]) -> dict[str, list[float]]:
+    """The milliseconds of each system, from the seconds of all rounds."""
+    return {name: [1000 * row[place] for row in times] for place, name in enumerate(systems)}
+
+
+def _examples(system: System) -> Examples:
+    assert system.examples is not None, "the texts of a system that is timed on them"
+    return system.examples
+
+
+def _fewest(systems: Mapping[str, System]) -> int:
+    """How many texts every system has."""
+    return min(len(_examples(one)) for one in systems.values())
+
+
+def _chosen(systems: Mapping[str, System], n: int, seed: int) -> dict[str, Rows]:
+    """Rows of `n` texts at even distances, the same for systems that read equally many.
+
+    In an order drawn by `seed`: the first of them, if the time ends there, are a sample too.
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    return {
+        name: np.linspace(0, len(_examples(one)) - 1, n).round().astype(np.int64)[order]
+        for name, one in systems.items()
+    }
+
+
+def _batches(examples: Examples, rows: Rows, seed: int) -> list[Rows]:
+    """The rows in batches of like lengths, in an order drawn by `seed`."""
+    rows = np.sort(rows)
+    rows = rows[np.argsort(examples.lengths[rows], kind="stable")]
+    found = [rows[at : at + TEXTS_AT_ONCE] for at in range(0, len(rows), TEXTS_AT_ONCE)]
+    return [found[place] for place in np.random.default_rng(seed).permutation(len(found))]

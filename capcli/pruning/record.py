@@ -18,14 +18,14 @@ from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
 from capcli.data.kinds import KINDS
 from capcli.errors import RunFailed
-from capcli.events import Event
-from capcli.measuring import scoring, size
+from capcli.events import Event, told
+from capcli.measuring import latency, scoring, size
 from capcli.models import artifact, loading
 from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
-from capcli.pruning.teacher import other_steps
+from capcli.pruning.teacher import other_steps, teacher_again
 from capcli.pruning.train import Progress
 from capcli.reporting import documents
 from capcli.reporting.card import render_card
@@ -55,7 +55,8 @@ def write_artefact(
         raise RunFailed(
             f"{out} keeps {counted['kept_weights']:,} weights, the masks {kept:,}: the file is not what was trained"
         )
-    record = _record(setup, state, dense, pruned) | {"sparsity": counted, "size": _size(out, sizes)}
+    found = yield from _latency(setup, student, reopened)
+    record = _record(setup, state, dense, pruned) | {"sparsity": counted, "size": _size(out, sizes), "latency": found}
     record["base_model"] = loading.hub_id(student.source)
     record["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in artifact.artifact_files(out)
@@ -66,8 +67,17 @@ def write_artefact(
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
     files.write_json(out / stages.REPORT, record)
-    yield setup.meter.of("evaluate pruned")(done=1, total=1, note=f"complete: {out}")
+    yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
     return record
+
+
+def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, dict[str, Any]]:
+    """The latency of the dense and of the pruned model, measured in turn on the first evaluation split."""
+    yield setup.meter.of("latency")(note="measuring latency, dense and pruned in turn")
+    examples = next(iter(setup.evals.values()))
+    models = {"dense": teacher_again(setup, student), "pruned": pruned}
+    systems = {name: latency.of_model(one, setup.on, examples) for name, one in models.items()}
+    return (yield from told(latency.measured(systems, setup.config.seed), setup.meter.stoppable("latency")))
 
 
 def _sparsity(model: Model, out: Path, requested: float) -> dict[str, Any]:
