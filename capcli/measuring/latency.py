@@ -26,10 +26,12 @@ from capcli.models.predict import Progress, Run
 BATCH, LENGTH = 1, 128  # of the inputs of fixed size, where the user chooses nothing else
 ROUNDS, LEAST_ROUNDS, WARM_UP = 30, 6, 3  # a median of fewer than 6 has no interval
 TEXTS = 200  # that are timed one by one
-TEXTS_AT_ONCE, BATCHES = 32, 16
-SECONDS = 5.0  # of each of the three measurements, for each system
+TEXTS_AT_ONCE, BATCHES = 32, 8
+FIXED_SECONDS, TEXT_SECONDS = 4.0, 3.0  # at most, for each system; the texts take this twice
 
 Rows = NDArray[np.int64]
+Figures = dict[str, Any]
+"""What the results say of one system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,43 +82,44 @@ def asking(run: Run, inputs: Mapping[str, Tensor]) -> Call:
     return lambda: run(inputs)[0].cpu()
 
 
-def measured(systems: Mapping[str, System], seed: int = 1) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
-    """What the results say of the latency of each system, all measured in turn; yields how much is done, of how much.
+def measured(systems: Mapping[str, System], seed: int = 1) -> Generator[Progress, None, dict[str, Figures]]:
+    """What the results say of the latency of each system, all measured in turn; yields rounds done, of how many.
 
-    Times in milliseconds of `fixed`, and under `own_lengths` and `throughput` those of `by_text` and `by_batch`.
+    The figures of `fixed`, and under `own_lengths` and `throughput` those of `by_text` and `by_batch`.
     """
-    parts = []
-    for place, work in enumerate((fixed(systems), by_text(systems, seed), by_batch(systems, seed))):
-        parts.append((yield from _third(work, place)))
-    size, texts, batches = parts
+    n_texts, n_batches = _n_texts(systems), -(-_n_in_batches(systems) // TEXTS_AT_ONCE)
+    total = ROUNDS + n_texts + n_batches
+    size = yield from _from(0, total, fixed(systems))
+    texts = yield from _from(ROUNDS, total, by_text(systems, seed))
+    batches = yield from _from(ROUNDS + n_texts, total, by_batch(systems, seed))
     return {name: {**size[name], "own_lengths": texts[name], "throughput": batches[name]} for name in systems}
 
 
-def _third(
-    work: Generator[Progress, None, dict[str, dict[str, Any]]], place: int
-) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
-    """The first, second or last third of the whole work, in per mille."""
+def _from(
+    before: int, total: int, work: Generator[Progress, None, dict[str, Figures]]
+) -> Generator[Progress, None, dict[str, Figures]]:
+    """Work whose progress begins where other work ended."""
     while True:
         try:
-            done, total = next(work)
+            done, _ = next(work)
         except StopIteration as stop:
-            found: dict[str, dict[str, Any]] = stop.value
+            found: dict[str, Figures] = stop.value
             return found
-        yield round(1000 * (place + done / total)), 3000
+        yield before + done, total
 
 
-def fixed(systems: Mapping[str, System]) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+def fixed(systems: Mapping[str, System]) -> Generator[Progress, None, dict[str, Figures]]:
     """Median, 10th and 90th percentile of a forward pass over the inputs of fixed size, and all conditions.
 
     confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
     """
     calls = [asking(one.run, one.inputs) for one in systems.values()]
-    rounds = in_turn([calls] * ROUNDS, seconds=SECONDS * len(calls), least=LEAST_ROUNDS, warm_up=WARM_UP)
+    rounds = in_turn([calls] * ROUNDS, seconds=FIXED_SECONDS * len(calls), least=LEAST_ROUNDS, warm_up=WARM_UP)
     times = yield from rounds
     return {name: {**_spread(ms), **_conditions(systems[name])} for name, ms in _by_system(systems, times).items()}
 
 
-def _spread(ms: list[float]) -> dict[str, Any]:
+def _spread(ms: list[float]) -> Figures:
     ascending = sorted(ms)
     return {
         "median_ms": statistics.median(ascending),
@@ -126,17 +129,17 @@ def _spread(ms: list[float]) -> dict[str, Any]:
     }
 
 
-def _conditions(system: System) -> dict[str, Any]:
+def _conditions(system: System) -> Figures:
     batch, length = system.inputs["input_ids"].shape
     return {"batch": batch, "length": length, **system.conditions}
 
 
-def by_text(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+def by_text(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, Figures]]:
     """Median and 95th percentile over evaluation texts at their own lengths, one at a time and without padding.
 
     texts: how many; of questions, windows of their contexts. median_tokens: of a text.
     """
-    chosen = _chosen(systems, min(TEXTS, _fewest(systems)), seed)
+    chosen = sampled(systems, _n_texts(systems), seed)
     asked = {name: [rows[at : at + 1] for at in range(len(rows))] for name, rows in chosen.items()}
     times = yield from _asked(systems, asked)
     found = {}
@@ -146,15 +149,14 @@ def by_text(systems: Mapping[str, System], seed: int) -> Generator[Progress, Non
             "median_ms": statistics.median(ms),
             "p95_ms": float(np.percentile(ms, 95)),
             "texts": len(ms),
-            "median_tokens": float(np.median(lengths)),
+            "median_tokens": int(np.median(lengths)),
         }
     return found
 
 
-def by_batch(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, dict[str, Any]]]:
+def by_batch(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, Figures]]:
     """Texts per second in batches of like lengths, padded to the longest of each; batch: how many texts it holds."""
-    n = min(TEXTS_AT_ONCE * BATCHES, _fewest(systems))
-    chosen = _chosen(systems, n - n % TEXTS_AT_ONCE or n, seed)  # whole batches, where there is one
+    chosen = sampled(systems, _n_in_batches(systems), seed)
     asked = {name: _batches(_examples(systems[name]), rows, seed) for name, rows in chosen.items()}
     times = yield from _asked(systems, asked)
     found = {}
@@ -174,7 +176,7 @@ def _asked(
         for name, one in systems.items()
     ]
     rounds = list(zip(*calls, strict=True))
-    return (yield from in_turn(rounds, seconds=SECONDS * len(systems)))
+    return (yield from in_turn(rounds, seconds=TEXT_SECONDS * len(systems)))
 
 
 def _by_system(systems: Iterable[str], times: list[list[float]]) -> dict[str, list[float]]:
@@ -187,12 +189,18 @@ def _examples(system: System) -> Examples:
     return system.examples
 
 
-def _fewest(systems: Mapping[str, System]) -> int:
-    """How many texts every system has."""
-    return min(len(_examples(one)) for one in systems.values())
+def _n_texts(systems: Mapping[str, System], most: int = TEXTS) -> int:
+    """How many texts each system is asked, at most as many as all of them have."""
+    return min(most, *(len(_examples(one)) for one in systems.values()))
 
 
-def _chosen(systems: Mapping[str, System], n: int, seed: int) -> dict[str, Rows]:
+def _n_in_batches(systems: Mapping[str, System]) -> int:
+    """How many texts are asked in batches: whole ones, where the texts are enough for one."""
+    n = _n_texts(systems, TEXTS_AT_ONCE * BATCHES)
+    return n - n % TEXTS_AT_ONCE or n
+
+
+def sampled(systems: Mapping[str, System], n: int, seed: int) -> dict[str, Rows]:
     """Rows of `n` texts at even distances, the same for systems that read equally many.
 
     In an order drawn by `seed`: the first of them, if the time ends there, are a sample too.

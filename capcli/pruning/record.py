@@ -74,6 +74,7 @@ def write_artefact(
 def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, dict[str, Any]]:
     """The latency of the dense and of the pruned model, measured in turn on the first evaluation split."""
     yield setup.meter.of("latency")(note="measuring latency, dense and pruned in turn")
+    setup.run.check()  # the teacher is read from it
     examples = next(iter(setup.evals.values()))
     models = {"dense": teacher_again(setup, student), "pruned": pruned}
     systems = {name: latency.of_model(one, setup.on, examples) for name, one in models.items()}

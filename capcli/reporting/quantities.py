@@ -148,6 +148,11 @@ def _sizes_and_times(result: Data, model: Any) -> list[Value]:
     for name in ("median_ms", "p10_ms", "p90_ms") if latency else ():
         bounds = latency.get("confidence_95") if name == "median_ms" else None
         found.append(Value(kind="latency", name=name, value=latency.get(name), interval=bounds, model=model))
+    parts = {"own_lengths": ("median_ms", "p95_ms"), "throughput": ("texts_per_second",)}
+    for section, names in parts.items():
+        one = part(latency, section)
+        for name in names if one else ():
+            found.append(Value(kind="latency", name=f"{section}.{name}", value=one.get(name), model=model))
     return found
 
 

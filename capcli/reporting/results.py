@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from capcli.reporting.latency import on_texts
 from capcli.reporting.quantities import Data, baselines_of, ends
 from capcli.reporting.run_page import MAX_ROWS, Row
 from capcli.reporting.text import (
@@ -52,6 +53,7 @@ def eval_rows(result: Data) -> list[Row]:
     rows += _size_rows(part(result, "size"))
     if latency:
         rows.append(("latency", _latency(latency)))
+        rows += on_texts(latency)
     if baseline:
         rows.append(("baseline", named(baseline.get("model"))))
     if finite(result.get("agreement")) is not None:
@@ -73,7 +75,7 @@ def _latency(latency: Data) -> str:
     p10, p90 = (milliseconds(latency.get(key)) for key in ("p10_ms", "p90_ms"))
     where = [f"{key} {named(latency.get(key), 60)}" for key in ("batch", "length")]
     where.append(counted(latency.get("threads"), "thread"))
-    what = [named(latency[key], 60) for key in ("device", "hardware", "precision") if latency.get(key)]
+    what = [named(latency[key], 60) for key in ("runtime", "device", "hardware", "precision") if latency.get(key)]
     median = milliseconds(latency.get("median_ms"))
     return f"{median} ({p10.removesuffix(' ms')} to {p90}{noise}) at {', '.join([*where, *what])}"
 

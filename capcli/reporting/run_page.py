@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from capcli.reporting import heat_map
+from capcli.reporting import heat_map, latency
 from capcli.reporting.charts import Chart, Points, drawable, line_chart
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -146,6 +146,7 @@ def view(report: Mapping[str, Any]) -> dict[str, Any]:
         "matrices": _matrix_rows(sparsity),
         "sizes": _size_rows(size),
         "codings": _pairs(size.get("codings")),
+        "latency": latency.side_by_side(report),
         "phases": _phases(report),
         "costs": _cost_rows(report),
         "setup": _setup_rows(report),

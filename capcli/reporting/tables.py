@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from capcli.reporting import charts
+from capcli.reporting import charts, latency
 from capcli.reporting.charts import Mark, Strips
 from capcli.reporting.quantities import NO_INTERVAL, Data, baselines_of, ends, items_of, rows_of
 from capcli.reporting.run_page import MAX_ROWS, other_splits
@@ -96,7 +96,16 @@ def _eval_tables(result: Data) -> list[ResultTable]:
             bounds = part(data, "confidence_95").get(name)
             drawn.add((f"{named(name, 60)} ({named(split, 60)})", number(value), span(bounds)), value, bounds)
     metrics = drawn.table("Metrics", ("metric", "value", "95 % interval"))
-    return [metrics, _baseline_table(result), _perturbed_table(result)]
+    return [metrics, _baseline_table(result), _perturbed_table(result), _latencies_table(result)]
+
+
+def _latencies_table(result: Data) -> ResultTable:
+    """Latency beside that of the baseline, where both were measured in turn."""
+    models = {"model": part(result, "latency"), "baseline": part(result, "baseline", "latency")}
+    lines = latency.lines(models) if models["baseline"] else []
+    rows: list[tuple[str, ...]] = [(line.label, line.values["model"], line.values["baseline"]) for line in lines]
+    hint = f"Measured in turn: {latency.conditions(models)}."
+    return ResultTable("Latency", ("latency", "model", "baseline"), rows, hint)
 
 
 def _baseline_table(result: Data) -> ResultTable:
@@ -210,8 +219,8 @@ def _compare_tables(result: Data) -> list[ResultTable]:
     ]
     hint = "Change: new minus old. Moved: the interval of the change does not contain 0."
     measured = _moves_table("Tasks" if result.get("kind") == "probe" else "Metrics", result.get("rows"), hint)
-    latency = _latency_table(result.get("latency"))
-    return [measured, latency, ResultTable("Size and sparsity", ("name", "old", "new", "change"), exact)]
+    times = _latency_table(result.get("latency"))
+    return [measured, times, ResultTable("Size and sparsity", ("name", "old", "new", "change"), exact)]
 
 
 def _moves_table(title: str, rows: Any, hint: str = "") -> ResultTable:
