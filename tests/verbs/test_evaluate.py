@@ -416,6 +416,15 @@ def test_latency_has_an_interval(pruned: Path) -> None:
     assert speed["p10_ms"] <= low <= speed["median_ms"] <= high <= speed["p90_ms"]
 
 
+def test_a_baseline_is_timed_in_turn_and_a_stored_result_is_not(pruned: Path) -> None:
+    found = evaluated(pruned, "--baseline", str(pruned))
+    ours, theirs = found["latency"], found["baseline"]["latency"]
+    assert ours.keys() == theirs.keys() and ours != theirs, "two measurements"
+    assert [one["own_lengths"]["texts"] for one in (ours, theirs)] == [found["n_examples"]] * 2
+    assert [(one["length"], one["throughput"]["texts"]) for one in (ours, theirs)] == [(8, 32)] * 2
+    assert "latency" not in evaluated(pruned, "--baseline", str(pruned / "report.json"))["baseline"]
+
+
 # Other data ----------------------------------------------------------------------------------------------------------
 
 
