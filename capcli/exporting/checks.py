@@ -25,7 +25,7 @@ ALONE = (
     "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
     "and some answers may differ in other batches"
 )
-LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
+LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
 
 
 def checked(job: Export, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
@@ -119,7 +119,7 @@ def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[dict[s
 
 def _speed(job: Export, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
     """How many times faster the export is than the model as it was loaded, measured in turn; by batch size."""
-    length = longest_input(job.original, LATENCY_LENGTH)
+    length = longest_input(job.original, latency.LENGTH)
     runs = ((predict.running(job.original, job.on), job.original.tokenizer), (opened.run, opened.tokenizer))
     rows = {}
     for batch in LATENCY_BATCHES:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capcli import machine
+from capcli.config.measure import EvalConfig
 from capcli.data.batches import Examples, collate
 from capcli.measuring.timing import Call, in_turn, median_interval
 from capcli.models import predict
@@ -23,7 +24,7 @@ from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predict import Progress, Run
 
-BATCH, LENGTH = 1, 128  # of the inputs of fixed size, where the user chooses nothing else
+BATCH, LENGTH = EvalConfig.latency_batch, EvalConfig.latency_length  # where the user chooses nothing else
 ROUNDS, LEAST_ROUNDS, WARM_UP = 30, 6, 3  # a median of fewer than 6 has no interval
 TEXTS = 200  # that are timed one by one
 TEXTS_AT_ONCE, BATCHES = 32, 8
@@ -55,13 +56,20 @@ def of_model(
 ) -> System:
     """A model on its device, run by torch; its inputs of fixed size are shorter where it cannot read as many tokens."""
     inputs = full_inputs(model.tokenizer, batch, longest_input(model, length))
+    return of_run(predict.running(model, on), inputs, on, examples, runtime="torch", threads=torch.get_num_threads())
+
+
+def of_run(
+    run: Run, inputs: Mapping[str, Tensor], on: Compute, examples: Examples | None = None, *, runtime: str, threads: int
+) -> System:
+    """Anything that answers: `run` by `runtime`, with so many `threads`, on the device and in the precision of `on`."""
     return System(
-        run=predict.running(model, on),
+        run=run,
         inputs={name: tensor.to(on.device) for name, tensor in inputs.items()},
         device=on.device,
         conditions={
-            "runtime": "torch",
-            "threads": torch.get_num_threads(),
+            "runtime": runtime,
+            "threads": threads,
             "processor": machine.processor(),
             "device": on.device.type,
             "hardware": on.name,

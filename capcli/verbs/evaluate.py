@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +178,17 @@ def _latencies(
     config: EvalConfig, data: TaskData, on: Compute, model: Model, other: Model | None
 ) -> Generator[Event, None, tuple[dict[str, Any], dict[str, Any]]]:
     """What the result says of the latency of the model and of the baseline, if that is one, measured in turn."""
-    yield Event(phase="latency", note="measuring latency" + ", in turn with the baseline" * bool(other), overall=1.0)
+    yield Event(phase="latency", note="measuring latency" + ", in turn with the baseline" * bool(other))
     split, batch, length = next(iter(data.evals.values())), config.latency_batch, config.latency_length
     systems = {
         name: latency.of_model(one, on, encoded(one, split, config.source), batch=batch, length=length)
         for name, one in {"model": model, "baseline": other}.items()
         if one
     }
-    event = partial(Event, phase="latency", overall=1.0)
+
+    def event(done: float, total: float) -> Event:
+        return Event(phase="latency", done=done, total=total, overall=done / total)
+
     found = yield from told(latency.measured(systems, config.seed), event)
     return found["model"], found.get("baseline", {})
 
