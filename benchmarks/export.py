@@ -30,7 +30,9 @@ from typing import Any
 
 import table
 
+from capcli.events import finished
 from capcli.machine import peak_bytes
+from capcli.measuring.timing import in_turn
 
 LENGTH, BATCHES = 128, (1, 32)
 # What is exported from each run: label -> options of `cap export`.
@@ -143,7 +145,6 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     from capcli.config.prune import Hardware, TaskConfig
     from capcli.data import dataset
     from capcli.data.batches import evaluation_batches
-    from capcli.events import finished
     from capcli.exporting import onnx_model
     from capcli.measuring import scoring
     from capcli.models import devices, loading, predict, tokenizers
@@ -203,13 +204,7 @@ def measured(folder: Path, threads: int) -> dict[str, Any]:
 
 def median_seconds(call: Callable[[], Any]) -> float:
     """Median of 3 to 30 calls after one that is not counted; about three seconds at most."""
-    call()
-    seconds: list[float] = []
-    while len(seconds) < 3 or (len(seconds) < 30 and sum(seconds) < 3):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return statistics.median(seconds for (seconds,) in finished(in_turn([[call]] * 30, seconds=3)))
 
 
 Load = Callable[[], Callable[[int], Any]]

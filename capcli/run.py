@@ -20,6 +20,7 @@ from capcli.errors import CapError, ConfigError, FileError, Stopped
 from capcli.events import StopFlag
 from capcli.records.codec import from_json
 from capcli.records.pruned import Report
+from capcli.reporting.text import first_few
 from capcli.sources.checkpoint import TOKENIZER_FILES
 from capcli.stages import (
     ANEW,
@@ -31,7 +32,6 @@ from capcli.stages import (
     RunFolder,
     another_run,
     identity_of,
-    listed_names,
     remove_dependent,
     stages_of,
 )
@@ -107,7 +107,7 @@ def check_inputs(out: Path, bound: Bound, then: Bound) -> list[str]:
     ours, stored = bound.fingerprints, then.fingerprints
     if changed := [name for name in {**ours, **stored} if ours.get(name) != stored.get(name)]:
         raise ConfigError(
-            f"the inputs of the run in {out} have changed: {listed_names(changed)}",
+            f"the inputs of the run in {out} have changed: {first_few(changed, 4)}",
             "restore them, choose another folder with -o, or start over with --overwrite",
         )
     theirs = {**then.versions, "device": then.device}

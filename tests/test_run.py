@@ -785,7 +785,7 @@ def test_a_lock_that_the_system_refuses(tiny: Tiny, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("phase", ["teacher", "bank finetuned", "prune", "evaluate pruned"])
+@pytest.mark.parametrize("phase", ["teacher", "bank finetuned", "prune", "evaluate pruned", "latency"])
 @pytest.mark.parametrize("replaced", [True, False])
 def test_out_is_replaced_or_removed_while_it_is_written(
     tiny: Tiny, tmp_path: Path, phase: str, *, replaced: bool

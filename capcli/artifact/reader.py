@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from capcli.artifact import codings
-from capcli.artifact.codings import HINT, MAX_BITS, MIN_BITS, Array, check, show
+from capcli.artifact.codings import HINT, MAX_BITS, MIN_BITS, Array, check
 from capcli.artifact.entry import (
     CHECKSUM_END,
     CODINGS,
@@ -40,6 +40,7 @@ from capcli.artifact.entry import (
     tensor_of,
 )
 from capcli.errors import FileError
+from capcli.stored import show
 
 if TYPE_CHECKING:
     import torch

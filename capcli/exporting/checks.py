@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from capcli.exporting import agreement
 from capcli.exporting.job import Export, Opened, event_of, what_it_gives
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
+from capcli.measuring.timing import in_turn
 from capcli.models import predict
 from capcli.models.model import longest_input, place
 from capcli.records.exported import BeforeAfter, Check, ExportMetrics, ExportSize, Measurements, Speed, Timed
@@ -27,7 +27,7 @@ ALONE = (
     "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
     "and some answers may differ in other batches"
 )
-LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
+LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
 
 
 def checked(job: Export, opened: Opened) -> Generator[Event, None, Measurements]:
@@ -44,7 +44,7 @@ def checked(job: Export, opened: Opened) -> Generator[Event, None, Measurements]
         notes.append("the weights were changed, and the accuracy was not measured again")
     if job.config.to in ("sliced", "onnx"):
         yield Event(phase="export", overall=0.875, note="measuring latency, in turn with the original model")
-        speed = _speed(job, opened)
+        speed = yield from _speed(job, opened)
     return Measurements(
         check=check,
         size=ExportSize(dense_bytes=dense_bytes, weights_bytes=opened.file_bytes, memory_bytes=opened.memory_bytes),
@@ -123,13 +123,15 @@ def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[Export
     return found, [*after.doubts, *same]
 
 
-def _speed(job: Export, opened: Opened) -> Speed:
-    """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
-    length = longest_input(job.original, LATENCY_LENGTH)
+def _speed(job: Export, opened: Opened) -> Generator[Event, None, Speed]:
+    """How many times faster the export is than the model as it was loaded, measured in turn; by batch size."""
+    length = longest_input(job.original, latency.LENGTH)
     runs = ((predict.running(job.original, job.on), job.original.tokenizer), (opened.run, opened.tokenizer))
     rows = {}
     for batch in LATENCY_BATCHES:
-        pairs = _timed([partial(run, latency.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs])
+        calls = [latency.asking(run, latency.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs]
+        rounds = in_turn([calls] * latency.ROUNDS, seconds=LATENCY_SECONDS)
+        pairs = yield from told(rounds, partial(Event, phase="latency", overall=0.9))
         rows[f"batch_{batch}"] = Timed(
             before_ms=1000 * statistics.median(a for a, _ in pairs),
             ms=1000 * statistics.median(b for _, b in pairs),
@@ -137,19 +139,3 @@ def _speed(job: Export, opened: Opened) -> Speed:
             runs=len(pairs),
         )
     return Speed(**rows, length=length, threads=torch.get_num_threads(), hardware=job.on.name)
-
-
-def _timed(calls: list[Callable[[], tuple[torch.Tensor, torch.Tensor | None]]]) -> list[list[float]]:
-    """Seconds of each call, by turns, after one round that is not counted; 3 to 30 rounds, as the time allows."""
-    rounds: list[list[float]] = []
-    began = time.perf_counter()
-    for number in range(31):
-        times = []
-        for call in calls:
-            start = time.perf_counter()
-            call()[0].cpu()  # waits for the device
-            times.append(time.perf_counter() - start)
-        rounds += [times] if number else []
-        if len(rounds) >= 3 and time.perf_counter() - began > LATENCY_SECONDS:
-            break
-    return rounds

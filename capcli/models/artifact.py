@@ -27,6 +27,7 @@ from capcli.models.hf import auto_class, read_pretrained
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_finite, count_parameters
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
+from capcli.reporting.text import first_few
 from capcli.sources import checkpoint, hub, requests
 from capcli.sources.checkpoint import (
     NEVER_READ,
@@ -213,7 +214,7 @@ def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Pa
     left_over = sorted(set(found) - set(expected))
     wrong = sorted(name for name in expected if name in found and expected[name] != found[name])
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        f"{len(names)} {what}: {first_few(names, 3)}"
         for what, names in (("missing", missing), ("left over", left_over), ("of another shape or dtype", wrong))
         if names
     ]

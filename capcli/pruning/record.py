@@ -18,20 +18,21 @@ from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
 from capcli.data.kinds import KINDS
 from capcli.errors import RunFailed
-from capcli.events import Event
-from capcli.measuring import scoring, size
+from capcli.events import Event, told
+from capcli.measuring import latency, scoring, size
 from capcli.models import artifact, loading, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
-from capcli.pruning.teacher import other_steps
+from capcli.pruning.teacher import other_steps, teacher_again
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
 from capcli.records.parts import FileFacts, MatrixSparsity, Sparsity
 from capcli.records.pruned import (
     CurveExamples,
     HistoryRow,
+    Latencies,
     Memory,
     Metrics,
     Report,
@@ -43,6 +44,7 @@ from capcli.records.pruned import (
 )
 from capcli.reporting import documents
 from capcli.reporting.card import render_card
+from capcli.reporting.text import first_few
 
 
 def write_artefact(
@@ -72,12 +74,15 @@ def write_artefact(
         raise RunFailed(
             f"{out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: the file is not what was trained"
         )
+    speed = yield from _latency(setup, student, reopened)
     found = _record(setup, state, dense, pruned)
+    too_wide = [f"{first_few(wide)}: stored in 32 bits, too large for {config.store}"] * bool(wide)
     measured = replace(
         found,
         sparsity=counted,
         size=_size(student, out, sizes),
-        notes=(*found.notes, *[f"{', '.join(wide[:3])}: stored in 32 bits, too large for {config.store}"] * bool(wide)),
+        latency=speed,
+        notes=(*found.notes, *too_wide),
         base_model=loading.hub_id(student.source),
         files={
             path.name: FileFacts(bytes=path.stat().st_size, sha256=files.sha256(path))
@@ -90,8 +95,19 @@ def write_artefact(
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
     files.write_json(out / stages.REPORT, to_json(record))
-    yield setup.meter.of("evaluate pruned")(done=1, total=1, note=f"complete: {out}")
+    yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
     return record
+
+
+def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, Latencies]:
+    """The latency of the dense and of the pruned model, measured in turn on the first evaluation split."""
+    yield setup.meter.of("latency")(note="measuring latency, dense and pruned in turn")
+    setup.run.check()  # the teacher is read from it
+    examples = next(iter(setup.evals.values()))
+    models = {"dense": teacher_again(setup, student), "pruned": pruned}
+    systems = {name: latency.of_model(one, setup.on, examples) for name, one in models.items()}
+    found = yield from told(latency.measured(systems, setup.config.seed), setup.meter.stoppable("latency"))
+    return Latencies(dense=found["dense"], pruned=found["pruned"])
 
 
 def _sparsity(model: Model, out: Path, requested: float) -> Sparsity:

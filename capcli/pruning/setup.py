@@ -15,7 +15,7 @@ from capcli.data import dataset, tokens
 from capcli.data.batches import Examples
 from capcli.data.splits import TaskData, subset
 from capcli.events import Event, StopFlag, told
-from capcli.measuring import scoring
+from capcli.measuring import latency, scoring
 from capcli.models import loading
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
@@ -154,6 +154,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
         "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
         + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
+        "latency": 2 * FORWARD_SHARE * min(n_evals, latency.TEXTS + latency.TEXTS_AT_ONCE * latency.BATCHES),
     }
 
 

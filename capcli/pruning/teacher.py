@@ -67,8 +67,19 @@ def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
         return teacher
     for note in other_steps(setup):
         yield setup.meter.of("teacher")(note=note)
-    labels = setup.data.classes
-    return place(loading.load_dense(str(folder), labels, setup.data.kind, config.seed, need_head=True), setup.on)
+    return _published(setup)
+
+
+def teacher_again(setup: Setup, student: Model) -> Model:
+    """The teacher of a run whose phases are over: as the user named it, or as this run published it."""
+    return (
+        place(given_teacher(setup.config, setup.data, student), setup.on) if setup.config.teacher else _published(setup)
+    )
+
+
+def _published(setup: Setup) -> Model:
+    folder, labels = setup.run.work / "teacher", setup.data.classes
+    return place(loading.load_dense(str(folder), labels, setup.data.kind, setup.config.seed, need_head=True), setup.on)
 
 
 def other_steps(setup: Setup) -> list[str]:

@@ -45,6 +45,7 @@ class Baseline:
     confidence_95: Intervals = field(default_factory=dict)
     n_examples: int | None = field(default=None, metadata=ABSENT)
     perturbed: Mapping[str, Scores] = field(default_factory=dict)
+    latency: Latency | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)

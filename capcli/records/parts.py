@@ -84,6 +84,25 @@ class ModelSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnLengths:
+    """Milliseconds of evaluation texts that were asked one by one, as long as they are."""
+
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    texts: int | None = None
+    median_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Evaluation texts per second, in batches."""
+
+    texts_per_second: float | None = None
+    batch: int | None = None
+    texts: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Milliseconds of a forward pass, and the conditions without which they mean nothing."""
 
@@ -93,10 +112,14 @@ class Latency:
     confidence_95: Interval | None = None
     batch: int | None = None
     length: int | None = None
+    runtime: str | None = None
     threads: int | None = None
+    processor: str | None = None
     device: str | None = None
     hardware: str | None = None
     precision: str | None = None
+    own_lengths: OwnLengths | None = field(default=None, metadata=ABSENT)
+    throughput: Throughput | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)

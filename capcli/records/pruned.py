@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from capcli.records.codec import Versioned
-from capcli.records.parts import FileFacts, Intervals, Sparsity, Values
+from capcli.records.codec import ABSENT, Versioned
+from capcli.records.parts import FileFacts, Intervals, Latency, Sparsity, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,14 @@ class Size:
     weights_bytes: int | None = None
     bound_bytes: int | None = None
     codings: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latencies:
+    """Latency of the dense and of the pruned model, measured in turn."""
+
+    dense: Latency = field(default_factory=Latency)
+    pruned: Latency = field(default_factory=Latency)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +137,7 @@ class Report(Versioned):
     notes: tuple[str, ...] = ()
     sparsity: Sparsity = field(default_factory=Sparsity)
     size: Size = field(default_factory=Size)
+    latency: Latencies | None = field(default=None, metadata=ABSENT)
     base_model: str | None = None
     files: Mapping[str, FileFacts] = field(default_factory=dict)
 

@@ -140,6 +140,14 @@ def _sizes_and_times(result: EvalResult | ProbeResult) -> list[Value]:
     for name in ("median_ms", "p10_ms", "p90_ms") if latency else ():
         bounds = latency.confidence_95 if latency and name == "median_ms" else None
         found.append(Value(kind="latency", name=name, value=getattr(latency, name), interval=bounds, model=model))
+    if latency and (own := latency.own_lengths):
+        found += [
+            Value(kind="latency", name=f"own_lengths.{name}", value=getattr(own, name), model=model)
+            for name in ("median_ms", "p95_ms")
+        ]
+    if latency and latency.throughput:
+        rate = latency.throughput.texts_per_second
+        found.append(Value(kind="latency", name="throughput.texts_per_second", value=rate, model=model))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from capcli.records import parts
 from capcli.records.measured import Comparison, EvalResult, ProbeResult, Result
 from capcli.records.parts import Latency, ModelSize
+from capcli.reporting.latency import on_texts
 from capcli.reporting.quantities import baselines_of, ends
 from capcli.reporting.run_page import MAX_ROWS, Row
 from capcli.reporting.text import (
@@ -53,6 +54,7 @@ def eval_rows(result: EvalResult) -> list[Row]:
     rows += _size_rows(result.size)
     if result.latency:
         rows.append(("latency", _latency(result.latency)))
+        rows += on_texts(result.latency)
     if result.baseline:
         rows.append(("baseline", named(result.baseline.model)))
     if finite(result.agreement) is not None:
@@ -74,7 +76,8 @@ def _latency(latency: Latency) -> str:
     p10, p90 = milliseconds(latency.p10_ms), milliseconds(latency.p90_ms)
     where = [f"batch {named(latency.batch, 60)}", f"length {named(latency.length, 60)}"]
     where.append(counted(latency.threads, "thread"))
-    what = [named(text, 60) for text in (latency.device, latency.hardware, latency.precision) if text]
+    how = (latency.runtime, latency.device, latency.hardware, latency.precision)
+    what = [named(text, 60) for text in how if text]
     median = milliseconds(latency.median_ms)
     return f"{median} ({p10.removesuffix(' ms')} to {p90}{noise}) at {', '.join([*where, *what])}"
 

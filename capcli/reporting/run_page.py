@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from capcli.records.parts import Sparsity
 from capcli.records.pruned import HistoryRow, Metrics, Report, Size, SplitMetrics
-from capcli.reporting import heat_map
+from capcli.reporting import heat_map, latency
 from capcli.reporting.charts import Chart, Points, drawable, line_chart
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -147,6 +147,7 @@ def view(report: Report) -> dict[str, Any]:
         "matrices": _matrix_rows(sparsity),
         "sizes": _size_rows(size),
         "codings": _pairs(size.codings),
+        "latency": latency.side_by_side(report),
         "phases": _phases(report),
         "costs": _cost_rows(report),
         "setup": _setup_rows(report),

@@ -18,7 +18,7 @@ from capcli.records.measured import (
     TaskScore,
 )
 from capcli.records.parts import Interval, Noisy
-from capcli.reporting import charts
+from capcli.reporting import charts, latency
 from capcli.reporting.charts import Mark, Strips
 from capcli.reporting.quantities import NO_INTERVAL, baselines_of, ends, items_of
 from capcli.reporting.run_page import MAX_ROWS, other_splits
@@ -110,7 +110,20 @@ def _eval_tables(result: EvalResult) -> list[ResultTable]:
             drawn.add((f"{named(name, 60)} ({named(split, 60)})", number(value), span(bounds)), value, bounds)
     metrics = drawn.table("Metrics", ("metric", "value", "95 % interval"))
     against = [_baseline_table(result, result.baseline)] if result.baseline else []
-    return [metrics, *against, _perturbed_table(result)]
+    return [metrics, *against, _perturbed_table(result), *_latencies_tables(result)]
+
+
+def _latencies_tables(result: EvalResult) -> list[ResultTable]:
+    """Latency beside that of the baseline, where both were measured in turn."""
+    other = result.baseline and result.baseline.latency
+    if not result.latency or not other:
+        return []
+    models = {"model": result.latency, "baseline": other}
+    rows: list[tuple[str, ...]] = [
+        (line.label, line.values["model"], line.values["baseline"]) for line in latency.lines(models)
+    ]
+    hint = f"Measured in turn: {latency.conditions(models)}."
+    return [ResultTable("Latency", ("latency", "model", "baseline"), rows, hint)]
 
 
 def _baseline_table(result: EvalResult, baseline: Baseline) -> ResultTable:
@@ -223,8 +236,8 @@ def _compare_tables(result: Comparison) -> list[ResultTable]:
     ]
     hint = "Change: new minus old. Moved: the interval of the change does not contain 0."
     measured = _moves_table("Tasks" if result.kind == "probe" else "Metrics", result.rows, hint)
-    latency = _latency_table(result.latency)
-    return [measured, latency, ResultTable("Size and sparsity", ("name", "old", "new", "change"), exact)]
+    times = _latency_table(result.latency)
+    return [measured, times, ResultTable("Size and sparsity", ("name", "old", "new", "change"), exact)]
 
 
 def _moves_table(title: str, rows: Sequence[Moved], hint: str = "") -> ResultTable:

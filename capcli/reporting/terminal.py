@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Speed
 from capcli.records.measured import Result
 from capcli.records.pruned import Report
-from capcli.reporting import results, tables
+from capcli.reporting import latency, results, tables
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -132,7 +132,17 @@ def prune_summary(report: Report, path: str | PurePath | None = None) -> Group:
 
     metrics = [(m.name, m.dense, m.pruned, m.retention, m.interval) for m in metric_rows(report.metrics)]
     table = _table(("metric", "dense", "pruned", "retention", "95 % interval"), metrics)
-    return Group(facts(prune_rows(report, path)), "", table)
+    return Group(facts(prune_rows(report, path)), "", table, *_latency_lines(report))
+
+
+def _latency_lines(report: Report) -> list[Any]:
+    """Latency of the dense and the pruned model, if it was measured, and how."""
+    from rich.text import Text
+
+    shown = latency.side_by_side(report)
+    rows = [(line.label, line.values["dense"], line.values["pruned"]) for line in shown["lines"]]
+    how = f"measured in turn: {shown['conditions']}. {shown['remark']}".rstrip()
+    return ["", _table(("latency", "dense", "pruned"), rows), Text(how, style="dim")] if rows else []
 
 
 def result_summary(result: Result) -> Group:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any
 
@@ -48,6 +49,12 @@ def _escaped(char: str) -> str:
 def named(text: object, limit: int = 200) -> str:
     """`plain`, with a stand-in for nothing at all."""
     return plain(text, limit) if text not in (None, "") else "not recorded" if text is None else "(empty)"
+
+
+def first_few(names: Sequence[str], most: int = 10, separator: str = ", ") -> str:
+    """The first names, for a message, and how many more there are; one that cannot be seen is as Python writes it."""
+    visible = [name if name.isprintable() else repr(name) for name in names[:most]]
+    return separator.join(visible) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _at(value: Decimal, digits: int, rounding: str = ROUND_HALF_EVEN) -> Decimal:

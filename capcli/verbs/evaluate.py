@@ -19,7 +19,7 @@ from capcli.data import dataset, perturb
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
 from capcli.events import Event, told
-from capcli.measuring import gates, metrics, noise
+from capcli.measuring import gates, latency, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
     load_for,
@@ -29,7 +29,6 @@ from capcli.measuring.baselines import (
     with_model,
     with_report,
 )
-from capcli.measuring.latency import latency
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, same_answer
@@ -64,10 +63,11 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     primary, changed = next(iter(data.evals)), _changed(config, data)
     measured = yield from _measured(config, data, model, on, {**data.evals, **changed}, "evaluate")
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
+    other = _other_model(config, data, on)
+    found = yield from _compared(config, data, on, {"": data.evals[primary], **changed}, ours, other)
+    speed, theirs = yield from _latencies(config, data, on, model, other)
+    baseline = dataclasses.replace(found.baseline, latency=theirs) if found.baseline and theirs else found.baseline
     sized, counted = size(model, config.model), sparsity(model)
-    yield Event(phase="latency", note="measuring latency")
-    speed = latency(model, on, config.latency_batch, config.latency_length)
-    found = yield from _compared(config, data, on, {"": data.evals[primary], **changed}, ours)
     checked = gates.check(config.gates, _evidence(data, ours, found, sized.weights_bytes, speed))
     scores = ours[""].table
     result = EvalResult(
@@ -88,7 +88,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         size=sized,
         notes=(*data.notes, *model.notes, *notes, *_said(measured, data), *found.notes),
         latency=speed,
-        baseline=found.baseline,
+        baseline=baseline,
         retention=retention(ours[""].metrics, found.baseline.metrics if found.baseline else {}),
         differences=rows_of(found.differences),
         agreement=found.agreement.value if found.agreement else None,
@@ -153,16 +153,44 @@ def _measured(
 
 
 def _compared(
-    config: EvalConfig, data: TaskData, on: Compute, splits: Mapping[str, Split], ours: Mapping[str, Measured]
+    config: EvalConfig,
+    data: TaskData,
+    on: Compute,
+    splits: Mapping[str, Split],
+    ours: Mapping[str, Measured],
+    other: Model | None,
 ) -> Generator[Event, None, Compared]:
-    """Compare with the baseline, if there is one: a stored result, or a model on the same examples."""
-    if not config.baseline:
-        return Compared()
-    if Path(config.baseline).is_file():
-        return with_report(config, data, ours)
-    model = place(load_for(config, config.baseline, data), on)
-    theirs = yield from _measured(config, data, model, on, splits, "baseline")
-    return with_model(config, data, ours, theirs)
+    """Compare with the baseline, if there is one: the `other` model on the same examples, or a stored result."""
+    if other:
+        theirs = yield from _measured(config, data, other, on, splits, "baseline")
+        return with_model(config, data, ours, theirs)
+    return with_report(config, data, ours) if config.baseline else Compared()
+
+
+def _other_model(config: EvalConfig, data: TaskData, on: Compute) -> Model | None:
+    """The baseline, if it is a model."""
+    if not config.baseline or Path(config.baseline).is_file():
+        return None
+    return place(load_for(config, config.baseline, data), on)
+
+
+def _latencies(
+    config: EvalConfig, data: TaskData, on: Compute, model: Model, other: Model | None
+) -> Generator[Event, None, tuple[Latency, Latency | None]]:
+    """What the result says of the latency of the model and of the baseline, if that is one, measured in turn."""
+    yield Event(phase="latency", note="measuring latency" + ", in turn with the baseline" * bool(other))
+    split, batch, length = next(iter(data.evals.values())), config.latency_batch, config.latency_length
+    systems = {
+        name: latency.of_model(one, on, encoded(one, split, config.source), batch=batch, length=length)
+        for name, one in {"model": model, "baseline": other}.items()
+        if one
+    }
+
+    def event(done: float, total: float) -> Event:
+        return Event(phase="latency", done=done, total=total, overall=done / total)
+
+    found = yield from told(latency.measured(systems, config.seed), event)
+    return found["model"], found.get("baseline")
 
 
 def _check_gates(config: EvalConfig, data: TaskData) -> None:

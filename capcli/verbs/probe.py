@@ -26,7 +26,7 @@ from capcli.data.batches import Examples, collate
 from capcli.data.kinds import KINDS, NO_LABEL
 from capcli.data.splits import Split, TaskData
 from capcli.errors import ConfigError, FileError
-from capcli.events import Event, told
+from capcli.events import Event, finished, told
 from capcli.measuring import answers, classifiers, gates, latency, metrics, noise, vectors
 from capcli.measuring.probing import MEAN, SHARE, Array, Score
 from capcli.records.codec import from_json
@@ -125,7 +125,9 @@ def _task_data(config: ProbeConfig, name: str) -> TaskData:
 
 def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> Latency | None:
     """Milliseconds of one input of 128 tokens; only measured for a gate."""
-    return latency.latency(encoder.model, encoder.on, 1, 128) if config.gates.max_latency_ms else None
+    if not config.gates.max_latency_ms:
+        return None
+    return finished(latency.fixed({"": latency.of_model(encoder.model, encoder.on)}))[""]
 
 
 def _probe_of(config: ProbeConfig, data: TaskData) -> str:

@@ -570,7 +570,7 @@ def refused(action: Callable[[], Any]) -> str:
         (b"x" * 100_000, "has 1 token that the tokenizer does not have: 'xxxx"),
         (b"film\t-3.2\n", "without scores"),
         (b"<s>\n</s>\n<unk>\n<mask>\nfilm", "drops '<pad>', which the model needs | add 1 line for '<pad>'"),
-        (b"film", "drops '<s>', '<pad>', '</s>', …, which the model needs | add 5 lines"),
+        (b"film", "drops '<s>', '<pad>', '</s>' and 2 more, which the model needs | add 5 lines"),
     ],
 )
 def test_files_that_are_refused(content: bytes, expected: str, tmp_path: Path) -> None:

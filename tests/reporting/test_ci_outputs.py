@@ -59,7 +59,8 @@ def eval_result(name: str = "m") -> dict[str, Any]:
         "size": {"artifact_bytes": 1234567, "weights_bytes": 1200000, "codings": {name: 3}}, "notes": [name],
         "latency": {
             "median_ms": 3.21, "p10_ms": 3.0, "p90_ms": 4.0, "confidence_95": [3.1, 3.3], "batch": 1, "length": 128,
-            "threads": 2, "device": name,
+            "threads": 2, "device": name, "runtime": name, "processor": name,
+            "own_lengths": {"median_ms": 2.1, "p95_ms": 3.4, "texts": 200, "median_tokens": 21},
         },
         "gates": gates_of(name), "passed": False,
     }  # fmt: skip

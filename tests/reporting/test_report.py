@@ -25,6 +25,7 @@ from capcli.reporting.text import (
     byte_size,
     counted,
     duration,
+    first_few,
     interval,
     markdown,
     milliseconds,
@@ -82,6 +83,13 @@ def full_report(name: str = "bert", n_layers: int = 12, n_history: int = 2000) -
         "size": {
             "dense_bytes": 437_951_328, "artifact_bytes": 108_300_211, "weights_bytes": 107_100_311,
             "bound_bytes": 106_400_000, "codings": {"gaps": 70, name: 2},
+        },
+        "latency": {
+            model: {
+                "median_ms": 3.21, "batch": 1, "length": 128, "runtime": name, "threads": 2, "device": "cpu",
+                "processor": name, "precision": name, "throughput": {"texts_per_second": 310.2, "batch": 32},
+            }
+            for model in ("dense", "pruned")
         },
         "timing": {
             "teacher_seconds": 1922.3, "banks_seconds": 3.21, "prune_seconds": 12_088.8, "total_seconds": 14_388.1,
@@ -377,6 +385,13 @@ def test_numbers_are_rounded_and_sizes_rounded_up() -> None:
     assert [times_faster(x) for x in (2.91, 1.04, 0.5)] == ["2.9× faster", "as fast", "2.0× slower"]
     for what in (milliseconds, times_faster, number, percent, duration):
         assert what(None) == what(float("nan")) == "not measured"
+
+
+def test_the_first_few_names_say_how_many_more_there_are() -> None:
+    assert first_few([]) == "" and first_few(["a", "b"], 2) == "a, b"
+    assert first_few(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert first_few([str(n) for n in range(1234)], 1, "; ") == "0 and 1,233 more"
+    assert first_few(["a\x1b", "b", "c"], 2, "; ") == "'a\\x1b'; b and 1 more"
 
 
 # ----------------------------------------------------------------------------------------------------------- plain text

@@ -59,6 +59,7 @@ NAMES: dict[str, set[str]] = {
         "sparsity",
         "metrics",
         "size",
+        "latency",
         "timing",
         "memory",
         "history",
@@ -71,6 +72,7 @@ NAMES: dict[str, set[str]] = {
     },
     "metrics": {"dense", "pruned", "retention", "n_examples", "confidence_95"},
     "size": {"dense_bytes", "artifact_bytes", "weights_bytes", "bound_bytes"},
+    "latency": {"dense", "pruned"},
     "timing": {"teacher_seconds", "banks_seconds", "prune_seconds", "total_seconds", "examples_per_second"},
     "memory": {"peak_host_bytes", "peak_device_bytes"},
 }
@@ -154,8 +156,24 @@ def test_report_has_every_name(runs: Any, method: str) -> None:
     for name in ("accuracy", "macro_f1"):
         low, high = report["metrics"]["confidence_95"][name]
         assert 0 <= low <= report["metrics"]["pruned"][name] <= high <= 1
+    check_latencies(report["latency"], n_texts=report["metrics"]["n_examples"])
     assert all(report["timing"][name] > 0 for name in NAMES["timing"])
     assert report["memory"]["peak_host_bytes"] > 0
+
+
+def check_latencies(found: dict[str, Any], n_texts: int) -> None:
+    """Two models, asked the same in one process: what was asked and where are equal; the times are possible."""
+    dense, pruned = found["dense"], found["pruned"]
+    measured = ("median_ms", "p10_ms", "p90_ms", "confidence_95", "own_lengths", "throughput")
+    where = [{name: value for name, value in one.items() if name not in measured} for one in (dense, pruned)]
+    assert where[0] == where[1]
+    assert {"batch", "length", "runtime", "threads", "processor", "device", "hardware", "precision"} == set(where[0])
+    assert (dense["runtime"], dense["device"], dense["batch"]) == ("torch", "cpu", 1)
+    for one in (dense, pruned):
+        own, batches = one["own_lengths"], one["throughput"]
+        assert 0 < one["p10_ms"] <= one["median_ms"] <= one["p90_ms"] and 0 < own["median_ms"] <= own["p95_ms"]
+        assert (own["texts"], batches["batch"]) == (min(n_texts, 200), 32) and batches["texts"] % 32 == 0
+        assert batches["texts_per_second"] > 0 and 2 < own["median_tokens"] <= one["length"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scipy import stats
 from tiny import SETTINGS, WEIGHTS, Tiny, invoke, write_csv, write_jsonl
 
 import capcli
 from capcli.artifact import reader, writer
 from capcli.config.export import ExportConfig
 from capcli.data.perturb import Change
-from capcli.measuring import answers, latency, metrics, noise, scoring
+from capcli.measuring import answers, metrics, noise, scoring
 from capcli.measuring.scoring import Measured
 
 FAST = ("--threads", "1", "--latency-length", "8", "--json", "-q")
@@ -108,22 +107,6 @@ def test_what_was_not_read_and_equal_answers_are_in_every_document(tiny: Tiny, p
         assert note in notes
         assert all(note in page for page in pages)
         assert note in " ".join(table.split()) or "baseline" in note
-
-
-def test_the_interval_of_a_median_by_order() -> None:
-    """Of 30: P(fewer than 10 of 30 below the median) = 0.0214 <= 0.025 < 0.0494, so the 10th and the 21st value."""
-    assert latency.median_interval(list(range(1, 31))) == [10, 21]
-    assert latency.median_interval(list(range(1, 31)), 0.99) == [8, 23]
-    assert all(map(math.isnan, latency.median_interval([1.0, 2.0, 3.0])))
-    assert latency.median_interval([1.0, 2.0, 3.0], 0.7) == [1, 3]
-
-
-def test_the_interval_of_a_median_covers_it() -> None:
-    rng = np.random.default_rng(3)
-    draws = np.sort(rng.lognormal(size=(3000, 30)), axis=1)  # median 1
-    inside = np.mean([low <= 1 <= high for low, high in map(latency.median_interval, draws)])
-    exact = 1 - 2 * stats.binom.cdf(9, 30, 0.5)
-    assert inside == pytest.approx(exact, abs=0.015) and exact > 0.95
 
 
 def test_estimates_have_the_intervals_of_the_metrics_at_every_level() -> None:
@@ -449,6 +432,15 @@ def test_latency_has_an_interval(pruned: Path) -> None:
     speed = evaluated(pruned)["latency"]
     low, high = speed["confidence_95"]
     assert speed["p10_ms"] <= low <= speed["median_ms"] <= high <= speed["p90_ms"]
+
+
+def test_a_baseline_is_timed_in_turn_and_a_stored_result_is_not(pruned: Path) -> None:
+    found = evaluated(pruned, "--baseline", str(pruned))
+    ours, theirs = found["latency"], found["baseline"]["latency"]
+    assert ours.keys() == theirs.keys() and ours != theirs, "two measurements"
+    assert [one["own_lengths"]["texts"] for one in (ours, theirs)] == [found["n_examples"]] * 2
+    assert [(one["length"], one["throughput"]["texts"]) for one in (ours, theirs)] == [(8, 32)] * 2
+    assert "latency" not in evaluated(pruned, "--baseline", str(pruned / "report.json"))["baseline"]
 
 
 # Other data ----------------------------------------------------------------------------------------------------------

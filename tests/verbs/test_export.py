@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -740,7 +740,12 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports that do not take the time to measure latencies."""
     row = Timed(before_ms=1.0, ms=1.0, times=1.0, runs=1)
     speed = Speed(batch_1=row, batch_32=row, length=64, threads=1, hardware="none")
-    monkeypatch.setattr(checks, "_speed", lambda job, opened: speed)
+
+    def at_once(*_: Any) -> Generator[Any, None, Speed]:
+        yield from ()
+        return speed
+
+    monkeypatch.setattr(checks, "_speed", at_once)
 
 
 def converted(monkeypatch: pytest.MonkeyPatch, graph: Path, change: Callable[[Any], None] = lambda proto: None) -> None:
