@@ -7,10 +7,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capcli.config.names import BUILTIN_TASKS, MOST_RETENTION, PERTURBATIONS, PROBE_TASKS, PROBES, TASK_NAMES, nearest
+from capcli.config.names import (
+    BUILTIN_TASKS,
+    MOST_RETENTION,
+    PERTURBATIONS,
+    PROBE_TASKS,
+    PROBES,
+    RUNTIMES,
+    TASK_NAMES,
+    nearest,
+)
 from capcli.config.options import at_least, check_name, exists, meant, option, parse_drops, parse_limits, split_list
 from capcli.config.prune import LABEL_MAP, Hardware, TaskConfig
 from capcli.errors import ConfigError
+
+RUNTIME = (
+    "what computes: torch, sparse, onnx, or auto, which takes the faster of torch and sparse on this machine; "
+    "without it onnx for an ONNX folder and torch for all others"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +88,7 @@ class EvalConfig:
     latency_length: int = option(128, "tokens per input of the latency measurement")
     perturb: str = option("", f"also measure on changed texts: all, or some of {','.join(PERTURBATIONS)}; see the docs")
     seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")
+    runtime: str = option("", RUNTIME, panel="Hardware")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -82,6 +97,7 @@ class EvalConfig:
         at_least(0, seed=self.seed)
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
+        _check_runtime(self.runtime)
         for name in self.perturbations:
             check_name("perturbation", name, PERTURBATIONS)
 
@@ -115,6 +131,7 @@ class ProbeConfig:
     max_eval_samples: int = option(1000, "test each probe on at most this many examples, 0 for all")
     seeds: int = option(3, "probes per task, each trained on another random four fifths of the training examples")
     seed: int = option(1, "random seed")
+    runtime: str = option("", RUNTIME, panel="Hardware")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -135,6 +152,7 @@ class ProbeConfig:
         at_least(1, seeds=self.seeds)
         self.gates.check_baseline(self.baseline)
         _check_baselines(self.baselines)
+        _check_runtime(self.runtime)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -175,6 +193,11 @@ class ProbeConfig:
             )
         if not any(Path(self.data, name).is_dir() for name in self.task_names):
             raise ConfigError(f"--data {self.data} has no subfolder for any of the tasks", f"looked for {wanted}")
+
+
+def _check_runtime(name: str) -> None:
+    if name:
+        check_name("runtime", name, RUNTIMES)
 
 
 def _check_baselines(names: Iterable[str]) -> None:

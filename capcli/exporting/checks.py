@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
-import torch
-
-from capcli.data.batches import evaluation_batches
 from capcli.errors import CheckFailed
 from capcli.events import Event, told
 from capcli.exporting import agreement
 from capcli.exporting.job import Export, Opened, event_of, what_it_gives
-from capcli.measuring import latency, scoring
+from capcli.measuring import scoring
 from capcli.measuring.scoring import Measured
-from capcli.models import predict
-from capcli.models.model import longest_input, place
+from capcli.models import predictor
+from capcli.models.model import place
+from capcli.runtime import timing
 
 ALONE = (
     "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
@@ -41,8 +38,8 @@ def checked(job: Export, opened: Opened) -> Generator[Event, None, dict[str, Any
         },
         "metrics": None,
         "speed": None,
-        "batching": job.batching,
-        "notes": [*[job.known.missing] * bool(job.known.missing), *[ALONE] * job.config.int8],
+        "batching": opened.model.batching,
+        "notes": [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone],
     }
     if job.lossy and job.known.ours:
         found["metrics"], notes = yield from _metrics(job, opened)
@@ -60,15 +57,14 @@ def _compared(job: Export, opened: Opened) -> dict[str, Any]:
     """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
     texts, kind, before = job.texts, job.original.kind, job.original.nonzero()
     if job.config.vocab:
-        texts = [text for text in texts if _reads_alike(job, opened.tokenizer, text)]
+        texts = [text for text in texts if _reads_alike(job, opened.model.tokenizer, text)]
         if not texts:
             raise CheckFailed("the new vocabulary changes the tokens of every text", "keep more tokens")
     if opened.nonzero > before:
         raise CheckFailed(f"{opened.nonzero:,} weights are not zero in the export, {before:,} before")
-    batch = 1 if job.config.int8 else agreement.BATCH
-    original = predict.running(job.original, job.on)
-    ours = agreement.logits(original, kind, job.original.tokenizer, texts, job.length, batch)
-    theirs = agreement.logits(opened.run, kind, opened.tokenizer, texts, job.length, batch)
+    batch = 1 if opened.model.alone else agreement.BATCH
+    ours = agreement.logits(predictor.of_network(job.original, job.on), texts, job.length, batch)
+    theirs = agreement.logits(opened.model, texts, job.length, batch)
     found = agreement.difference(kind, ours, theirs)
     allowed = found.tolerance if job.exact else sys.float_info.max
     if not found.largest <= allowed:
@@ -100,15 +96,9 @@ def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[dict[s
     split, data, source = job.known.held_out, job.known.data, job.known.source
     found: dict[str, Any] = {"split": split.name, "primary": data.primary}
     measured: list[Measured] = []
-    original = predict.running(job.original, job.on)
-    for when, model, run, budget in (
-        ("before", job.original, original, job.on.token_budget),
-        ("after", opened.model or job.model, opened.run, job.token_budget),
-    ):
+    for when, model in (("before", predictor.of_network(job.original, job.on)), ("after", opened.model)):
         examples = scoring.encoded(model, split, source)
-        asking = predict.outputs(run, examples, evaluation_batches(examples, budget), job.on.device)
-        logits, _ = yield from told(asking, event_of(when))
-        one = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
+        one = yield from told(scoring.measure(model, examples, data.metrics), event_of(when))
         found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
         measured.append(one)
     before, after = measured
@@ -119,31 +109,15 @@ def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[dict[s
 
 def _speed(job: Export, opened: Opened) -> dict[str, Any]:
     """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
-    length = longest_input(job.original, LATENCY_LENGTH)
-    runs = ((predict.running(job.original, job.on), job.original.tokenizer), (opened.run, opened.tokenizer))
-    rows = {}
+    models = (predictor.of_network(job.original, job.on), opened.model)
+    length, rows = min(LATENCY_LENGTH, models[0].longest), {}
     for batch in LATENCY_BATCHES:
-        pairs = _timed([partial(run, latency.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs])
+        calls = [partial(one.run(), timing.full_inputs(one.tokenizer, batch, length)) for one in models]
+        pairs = timing.by_turns(calls, LATENCY_SECONDS)
         rows[f"batch_{batch}"] = {
             "before_ms": 1000 * statistics.median(a for a, _ in pairs),
             "ms": 1000 * statistics.median(b for _, b in pairs),
             "times": statistics.median(a / b for a, b in pairs),
             "runs": len(pairs),
         }
-    return {**rows, "length": length, "threads": torch.get_num_threads(), "hardware": job.on.name}
-
-
-def _timed(calls: list[Callable[[], tuple[torch.Tensor, torch.Tensor | None]]]) -> list[list[float]]:
-    """Seconds of each call, by turns, after one round that is not counted; 3 to 30 rounds, as the time allows."""
-    rounds: list[list[float]] = []
-    began = time.perf_counter()
-    for number in range(31):
-        times = []
-        for call in calls:
-            start = time.perf_counter()
-            call()[0].cpu()  # waits for the device
-            times.append(time.perf_counter() - start)
-        rounds += [times] if number else []
-        if len(rounds) >= 3 and time.perf_counter() - began > LATENCY_SECONDS:
-            break
-    return rounds
+    return {**rows, "length": length, "threads": opened.model.threads, "hardware": job.on.name}

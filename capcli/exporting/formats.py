@@ -15,8 +15,9 @@ from capcli.errors import ModelError
 from capcli.events import Event
 from capcli.exporting import onnx_model, storage
 from capcli.exporting.job import Export, Opened, total_bytes
-from capcli.models import artifact, predict, stock, tokenizers
+from capcli.models import artifact, predictor, stock, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
+from capcli.runtime import onnx as graphs
 
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
 # What an export remembers of the report of its run.
@@ -82,12 +83,10 @@ def _settings(job: Export) -> dict[str, Any]:
 def _opened(job: Export, model: Model, weights: Path, memory_bytes: int) -> Opened:
     place(model, job.on)
     return Opened(
-        run=predict.running(model, job.on),
-        tokenizer=model.tokenizer,
+        model=predictor.of_network(model, job.on),
         nonzero=model.nonzero(),
         file_bytes=weights.stat().st_size,
         memory_bytes=memory_bytes,
-        model=model,
     )
 
 
@@ -101,13 +100,12 @@ def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
         yield Event(phase="export", overall=0.5, note="quantising to int8")
         onnx_model.quantise(path, path)
         files.remove(staging / onnx_model.DATA_FILE)
-    runner = onnx_model.Runner(path, threads=torch.get_num_threads())
+    opened = graphs.predictor(graphs.load(staging), job.model.kind, job.model.labels)
     prunable = [linear.weight for linear in job.model.prunable().values()]
     others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
-    size = sum(file.stat().st_size for file in staging.glob(f"{onnx_model.MODEL_FILE}*"))
+    size = sum(file.stat().st_size for file in graphs.graph_files(staging))
     return Opened(
-        run=runner.run,
-        tokenizer=tokenizers.read_tokenizer(staging),
+        model=opened,
         nonzero=onnx_model.nonzero(path, prunable, others),
         file_bytes=size,
         memory_bytes=size,

@@ -10,28 +10,26 @@ from typing import Any
 
 import torch
 
-from capcli.models import predict
-from capcli.models.devices import Compute
-from capcli.models.model import Model, longest_input
+from capcli.models.predictor import Predictor
+from capcli.runtime.timing import full_inputs
 
 LATENCY_RUNS = 30
 
 
-def latency(model: Model, on: Compute, batch: int, length: int) -> dict[str, Any]:
+def latency(model: Predictor, batch: int, length: int) -> dict[str, Any]:
     """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile.
 
     confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
     """
-    length = longest_input(model, length)
+    on, run, length = model.on, model.run(), min(length, model.longest)
     inputs = {name: tensor.to(on.device) for name, tensor in full_inputs(model.tokenizer, batch, length).items()}
     seconds = []
-    with torch.inference_mode(), on.autocast():
-        for _ in range(LATENCY_RUNS + 3):
-            began = time.perf_counter()
-            predict.forward(model, inputs)
-            if on.device.type == "cuda":
-                torch.cuda.synchronize(on.device)
-            seconds.append(time.perf_counter() - began)
+    for _ in range(LATENCY_RUNS + 3):
+        began = time.perf_counter()
+        run(inputs)
+        if on.device.type == "cuda":
+            torch.cuda.synchronize(on.device)
+        seconds.append(time.perf_counter() - began)
     times = sorted(1000 * value for value in seconds[3:])
     return {
         "median_ms": statistics.median(times),
@@ -40,7 +38,8 @@ def latency(model: Model, on: Compute, batch: int, length: int) -> dict[str, Any
         "confidence_95": median_interval(times),
         "batch": batch,
         "length": length,
-        "threads": torch.get_num_threads(),
+        "runtime": model.runtime,
+        "threads": model.threads,
         "device": on.device.type,
         "hardware": on.name,
         "precision": on.precision,
@@ -57,9 +56,3 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> list[float]
     n = len(values)
     first = int(binom.ppf((1 - level) / 2, n, 0.5))
     return [values[first - 1], values[n - first]] if first else [math.nan] * 2
-
-
-def full_inputs(tokenizer: Any, batch: int, length: int) -> Any:
-    """`batch` inputs of `length` tokens each, as latency is measured on."""
-    text = "a " * length  # each word is a token at least
-    return tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")

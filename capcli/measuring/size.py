@@ -7,11 +7,20 @@ from typing import Any
 
 from capcli.artifact import reader
 from capcli.models import artifact
-from capcli.models.model import WEIGHTS_FILE, Model
+from capcli.models.model import WEIGHTS_FILE
+from capcli.models.predictor import Predictor
+from capcli.runtime import onnx
 
 
-def size_and_sparsity(model: Model, source: str) -> dict[str, Any]:
-    """What is not there or zero in the network as loaded, of what was before it was sliced; and bytes on disk."""
+def size_and_sparsity(predictor: Predictor, source: str) -> dict[str, Any]:
+    """What is not there or zero in the network as loaded, of what was before it was sliced; and bytes on disk.
+
+    Of an ONNX graph only the bytes: which of its weights belong to the matrices is not known.
+    """
+    model = predictor.model
+    if model is None:
+        n_bytes = sum(path.stat().st_size for path in onnx.graph_files(Path(source)))
+        return {"sparsity": None, "size": {"weights_bytes": n_bytes}}
     weights = Path(source) / WEIGHTS_FILE
     n, total = model.before_slicing.prunable, model.before_slicing.total
     removed = n - model.nonzero()

@@ -23,7 +23,7 @@ from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families, slicing
 from capcli.models.heads import own_labels, renamed
-from capcli.models.hf import auto_class, read_pretrained
+from capcli.models.hf import auto_class, read_config
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_finite, count_parameters
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
@@ -81,9 +81,7 @@ class Known:
 def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
     """What a pruned or dense model knows of its task. Raises `ModelError` or `FileError`."""
     if not is_artifact(source):
-        from transformers import AutoConfig
-
-        own = own_labels(read_pretrained(AutoConfig.from_pretrained, hub.folder(source), source))
+        own = own_labels(read_config(hub.folder(source), source))
         return Known(labels=renamed(own, label_map))
     table = stored_settings(source)
     labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,11 +48,25 @@ def read_pretrained(reader: Callable[..., Any], path: str, source: str, **option
         raise unread(error, path, source) from error
 
 
+def read_config(path: str, source: str) -> Any:
+    """The configuration in a folder. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    return read_pretrained(AutoConfig.from_pretrained, path, source)
+
+
 def unread(error: Exception, path: str, source: str) -> ModelError:
     """What it means that transformers does not read the model `source` in the folder `path`."""
     if "Unrecognized configuration class" in str(error):
         return ModelError(f"transformers has no head of this kind for {source}: {requests.first_line(error)}")
     return requests.explained(error, path, source)
+
+
+def model_output(found: Mapping[str, torch.Tensor]) -> Any:
+    """Tensors by name, in the type that networks of transformers return."""
+    from transformers.utils import ModelOutput
+
+    return ModelOutput(**found)
 
 
 @contextlib.contextmanager

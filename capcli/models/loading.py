@@ -24,7 +24,7 @@ from capcli.models.heads import (
     reorder_rows,
     set_labels,
 )
-from capcli.models.hf import auto_class, class_for, key_mapping, quietly, read_pretrained, unread
+from capcli.models.hf import auto_class, class_for, key_mapping, quietly, read_config, read_pretrained, unread
 from capcli.models.model import Model, check_finite
 from capcli.models.outline import outline
 from capcli.models.predict import forward
@@ -62,14 +62,12 @@ def load_dense(
     Raises:
         ModelError: unknown, incomplete, corrupt, pickled or remote-code models, or labels that do not match.
     """
-    from transformers import AutoConfig
-
     path = hub.folder(source)
-    config = read_pretrained(AutoConfig.from_pretrained, path, source)
+    config = read_config(path, source)
     config._attn_implementation = config._experts_implementation = None  # a file must not name kernels to load
     config.return_dict, config.chunk_size_feed_forward = True, 0  # nor how the network is called
     own = own_labels(config)
-    order = _dense_order(own, labels, kind, source, label_map, need_head=need_head)
+    order = dense_order(own, labels, kind, source, label_map, need_head=need_head)
     own = renamed(own, label_map)
     names = set_labels(config, own if labels is None else labels, kind)
     tokenizer, note = with_padding(open_tokenizer(path, source), config)
@@ -212,7 +210,7 @@ def _unknown_family(net: Any, model_type: str) -> str:
     )
 
 
-def _dense_order(
+def dense_order(
     own: Sequence[str],
     labels: Sequence[str] | None,
     kind: str,
@@ -253,10 +251,8 @@ def check_head(
 ) -> None:
     """Raise `ModelError` for a model whose head is not one of this kind for `labels`; no weights are read."""
     if not is_artifact(source):
-        from transformers import AutoConfig
-
-        config = read_pretrained(AutoConfig.from_pretrained, hub.folder(source), source)
-        _dense_order(own_labels(config), labels, kind, source, label_map, need_head=True)
+        config = read_config(hub.folder(source), source)
+        dense_order(own_labels(config), labels, kind, source, label_map, need_head=True)
         return
     settings = stored_settings(source)
     own = settings.get("labels")

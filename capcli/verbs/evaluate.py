@@ -36,8 +36,7 @@ from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, same_answer
 from capcli.measuring.size import size_and_sparsity
 from capcli.models import artifact, devices, loading, tokenizers
-from capcli.models.devices import Compute
-from capcli.models.model import Model, place
+from capcli.models.predictor import Predictor
 from capcli.sources import hub
 from capcli.stored import mapping, read_json
 
@@ -57,14 +56,16 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
 
 def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     """Measure `config.model`; yields events and returns the result of `cap eval`."""
-    on = devices.compute(config.hardware)
+    devices.compute(config.hardware)  # what is wrong with the device is said before anything is read
     yield Event(phase="load", note=f"loading {config.model}")
     data, notes = _data(config)
     _check_gates(config, data)
     _check_baseline(config, data)
-    model = place(load_for(config, config.model, data), on)
+    model = load_for(config, config.model, data, config.runtime)
+    if model.chosen:
+        yield Event(phase="load", note=model.chosen)
     primary, changed = next(iter(data.evals)), _changed(config, data)
-    measured = yield from _measured(config, data, model, on, {**data.evals, **changed}, "evaluate")
+    measured = yield from _measured(config, data, model, {**data.evals, **changed}, "evaluate")
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -78,14 +79,13 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
         "splits": {name: measured[name].table for name in data.evals},
         "perturbed": {name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         "seed": config.seed,
-        "sparsity": None,
-        "size": {},
-        "notes": [*data.notes, *model.notes, *notes, *_said(measured, data)],
+        "runtime": model.row,
+        "notes": [*data.notes, *model.notes, *[model.chosen] * bool(model.chosen), *notes, *_said(measured, data)],
     }
     result |= size_and_sparsity(model, config.model)
     yield Event(phase="latency", note="measuring latency")
-    result["latency"] = latency(model, on, config.latency_batch, config.latency_length)
-    found = yield from _compared(config, data, on, {"": data.evals[primary], **changed}, ours)
+    result["latency"] = latency(model, config.latency_batch, config.latency_length)
+    found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours)
     result["baseline"] = found.baseline
     result["retention"] = retention(ours[""].metrics, (found.baseline or {}).get("metrics", {}))
     result["differences"] = rows_of(found.differences)
@@ -135,7 +135,7 @@ def _changed(config: EvalConfig, data: TaskData) -> dict[str, Split]:
 
 
 def _measured(
-    config: EvalConfig, data: TaskData, model: Model, on: Compute, splits: Mapping[str, Split], phase: str
+    config: EvalConfig, data: TaskData, model: Predictor, splits: Mapping[str, Split], phase: str
 ) -> Generator[Event, None, dict[str, Measured]]:
     """The model measured on each of the splits."""
     found = {}
@@ -146,20 +146,20 @@ def _measured(
             share = (index + done / total) / len(splits)
             return Event(phase=f"{phase} {name.lstrip('@')}".rstrip(), done=done, total=total, overall=share)
 
-        found[name] = yield from told(measure(model, examples, data.metrics, on, config.seed), event)
+        found[name] = yield from told(measure(model, examples, data.metrics, config.seed), event)
     return found
 
 
 def _compared(
-    config: EvalConfig, data: TaskData, on: Compute, splits: Mapping[str, Split], ours: Mapping[str, Measured]
+    config: EvalConfig, data: TaskData, splits: Mapping[str, Split], ours: Mapping[str, Measured]
 ) -> Generator[Event, None, Compared]:
     """Compare with the baseline, if there is one: a stored result, or a model on the same examples."""
     if not config.baseline:
         return Compared()
     if Path(config.baseline).is_file():
         return with_report(config, data, ours)
-    model = place(load_for(config, config.baseline, data), on)
-    theirs = yield from _measured(config, data, model, on, splits, "baseline")
+    model = load_for(config, config.baseline, data)
+    theirs = yield from _measured(config, data, model, splits, "baseline")
     return with_model(config, data, ours, theirs)
 
 

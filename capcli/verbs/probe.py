@@ -72,7 +72,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
     bounds[MEAN] = noise.mean_bounds(bounds.values())
     gates.require(config.gates, bounds, bounds)
     sources = [config.model, *(source for source in config.baselines if source not in stored)]
-    encoders = {source: _encoder(config, source) for source in sources}
+    encoders = {source: _encoder(config, source, config.runtime * (source == config.model)) for source in sources}
     found: dict[str, dict[str, Probed]] = {}
     notes = [f"{name}: {note}" for name, one in data.items() for note in (*one.notes, *_own_ways(config, one))]
     for place, (source, encoder) in enumerate(encoders.items()):
@@ -93,6 +93,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
         "sha256": encoder.sha256,
+        "runtime": encoder.model.runtime if encoder.meant[0] == "auto" else encoder.meant[0],
         **{name: getattr(config, name) for name in ("probe", "layer", "pooling", "seeds", "seed")},
         **_table(ours, config.layer),
         "baselines": [baseline.shown() for baseline in baselines],
@@ -106,9 +107,14 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
     return dict(portable(result, config))
 
 
-def _encoder(config: ProbeConfig, source: str) -> vectors.Encoder:
+def _encoder(config: ProbeConfig, source: str, runtime: str) -> vectors.Encoder:
     return vectors.Encoder(
-        source=source, layer=config.layer, pooling=config.pooling, hardware=config.hardware, seed=config.seed
+        source=source,
+        layer=config.layer,
+        pooling=config.pooling,
+        hardware=config.hardware,
+        seed=config.seed,
+        runtime=runtime,
     )
 
 
@@ -118,7 +124,7 @@ def _task_data(config: ProbeConfig, name: str) -> TaskData:
 
 def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> dict[str, Any]:
     """Milliseconds of one input of 128 tokens; only measured for a gate."""
-    return latency.latency(encoder.model, encoder.on, 1, 128) if config.gates.max_latency_ms else {}
+    return latency.latency(encoder.model, 1, 128) if config.gates.max_latency_ms else {}
 
 
 def _probe_of(config: ProbeConfig, data: TaskData) -> str:

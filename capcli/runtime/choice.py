@@ -1,0 +1,156 @@
+"""What computes a model: PyTorch, the sparse runtime, or onnxruntime. Chosen by name, or by what is faster here.
+
+By default nothing is measured: an ONNX folder goes to onnxruntime and everything else to PyTorch, so that a result is
+the same wherever it is measured again. `auto` measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capcli.config.prune import Hardware
+from capcli.errors import ConfigError, ModelError
+from capcli.models import devices, loading, predictor
+from capcli.models.devices import Compute
+from capcli.models.model import Model, place
+from capcli.models.predictor import Predictor
+from capcli.models.tokenizers import is_artifact
+from capcli.reporting.text import significant
+from capcli.runtime import onnx, timing
+from capcli.sources.checkpoint import GRAPH, INDEX, WEIGHTS
+
+BATCH, LENGTH, SECONDS = 1, 128, 1.0  # of the measurement that decides
+CPU = Compute(device=torch.device("cpu"), dtype=torch.float32)
+
+
+def is_onnx(source: str) -> bool:
+    """Whether a MODEL argument is a folder whose only weights are an ONNX graph."""
+    others = any((Path(source) / name).is_file() for name in (WEIGHTS, INDEX))
+    return onnx.has_graph(source) and not others and not is_artifact(source)
+
+
+def opened(
+    source: str,
+    runtime: str,
+    hardware: Hardware,
+    *,
+    labels: Sequence[str] | None,
+    kind: str,
+    seed: int = 1,
+    need_head: bool = True,
+    label_map: Mapping[str, str] | None = None,
+) -> Predictor:
+    """The model `source` with a head of this kind for these labels, ready to answer; see `loading.load_model`.
+
+    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for.
+
+    Raises:
+        ConfigError, ModelError, FileError: a runtime by name that cannot compute it, or what is wrong with the model.
+    """
+    name, hardware = meant(source, runtime, hardware)
+    on = devices.compute(hardware)
+    if name == "onnx":
+        return onnx.predictor(onnx.load(Path(source)), kind, labels, label_map, need_head=need_head)
+    model = place(loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map), on)
+    return choose(model, on, name).predictor
+
+
+def meant(source: str, runtime: str, hardware: Hardware) -> tuple[str, Hardware]:
+    """The runtime that a name, or none, means for a model: onnx, torch, sparse, or auto between these two; and where
+    it computes. Raises `ConfigError` for what it cannot.
+    """
+    if runtime == "onnx" and not onnx.has_graph(source):
+        raise ConfigError(f"{source} has no {GRAPH}", f"write one: cap export {source} --to onnx")
+    if runtime in ("", "auto") and is_onnx(source):
+        runtime = "onnx"
+    return runtime or "torch", _on_cpu(hardware, runtime) if runtime in ("onnx", "sparse") else hardware
+
+
+def _on_cpu(hardware: Hardware, runtime: str) -> Hardware:
+    """The same on the CPU in 32 bits. Raises `ConfigError` when something else was asked for by name."""
+    if hardware.device not in ("auto", "cpu"):
+        raise ConfigError(f"the {runtime} runtime computes on the CPU, not on {hardware.device}", "use --device cpu")
+    if hardware.precision not in ("auto", "fp32"):
+        raise ConfigError(f"the {runtime} runtime computes in fp32, not in {hardware.precision}", "use --runtime torch")
+    return dataclasses.replace(hardware, device="cpu", precision="fp32")
+
+
+# Torch or sparse -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was taken for a model: `sparse`, or PyTorch where that is None. `predictor` is the model on it."""
+
+    predictor: Predictor
+    sparse: Any = None
+
+
+def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
+    """PyTorch or the sparse runtime for a model on its device, by name, or with `auto` the faster.
+
+    Raises `ModelError` where the sparse runtime was asked for by name and cannot compute it.
+    """
+    ours = predictor.of_network(model, on)
+    if runtime == "torch":
+        return Choice(predictor=ours)
+    try:
+        sparse, theirs = _sparse(model, on, threads)
+    except NotPossible as error:
+        if runtime == "sparse":
+            raise ModelError(f"--runtime sparse: {error}", "use --runtime torch, or auto") from error
+        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({error})"))
+    seconds = measured([theirs, ours])
+    figures = f"batch {BATCH} x {min(LENGTH, ours.longest)}"
+    their_ms, our_ms = (f"{significant(1000 * value)} ms" for value in seconds)
+    if seconds[0] <= seconds[1]:
+        said = f"runtime: sparse ({their_ms} against {our_ms} of torch, {figures})"
+        return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=sparse)
+    if runtime == "sparse":
+        said = f"runtime: sparse, as asked for, but torch is faster ({our_ms} against {their_ms}, {figures})"
+        return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=sparse)
+    said = f"runtime: torch ({our_ms} against {their_ms} of sparse, {figures})"
+    return Choice(predictor=dataclasses.replace(ours, chosen=said))
+
+
+class NotPossible(Exception):
+    """The sparse runtime cannot compute a model: why, in a few words."""
+
+
+def _sparse(model: Model, on: Compute, threads: int) -> tuple[Any, Predictor]:
+    """The model on the sparse runtime. Raises `NotPossible`."""
+    if on.device.type != "cpu" or on.dtype != torch.float32:
+        raise NotPossible(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
+    runtime = importlib.import_module("capcli.runtime.sparse")
+    try:
+        found = runtime.from_model(model, threads or torch.get_num_threads())
+    except runtime.Unsupported as error:
+        raise NotPossible(str(error)) from error
+    return found, of_sparse(found)
+
+
+def of_sparse(found: Any) -> Predictor:
+    """A model of the sparse runtime as one that answers."""
+    return dataclasses.replace(
+        predictor.of_network(found.model, CPU),
+        runtime="sparse",
+        described=found.described,
+        threads=found.threads,
+        asking=found.run,
+    )
+
+
+def measured(models: Sequence[Predictor]) -> list[float]:
+    """Median seconds of one text of full length, of models that are measured by turns."""
+    length = min(LENGTH, *(model.longest for model in models))
+    calls = [partial(model.run(), timing.full_inputs(model.tokenizer, BATCH, length)) for model in models]
+    return [statistics.median(times) for times in zip(*timing.by_turns(calls, SECONDS, least=1), strict=True)]

@@ -1,0 +1,279 @@
+"""ONNX folders: a graph that onnxruntime computes, with the tokenizer and the configuration that lie beside it.
+
+A graph may come from anywhere. onnxruntime checks it and refuses weights outside its folder; no libraries of operators
+are ever loaded for it. What it takes and gives is checked here, before a text of the user goes in.
+
+Letters: B batch, S tokens, C labels, H hidden size.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from capcli.data.kinds import KINDS
+from capcli.errors import ConfigError, FileError, ModelError
+from capcli.models import families, hf, loading
+from capcli.models.devices import Compute
+from capcli.models.heads import own_labels, renamed
+from capcli.models.model import INPUTS
+from capcli.models.predict import Run
+from capcli.models.predictor import Predictor
+from capcli.models.tokenizers import open_tokenizer, with_padding
+from capcli.sources import checkpoint, hub, requests
+from capcli.sources.checkpoint import GRAPH
+
+MAX_BYTES = 2**31  # of a graph: where protobuf ends
+TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+QUANTISES = b"DynamicQuantize"  # how the names of operators begin that look for the range of a whole batch
+STATES, SPANS = "last_hidden_state", ("start_logits", "end_logits")
+# Families that count positions from after the padding id, so that two of them are never reached.
+FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+def check_package() -> None:
+    """Raise `ConfigError` unless onnxruntime is installed."""
+    if find_spec("onnxruntime") is None:
+        raise ConfigError("an ONNX model needs onnxruntime to run", "pip install onnxruntime")
+
+
+def has_graph(source: str) -> bool:
+    """Whether a MODEL argument is a folder with an ONNX graph in it."""
+    return (Path(source) / GRAPH).is_file()
+
+
+def graph_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a graph: itself, and the weights beside it."""
+    return tuple(sorted(path for path in folder.glob(f"{GRAPH}*") if path.is_file()))
+
+
+# The graph -----------------------------------------------------------------------------------------------------------
+
+
+class Graph:
+    """A graph on onnxruntime's CPU provider.
+
+    names: its inputs; outputs: what it gives, by name. alone: it quantises activations by the range of a whole batch,
+    so that the answer to a text depends on the other texts.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        """Open the graph. Raises `ConfigError` without onnxruntime, `FileError` for what it cannot read."""
+        check_package()
+        import onnxruntime
+
+        _check_file(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # failures are raised as well
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise FileError(f"onnxruntime cannot open {path}: {requests.first_line(error)}") from error
+        self.path, self.threads = path, threads
+        self.described = f"onnxruntime {onnxruntime.__version__}"
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.outputs = tuple(value.name for value in self.session.get_outputs())
+        self.alone = _contains(path, QUANTISES)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inputs, in the order of the graph."""
+        return tuple(self.inputs)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that the graph gives for inputs [B, S], by name. Raises `ModelError` where it fails."""
+        given = {name: self._input(name, inputs) for name in self.inputs}
+        try:
+            found = self.session.run(None, given)
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot run {self.path}: {requests.first_line(error)}") from error
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
+
+    def _input(self, name: str, inputs: Mapping[str, Tensor]) -> Any:
+        """An input of the type that the graph takes; token types that nobody gives are all 0, as of a single text."""
+        values = inputs[name] if name in inputs else torch.zeros_like(inputs["input_ids"])
+        return values.numpy().astype(TYPES[self.inputs[name].type], copy=False)
+
+    def check(self) -> None:
+        """Raise `ModelError` unless the graph takes batches of token ids of any length."""
+        for name, value in self.inputs.items():
+            if name not in INPUTS or value.type not in TYPES or len(value.shape) != 2:
+                raise ModelError(
+                    f"{self.path} takes an input {name[:40]!r} of type {value.type[:40]} and shape {value.shape}: "
+                    f"capcli gives {', '.join(INPUTS)} as whole numbers [batch, length]"
+                )
+            if any(isinstance(size, int) for size in value.shape):
+                raise ModelError(
+                    f"{self.path} takes inputs of a fixed size, {value.shape}",
+                    "export it again with a dynamic batch size and length",
+                )
+        if not {"input_ids", "attention_mask"} <= self.inputs.keys():
+            raise ModelError(f"{self.path} takes {', '.join(self.names)}, without input_ids and attention_mask")
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits of inputs [B, S] as `predict.forward` has them: [B, C], [B, S, C]; [B, S, 2] for spans."""
+        return logits_of(self(inputs))
+
+
+def _check_file(path: Path) -> None:
+    checkpoint.check_no_pointer(path, str(path.parent))
+    if not path.is_file() or path.stat().st_size >= MAX_BYTES:
+        raise FileError(f"{path} is not a file" if not path.is_file() else f"{path} is too large for an ONNX graph")
+
+
+def _contains(path: Path, word: bytes) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(word) >= 0
+
+
+def logits_of(found: Mapping[str, Tensor]) -> Tensor:
+    """The logits among what a graph gives, those of begin and end [B, S] as one; of none, none per text: [B, 0]."""
+    if "logits" in found:
+        return found["logits"].float()
+    if all(name in found for name in SPANS):
+        return torch.stack([found[name].float() for name in SPANS], dim=-1)
+    first = next(iter(found.values()))
+    return first.new_empty(len(first), 0, dtype=torch.float32)
+
+
+# A folder ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxModel:
+    """A graph with its tokenizer and its configuration; called, it gives what the graph gives, by name."""
+
+    graph: Graph
+    tokenizer: Any
+    config: Any
+    source: str
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        """Threads of the CPU that it computes with."""
+        return self.graph.threads
+
+    @property
+    def described(self) -> str:
+        """What computes, in words."""
+        return self.graph.described
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest input."""
+        positions = getattr(self.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        if self.config.model_type in FROM_PADDING:
+            positions -= (self.config.pad_token_id or 0) + 1
+        return int(min(positions, self.tokenizer.model_max_length))
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """What the graph gives for inputs [B, S], by name, as a transformers model does: `logits`, for example."""
+        return hf.model_output(self.graph({name: inputs[name].cpu() for name in inputs}))
+
+    def run(self, pooling: str = "head") -> Run:
+        """See `predict.Run`: vectors are made of the last states, where the graph gives them; it has no head's."""
+        family = families.FAMILIES.get(self.config.model_type)
+
+        def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+            found, mask = self.graph(inputs), inputs["attention_mask"]
+            if STATES not in found or pooling == "head":
+                return logits_of(found), None
+            states = found[STATES].float()
+            causal = family is not None and family.causal
+            vector = families.mean(states, mask) if pooling == "mean" else families.represented(states, mask, causal)
+            return logits_of(found), vector
+
+        return run
+
+
+def load(folder: Path, threads: int = 0) -> OnnxModel:
+    """The ONNX model in a folder with its config.json and tokenizer; threads: of the CPU, 0 for PyTorch's number.
+
+    Raises:
+        ConfigError: onnxruntime is not installed. FileError, ModelError: what is wrong with the folder or its graph.
+    """
+    source = str(folder)
+    check_package()
+    path = hub.folder(source)
+    checkpoint.check_words({file.name for file in folder.iterdir()}, source)
+    config = hf.read_config(path, source)
+    tokenizer, notes = with_padding(open_tokenizer(path, source), config)
+    graph = Graph(folder / GRAPH, threads or torch.get_num_threads())
+    graph.check()
+    return OnnxModel(
+        graph=graph, tokenizer=tokenizer, config=config, source=source, labels=own_labels(config), notes=notes
+    )
+
+
+def predictor(
+    model: OnnxModel,
+    kind: str,
+    labels: Sequence[str] | None = None,
+    label_map: Mapping[str, str] | None = None,
+    *,
+    need_head: bool = True,
+) -> Predictor:
+    """The model as one that answers tasks of this kind, its logits in the order of `labels`.
+
+    labels: those of the task; None takes the model's own. Without `need_head` it may have others, or no logits at all.
+    Raises `ModelError` for a graph that gives something else than it needs.
+    """
+    order = loading.dense_order(model.labels, labels, kind, model.source, label_map, need_head=need_head)
+    names = renamed(model.labels, label_map) if labels is None else tuple(labels) or KINDS[kind].outputs
+    if need_head:
+        _check_answers(model, kind)
+    return Predictor(
+        source=model.source,
+        kind=kind,
+        labels=() if KINDS[kind].own_head else names,
+        tokenizer=model.tokenizer,
+        longest=model.longest,
+        on=Compute(device=torch.device("cpu"), dtype=torch.float32),
+        runtime="onnx",
+        described=model.described,
+        threads=model.threads,
+        asking=lambda pooling: _ordered(model.run(pooling), order),
+        alone=model.graph.alone,
+        notes=model.notes,
+    )
+
+
+def _ordered(run: Run, order: list[int] | None) -> Run:
+    """The same with its logits in this order."""
+    if order is None or order == sorted(order):
+        return run
+
+    def ordered(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        logits, vectors = run(inputs)
+        return logits[..., order], vectors
+
+    return ordered
+
+
+def _check_answers(model: OnnxModel, kind: str) -> None:
+    """Raise `ModelError` unless two texts of unlike length get logits of the shape that this kind has."""
+    row, path = KINDS[kind], model.graph.path
+    coded = model.tokenizer(["a ☃", "a a a a"], padding=True, return_tensors="pt")
+    mask, n_outputs = coded["attention_mask"], row.n_outputs(len(model.labels))
+    given = ", ".join(f"{name[:40]} {list(tensor.shape)}" for name, tensor in model.graph(coded).items())
+    expected = (*mask.shape, n_outputs) if row.per_token else (len(mask), n_outputs)
+    found = tuple(model.graph.logits(coded).shape)
+    if found == expected:
+        return
+    if found[-1] != n_outputs and len(found) == len(expected) and found[-1]:
+        raise ModelError(
+            f"{path} gives {found[-1]} logits, {n_outputs} are named in config.json",
+            "copy or download config.json and graph together",
+        )
+    raise ModelError(f"{path} gives {given} for two texts, but {kind} needs logits {list(expected)}")
