@@ -42,7 +42,7 @@ def latency(model: Predictor, batch: int, length: int) -> dict[str, Any]:
         "threads": model.threads,
         "device": on.device.type,
         "hardware": on.name,
-        "precision": on.precision,
+        "precision": model.precision,
     }
 
 

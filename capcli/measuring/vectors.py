@@ -35,7 +35,7 @@ from capcli.models.predict import Progress
 from capcli.models.predictor import Predictor
 from capcli.runtime import choice, onnx
 from capcli.sources import hub
-from capcli.sources.checkpoint import CONFIG, TOKENIZER_FILES
+from capcli.sources.checkpoint import CONFIG, GRAPH, TOKENIZER_FILES
 
 CACHE_FORMAT = 2
 MOST_BYTES = 8e9
@@ -121,20 +121,10 @@ class Encoder:
             self._loaded.append(found)
         return self._loaded[0]
 
-    def computing(self, *, per_token: bool = False) -> str:
-        """What computes the vectors: torch where there was a choice and another one has no states to take them from.
-
-        Raises `ConfigError` where that one was asked for by name.
-        """
-        name, deep = self.meant[0], per_token or self.layer != "last"
-        if name == "auto":
-            return "torch" if deep else self.model.runtime
-        if deep and name != "torch":
-            raise ConfigError(
-                f"the {name} runtime gives one vector per text, from the last layer: none of tokens or other layers",
-                "use --runtime torch, and for an ONNX folder the model that it was made from",
-            )
-        return name
+    @property
+    def computing(self) -> str:
+        """The runtime that computes the vectors; of two to choose from it is known when they have been measured."""
+        return self.model.runtime if self.meant[0] == "auto" else self.meant[0]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -171,19 +161,16 @@ class Encoder:
         drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
         parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]
         parts += [split.kind, task.longest, task.stride, version("torch"), version("transformers")]
-        name = self.computing(per_token=KINDS[split.kind].per_token)
-        parts += [] if name == "torch" else [name, self.model.described]
+        parts += [] if self.computing == "torch" else [self.computing, self.model.described]
         return digest([CACHE_FORMAT, *parts])
 
     def _encoded(self, examples: Examples) -> Generator[Progress, None, NDArray[np.float16]]:
         def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             with self.on.autocast():
-                logits, found = of_batch(inputs, per_token=examples.per_token)
+                logits, found = self._of_batch(inputs, per_token=examples.per_token)
             self._check_size((examples.n_outputs, *found.shape[-2:]))
             return logits, found
 
-        name = self.computing(per_token=examples.per_token)
-        of_batch = self._of_batch if name == "torch" else self._last_of_batch
         rows = batches.evaluation_batches(examples, self.model.token_budget)
         _, values = yield from predict.outputs(
             run, examples, rows, self.on.device, logits=False, of_tokens=examples.per_token
@@ -204,8 +191,9 @@ class Encoder:
     def _of_batch(self, inputs: Mapping[str, Tensor], *, per_token: bool) -> tuple[Tensor, Tensor]:
         """Logits and vectors [B, L, H] of a batch, or [B, S, L, H] of its tokens."""
         deep = per_token or self.layer != "last"
-        assert self.model.model is not None, "torch computes it"
-        logits, last, states = predict.forward_states(self.model.model, inputs, self.pooling, keep=deep)
+        if self.model.network is None:
+            return self._of_graph(inputs, deep=deep)
+        logits, last, states = predict.forward_states(self.model.network, inputs, self.pooling, keep=deep)
         chosen = self._chosen(len(states)) if deep else []
         if per_token:
             return logits, torch.stack([states[index] for index in chosen], dim=2)
@@ -214,12 +202,15 @@ class Encoder:
         pooled = [last if index == len(states) - 1 else self._pooled(states[index], inputs) for index in chosen]
         return logits, torch.stack(pooled, dim=1)
 
-    def _last_of_batch(self, inputs: Mapping[str, Tensor], *, per_token: bool) -> tuple[Tensor, Tensor]:
-        """Logits and vectors [B, 1, H] of a batch by a runtime that gives these alone."""
-        logits, vectors = self.model.run(self.pooling)(inputs)
+    def _of_graph(self, inputs: Mapping[str, Tensor], *, deep: bool) -> tuple[Tensor, Tensor]:
+        """Logits and vectors [B, 1, H] of a batch by an ONNX graph, which has states of the last layer at most."""
+        logits, vectors = (inputs["input_ids"], None) if deep else self.model.run(self.pooling)(inputs)
         if vectors is None:
-            what = "its classifier's vector, which --pool head is" if self.pooling == "head" else "last_hidden_state"
-            raise ConfigError(f"{self.source} does not give {what}: an ONNX graph has what it was exported with")
+            of = "of tokens or layers" if deep else f"for --pool {self.pooling}"
+            raise ConfigError(
+                f"{self.source} gives no vectors {of}, as {GRAPH} has no output for them",
+                "probe the model that it was exported from",
+            )
         return logits, vectors[:, None]
 
     def _chosen(self, n_states: int) -> list[int]:
@@ -232,8 +223,8 @@ class Encoder:
 
     def _pooled(self, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """One vector [B, H] of the states [B, S, H] of a layer."""
-        assert self.model.model is not None, "torch computes it"
-        mask, family = inputs["attention_mask"], self.model.model.family
+        assert self.model.network is not None, "it gave the states"
+        mask, family = inputs["attention_mask"], self.model.network.family
         if self.pooling == "mean":
             return families.mean(states, mask)
         return families.represented(states, mask, family is not None and family.causal)

@@ -25,6 +25,11 @@ def class_for(config: Any, kind: str) -> Any:
     return auto_class(kind)._model_mapping[type(config)]
 
 
+def class_name(config: Any, kind: str) -> str:
+    """The name of that class; empty where transformers has none."""
+    return getattr(auto_class(kind)._model_mapping.get(type(config), None), "__name__", "")
+
+
 def key_mapping(config: Any, kind: str) -> dict[str, str] | None:
     """Where the network of this kind calls its base model otherwise than the others of its family do, as Llama's."""
     own = _prefix(config, kind)

@@ -24,7 +24,16 @@ from capcli.models.heads import (
     reorder_rows,
     set_labels,
 )
-from capcli.models.hf import auto_class, class_for, key_mapping, quietly, read_config, read_pretrained, unread
+from capcli.models.hf import (
+    auto_class,
+    class_for,
+    class_name,
+    key_mapping,
+    quietly,
+    read_config,
+    read_pretrained,
+    unread,
+)
 from capcli.models.model import Model, check_finite
 from capcli.models.outline import outline
 from capcli.models.predict import forward
@@ -92,6 +101,27 @@ def load_dense(
         redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
     reorder_rows(output, order)
     return _made(net, tokenizer, names, kind, source, note + notes)
+
+
+def load_stock(folder: Path) -> Model:
+    """The model of a stock folder that says itself what it is for, with its head; see `load_dense`.
+
+    Raises:
+        ModelError: also where the configuration names no network for a kind of task that capcli knows.
+    """
+    return load_dense(str(folder), None, kind_of(read_config(str(folder), str(folder)), str(folder)), 0, need_head=True)
+
+
+def kind_of(config: Any, source: str) -> str:
+    """The kind of task that a configuration is for, by the class of network that it names. Raises `ModelError`."""
+    named = (config.architectures or [""])[0]
+    heads = {row.head: kind for kind, row in reversed(KINDS.items()) if class_name(config, kind) == named}
+    if not heads:
+        raise ModelError(f"config.json of {source} names no network for a task: {named!r}")
+    (kind,) = heads.values()
+    if kind == "classification" and config.num_labels == 1:
+        return "regression"
+    return "multilabel" if kind == "classification" and config.problem_type == KINDS["multilabel"].problem else kind
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:

@@ -29,9 +29,10 @@ class Predictor:
     kind, labels, source, notes: as of `Model`; the logits are in the order of the labels. longest: tokens of the
     longest input. on: the device that inputs are made for, and the type that is computed in. runtime: what computes, a
     name of `RUNTIMES`; described: that in words; threads: of the CPU. alone: an answer depends on the other texts of a
-    batch, so that each text is asked by itself wherever answers count. model: the network, where there is one.
-    asking: the `Run` for a pooling, see `predict.forward`. chosen: which runtime was taken, and why, where there was a
-    choice.
+    batch, so that each text is asked by itself wherever answers count. asking: the `Run` for a pooling, see
+    `predict.forward`. network: what answers, where it has hidden states to show, see `predict.forward_states`. model:
+    the network as it was loaded, with all of its weights. An ONNX graph has neither. chosen: which runtime was taken,
+    and why, where there was a choice.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Predictor:
     threads: int
     asking: Callable[[str], Run]
     alone: bool = False
+    network: Model | None = None
     model: Model | None = None
     notes: tuple[str, ...] = ()
     chosen: str = ""
@@ -57,6 +59,11 @@ class Predictor:
     def token_budget(self) -> int:
         """Tokens of an evaluation batch, padding included; of 1 every text is a batch."""
         return 1 if self.alone else self.on.token_budget
+
+    @property
+    def precision(self) -> str:
+        """The type that is computed in, such as `float32`."""
+        return "int8" if self.alone else self.on.precision
 
     @property
     def batching(self) -> str:
@@ -94,6 +101,7 @@ def of_network(model: Model, on: Compute) -> Predictor:
         described=f"torch {torch.__version__}",
         threads=torch.get_num_threads(),
         asking=lambda pooling: predict.running(model, on, pooling),
+        network=model,
         model=model,
         notes=model.notes,
     )

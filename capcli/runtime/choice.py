@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from capcli.config.prune import Hardware
-from capcli.errors import ConfigError, ModelError
+from capcli.errors import CapError, ConfigError, ModelError
 from capcli.models import devices, loading, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, place
@@ -29,7 +29,6 @@ from capcli.runtime import onnx, timing
 from capcli.sources.checkpoint import GRAPH, INDEX, WEIGHTS
 
 BATCH, LENGTH, SECONDS = 1, 128, 1.0  # of the measurement that decides
-CPU = Compute(device=torch.device("cpu"), dtype=torch.float32)
 
 
 def is_onnx(source: str) -> bool:
@@ -98,55 +97,51 @@ class Choice:
 def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
     """PyTorch or the sparse runtime for a model on its device, by name, or with `auto` the faster.
 
-    Raises `ModelError` where the sparse runtime was asked for by name and cannot compute it.
+    Raises `CapError` where the sparse runtime was asked for by name and cannot compute it.
     """
     ours = predictor.of_network(model, on)
     if runtime == "torch":
         return Choice(predictor=ours)
     try:
-        sparse, theirs = _sparse(model, on, threads)
-    except NotPossible as error:
+        sparse = _sparse(model, on, threads)
+    except CapError as error:
         if runtime == "sparse":
-            raise ModelError(f"--runtime sparse: {error}", "use --runtime torch, or auto") from error
-        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({error})"))
-    seconds = measured([theirs, ours])
-    figures = f"batch {BATCH} x {min(LENGTH, ours.longest)}"
-    their_ms, our_ms = (f"{significant(1000 * value)} ms" for value in seconds)
-    if seconds[0] <= seconds[1]:
-        said = f"runtime: sparse ({their_ms} against {our_ms} of torch, {figures})"
-        return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=sparse)
-    if runtime == "sparse":
-        said = f"runtime: sparse, as asked for, but torch is faster ({our_ms} against {their_ms}, {figures})"
-        return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=sparse)
-    said = f"runtime: torch ({our_ms} against {their_ms} of sparse, {figures})"
-    return Choice(predictor=dataclasses.replace(ours, chosen=said))
-
-
-class NotPossible(Exception):
-    """The sparse runtime cannot compute a model: why, in a few words."""
-
-
-def _sparse(model: Model, on: Compute, threads: int) -> tuple[Any, Predictor]:
-    """The model on the sparse runtime. Raises `NotPossible`."""
-    if on.device.type != "cpu" or on.dtype != torch.float32:
-        raise NotPossible(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
-    runtime = importlib.import_module("capcli.runtime.sparse")
-    try:
-        found = runtime.from_model(model, threads or torch.get_num_threads())
-    except runtime.Unsupported as error:
-        raise NotPossible(str(error)) from error
-    return found, of_sparse(found)
-
-
-def of_sparse(found: Any) -> Predictor:
-    """A model of the sparse runtime as one that answers."""
-    return dataclasses.replace(
-        predictor.of_network(found.model, CPU),
+            raise
+        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({error.message})"))
+    theirs = dataclasses.replace(
+        ours,
         runtime="sparse",
-        described=found.described,
-        threads=found.threads,
-        asking=found.run,
+        described=sparse.described,
+        threads=sparse.threads,
+        asking=sparse.run,
+        network=sparse.model,
+        notes=sparse.model.notes,
     )
+    slower, said = _compared(theirs, ours)
+    if not slower:
+        said = f"runtime: sparse ({said})"
+    elif runtime == "sparse":
+        said = f"runtime: sparse, as asked for, but torch is faster ({said})"
+    else:
+        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({said})"))
+    return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=sparse)
+
+
+def _sparse(model: Model, on: Compute, threads: int) -> Any:
+    """The model on the sparse runtime. Raises `ModelError` where it cannot be."""
+    if on.device.type != "cpu" or on.dtype != torch.float32:
+        raise ModelError(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
+    runtime = importlib.import_module("capcli.runtime.sparse")  # numba takes its time to import
+    return runtime.from_model(model, threads or torch.get_num_threads())
+
+
+def _compared(ours: Predictor, theirs: Predictor) -> tuple[bool, str]:
+    """Whether the first is slower than the second, and by how much, in words."""
+    seconds = measured([ours, theirs])
+    fast, slow = sorted(seconds)
+    other = (theirs if seconds[0] <= seconds[1] else ours).runtime
+    figures = f"{significant(1000 * fast)} ms against {significant(1000 * slow)} ms of {other}"
+    return seconds[0] > seconds[1], f"{figures}, batch {BATCH} x {min(LENGTH, ours.longest)}"
 
 
 def measured(models: Sequence[Predictor]) -> list[float]:

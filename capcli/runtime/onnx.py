@@ -266,11 +266,12 @@ def _check_answers(model: OnnxModel, kind: str) -> None:
     row, path = KINDS[kind], model.graph.path
     coded = model.tokenizer(["a ☃", "a a a a"], padding=True, return_tensors="pt")
     mask, n_outputs = coded["attention_mask"], row.n_outputs(len(model.labels))
-    given = ", ".join(f"{name[:40]} {list(tensor.shape)}" for name, tensor in model.graph(coded).items())
+    outputs = model.graph(coded)
     expected = (*mask.shape, n_outputs) if row.per_token else (len(mask), n_outputs)
-    found = tuple(model.graph.logits(coded).shape)
+    found = tuple(logits_of(outputs).shape)
     if found == expected:
         return
+    given = ", ".join(f"{name[:40]} {list(tensor.shape)}" for name, tensor in outputs.items())
     if found[-1] != n_outputs and len(found) == len(expected) and found[-1]:
         raise ModelError(
             f"{path} gives {found[-1]} logits, {n_outputs} are named in config.json",

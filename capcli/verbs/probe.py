@@ -93,7 +93,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
         "sha256": encoder.sha256,
-        "runtime": encoder.model.runtime if encoder.meant[0] == "auto" else encoder.meant[0],
+        "runtime": encoder.computing,
         **{name: getattr(config, name) for name in ("probe", "layer", "pooling", "seeds", "seed")},
         **_table(ours, config.layer),
         "baselines": [baseline.shown() for baseline in baselines],
