@@ -62,14 +62,14 @@ def artefact(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     config, pruned = job.config, list(job.model.prunable())
     yield Event(phase="export", overall=0.3, note="writing the weights")
     wanted = storage.stored(job.model, pruned, config.dtype, config.embeddings, config.svd_rank)
-    artifact.save_artifact(job.model, staging, pruned, _settings(job), wanted.tensors, wanted.quantised)
+    artifact.save_artifact(job.model, staging, pruned, settings(job), wanted.tensors, wanted.quantised)
     opened = artifact.load_artifact(staging)
     storage.check(wanted, opened.net)
     return _opened(job, opened, staging / WEIGHTS_FILE, total_bytes(opened.net, 4))
 
 
-def _settings(job: Export) -> dict[str, Any]:
-    """What the artefact says of its run, its data where they are now, and how it was exported."""
+def settings(job: Export) -> dict[str, Any]:
+    """What the export says of its run, its data where they are now, and how it was exported."""
     config, stored = job.config, artifact.stored_settings(job.config.model)
     kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
     kept["source"] = artifact.stored_source(config.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from capcli.artifact import reader
 from capcli.models import artifact
 from capcli.models.model import WEIGHTS_FILE
 from capcli.models.predictor import Predictor
+from capcli.models.tokenizers import is_artifact
 from capcli.runtime import onnx
+from capcli.sources import hub
 
 
 def size_and_sparsity(predictor: Predictor, source: str) -> dict[str, Any]:
@@ -19,19 +22,28 @@ def size_and_sparsity(predictor: Predictor, source: str) -> dict[str, Any]:
     """
     model = predictor.model
     if model is None:
-        n_bytes = sum(path.stat().st_size for path in onnx.graph_files(Path(source)))
-        return {"sparsity": None, "size": {"weights_bytes": n_bytes}}
-    weights = Path(source) / WEIGHTS_FILE
+        return {"sparsity": None, "size": {"weights_bytes": _bytes(onnx.graph_files(Path(source)))}}
     n, total = model.before_slicing.prunable, model.before_slicing.total
     removed = n - model.nonzero()
-    size: dict[str, Any] = {"dense_bytes": 4 * total, "weights_bytes": 4 * total}
-    if weights.is_file():
-        size |= {
-            "artifact_bytes": sum(path.stat().st_size for path in artifact.artifact_files(Path(source))),
-            "weights_bytes": weights.stat().st_size,
-            "codings": codings(weights),
-        }
-    return {"sparsity": {"achieved": removed / n, "whole_model": removed / total}, "size": size}
+    sparsity = {"achieved": removed / n, "whole_model": removed / total}
+    return {"sparsity": sparsity, "size": {"dense_bytes": 4 * total, **_on_disk(source)}}
+
+
+def _on_disk(source: str) -> dict[str, Any]:
+    """The files of a model, as they are; of a pruned one also how its matrices are stored."""
+    if not is_artifact(source):
+        folder = Path(hub.folder(source))
+        return {"weights_bytes": _bytes([folder / name for name in hub.weight_files(folder)])}
+    weights = Path(source) / WEIGHTS_FILE
+    return {
+        "artifact_bytes": _bytes(artifact.artifact_files(Path(source))),
+        "weights_bytes": _bytes([weights]),
+        "codings": codings(weights),
+    }
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
 
 
 def codings(weights: Path) -> dict[str, int]:

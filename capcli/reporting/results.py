@@ -52,6 +52,8 @@ def eval_rows(result: Data) -> list[Row]:
     rows += _size_rows(part(result, "size"))
     if latency:
         rows.append(("latency", _latency(latency)))
+    if runtime := part(result, "runtime"):
+        rows.append(("runtime", _runtime(runtime)))
     if baseline:
         rows.append(("baseline", named(baseline.get("model"))))
     if finite(result.get("agreement")) is not None:
@@ -78,10 +80,17 @@ def _latency(latency: Data) -> str:
     return f"{median} ({p10.removesuffix(' ms')} to {p90}{noise}) at {', '.join([*where, *what])}"
 
 
+def _runtime(runtime: Data) -> str:
+    """What computed the answers, and of which only those asked one by one are always the same."""
+    said = f"{named(runtime.get('described'), 80)}, {counted(runtime.get('threads'), 'thread')}"
+    return f"{said}, {named(runtime.get('batching'), 40)}"
+
+
 def probe_rows(result: Data) -> list[Row]:
     """The facts of one probing."""
     rows = [("model", named(result.get("model")))]
-    rows += [(key, named(result[key], 80)) for key in ("probe", "layer", "pooling", "seeds") if result.get(key)]
+    keys = ("probe", "layer", "pooling", "seeds", "runtime")
+    rows += [(key, named(result[key], 80)) for key in keys if result.get(key)]
     rows += _size_rows(part(result, "size"))
     if latency := part(result, "latency"):
         rows.append(("latency", _latency(latency)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 
 from capcli.config.prune import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
-from capcli.models import devices, loading, predictor
+from capcli.models import artifact, devices, loading, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, place
 from capcli.models.predictor import Predictor
@@ -83,6 +84,21 @@ def _on_cpu(hardware: Hardware, runtime: str) -> Hardware:
     return dataclasses.replace(hardware, device="cpu", precision="fp32")
 
 
+def loaded(folder: Path, runtime: str, threads: int) -> Any:
+    """The model in a folder as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime."""
+    name, hardware = meant(str(folder), runtime, Hardware(device="cpu", precision="fp32", threads=threads))
+    if name == "onnx":
+        return onnx.load(folder, threads)
+    if name == "sparse":
+        return sparse_runtime().load(folder, threads)
+    on = devices.compute(hardware)
+    model = artifact.load_artifact(folder) if is_artifact(str(folder)) else loading.load_stock(folder)
+    found = choose(model, on, name, threads)
+    if found.predictor.chosen:
+        logging.getLogger("capcli").info(found.predictor.chosen)
+    return found.sparse or model.net
+
+
 # Torch or sparse -----------------------------------------------------------------------------------------------------
 
 
@@ -131,8 +147,12 @@ def _sparse(model: Model, on: Compute, threads: int) -> Any:
     """The model on the sparse runtime. Raises `ModelError` where it cannot be."""
     if on.device.type != "cpu" or on.dtype != torch.float32:
         raise ModelError(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
-    runtime = importlib.import_module("capcli.runtime.sparse")  # numba takes its time to import
-    return runtime.from_model(model, threads or torch.get_num_threads())
+    return sparse_runtime().from_model(model, threads or torch.get_num_threads())
+
+
+def sparse_runtime() -> Any:
+    """The sparse runtime, which is imported when it is used: numba takes its time."""
+    return importlib.import_module("capcli.runtime.sparse")
 
 
 def _compared(ours: Predictor, theirs: Predictor) -> tuple[bool, str]:

@@ -9,6 +9,7 @@ Letters: B batch, S tokens, C labels, H hidden size.
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -77,7 +78,7 @@ class Graph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise FileError(f"onnxruntime cannot open {path}: {requests.first_line(error)}") from error
+            raise FileError(f"onnxruntime cannot open {path}: {_reason(error)}") from error
         self.path, self.threads = path, threads
         self.described = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = {value.name: value for value in self.session.get_inputs()}
@@ -95,7 +96,7 @@ class Graph:
         try:
             found = self.session.run(None, given)
         except Exception as error:
-            raise ModelError(f"onnxruntime cannot run {self.path}: {requests.first_line(error)}") from error
+            raise ModelError(f"onnxruntime cannot run {self.path}: {_reason(error)}") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
     def _input(self, name: str, inputs: Mapping[str, Tensor]) -> Any:
@@ -128,6 +129,13 @@ def _check_file(path: Path) -> None:
     checkpoint.check_no_pointer(path, str(path.parent))
     if not path.is_file() or path.stat().st_size >= MAX_BYTES:
         raise FileError(f"{path} is not a file" if not path.is_file() else f"{path} is too large for an ONNX graph")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without onnxruntime's codes and the path, which is said already."""
+    return re.sub(
+        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?", "", requests.first_line(error)
+    )
 
 
 def _contains(path: Path, word: bytes) -> bool:

@@ -29,7 +29,7 @@ from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
 from capcli.exporting import agreement, onnx_model, storage
 from capcli.exporting.checks import checked
-from capcli.exporting.formats import FORMATS, KEPT_OF_RUN, check_format, slice_model
+from capcli.exporting.formats import FORMATS, KEPT_OF_RUN, check_format, settings, slice_model
 from capcli.exporting.job import SLICED_FORMATS, Export, Texts, check_free, total_bytes
 from capcli.measuring import scoring
 from capcli.models import artifact, devices, legacy, tokenizers, vocabulary
@@ -39,7 +39,7 @@ from capcli.sources import checkpoint, hub
 from capcli.stored import mapping, part, read_json
 
 SCHEMA_VERSION = 1
-RECORD = "export.json"
+RECORD = artifact.EXPORT_FILE
 
 
 def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
@@ -233,6 +233,7 @@ def _record(job: Export) -> dict[str, Any]:
         "versions": machine.versions(),
         **{name: getattr(config, name) for name in ("dtype", "embeddings", "int8", "vocab", "threshold")},
         "vocabulary": job.words,
+        "settings": artifact.settings_record(job.model, settings(job), config.out_folder),
         "layers": {name: vars(size) for name, size in slices.sizes.items()} if slices else None,
         "run": job.history,
     }
