@@ -8,9 +8,10 @@ Letters: B batch, S tokens, C labels, H hidden size.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,8 @@ from capcli.sources.checkpoint import GRAPH
 
 MAX_BYTES = 2**31  # of a graph: where protobuf ends
 TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+PLACE = re.compile(rb"\x0a\x08location\x12")  # a pair of protobuf: "location", and the file that holds a tensor
+MAX_PLACE = 255  # bytes of the name of a file
 QUANTISES = b"DynamicQuantize"  # how the names of operators begin that look for the range of a whole batch
 STATES, SPANS = "last_hidden_state", ("start_logits", "end_logits")
 # Families that count positions from after the padding id, so that two of them are never reached.
@@ -52,8 +55,33 @@ def has_graph(source: str) -> bool:
 
 
 def graph_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a graph: itself, and the weights beside it."""
-    return tuple(sorted(path for path in folder.glob(f"{GRAPH}*") if path.is_file()))
+    """The files of a graph: itself, and those in its folder that it names for its weights."""
+    with _mapped(folder / GRAPH) as content:
+        places = {_text(content, match.end()) for match in PLACE.finditer(content)}
+    beside = [folder / place for place in sorted(places)]
+    inside = [path for path in beside if path.is_file() and path.resolve().is_relative_to(folder.resolve())]
+    return (folder / GRAPH, *inside)
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """The content of a file, which is not read before it is looked at."""
+    _check_file(path)
+    with path.open("rb") as file:
+        if not path.stat().st_size:  # which cannot be mapped
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+
+
+def _text(content: mmap.mmap | bytes, begin: int) -> str:
+    """The text at this place, its length before it in 7 bits of each byte, the lowest first (a varint of protobuf)."""
+    length, shift, byte = 0, 0, 128
+    while byte & 128 and begin < len(content) and shift < 32:
+        byte = content[begin]
+        length, shift, begin = length | (byte & 127) << shift, shift + 7, begin + 1
+    return content[begin : begin + min(length, MAX_PLACE)].decode(errors="replace")
 
 
 # The graph -----------------------------------------------------------------------------------------------------------
@@ -139,7 +167,7 @@ def _reason(error: Exception) -> str:
 
 
 def _contains(path: Path, word: bytes) -> bool:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _mapped(path) as content:
         return content.find(word) >= 0
 
 

@@ -203,11 +203,14 @@ def beside(place: str) -> Callable[[Any, Any], None]:
     return change
 
 
-def test_weights_beside_the_graph_are_read_and_counted(tokenizer: Any, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["model.onnx.data", "x" * 200])
+def test_weights_beside_the_graph_are_read_and_counted(tokenizer: Any, data: Path, tmp_path: Path, place: str) -> None:
     n_bytes = 4 * HIDDEN * len(tokenizer)
     (tmp_path / "graph").mkdir()
-    (tmp_path / "graph" / "model.onnx.data").write_bytes(bytes(n_bytes))
-    found = evaluated(write(tmp_path / "graph", tokenizer, change=beside("model.onnx.data")), data)
+    (tmp_path / "graph" / place).write_bytes(bytes(n_bytes))
+    folder = write(tmp_path / "graph", tokenizer, change=beside(place))
+    assert runtime.graph_files(folder) == (folder / "model.onnx", folder / place)
+    found = evaluated(folder, data)
     assert found["size"]["weights_bytes"] == n_bytes + (tmp_path / "graph" / "model.onnx").stat().st_size
     assert any("same answer" in note for note in found["notes"])  # as all weights are 0
 
@@ -220,6 +223,7 @@ def test_weights_outside_the_folder_are_never_read(tokenizer: Any, data: Path, t
     (folder / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(FileError, match=r"^onnxruntime cannot open .*model\.onnx: .*xternal data"):
         runtime.load(folder)
+    assert runtime.graph_files(folder) == (folder / "model.onnx",)
 
 
 # Refused -------------------------------------------------------------------------------------------------------------
