@@ -18,6 +18,7 @@ from capcli.exporting.job import Export, Opened, total_bytes
 from capcli.models import artifact, predictor, stock, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
 from capcli.runtime import onnx as graphs
+from capcli.runtime.graph import graph_files
 
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
 # What an export remembers of the report of its run.
@@ -103,7 +104,7 @@ def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     opened = graphs.predictor(graphs.load(staging), job.model.kind, job.model.labels)
     prunable = [linear.weight for linear in job.model.prunable().values()]
     others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
-    size = sum(file.stat().st_size for file in graphs.graph_files(staging))
+    size = sum(file.stat().st_size for file in graph_files(staging))
     return Opened(
         model=opened,
         nonzero=onnx_model.nonzero(path, prunable, others),

@@ -11,7 +11,7 @@ from capcli.models import artifact
 from capcli.models.model import WEIGHTS_FILE
 from capcli.models.predictor import Predictor
 from capcli.models.tokenizers import is_artifact
-from capcli.runtime import onnx
+from capcli.runtime.graph import graph_files
 from capcli.sources import hub
 
 
@@ -22,7 +22,7 @@ def size_and_sparsity(predictor: Predictor, source: str) -> dict[str, Any]:
     """
     model = predictor.model
     if model is None:
-        return {"sparsity": None, "size": {"weights_bytes": _bytes(onnx.graph_files(Path(source)))}}
+        return {"sparsity": None, "size": {"weights_bytes": _bytes(graph_files(Path(source)))}}
     n, total = model.before_slicing.prunable, model.before_slicing.total
     removed = n - model.nonzero()
     sparsity = {"achieved": removed / n, "whole_model": removed / total}

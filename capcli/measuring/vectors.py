@@ -33,7 +33,8 @@ from capcli.models.devices import Compute
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE
 from capcli.models.predict import Progress
 from capcli.models.predictor import Predictor
-from capcli.runtime import choice, onnx
+from capcli.runtime import choice
+from capcli.runtime.graph import graph_files
 from capcli.sources import hub
 from capcli.sources.checkpoint import CONFIG, GRAPH, TOKENIZER_FILES
 
@@ -90,7 +91,7 @@ class Encoder:
         here = Path(hub.folder(self.source))
         small = [here / name for name in sorted({CONFIG, *TOKENIZER_FILES}) if (here / name).is_file()]
         if self.meant[0] == "onnx":
-            return (*onnx.graph_files(here), *small)
+            return (*graph_files(here), *small)
         hub.weights(str(here), self.source)
         return tuple([here / name for name in hub.weight_files(here)] + small)
 

@@ -27,6 +27,7 @@ from capcli.models.predictor import Predictor
 from capcli.models.tokenizers import is_artifact
 from capcli.reporting.text import significant
 from capcli.runtime import onnx, timing
+from capcli.runtime.graph import has_graph
 from capcli.sources.checkpoint import GRAPH, INDEX, WEIGHTS
 
 BATCH, LENGTH, SECONDS = 1, 128, 1.0  # of the measurement that decides
@@ -35,7 +36,7 @@ BATCH, LENGTH, SECONDS = 1, 128, 1.0  # of the measurement that decides
 def is_onnx(source: str) -> bool:
     """Whether a MODEL argument is a folder whose only weights are an ONNX graph."""
     others = any((Path(source) / name).is_file() for name in (WEIGHTS, INDEX))
-    return onnx.has_graph(source) and not others and not is_artifact(source)
+    return has_graph(source) and not others and not is_artifact(source)
 
 
 def opened(
@@ -68,7 +69,7 @@ def meant(source: str, runtime: str, hardware: Hardware) -> tuple[str, Hardware]
     """The runtime that a name, or none, means for a model: onnx, torch, sparse, or auto between these two; and where
     it computes. Raises `ConfigError` for what it cannot.
     """
-    if runtime == "onnx" and not onnx.has_graph(source):
+    if runtime == "onnx" and not has_graph(source):
         raise ConfigError(f"{source} has no {GRAPH}", f"write one: cap export {source} --to onnx")
     if runtime in ("", "auto") and is_onnx(source):
         runtime = "onnx"

@@ -26,7 +26,7 @@ from capcli.measuring import scoring
 from capcli.models import devices, loading, predict
 from capcli.models.model import Model
 from capcli.models.predictor import of_network
-from capcli.runtime import onnx as runtime
+from capcli.runtime.graph import Graph
 
 pytestmark = pytest.mark.slow
 LONGEST = 64
@@ -64,7 +64,7 @@ def batch(model: Model, n: int, length: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def difference(model: Model, runner: runtime.Graph, inputs: Mapping[str, Tensor]) -> float:
+def difference(model: Model, runner: Graph, inputs: Mapping[str, Tensor]) -> float:
     """The largest difference of the logits at real tokens over the largest logit."""
     expected, found = predict.forward(model, inputs)[0], runner.logits(inputs)
     assert expected.shape == found.shape and found.dtype == torch.float32
@@ -72,8 +72,8 @@ def difference(model: Model, runner: runtime.Graph, inputs: Mapping[str, Tensor]
     return float((expected[real] - found[real]).abs().max() / expected[real].abs().max())
 
 
-def check(model: Model, path: Path) -> runtime.Graph:
-    runner = runtime.Graph(path)
+def check(model: Model, path: Path) -> Graph:
+    runner = Graph(path)
     assert runner.names == model.input_names
     assert max(difference(model, runner, batch(model, n, length)) for n, length in SHAPES) < 5e-6
     return runner
@@ -138,7 +138,7 @@ def test_any_batch_and_length(converted: tuple[Model, Path]) -> None:
 
 def test_padding_changes_nothing(converted: tuple[Model, Path]) -> None:
     model, path = converted
-    runner, inputs = runtime.Graph(path), batch(model, 1, 9)
+    runner, inputs = Graph(path), batch(model, 1, 9)
     padded = {name: nn.functional.pad(value, (0, 20)) for name, value in inputs.items()}
     padded["input_ids"][:, 9:] = 7  # not even when there are words
     assert torch.allclose(runner.logits(inputs), runner.logits(padded), atol=1e-5)
@@ -187,7 +187,7 @@ def test_eight_bits_are_smaller_and_answer_alike(converted: tuple[Model, Path], 
 
     model, path = converted
     onnx_model.quantise(path, tmp_path / "int8.onnx")
-    full, small = runtime.Graph(path), runtime.Graph(tmp_path / "int8.onnx")
+    full, small = Graph(path), Graph(tmp_path / "int8.onnx")
     inputs = batch(model, 200, 12)
     expected, found = full.logits(inputs), small.logits(inputs)
     assert (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean() >= 0.9
@@ -272,7 +272,7 @@ def test_what_the_exporter_cannot_convert(tiny: Tiny, tmp_path: Path) -> None:
 def test_what_is_no_graph_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(FileError, match=r"onnxruntime cannot open .*model\.onnx: "):
-        runtime.Graph(tmp_path / "model.onnx")
+        Graph(tmp_path / "model.onnx")
     with pytest.raises(FileError, match=r"model\.onnx cannot be quantised: "):
         onnx_model.quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]

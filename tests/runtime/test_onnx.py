@@ -13,7 +13,9 @@ from tiny import Tiny, invoke, write_csv
 import capcli
 from capcli.errors import CapError, ConfigError, FileError, ModelError
 from capcli.models import families
+from capcli.runtime import graph
 from capcli.runtime import onnx as runtime
+from capcli.runtime.graph import Graph, graph_files
 
 LABELS = ("negative", "positive")
 TEXTS = [("good", "positive"), ("bad", "negative"), ("good good bad", "positive"), ("bad film", "negative")]
@@ -50,7 +52,10 @@ def write(
     graph = helper.make_graph(
         nodes,
         "sums",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in runtime.INPUTS[:2]],
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
         outputs,
         [
             numpy_helper.from_array(rows, "rows"),
@@ -173,13 +178,13 @@ def test_where_the_range_is_that_of_a_batch_every_text_is_asked_alone(
     model = runtime.load(folder, threads=1)
     coded = tokenizer(["good", "bad " * 50], padding=True, return_tensors="pt")
     assert not torch.equal(model(**coded).logits[0], model(**tokenizer(["good"], return_tensors="pt")).logits[0])
-    sizes, honest = [], runtime.Graph.__call__
+    sizes, honest = [], Graph.__call__
 
-    def seen(graph: runtime.Graph, inputs: Any) -> Any:
+    def seen(graph: Graph, inputs: Any) -> Any:
         sizes.append(len(inputs["input_ids"]))
         return honest(graph, inputs)
 
-    monkeypatch.setattr(runtime.Graph, "__call__", seen)
+    monkeypatch.setattr(Graph, "__call__", seen)
     found = evaluated(folder, data)
     assert sizes[0] == 2 and set(sizes[1:]) == {1}  # two texts are tried when it is opened
     assert found["runtime"]["batching"] == "one text at a time" and found["latency"]["precision"] == "int8"
@@ -209,7 +214,7 @@ def test_weights_beside_the_graph_are_read_and_counted(tokenizer: Any, data: Pat
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph" / place).write_bytes(bytes(n_bytes))
     folder = write(tmp_path / "graph", tokenizer, change=beside(place))
-    assert runtime.graph_files(folder) == (folder / "model.onnx", folder / place)
+    assert graph_files(folder) == (folder / "model.onnx", folder / place)
     found = evaluated(folder, data)
     assert found["size"]["weights_bytes"] == n_bytes + (tmp_path / "graph" / "model.onnx").stat().st_size
     assert any("same answer" in note for note in found["notes"])  # as all weights are 0
@@ -223,7 +228,7 @@ def test_weights_outside_the_folder_are_never_read(tokenizer: Any, data: Path, t
     (folder / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(FileError, match=r"^onnxruntime cannot open .*model\.onnx: .*xternal data"):
         runtime.load(folder)
-    assert runtime.graph_files(folder) == (folder / "model.onnx",)
+    assert graph_files(folder) == (folder / "model.onnx",)
 
 
 # Refused -------------------------------------------------------------------------------------------------------------
@@ -349,7 +354,7 @@ def test_code_of_its_own_is_refused(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_without_onnxruntime(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "graph", tokenizer)
-    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    monkeypatch.setattr(graph, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs onnxruntime to run$") as caught:
         runtime.load(folder)
     assert caught.value.hint == "pip install onnxruntime"

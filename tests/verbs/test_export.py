@@ -27,7 +27,7 @@ from capcli.models import artifact, loading, predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model
 from capcli.reporting.card import eval_results
-from capcli.runtime import onnx as graphs
+from capcli.runtime.graph import Graph
 from capcli.sources import hub
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -467,13 +467,13 @@ def test_8_bit_answers_are_compared_and_scored_one_text_at_a_time(
 ) -> None:
     """The graph sees the range of the whole batch, so in other batches the same text can have another answer."""
     unmeasured(monkeypatch)
-    sizes, honest = [], graphs.Graph.__call__
+    sizes, honest = [], Graph.__call__
 
-    def seen(graph: graphs.Graph, inputs: Any) -> Any:
+    def seen(graph: Graph, inputs: Any) -> Any:
         sizes.append(len(inputs["input_ids"]))
         return honest(graph, inputs)
 
-    monkeypatch.setattr(graphs.Graph, "__call__", seen)
+    monkeypatch.setattr(Graph, "__call__", seen)
     found = exported(structured, tmp_path / "int8", "--to", "onnx", "--int8")
     assert set(sizes[1:]) == {1}  # after two texts that are tried when it is opened
     assert found["batching"] == "one text at a time"
