@@ -28,7 +28,7 @@ from capcli.stored import finite, mapping, part, read_json
 SCHEMA_VERSION = 1
 LEVEL = 0.95
 SETTINGS = ("probe", "layer", "pooling")  # of a probe: with others, the scores are about something else
-CONDITIONS = ("batch", "length", "threads", "device", "hardware", "precision")  # of a latency
+CONDITIONS = ("batch", "length", "runtime", "threads", "device", "hardware", "precision")  # of a latency
 
 Table = dict[str, Any]
 Estimates = dict[str, Estimate]

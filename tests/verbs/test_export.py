@@ -669,6 +669,9 @@ def test_a_dense_model(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     exported(pruned, tmp_path / "dense")
     assert "is already a dense model" in refused(2, str(tmp_path / "dense"), "-o", str(tmp_path / "again"))
     found = exported(tmp_path / "dense", tmp_path / "onnx", "--to", "onnx")
+    assert found["check"]["exact"] and not found["notes"]  # it knows its task
+    (tmp_path / "dense" / "export.json").unlink()
+    found = exported(tmp_path / "dense", tmp_path / "other", "--to", "onnx")
     assert found["check"]["exact"] and "is not known" in found["notes"][0]
 
 
