@@ -1,8 +1,9 @@
-"""What figures depend on besides the options: versions of libraries, and the memory of this process."""
+"""What figures depend on besides the options: versions of libraries, processors and the memory of this process."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ def versions() -> dict[str, str]:
     names = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_bytes() -> int | None:

@@ -82,8 +82,7 @@ def _latency(latency: Data) -> str:
 
 def _runtime(runtime: Data) -> str:
     """What computed the answers, and of which only those asked one by one are always the same."""
-    said = f"{named(runtime.get('described'), 80)}, {counted(runtime.get('threads'), 'thread')}"
-    return f"{said}, {named(runtime.get('batching'), 40)}"
+    return f"{named(runtime.get('described'), 80)}; {named(runtime.get('batching'), 40)}"
 
 
 def probe_rows(result: Data) -> list[Row]:

@@ -118,8 +118,9 @@ class Graph:
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
     def _input(self, name: str, inputs: Mapping[str, Tensor]) -> Any:
-        """An input of the type that the graph takes; token types that nobody gives are all 0, as of a single text."""
-        values = inputs[name] if name in inputs else torch.zeros_like(inputs["input_ids"])
+        """An input of the type that the graph takes; where nobody gives it, all tokens are real and of one text."""
+        made = torch.ones_like if name == "attention_mask" else torch.zeros_like
+        values = inputs[name] if name in inputs else made(inputs["input_ids"])
         return values.numpy().astype(TYPES[self.inputs[name].type], copy=False)
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capcli import machine
 from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
 from capcli.models import families, hf, loading
@@ -80,7 +81,8 @@ class OnnxModel:
 
 
 def load(folder: Path, threads: int = 0) -> OnnxModel:
-    """The ONNX model in a folder with its config.json and tokenizer; threads: of the CPU, 0 for PyTorch's number.
+    """The ONNX model in a folder with its config.json and tokenizer; threads: of the CPU, 0 for PyTorch's number; as
+    many as this process may use at most.
 
     Raises:
         ConfigError: onnxruntime is not installed. FileError, ModelError: what is wrong with the folder or its graph.
@@ -91,7 +93,10 @@ def load(folder: Path, threads: int = 0) -> OnnxModel:
     checkpoint.check_words({file.name for file in folder.iterdir()}, source)
     config = hf.read_config(path, source)
     tokenizer, notes = with_padding(open_tokenizer(path, source), config)
-    graph = Graph(folder / GRAPH, threads or torch.get_num_threads())
+    wanted, there = threads or torch.get_num_threads(), machine.processors()
+    if wanted > there:
+        notes += (f"{wanted:,} threads were asked for, this process may use {there:,}",)
+    graph = Graph(folder / GRAPH, min(wanted, there))
     graph.check()
     return OnnxModel(
         graph=graph, tokenizer=tokenizer, config=config, source=source, labels=own_labels(config), notes=notes

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from capcli.config.prune import Hardware, TaskConfig
 from capcli.data import dataset
-from capcli.data.batches import evaluation_batches
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.events import finished
 from capcli.exporting import onnx_model
 from capcli.measuring import scoring
-from capcli.models import devices, loading, predict
+from capcli.models import devices, loading, predict, stock, tokenizers
 from capcli.models.model import Model
 from capcli.models.predictor import of_network
+from capcli.runtime import onnx
 from capcli.runtime.graph import Graph
 
 pytestmark = pytest.mark.slow
@@ -102,14 +102,18 @@ def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind
     loaded = dataset.load(source, train=False)
     model = loading.load_dense(str(tmp_path / "model"), loaded.classes or (), kind, 1)
     if kind in ("regression", "spans"):  # the other kinds have labels of their own in the data
-        examples = scoring.encoded(of_network(model, on), loaded.evals["validation"], source)
-        expected, _ = finished(predict.encoded(model, examples, on))
-        rows = evaluation_batches(examples, 200)
-        found, _ = finished(predict.outputs(lambda inputs: (runner.logits(inputs), None), examples, rows, on.device))
+        stock.save_config(model, tmp_path / "out")
+        tokenizers.save_tokenizer(model.tokenizer, tmp_path / "out")
+        answering = onnx.predictor(onnx.load(tmp_path / "out", 1), kind, loaded.classes)
+        theirs = of_network(model, on)
+        assert (answering.labels, answering.longest) == (theirs.labels, theirs.longest)
+        examples = scoring.encoded(answering, loaded.evals["validation"], source)
+        found, expected = finished(answering.answers(examples)), finished(theirs.answers(examples))
         assert torch.allclose(expected, found, atol=1e-5 * float(expected.abs().max()))
-        ours = scoring.scored(kind, model.labels, examples, loaded.metrics, found)
-        theirs = finished(scoring.measure(of_network(model, on), examples, loaded.metrics))
-        assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-5)
+        ours = finished(scoring.measure(answering, examples, loaded.metrics))
+        assert ours.metrics == pytest.approx(
+            finished(scoring.measure(theirs, examples, loaded.metrics)).metrics, abs=1e-5
+        )
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,28 @@ def test_a_folder_as_something_to_call(tokenizer: Any, tmp_path: Path) -> None:
     assert out.last_hidden_state.shape[2] == HIDDEN and list(out) == ["logits", "last_hidden_state"]
 
 
+def test_an_input_that_is_not_given_is_of_one_whole_text(tokenizer: Any, tmp_path: Path) -> None:
+    model = capcli.load(write(tmp_path / "graph", tokenizer))
+    whole = tokenizer(["good bad"], return_tensors="pt")
+    assert model(input_ids=whole["input_ids"]).logits.tolist() == model(**whole).logits.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(("config", "longest"), [({}, 66), ({"model_type": "roberta", "pad_token_id": 1}, 64)])
+def test_the_longest_input_is_that_of_the_positions(
+    tokenizer: Any, tmp_path: Path, config: dict[str, Any], longest: int
+) -> None:
+    folder = write(tmp_path / "graph", tokenizer)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 66, **config}))
+    assert runtime.load(folder).longest == longest
+
+
+def test_no_more_threads_than_processors(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capcli.machine.processors", lambda: 2)
+    model = runtime.load(write(tmp_path / "graph", tokenizer), threads=1000)
+    assert model.threads == 2
+    assert model.notes == ("1,000 threads were asked for, this process may use 2",)
+
+
 def test_vectors_are_made_of_the_last_states(tokenizer: Any, tmp_path: Path) -> None:
     model = runtime.load(write(tmp_path / "graph", tokenizer, states=True), threads=1)
     coded = tokenizer(["good", "bad film good"], padding=True, return_tensors="pt")
