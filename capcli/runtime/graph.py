@@ -96,7 +96,9 @@ class Graph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise FileError(f"onnxruntime cannot open {path}: {_reason(error)}") from error
+            raise FileError(
+                f"onnxruntime cannot open {path}: {_reason(error)}", "copy or download the whole folder again"
+            ) from error
         self.path, self.threads = path, threads
         self.described = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = {value.name: value for value in self.session.get_inputs()}

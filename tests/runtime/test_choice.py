@@ -219,3 +219,22 @@ def test_every_export_is_measured_and_loaded_without_another_word(pruned: Path, 
         expected, given = (capcli.load(place)(**words).logits for place in (pruned, folder))
     assert torch.allclose(expected, given, atol=1e-5)
     assert artifact.stored_source(str(folder)) == artifact.stored_source(str(pruned))
+
+
+def test_8_bits_are_scored_as_the_export_scored_them(pruned: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "int8"
+    export = ("export", str(pruned), "--to", "onnx", "--int8", "-o", str(folder), "--threads", "1", "-q")
+    assert invoke(*export).exit_code == 0
+    found = json.loads(invoke("eval", str(folder), "--latency-length", "8", "--threads", "1", "--json", "-q").stdout)
+    record = json.loads((folder / "export.json").read_text())
+    assert {name: found["metrics"][name] for name in record["metrics"]["after"]} == record["metrics"]["after"]
+    assert found["runtime"]["batching"] == record["batching"] == "one text at a time"
+
+
+def test_a_folder_with_weights_and_a_graph_goes_to_torch_unless_asked_otherwise(pruned: Path, tmp_path: Path) -> None:
+    for to in ("dense", "onnx"):
+        options = ("--to", to, "-o", str(tmp_path / to), "--threads", "1", "-q")
+        assert invoke("export", str(pruned), *options).exit_code == 0
+    (tmp_path / "onnx" / "model.onnx").rename(tmp_path / "dense" / "model.onnx")
+    for runtime, taken in (("", "torch"), ("torch", "torch"), ("onnx", "onnx")):
+        assert opened(tmp_path / "dense", runtime).runtime == taken
