@@ -14,7 +14,6 @@ anything is loaded.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -32,7 +31,7 @@ import table
 
 from capcli.events import finished
 from capcli.machine import peak_bytes
-from capcli.measuring.timing import in_turn
+from capcli.timing import in_turn
 
 LENGTH, BATCHES = 128, (1, 32)
 # What is exported from each run: label -> options of `cap export`.
@@ -144,29 +143,16 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """The primary metric on the first evaluation split, computed with what was exported."""
     from capcli.config.prune import Hardware, TaskConfig
     from capcli.data import dataset
-    from capcli.data.batches import evaluation_batches
-    from capcli.exporting import onnx_model
+    from capcli.events import finished
     from capcli.measuring import scoring
-    from capcli.models import devices, loading, predict, tokenizers
+    from capcli.runtime import choice
 
-    on = devices.compute(Hardware(device="cpu", precision="fp32", threads=args.threads))
+    hardware = Hardware(device="cpu", precision="fp32", threads=args.threads)
     source = TaskConfig(task=args.task, data=args.data, max_eval_samples=args.max_eval_samples)
     data = dataset.load(source, train=False)
-    split = next(iter(data.evals.values()))
-    if (folder / "model.onnx").is_file():
-        model = loading.load_dense(args.dense, data.classes, data.kind, 0, need_head=True)
-        model = dataclasses.replace(model, tokenizer=tokenizers.read_tokenizer(folder))
-        runner = onnx_model.Runner(folder / "model.onnx", threads=args.threads)
-        examples = scoring.encoded(model, split, source)
-        alone = json.loads((folder / "export.json").read_text())["int8"]  # as cap export measures it
-        budget = 1 if alone else on.token_budget
-        rows = evaluation_batches(examples, budget)
-        logits, _ = finished(predict.outputs(runner.run, examples, rows, on.device))
-        found = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
-    else:
-        model = loading.load_model(str(folder), data.classes, data.kind, 0, need_head=True)
-        examples = scoring.encoded(model, split, source)
-        found = finished(scoring.measure(model, examples, data.metrics, on))
+    model = choice.opened(str(folder), "", hardware, labels=data.classes, kind=data.kind)
+    examples = scoring.encoded(model, next(iter(data.evals.values())), source)
+    found = finished(scoring.measure(model, examples, data.metrics))
     return data.primary, found.metrics[data.primary]
 
 

@@ -24,10 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 from capcli.config.layers import prune_config
 from capcli.data import batches, dataset, tokens
 from capcli.events import finished
-from capcli.measuring.timing import in_turn
 from capcli.models import devices, loading, model
 from capcli.pruning import train
 from capcli.pruning.objective import Job
+from capcli.timing import in_turn
 
 
 def jobs(args: argparse.Namespace) -> tuple[Job, Job]:

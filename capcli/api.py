@@ -8,34 +8,44 @@ from typing import Any
 
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig, ProbeConfig
+from capcli.config.names import RUNTIMES
+from capcli.config.options import at_least, check_name
 from capcli.config.prune import PruneConfig
 from capcli.errors import ModelError
 from capcli.events import finished
-from capcli.models import artifact, tokenizers
+from capcli.models import tokenizers
 from capcli.records.codec import to_json
+from capcli.runtime import choice
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
 from capcli.verbs import probe as probe_
 from capcli.verbs import prune as prune_
 
 
-def load(out: str | os.PathLike[str]) -> Any:
-    """The pruned model in folder `out` as a ready transformers model, in eval mode, with exactly the pruned weights.
+def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) -> Any:
+    """The model in a folder that capcli wrote, or in a Hugging Face or ONNX folder, ready to be called with what its
+    tokenizer gives; it returns what the network of transformers returns, `logits` for one.
 
-    Raises `FileError` or `ModelError` when a tensor is missing, left over, damaged or of the wrong shape.
+    runtime: by default an ONNX folder is computed by onnxruntime and everything else is a transformers model in eval
+    mode, with exactly the weights of the folder. `torch`, `sparse` or `onnx` chooses by name, `auto` takes the faster
+    of torch and sparse, and logs why as INFO of the logger `capcli`. threads: of the CPU, 0 for as many as PyTorch
+    uses; PyTorch has one number for the whole process.
+
+    Raises `CapError` when a tensor is missing, left over, damaged or of the wrong shape, or when the runtime that was
+    asked for cannot compute the model.
     """
-    return artifact.load_artifact(_artifact(out)).net
+    source = os.fspath(folder)
+    if runtime:
+        check_name("runtime", runtime, RUNTIMES)
+    at_least(0, threads=threads)
+    if not Path(source).is_dir():
+        raise ModelError(f"{source} is not a folder", "load takes a folder of cap prune or cap export")
+    return choice.loaded(Path(source), runtime, threads)
 
 
-def load_tokenizer(out: str | os.PathLike[str]) -> Any:
-    """The tokenizer of the pruned model in folder `out`; its weights are not read."""
-    return tokenizers.read_tokenizer(_artifact(out))
-
-
-def _artifact(out: str | os.PathLike[str]) -> Path:
-    if not tokenizers.is_artifact(os.fspath(out)):
-        raise ModelError(f"{out} is not a folder written by cap prune", "load a dense model with transformers")
-    return Path(out)
+def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The tokenizer of the model in a folder, as for `load`; its weights are not read."""
+    return tokenizers.read_tokenizer(Path(folder))
 
 
 def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:

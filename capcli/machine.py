@@ -1,8 +1,9 @@
-"""What figures depend on besides the options: versions of libraries, the processor, the memory of this process."""
+"""What figures depend on besides the options: versions of libraries, processors, the memory of this process."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 from pathlib import Path
@@ -22,6 +23,11 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):  # other systems, and processors that do not name themselves there
         return platform.processor() or platform.machine()
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_bytes() -> int | None:

@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capcli.config.names import BUILTIN_TASKS, MOST_RETENTION, PERTURBATIONS, PROBE_TASKS, PROBES, TASK_NAMES, nearest
+from capcli.config.names import (
+    BUILTIN_TASKS,
+    MOST_RETENTION,
+    PERTURBATIONS,
+    PROBE_TASKS,
+    PROBES,
+    RUNTIMES,
+    TASK_NAMES,
+    nearest,
+)
 from capcli.config.options import (
     at_least,
     check_name,
@@ -24,6 +33,10 @@ from capcli.errors import ConfigError
 
 OF_TASK = ("text_column", "pair_column", "label_column", "label_map", "max_length", "max_eval_samples")
 """Options of `TaskConfig` that `cap probe` has too, for all its tasks."""
+RUNTIME = (
+    "what computes: torch, sparse, onnx, or auto, which takes the faster of torch and sparse on this machine; "
+    "without it onnx for an ONNX folder and torch for all others"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +100,7 @@ class EvalConfig:
     latency_length: int = option(128, "tokens per input of the latency measurement")
     perturb: str = option("", f"also measure on changed texts: all, or some of {','.join(PERTURBATIONS)}; see the docs")
     seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")
+    runtime: str = option("", RUNTIME, panel="Hardware")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -95,6 +109,7 @@ class EvalConfig:
         at_least(0, seed=self.seed)
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
+        _check_runtime(self.runtime)
         for name in self.perturbations:
             check_name("perturbation", name, PERTURBATIONS)
 
@@ -128,6 +143,7 @@ class ProbeConfig:
     max_eval_samples: int = option(1000, "test each probe on at most this many examples, 0 for all")
     seeds: int = option(3, "probes per task, each trained on another random four fifths of the training examples")
     seed: int = option(1, "random seed")
+    runtime: str = option("", RUNTIME, panel="Hardware")
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -148,6 +164,7 @@ class ProbeConfig:
         at_least(1, seeds=self.seeds)
         self.gates.check_baseline(self.baseline)
         _check_baselines(self.baselines)
+        _check_runtime(self.runtime)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -183,6 +200,11 @@ class ProbeConfig:
             )
         if not any(Path(self.data, name).is_dir() for name in self.task_names):
             raise ConfigError(f"--data {self.data} has no subfolder for any of the tasks", f"looked for {wanted}")
+
+
+def _check_runtime(name: str) -> None:
+    if name:
+        check_name("runtime", name, RUNTIMES)
 
 
 def _check_baselines(names: Iterable[str]) -> None:

@@ -48,6 +48,7 @@ PERTURBATIONS = ("typos", "case", "order")
 PROBES = ("linear", "head")
 EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
 ARTEFACT_FORMATS = ("sparse", "sliced")  # in our own file format, which can store weights in other ways
+RUNTIMES = ("auto", "torch", "sparse", "onnx")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MOST = 2**63 - 1  # the largest whole number of every library and of TOML
 MOST_RETENTION = 2.0  # twice the metric of a baseline; who asks for more means per cent

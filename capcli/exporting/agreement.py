@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from capcli.data import tokens
@@ -20,7 +19,7 @@ from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
 from capcli.events import finished
 from capcli.models import predict
-from capcli.models.predict import Run
+from capcli.models.predictor import Predictor
 
 BATCH = 8
 TOLERANCE = 1e-4  # of the largest logit: what another order of the same 32-bit operations may change
@@ -49,16 +48,14 @@ def pieces(tokenizer: Any, kind: str, text: Text, length: int) -> list[str]:
     return list(tokenizer.convert_ids_to_tokens(encoded(tokenizer, kind, [text], length).tokens.tolist()))
 
 
-def logits(
-    run: Run, kind: str, tokenizer: Any, batchable: Sequence[Text], length: int, batch: int = BATCH
-) -> list[Tensor]:
+def logits(model: Predictor, some: Sequence[Text], length: int, batch: int = BATCH) -> list[Tensor]:
     """Rows [N] of logits: one per text; per real token for `tokens`; for `spans` begin and end over the real tokens.
 
     batch: texts that are computed together.
     """
-    examples = encoded(tokenizer, kind, batchable, length)
+    kind, examples = model.kind, encoded(model.tokenizer, model.kind, some, length)
     rows = (np.arange(begin, min(begin + batch, len(examples))) for begin in range(0, len(examples), batch))
-    answers = finished(predict.outputs(run, examples, rows, torch.device("cpu")))[0].cpu()
+    answers = finished(predict.outputs(model.run(), examples, rows, model.on.device))[0].cpu()
     if not KINDS[kind].windows:
         return list(answers)
     windows = itertools.pairwise(examples.offsets.tolist())

@@ -8,20 +8,17 @@ from collections.abc import Generator
 from functools import partial
 from typing import Any
 
-import torch
-
-from capcli.data.batches import evaluation_batches
 from capcli.errors import CheckFailed
 from capcli.events import Event, told
 from capcli.exporting import agreement
 from capcli.exporting.job import Export, Opened, event_of, what_it_gives
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
-from capcli.measuring.timing import in_turn
-from capcli.models import predict
-from capcli.models.model import longest_input, place
+from capcli.models import predictor
+from capcli.models.model import place
 from capcli.records.exported import BeforeAfter, Check, ExportMetrics, ExportSize, Measurements, Speed, Timed
 from capcli.records.parts import intervals
+from capcli.timing import in_turn
 
 ALONE = (
     "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
@@ -35,7 +32,7 @@ def checked(job: Export, opened: Opened) -> Generator[Event, None, Measurements]
     yield Event(phase="export", overall=0.6, note="comparing the export with the original")
     place(job.original, job.on)
     check, dense_bytes = _compared(job, opened), 4 * job.original.before_slicing.total
-    notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * job.config.int8]
+    notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
     metrics, speed = None, None
     if job.lossy and job.known.ours:
         metrics, more = yield from _metrics(job, opened)
@@ -50,7 +47,7 @@ def checked(job: Export, opened: Opened) -> Generator[Event, None, Measurements]
         size=ExportSize(dense_bytes=dense_bytes, weights_bytes=opened.file_bytes, memory_bytes=opened.memory_bytes),
         metrics=metrics,
         speed=speed,
-        batching=job.batching,
+        batching=opened.model.batching,
         notes=tuple(notes),
         gives=what_it_gives(opened, dense_bytes, speed),
     )
@@ -60,15 +57,14 @@ def _compared(job: Export, opened: Opened) -> Check:
     """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
     texts, kind, before = job.texts, job.original.kind, job.original.nonzero()
     if job.config.vocab:
-        texts = [text for text in texts if _reads_alike(job, opened.tokenizer, text)]
+        texts = [text for text in texts if _reads_alike(job, opened.model.tokenizer, text)]
         if not texts:
             raise CheckFailed("the new vocabulary changes the tokens of every text", "keep more tokens")
     if opened.nonzero > before:
         raise CheckFailed(f"{opened.nonzero:,} weights are not zero in the export, {before:,} before")
-    batch = 1 if job.config.int8 else agreement.BATCH
-    original = predict.running(job.original, job.on)
-    ours = agreement.logits(original, kind, job.original.tokenizer, texts, job.length, batch)
-    theirs = agreement.logits(opened.run, kind, opened.tokenizer, texts, job.length, batch)
+    batch = 1 if opened.model.alone else agreement.BATCH
+    ours = agreement.logits(predictor.of_network(job.original, job.on), texts, job.length, batch)
+    theirs = agreement.logits(opened.model, texts, job.length, batch)
     found = agreement.difference(kind, ours, theirs)
     allowed = found.tolerance if job.exact else sys.float_info.max
     if not found.largest <= allowed:
@@ -99,15 +95,9 @@ def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[Export
     """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
     split, data, source = job.known.held_out, job.known.data, job.known.source
     measured: list[Measured] = []
-    original = predict.running(job.original, job.on)
-    for when, model, run, budget in (
-        ("before", job.original, original, job.on.token_budget),
-        ("after", opened.model or job.model, opened.run, job.token_budget),
-    ):
+    for when, model in (("before", predictor.of_network(job.original, job.on)), ("after", opened.model)):
         examples = scoring.encoded(model, split, source)
-        asking = predict.outputs(run, examples, evaluation_batches(examples, budget), job.on.device)
-        logits, _ = yield from told(asking, event_of(when))
-        one = scoring.scored(model.kind, model.labels, examples, data.metrics, logits)
+        one = yield from told(scoring.measure(model, examples, data.metrics), event_of(when))
         measured.append(one)
     before, after = measured
     found = ExportMetrics(
@@ -125,11 +115,10 @@ def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[Export
 
 def _speed(job: Export, opened: Opened) -> Generator[Event, None, Speed]:
     """How many times faster the export is than the model as it was loaded, measured in turn; by batch size."""
-    length = longest_input(job.original, latency.LENGTH)
-    runs = ((predict.running(job.original, job.on), job.original.tokenizer), (opened.run, opened.tokenizer))
-    rows = {}
+    models = (predictor.of_network(job.original, job.on), opened.model)
+    length, rows = min(latency.LENGTH, models[0].longest), {}
     for batch in LATENCY_BATCHES:
-        calls = [latency.asking(run, latency.full_inputs(tokenizer, batch, length)) for run, tokenizer in runs]
+        calls = [one.asked(one.full_inputs(batch, length)) for one in models]
         rounds = in_turn([calls] * latency.ROUNDS, seconds=LATENCY_SECONDS)
         pairs = yield from told(rounds, partial(Event, phase="latency", overall=0.9))
         rows[f"batch_{batch}"] = Timed(
@@ -138,4 +127,4 @@ def _speed(job: Export, opened: Opened) -> Generator[Event, None, Speed]:
             times=statistics.median(a / b for a, b in pairs),
             runs=len(pairs),
         )
-    return Speed(**rows, length=length, threads=torch.get_num_threads(), hardware=job.on.name)
+    return Speed(**rows, length=length, threads=opened.model.threads, hardware=job.on.name)

@@ -15,8 +15,10 @@ from capcli.errors import ModelError
 from capcli.events import Event
 from capcli.exporting import onnx_model
 from capcli.exporting.job import Export, Opened, total_bytes
-from capcli.models import artifact, predict, stock, storage, tokenizers
+from capcli.models import artifact, predictor, stock, storage, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
+from capcli.runtime import onnx as graphs
+from capcli.runtime.graph import graph_files
 
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
 
@@ -56,14 +58,14 @@ def artefact(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     config, pruned = job.config, list(job.model.prunable())
     yield Event(phase="export", overall=0.3, note="writing the weights")
     wanted = storage.stored(job.model, pruned, job.dtype, config.embeddings, config.svd_rank)
-    artifact.save_artifact(job.model, staging, pruned, _settings(job), wanted.tensors, wanted.quantised)
+    artifact.save_artifact(job.model, staging, pruned, settings(job), wanted.tensors, wanted.quantised)
     opened = artifact.load_artifact(staging)
     storage.check(wanted, opened.net)
     return _opened(job, opened, staging / WEIGHTS_FILE, total_bytes(opened.net, 4))
 
 
-def _settings(job: Export) -> dict[str, Any]:
-    """What the artefact says of its run, its data where they are now, and how it was exported."""
+def settings(job: Export) -> dict[str, Any]:
+    """What the export says of its run, its data where they are now, and how it was exported."""
     config, stored = job.config, artifact.stored_settings(job.config.model)
     kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
     kept["source"] = artifact.stored_source(config.model)
@@ -77,12 +79,10 @@ def _settings(job: Export) -> dict[str, Any]:
 def _opened(job: Export, model: Model, weights: Path, memory_bytes: int) -> Opened:
     place(model, job.on)
     return Opened(
-        run=predict.running(model, job.on),
-        tokenizer=model.tokenizer,
+        model=predictor.of_network(model, job.on),
         nonzero=model.nonzero(),
         file_bytes=weights.stat().st_size,
         memory_bytes=memory_bytes,
-        model=model,
     )
 
 
@@ -96,13 +96,12 @@ def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
         yield Event(phase="export", overall=0.5, note="quantising to int8")
         onnx_model.quantise(path, path)
         files.remove(staging / onnx_model.DATA_FILE)
-    runner = onnx_model.Runner(path, threads=torch.get_num_threads())
+    opened = graphs.predictor(graphs.load(staging), job.model.kind, job.model.labels)
     prunable = [linear.weight for linear in job.model.prunable().values()]
     others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
-    size = sum(file.stat().st_size for file in staging.glob(f"{onnx_model.MODEL_FILE}*"))
+    size = sum(file.stat().st_size for file in graph_files(staging))
     return Opened(
-        run=runner.run,
-        tokenizer=tokenizers.read_tokenizer(staging),
+        model=opened,
         nonzero=onnx_model.nonzero(path, prunable, others),
         file_bytes=size,
         memory_bytes=size,

@@ -17,7 +17,7 @@ from capcli.events import Event
 from capcli.exporting import agreement
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
-from capcli.models.predict import Run
+from capcli.models.predictor import Predictor
 from capcli.records.exported import Gives, RunFacts, Speed, Vocabulary
 
 SLICED_FORMATS = ("sliced", "onnx")  # that compute without what is zero
@@ -91,32 +91,16 @@ class Export:
         """Whether the export answers otherwise than the model, so that its accuracy has to be measured again."""
         return bool(self.config.vocab) or not self.exact
 
-    @property
-    def token_budget(self) -> int:
-        """Tokens of a batch of what was written, see `batching`."""
-        return 1 if self.config.int8 else self.on.token_budget
-
-    @property
-    def batching(self) -> str:
-        """How texts are put together wherever answers are compared or scored.
-
-        Integer weights go with activations that are quantised by the range of all that is in a batch, so that the
-        answer to a text depends on the others: each is asked alone. Of floats nothing but rounding depends on it.
-        """
-        return "one text at a time" if self.config.int8 else "several texts at a time"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What was written, opened again: how it computes, its tokenizer, non-zero weights of its matrices, and the bytes
-    that its weights take on disk and in memory. model: where it is a network of PyTorch again."""
+    """What was written, opened again as whoever gets it opens it; non-zero weights of its matrices, and the bytes that
+    its weights take on disk and in memory."""
 
-    run: Run
-    tokenizer: Any
+    model: Predictor
     nonzero: int
     file_bytes: int
     memory_bytes: int
-    model: Model | None = None
 
 
 def check_free(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph: conversion by transformers' own exporter, int8 weights, and running it on onnxruntime.
+"""A model as an ONNX graph: conversion by transformers' own exporter, int8 weights. `runtime.onnx` runs it.
 
 The graph takes int64 inputs [B, S] by name, any B and S, and gives `logits` [B, C] or [B, S, C], or for spans
 `start_logits` and `end_logits` [B, S]. It holds standard operators only: onnxruntime fuses them when it opens the file,
@@ -14,7 +14,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from capcli import files
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.models.model import Model
 from capcli.sources import requests
+from capcli.sources.checkpoint import GRAPH
 
-MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+MODEL_FILE, DATA_FILE = GRAPH, f"{GRAPH}.data"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # what the exporter writes by default today; pinned, so that its next version writes the same
 SINGLE_FILE_BYTES = 2_000_000_000  # weights; protobuf ends at 2 GiB, and the graph needs some room too
@@ -195,35 +196,3 @@ def nonzero(path: Path, matrices: Sequence[Tensor], others: Sequence[Tensor]) ->
     stored = (numpy_helper.to_array(t, str(path.parent)) for t in graph.initializer if tuple(sorted(t.dims)) in shapes)
     found = sum(int(np.count_nonzero(array)) for array in stored)
     return found - sum(int(t.count_nonzero()) for t in others if tuple(sorted(t.shape)) in shapes)
-
-
-# Running -------------------------------------------------------------------------------------------------------------
-
-
-class Runner:
-    """A graph on onnxruntime's CPU provider; no libraries of operators are ever loaded for it."""
-
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        """Open the graph. Raises `ConfigError` without onnxruntime, `FileError` for what it cannot read."""
-        if find_spec("onnxruntime") is None:
-            check_packages()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4  # failures are raised as well
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise FileError(f"onnxruntime cannot open {path}: {requests.first_line(error)}") from error
-        self.path, self.threads = path, threads
-        self.names = tuple(value.name for value in self.session.get_inputs())
-
-    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits of inputs [B, S] on the CPU as `predict.forward` has them: [B, C], [B, S, C]; [B, S, 2] for spans."""
-        found = self.session.run(None, {name: inputs[name].numpy() for name in self.names})
-        return torch.from_numpy(found[0] if len(found) == 1 else np.stack(found, axis=-1))
-
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, None]:
-        """See `predict.Run`; a graph gives no vectors."""
-        return self.logits(inputs), None

@@ -13,11 +13,11 @@ from capcli.errors import ConfigError, FileError
 from capcli.measuring import noise
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, paired, same_answer
-from capcli.models import loading
-from capcli.models.model import Model
+from capcli.models.predictor import Predictor
 from capcli.records.measured import Baseline, EvalResult, Perturbed, stored_scores
 from capcli.records.parts import Noisy, Scores
 from capcli.reporting.text import named
+from capcli.runtime import choice
 
 
 def same_place(a: str, b: str) -> bool:
@@ -25,10 +25,12 @@ def same_place(a: str, b: str) -> bool:
     return a == b or (bool(a and b) and Path(a).resolve() == Path(b).resolve())
 
 
-def load_for(config: EvalConfig, source: str, data: TaskData) -> Model:
+def load_for(config: EvalConfig, source: str, data: TaskData, runtime: str = "") -> Predictor:
     """A model with a head for the task of the data, its labels renamed as the configuration says."""
-    names = config.source.label_names
-    return loading.load_model(source, data.classes, data.kind, config.seed, need_head=True, label_map=names)
+    names, hardware = config.source.label_names, config.hardware
+    return choice.opened(
+        source, runtime, hardware, labels=data.classes, kind=data.kind, seed=config.seed, label_map=names
+    )
 
 
 def rows_of(estimates: Mapping[str, Estimate]) -> dict[str, Noisy]:

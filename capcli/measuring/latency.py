@@ -18,12 +18,10 @@ from torch import Tensor
 from capcli import machine
 from capcli.config.measure import EvalConfig
 from capcli.data.batches import Examples, collate
-from capcli.measuring.timing import Call, in_turn, median_interval
-from capcli.models import predict
-from capcli.models.devices import Compute
-from capcli.models.model import Model, longest_input
-from capcli.models.predict import Progress, Run
+from capcli.models.predict import Progress, Run, asked
+from capcli.models.predictor import Predictor
 from capcli.records.parts import Latency, OwnLengths, Throughput, interval
+from capcli.timing import in_turn, median_interval
 
 BATCH, LENGTH = EvalConfig.latency_batch, EvalConfig.latency_length  # where the user chooses nothing else
 ROUNDS, LEAST_ROUNDS, WARM_UP = 30, 6, 3  # a median of fewer than 6 has no interval
@@ -39,9 +37,9 @@ T = TypeVar("T")
 class System:
     """Something that answers: a model with what runs it, and what it is asked.
 
-    inputs: of the fixed size, see `full_inputs`. examples: the evaluation texts as it reads them; None where only the
-    fixed size is timed. device: where its inputs are made. conditions: what its times depend on, as the results say:
-    runtime, threads, processor, device, hardware, precision.
+    inputs: of the fixed size, see `Predictor.full_inputs`. examples: the evaluation texts as it reads them; None where
+    only the fixed size is timed. device: where its inputs are made. conditions: what its times depend on, as the
+    results say: runtime, threads, processor, device, hardware, precision.
     """
 
     run: Run
@@ -51,43 +49,23 @@ class System:
     examples: Examples | None = None
 
 
-def of_model(
-    model: Model, on: Compute, examples: Examples | None = None, *, batch: int = BATCH, length: int = LENGTH
-) -> System:
-    """A model on its device, run by torch; its inputs of fixed size are shorter where it cannot read as many tokens."""
-    inputs = full_inputs(model.tokenizer, batch, longest_input(model, length))
-    return of_run(predict.running(model, on), inputs, on, examples, runtime="torch", threads=torch.get_num_threads())
-
-
-def of_run(
-    run: Run, inputs: Mapping[str, Tensor], on: Compute, examples: Examples | None = None, *, runtime: str, threads: int
-) -> System:
-    """Anything that answers: `run` by `runtime`, with so many `threads`, on the device and in the precision of `on`."""
+def of(model: Predictor, examples: Examples | None = None, *, batch: int = BATCH, length: int = LENGTH) -> System:
+    """A model that answers; its inputs of fixed size are shorter where it cannot read as many tokens."""
+    inputs = model.full_inputs(batch, min(length, model.longest))
     return System(
-        run=run,
-        inputs={name: tensor.to(on.device) for name, tensor in inputs.items()},
-        device=on.device,
+        run=model.run(),
+        inputs={name: tensor.to(model.on.device) for name, tensor in inputs.items()},
+        device=model.on.device,
         conditions={
-            "runtime": runtime,
-            "threads": threads,
+            "runtime": model.runtime,
+            "threads": model.threads,
             "processor": machine.processor(),
-            "device": on.device.type,
-            "hardware": on.name,
-            "precision": on.precision,
+            "device": model.on.device.type,
+            "hardware": model.on.name,
+            "precision": model.precision,
         },
         examples=examples,
     )
-
-
-def full_inputs(tokenizer: Any, batch: int, length: int) -> Any:
-    """`batch` inputs of `length` tokens each."""
-    text = "a " * length  # each word is a token at least
-    return tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
-
-
-def asking(run: Run, inputs: Mapping[str, Tensor]) -> Call:
-    """A call that returns when the answer is there."""
-    return lambda: run(inputs)[0].cpu()
 
 
 def measured(systems: Mapping[str, System], seed: int = 1) -> Generator[Progress, None, dict[str, Latency]]:
@@ -119,7 +97,7 @@ def fixed(systems: Mapping[str, System]) -> Generator[Progress, None, dict[str, 
 
     confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
     """
-    calls = [asking(one.run, one.inputs) for one in systems.values()]
+    calls = [asked(one.run, one.inputs) for one in systems.values()]
     rounds = in_turn([calls] * ROUNDS, seconds=FIXED_SECONDS * len(calls), least=LEAST_ROUNDS, warm_up=WARM_UP)
     times = yield from rounds
     return {name: _spread(systems[name], sorted(ms)) for name, ms in _by_system(systems, times).items()}
@@ -172,11 +150,11 @@ def by_batch(systems: Mapping[str, System], seed: int) -> Generator[Progress, No
 
 
 def _asked(
-    systems: Mapping[str, System], asked: Mapping[str, list[Rows]]
+    systems: Mapping[str, System], batches: Mapping[str, list[Rows]]
 ) -> Generator[Progress, None, list[list[float]]]:
     """Seconds of each system for each of its batches; a round is the batch at one place in the list of every system."""
     calls = [
-        [asking(one.run, collate(_examples(one), rows, one.device).inputs) for rows in asked[name]]
+        [asked(one.run, collate(_examples(one), rows, one.device).inputs) for rows in batches[name]]
         for name, one in systems.items()
     ]
     rounds = list(zip(*calls, strict=True))

@@ -18,10 +18,8 @@ from capcli.data.splits import Split
 from capcli.measuring import answers, metrics, noise
 from capcli.measuring.metrics import CALIBRATION
 from capcli.measuring.noise import Estimate
-from capcli.models import predict
-from capcli.models.devices import Compute
-from capcli.models.model import Model, longest_input
 from capcli.models.predict import Progress
+from capcli.models.predictor import Predictor
 from capcli.records.parts import Scores, intervals
 
 
@@ -66,16 +64,15 @@ class Measured:
 
 
 def measure(
-    model: Model,
+    model: Predictor,
     examples: Examples,
     names: tuple[str, ...],
-    on: Compute,
     seed: int = 1,
     *,
     with_intervals: bool = True,
 ) -> Generator[Progress, None, Measured]:
     """Metrics `names` of the model on tokenised examples; yields how many are done, of how many."""
-    logits, _ = yield from predict.encoded(model, examples, on)
+    logits = yield from model.answers(examples)
     return scored(model.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
 
 
@@ -111,9 +108,9 @@ def same_answer(model: str, split: str, answer: str) -> str:
     return f"{model} gives the same answer to everything in {split}: {answer}"
 
 
-def encoded(model: Model, split: Split, source: TaskConfig, check: Callable[[], None] = lambda: None) -> Examples:
+def encoded(model: Predictor, split: Split, source: TaskConfig, check: Callable[[], None] = lambda: None) -> Examples:
     """The split as the model reads it; see `tokens.encode`."""
-    length = longest_input(model, source.longest)
+    length = min(source.longest, model.longest)
     return tokens.encode(split, model.tokenizer, length, stride=source.stride, check=check)
 
 

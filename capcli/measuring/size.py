@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from capcli.artifact import reader
 from capcli.models import artifact
 from capcli.models.model import WEIGHTS_FILE, Model
+from capcli.models.predictor import Predictor
+from capcli.models.tokenizers import is_artifact
 from capcli.records.parts import ModelSize, ModelSparsity
+from capcli.runtime.graph import graph_files
+from capcli.sources import hub
 
 
 def sparsity(model: Model) -> ModelSparsity:
@@ -17,17 +22,28 @@ def sparsity(model: Model) -> ModelSparsity:
     return ModelSparsity(achieved=removed / n, whole_model=removed / total)
 
 
-def size(model: Model, source: str) -> ModelSize:
-    """Bytes of the model dense, and on disk if it is a pruned one."""
-    weights, dense = Path(source) / WEIGHTS_FILE, 4 * model.before_slicing.total
-    if not weights.is_file():
-        return ModelSize(dense_bytes=dense, weights_bytes=dense)
+def size(predictor: Predictor, source: str) -> ModelSize:
+    """Bytes of the files of the model `source`, as they are, and of the network dense in 32 bits.
+
+    Of an ONNX graph only the files: which of its weights belong to the matrices is not known.
+    """
+    if predictor.model is None:
+        return ModelSize(weights_bytes=_bytes(graph_files(Path(source))))
+    dense = 4 * predictor.model.before_slicing.total
+    if not is_artifact(source):
+        folder = Path(hub.folder(source))
+        return ModelSize(dense_bytes=dense, weights_bytes=_bytes([folder / name for name in hub.weight_files(folder)]))
+    weights = Path(source) / WEIGHTS_FILE
     return ModelSize(
         dense_bytes=dense,
-        weights_bytes=weights.stat().st_size,
-        artifact_bytes=sum(path.stat().st_size for path in artifact.artifact_files(Path(source))),
+        weights_bytes=_bytes([weights]),
+        artifact_bytes=_bytes(artifact.artifact_files(Path(source))),
         codings=codings(weights),
     )
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
 
 
 def codings(weights: Path) -> dict[str, int]:

@@ -28,12 +28,15 @@ from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
 from capcli.errors import ConfigError, RunFailed
-from capcli.models import artifact, devices, families, loading, predict, tokenizers
+from capcli.models import artifact, devices, families, predict, tokenizers
 from capcli.models.devices import Compute
-from capcli.models.model import WEIGHTS_FILE, Model, longest_input, place
+from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE
 from capcli.models.predict import Progress
+from capcli.models.predictor import Predictor
+from capcli.runtime import choice
+from capcli.runtime.graph import graph_files
 from capcli.sources import hub
-from capcli.sources.checkpoint import CONFIG, TOKENIZER_FILES
+from capcli.sources.checkpoint import CONFIG, GRAPH, TOKENIZER_FILES
 
 CACHE_FORMAT = 2
 MOST_BYTES = 8e9
@@ -58,7 +61,7 @@ class Encoder:
     """A frozen model, loaded only when a vector is missing.
 
     layer: last, all, or the number of a layer, of which 0 are the embeddings. pooling: see `predict.forward`; only for
-    kinds that answer per example.
+    kinds that answer per example. runtime: see `choice.opened`.
     """
 
     source: str
@@ -66,22 +69,30 @@ class Encoder:
     pooling: str
     hardware: Hardware
     seed: int
-    _loaded: list[Model] = field(default_factory=list, repr=False)
+    runtime: str = ""
+    _loaded: list[Predictor] = field(default_factory=list, repr=False)
+
+    @cached_property
+    def meant(self) -> tuple[str, Hardware]:
+        """The runtime that is asked for, and where it computes, see `choice.meant`."""
+        return choice.meant(self.source, self.runtime, self.hardware)
 
     @cached_property
     def on(self) -> Compute:
         """Where it computes."""
-        return devices.compute(self.hardware)
+        return devices.compute(self.meant[1])
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The files that the model consists of, its weights first. Raises `ModelError` or `FileError`."""
-        if tokenizers.is_artifact(self.source):
+        if tokenizers.is_artifact(self.source) and self.meant[0] != "onnx":
             found = artifact.artifact_files(Path(self.source))
             return tuple(sorted(found, key=lambda path: path.name != WEIGHTS_FILE))
         here = Path(hub.folder(self.source))
-        hub.weights(str(here), self.source)
         small = [here / name for name in sorted({CONFIG, *TOKENIZER_FILES}) if (here / name).is_file()]
+        if self.meant[0] == "onnx":
+            return (*graph_files(here), *small)
+        hub.weights(str(here), self.source)
         return tuple([here / name for name in hub.weight_files(here)] + small)
 
     @cached_property
@@ -92,19 +103,35 @@ class Encoder:
     @property
     def weights_bytes(self) -> int:
         """Bytes of the weight files."""
-        return sum(path.stat().st_size for path in self.files if path.suffix == ".safetensors")
+        small = {CONFIG, CONFIG_FILE, *TOKENIZER_FILES}
+        return sum(path.stat().st_size for path in self.files if path.name not in small)
 
     @property
-    def model(self) -> Model:
-        """The model on its device."""
+    def model(self) -> Predictor:
+        """The model, ready to answer."""
         if not self._loaded:
-            self._loaded.append(place(loading.load_model(self.source, None, "classification", self.seed), self.on))
+            found = choice.opened(
+                self.source,
+                self.runtime,
+                self.hardware,
+                labels=None,
+                kind="classification",
+                seed=self.seed,
+                need_head=False,
+            )
+            self._loaded.append(found)
         return self._loaded[0]
 
     @property
+    def computing(self) -> str:
+        """The runtime that computes the vectors; of two to choose from it is known when they have been measured."""
+        return self.model.runtime if self.meant[0] == "auto" else self.meant[0]
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What there is to know of the vector that enters the classifier; nothing of others."""
-        return self.model.notes if self.pooling == "head" else ()
+        """What there is to know of the vector that enters the classifier, nothing of others; and the choice made."""
+        chosen = [self.model.chosen] if self.meant[0] in ("auto", "sparse") else []
+        return (*(self.model.notes if self.pooling == "head" else ()), *filter(None, chosen))
 
     def release(self) -> None:
         """Let go of the network; it is loaded again when it is needed."""
@@ -127,7 +154,7 @@ class Encoder:
         return Vectors(key=key, values=found.arrays["values"], split=split, examples=examples)
 
     def _tokenised(self, split: Split, task: TaskConfig) -> Examples:
-        length = longest_input(self.model, task.longest)
+        length = min(task.longest, self.model.longest)
         return tokens.encode(split, self.model.tokenizer, length, stride=task.stride)
 
     def key(self, split: Split, task: TaskConfig) -> str:
@@ -135,6 +162,7 @@ class Encoder:
         drawn = self.seed if of == "head" else 0  # of what stands before a head that the files do not have
         parts = [self.sha256, self.layer, of, drawn, self.on.device.type, self.on.precision, split.fingerprint]
         parts += [split.kind, task.longest, task.stride, version("torch"), version("transformers")]
+        parts += [] if self.computing == "torch" else [self.computing, self.model.described]
         return digest([CACHE_FORMAT, *parts])
 
     def _encoded(self, examples: Examples) -> Generator[Progress, None, NDArray[np.float16]]:
@@ -144,8 +172,7 @@ class Encoder:
             self._check_size((examples.n_outputs, *found.shape[-2:]))
             return logits, found
 
-        self.model.net.eval()
-        rows = batches.evaluation_batches(examples, self.on.token_budget)
+        rows = batches.evaluation_batches(examples, self.model.token_budget)
         _, values = yield from predict.outputs(
             run, examples, rows, self.on.device, logits=False, of_tokens=examples.per_token
         )
@@ -165,7 +192,9 @@ class Encoder:
     def _of_batch(self, inputs: Mapping[str, Tensor], *, per_token: bool) -> tuple[Tensor, Tensor]:
         """Logits and vectors [B, L, H] of a batch, or [B, S, L, H] of its tokens."""
         deep = per_token or self.layer != "last"
-        logits, last, states = predict.forward_states(self.model, inputs, self.pooling, keep=deep)
+        if self.model.network is None:
+            return self._of_graph(inputs, deep=deep)
+        logits, last, states = predict.forward_states(self.model.network, inputs, self.pooling, keep=deep)
         chosen = self._chosen(len(states)) if deep else []
         if per_token:
             return logits, torch.stack([states[index] for index in chosen], dim=2)
@@ -173,6 +202,17 @@ class Encoder:
             return logits, last[:, None]
         pooled = [last if index == len(states) - 1 else self._pooled(states[index], inputs) for index in chosen]
         return logits, torch.stack(pooled, dim=1)
+
+    def _of_graph(self, inputs: Mapping[str, Tensor], *, deep: bool) -> tuple[Tensor, Tensor]:
+        """Logits and vectors [B, 1, H] of a batch by an ONNX graph, which has states of the last layer at most."""
+        logits, vectors = (inputs["input_ids"], None) if deep else self.model.run(self.pooling)(inputs)
+        if vectors is None:
+            of = "of tokens or layers" if deep else f"for --pool {self.pooling}"
+            raise ConfigError(
+                f"{self.source} gives no vectors {of}, as {GRAPH} has no output for them",
+                "probe the model that it was exported from",
+            )
+        return logits, vectors[:, None]
 
     def _chosen(self, n_states: int) -> list[int]:
         """Which hidden states are wanted."""
@@ -184,7 +224,8 @@ class Encoder:
 
     def _pooled(self, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """One vector [B, H] of the states [B, S, H] of a layer."""
-        mask, family = inputs["attention_mask"], self.model.family
+        assert self.model.network is not None, "it gave the states"
+        mask, family = inputs["attention_mask"], self.model.network.family
         if self.pooling == "mean":
             return families.mean(states, mask)
         return families.represented(states, mask, family is not None and family.causal)

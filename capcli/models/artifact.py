@@ -23,7 +23,7 @@ from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families, slicing
 from capcli.models.heads import own_labels, renamed
-from capcli.models.hf import auto_class, read_pretrained
+from capcli.models.hf import auto_class, read_config
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_finite, count_parameters
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
@@ -34,33 +34,41 @@ from capcli.sources.checkpoint import (
     TOKENIZER_FILES,
     check_description,
 )
-from capcli.stored import read_json
+from capcli.stored import part, read_json
 
+EXPORT_FILE = "export.json"  # what `cap export` did, beside any format
 CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
 
 
 def stored_settings(source: str) -> dict[str, Any]:
-    """What `cap_config.json` of a pruned model says; empty for any other model. Raises `FileError`."""
-    if not is_artifact(source):
+    """What a pruned model says of its run in `cap_config.json`, or an export of one in other formats in `export.json`;
+    empty for any other model. Raises `FileError`."""
+    path = _settings_file(source)
+    if not path.is_file():
         return {}
-    path = Path(source) / CONFIG_FILE
     table = read_json(path)
     if not isinstance(table, dict):
         raise FileError(f"{path} is not a JSON object")
-    return table
+    return table if is_artifact(source) else dict(part(table, "settings"))
+
+
+def _settings_file(source: str) -> Path:
+    return Path(source) / (CONFIG_FILE if is_artifact(source) else EXPORT_FILE)
 
 
 def stored_source(source: str) -> dict[str, Any]:
-    """The task options that a pruned model was made with; empty for one that was converted, and for any other model.
+    """The task options that a pruned model, or an export of one, was made with; empty for one that was converted, and
+    for any other model.
 
     The place of the data, stored as seen from the folder, is returned as it is from here. Raises `FileError`.
     """
-    if not is_artifact(source):
+    settings = stored_settings(source)
+    if not settings and not is_artifact(source):
         return {}
-    stored = stored_settings(source).get("source")
+    stored = settings.get("source")
     kinds = {item.name: kind for item, kind in leaves(TaskConfig)}
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
-        path = Path(source) / CONFIG_FILE
+        path = _settings_file(source)
         raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
     if (place := stored.get("data")) and not place.startswith(HUB_PREFIX):
         return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
@@ -81,12 +89,10 @@ class Known:
 
 def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
     """What a pruned or dense model knows of its task. Raises `ModelError` or `FileError`."""
-    if not is_artifact(source):
-        from transformers import AutoConfig
-
-        own = own_labels(read_pretrained(AutoConfig.from_pretrained, hub.folder(source), source))
-        return Known(labels=renamed(own, label_map))
     table = stored_settings(source)
+    if not table and not is_artifact(source):
+        own = own_labels(read_config(hub.folder(source), source))
+        return Known(labels=renamed(own, label_map))
     labels, empty, share, seed = (table.get(name) for name in ("labels", "no_answer", "holdout", "seed"))
     mine = tuple(map(str, labels)) if isinstance(labels, list) else ()
     ours = bool(table.get("source"))
@@ -249,15 +255,17 @@ def save_artifact(
         out / CONFIG_FILE,
         {
             "format_version": CONFIG_VERSION,
-            "kind": model.kind,
-            "labels": list(model.labels),
             "model_config": described,
-            **settings,
-            **_source_record(settings, out),
+            **settings_record(model, settings, out),
             **_slices_record(model.slices),
         },
     )
     return sizes
+
+
+def settings_record(model: Model, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """What a model in the folder OUT says of its task and its run."""
+    return {"kind": model.kind, "labels": list(model.labels), **settings, **_source_record(settings, out)}
 
 
 def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:

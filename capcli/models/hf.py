@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ def auto_class(kind: str) -> Any:
 def class_for(config: Any, kind: str) -> Any:
     """The class of transformers for this kind of task and model. Raises `KeyError`."""
     return auto_class(kind)._model_mapping[type(config)]
+
+
+def class_name(config: Any, kind: str) -> str:
+    """The name of that class; empty where transformers has none."""
+    return getattr(auto_class(kind)._model_mapping.get(type(config), None), "__name__", "")
 
 
 def key_mapping(config: Any, kind: str) -> dict[str, str] | None:
@@ -48,11 +53,25 @@ def read_pretrained(reader: Callable[..., Any], path: str, source: str, **option
         raise unread(error, path, source) from error
 
 
+def read_config(path: str, source: str) -> Any:
+    """The configuration in a folder. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    return read_pretrained(AutoConfig.from_pretrained, path, source)
+
+
 def unread(error: Exception, path: str, source: str) -> ModelError:
     """What it means that transformers does not read the model `source` in the folder `path`."""
     if "Unrecognized configuration class" in str(error):
         return ModelError(f"transformers has no head of this kind for {source}: {requests.first_line(error)}")
     return requests.explained(error, path, source)
+
+
+def model_output(found: Mapping[str, torch.Tensor]) -> Any:
+    """Tensors by name, in the type that networks of transformers return."""
+    from transformers.utils import ModelOutput
+
+    return ModelOutput(**found)
 
 
 @contextlib.contextmanager

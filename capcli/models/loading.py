@@ -23,7 +23,16 @@ from capcli.models.heads import (
     reorder_rows,
     set_labels,
 )
-from capcli.models.hf import auto_class, class_for, key_mapping, quietly, read_pretrained, unread
+from capcli.models.hf import (
+    auto_class,
+    class_for,
+    class_name,
+    key_mapping,
+    quietly,
+    read_config,
+    read_pretrained,
+    unread,
+)
 from capcli.models.model import Model, check_finite
 from capcli.models.outline import outline
 from capcli.models.predict import forward
@@ -61,14 +70,12 @@ def load_dense(
     Raises:
         ModelError: unknown, incomplete, corrupt, pickled or remote-code models, or labels that do not match.
     """
-    from transformers import AutoConfig
-
     path = hub.folder(source)
-    config = read_pretrained(AutoConfig.from_pretrained, path, source)
+    config = read_config(path, source)
     config._attn_implementation = config._experts_implementation = None  # a file must not name kernels to load
     config.return_dict, config.chunk_size_feed_forward = True, 0  # nor how the network is called
     own = own_labels(config)
-    order = _dense_order(own, labels, kind, source, label_map, need_head=need_head)
+    order = dense_order(own, labels, kind, source, label_map, need_head=need_head)
     own = renamed(own, label_map)
     names = set_labels(config, own if labels is None else labels, kind)
     tokenizer, note = with_padding(open_tokenizer(path, source), config)
@@ -95,6 +102,27 @@ def load_dense(
     made = _made(net, tokenizer, names, kind, source, note + notes)
     stored = sum(Path(path, name).stat().st_size for name in hub.weight_files(Path(path)))
     return dataclasses.replace(made, stored_bytes=stored)
+
+
+def load_stock(folder: Path) -> Model:
+    """The model of a stock folder that says itself what it is for, with its head; see `load_dense`.
+
+    Raises:
+        ModelError: also where the configuration names no network for a kind of task that capcli knows.
+    """
+    return load_dense(str(folder), None, kind_of(read_config(str(folder), str(folder)), str(folder)), 0, need_head=True)
+
+
+def kind_of(config: Any, source: str) -> str:
+    """The kind of task that a configuration is for, by the class of network that it names. Raises `ModelError`."""
+    named = (config.architectures or [""])[0]
+    heads = {row.head: kind for kind, row in reversed(KINDS.items()) if class_name(config, kind) == named}
+    if not heads:
+        raise ModelError(f"config.json of {source} names no network for a task: {named!r}")
+    (kind,) = heads.values()
+    if kind == "classification" and config.num_labels == 1:
+        return "regression"
+    return "multilabel" if kind == "classification" and config.problem_type == KINDS["multilabel"].problem else kind
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:
@@ -213,7 +241,7 @@ def _unknown_family(net: Any, model_type: str) -> str:
     )
 
 
-def _dense_order(
+def dense_order(
     own: Sequence[str],
     labels: Sequence[str] | None,
     kind: str,
@@ -254,10 +282,8 @@ def check_head(
 ) -> None:
     """Raise `ModelError` for a model whose head is not one of this kind for `labels`; no weights are read."""
     if not is_artifact(source):
-        from transformers import AutoConfig
-
-        config = read_pretrained(AutoConfig.from_pretrained, hub.folder(source), source)
-        _dense_order(own_labels(config), labels, kind, source, label_map, need_head=True)
+        config = read_config(hub.folder(source), source)
+        dense_order(own_labels(config), labels, kind, source, label_map, need_head=True)
         return
     settings = stored_settings(source)
     own = settings.get("labels")

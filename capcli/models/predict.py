@@ -5,7 +5,8 @@ Letters: B batch, S tokens, H hidden size, C labels, N examples, T tokens of all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,11 @@ def running(model: Model, on: Compute, pooling: str = "head") -> Run:
     return run
 
 
+def asked(run: Run, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
+    """A call that returns when the answer to these inputs is there."""
+    return lambda: run(inputs)[0].cpu()
+
+
 def outputs(
     run: Run,
     examples: Examples,
@@ -123,11 +129,18 @@ def encoded(
     model: Model, examples: Examples, on: Compute, pooling: str = "head", *, logits: bool = True
 ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
     """`outputs` of a model in eval mode, of tokenised examples in batches of like lengths."""
+    rows = evaluation_batches(examples, on.token_budget)
+    with evaluating(model):
+        return (yield from outputs(running(model, on, pooling), examples, rows, on.device, logits=logits))
+
+
+@contextlib.contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The network of a training run in eval mode, its masked weights made once; a generator in it is to be closed."""
     was_training = model.net.training
     model.net.eval()
-    rows = evaluation_batches(examples, on.token_budget)
     try:
-        with parametrize.cached():  # which is global: who stops early closes this generator
-            return (yield from outputs(running(model, on, pooling), examples, rows, on.device, logits=logits))
+        with parametrize.cached():  # which is global
+            yield
     finally:
         model.net.train(was_training)

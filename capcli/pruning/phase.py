@@ -9,12 +9,11 @@ from typing import Any
 from capcli import files, stages
 from capcli.errors import RunFailed
 from capcli.events import Event, told
-from capcli.measuring import scoring
 from capcli.models.model import Model
 from capcli.pruning import train
 from capcli.pruning.objective import Job, Objective, Steps
 from capcli.pruning.pruner import Pruner
-from capcli.pruning.setup import Setup, nothing, origin_of
+from capcli.pruning.setup import Setup, measured, nothing, origin_of
 from capcli.reporting.text import number, percent
 from capcli.stored import read_json
 
@@ -38,9 +37,7 @@ def make_job(
             status = f"step {step:,}/{total_steps:,}, epoch {epoch + 1}/{epochs}, measuring"
             return event(done=step, total=total_steps, status=status)
 
-        names = setup.data.metrics
-        measuring = scoring.measure(model, setup.curve, names, setup.on, with_intervals=False)
-        one = yield from told(measuring, quiet)
+        one = yield from told(measured(setup, model, setup.curve, with_intervals=False), quiet)
         if pruner is not None and setup.data.holdout is not None:
             _keep_best(setup, model, pruner, step, one.metrics[setup.data.primary])
         where = f"{one.n_examples:,}{' held-out' if setup.data.holdout is not None else ''} examples"

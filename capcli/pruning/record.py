@@ -20,7 +20,7 @@ from capcli.data.kinds import KINDS
 from capcli.errors import RunFailed
 from capcli.events import Event, told
 from capcli.measuring import latency, scoring, size
-from capcli.models import artifact, loading, storage
+from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
@@ -105,7 +105,7 @@ def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, No
     setup.run.check()  # the teacher is read from it
     examples = next(iter(setup.evals.values()))
     models = {"dense": teacher_again(setup, student), "pruned": pruned}
-    systems = {name: latency.of_model(one, setup.on, examples) for name, one in models.items()}
+    systems = {name: latency.of(predictor.of_network(one, setup.on), examples) for name, one in models.items()}
     found = yield from told(latency.measured(systems, setup.config.seed), setup.meter.stoppable("latency"))
     return Latencies(dense=found["dense"], pruned=found["pruned"])
 

@@ -16,9 +16,11 @@ from capcli.data.batches import Examples
 from capcli.data.splits import TaskData, subset
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
-from capcli.models import loading
+from capcli.measuring.scoring import Measured
+from capcli.models import loading, predict, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
+from capcli.models.predict import Progress
 from capcli.pruning.pruner import planned
 from capcli.records.parts import intervals
 from capcli.records.pruned import SplitScores
@@ -116,11 +118,12 @@ def make_setup(
     """Everything tokenised, and the student on its device."""
     assert data.train is not None, "a training split was asked for"
     check = folder.flag.check
-    examples = scoring.encoded(student, data.train, config.source, check)
-    evals = {name: scoring.encoded(student, split, config.source, check) for name, split in data.evals.items()}
+    reader = predictor.of_network(student, on)
+    examples = scoring.encoded(reader, data.train, config.source, check)
+    evals = {name: scoring.encoded(reader, split, config.source, check) for name, split in data.evals.items()}
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
-    curve_examples = scoring.encoded(student, curve, config.source, check)
+    curve_examples = scoring.encoded(reader, curve, config.source, check)
     read = {"train": examples, **({"the held-out part": curve_examples} if data.holdout else {}), **evals}
     place(student, on)
     return Setup(
@@ -202,13 +205,23 @@ def found_stage(setup: Setup, of: dict[str, Any]) -> Generator[Event, None, dict
     return stage
 
 
+def measured(
+    setup: Setup, model: Model, examples: Examples, *, with_intervals: bool = True
+) -> Generator[Progress, None, Measured]:
+    """Metrics of a network as it is, in training or opened again; yields how many examples are done, of how many."""
+    with predict.evaluating(model):
+        answering = predictor.of_network(model, setup.on)
+        names = setup.data.metrics
+        return (yield from scoring.measure(answering, examples, names, with_intervals=with_intervals))
+
+
 def measure_splits(
     setup: Setup, model: Model, event: Callable[..., Event]
 ) -> Generator[Event, None, dict[str, SplitScores]]:
     """Metrics of every evaluation split by name, and what the model answers where it answers all the same."""
     found = {}
     for name, examples in setup.evals.items():
-        one = yield from told(scoring.measure(model, examples, setup.data.metrics, setup.on), event)
+        one = yield from told(measured(setup, model, examples), event)
         found[name] = SplitScores(
             metrics=one.metrics,
             confidence_95=intervals(one.confidence_95),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from capcli.records.codec import ABSENT, EMPTY, Versioned
 from capcli.records.parts import FileFacts, Intervals, Sparsity, Values
@@ -169,6 +170,7 @@ class ExportRecord(Versioned):
     vocab: str | None = None
     threshold: str | None = None
     vocabulary: Vocabulary | None = None
+    settings: Mapping[str, Any] | None = field(default=None, metadata=ABSENT)
     layers: Mapping[str, LayerSize] | None = None
     run: RunFacts | None = field(default=None, metadata=EMPTY)
     check: Check = field(default_factory=Check)

@@ -17,6 +17,7 @@ from capcli.records.parts import (
     ModelSize,
     ModelSparsity,
     Noisy,
+    Runtime,
     Scores,
     Values,
 )
@@ -65,6 +66,7 @@ class EvalResult(Versioned):
     splits: Mapping[str, Scores] = field(default_factory=dict)
     perturbed: Mapping[str, Perturbed] = field(default_factory=dict)
     seed: int | None = None
+    runtime: Runtime | None = field(default=None, metadata=ABSENT)
     sparsity: ModelSparsity | None = None
     size: ModelSize = field(default_factory=ModelSize)
     notes: tuple[str, ...] = ()
@@ -143,6 +145,7 @@ class ProbeResult(Versioned):
 
     model: str | None = None
     sha256: str | None = None
+    runtime: str | None = field(default=None, metadata=ABSENT)
     probe: str | None = None
     layer: str | None = None
     pooling: str | None = None

@@ -84,6 +84,17 @@ class ModelSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What computed, and how texts were put together. chosen: which runtime was taken and why, if any was."""
+
+    name: str | None = None
+    described: str | None = None
+    threads: int | None = None
+    batching: str | None = None
+    chosen: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnLengths:
     """Milliseconds of evaluation texts that were asked one by one, as long as they are."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from capcli.records import parts
 from capcli.records.measured import Comparison, EvalResult, ProbeResult, Result
-from capcli.records.parts import Latency, ModelSize
+from capcli.records.parts import Latency, ModelSize, Runtime
 from capcli.reporting.latency import on_texts
 from capcli.reporting.quantities import baselines_of, ends
 from capcli.reporting.run_page import MAX_ROWS, Row
@@ -55,6 +55,8 @@ def eval_rows(result: EvalResult) -> list[Row]:
     if result.latency:
         rows.append(("latency", _latency(result.latency)))
         rows += on_texts(result.latency)
+    if result.runtime:
+        rows.append(("runtime", _runtime(result.runtime)))
     if result.baseline:
         rows.append(("baseline", named(result.baseline.model)))
     if finite(result.agreement) is not None:
@@ -82,9 +84,14 @@ def _latency(latency: Latency) -> str:
     return f"{median} ({p10.removesuffix(' ms')} to {p90}{noise}) at {', '.join([*where, *what])}"
 
 
+def _runtime(runtime: Runtime) -> str:
+    """What computed the answers, and of which only those asked one by one are always the same."""
+    return f"{named(runtime.described, 80)}; {named(runtime.batching, 40)}"
+
+
 def probe_rows(result: ProbeResult) -> list[Row]:
     """The facts of one probing."""
-    options = {key: getattr(result, key) for key in ("probe", "layer", "pooling", "seeds")}
+    options = {key: getattr(result, key) for key in ("probe", "layer", "pooling", "seeds", "runtime")}
     rows = [("model", named(result.model)), *((key, named(value, 80)) for key, value in options.items() if value)]
     rows += _size_rows(result.size)
     if result.latency:

@@ -10,7 +10,7 @@ from capcli.config.layers import check_no_token
 from capcli.config.names import ALIASES, BUILTIN_MODEL, nearest
 from capcli.errors import ModelError
 from capcli.sources import checkpoint
-from capcli.sources.checkpoint import CONFIG, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
+from capcli.sources.checkpoint import CONFIG, GRAPH, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
 from capcli.sources.requests import Choice, Repo, fetch, near_folders
 
 BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "mini"
@@ -102,6 +102,8 @@ def weights(found: str, source: str) -> None:
         fetch(repo, _weight_files, lambda path: not _lost_weights(path))
     checkpoint.check_words({path.name for path in here.iterdir()}, source)
     lost = _lost_weights(here)
+    if lost == [WEIGHTS] and (here / GRAPH).is_file():
+        raise checkpoint.other_format(GRAPH, source)
     if lost == [WEIGHTS]:
         raise ModelError(f"{source} has no {WEIGHTS}", f"pickled weights are never read; {SAVE_AGAIN}")
     if lost:

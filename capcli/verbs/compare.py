@@ -28,7 +28,7 @@ from capcli.stored import finite
 
 LEVEL = 0.95
 SETTINGS = ("probe", "layer", "pooling")  # of a probe: with others, the scores are about something else
-CONDITIONS = ("batch", "length", "threads", "device", "hardware", "precision", "runtime")  # of a latency
+CONDITIONS = ("batch", "length", "runtime", "threads", "device", "hardware", "precision")  # of a latency
 
 Estimates = dict[str, Estimate]
 Measured = EvalResult | ProbeResult

@@ -34,8 +34,7 @@ from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, same_answer
 from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
-from capcli.models.devices import Compute
-from capcli.models.model import Model, place
+from capcli.models.predictor import Predictor
 from capcli.records.measured import EvalResult, Perturbed
 from capcli.records.parts import Latency
 from capcli.sources import hub
@@ -54,20 +53,22 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
 
 def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     """Measure `config.model`; yields events and returns the result of `cap eval`."""
-    on = devices.compute(config.hardware)
+    devices.compute(config.hardware)  # what is wrong with the device is said before anything is read
     yield Event(phase="load", note=f"loading {config.model}")
     data, notes = _data(config)
     _check_gates(config, data)
     _check_baseline(config, data)
-    model = place(load_for(config, config.model, data), on)
+    model = load_for(config, config.model, data, config.runtime)
+    if model.chosen:
+        yield Event(phase="load", note=model.chosen)
     primary, changed = next(iter(data.evals)), _changed(config, data)
-    measured = yield from _measured(config, data, model, on, {**data.evals, **changed}, "evaluate")
+    measured = yield from _measured(config, data, model, {**data.evals, **changed}, "evaluate")
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
-    other = _other_model(config, data, on)
-    found = yield from _compared(config, data, on, {"": data.evals[primary], **changed}, ours, other)
-    speed, theirs = yield from _latencies(config, data, on, model, other)
+    other = _other_model(config, data)
+    found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours, other)
+    speed, theirs = yield from _latencies(config, data, model, other)
     baseline = dataclasses.replace(found.baseline, latency=theirs) if found.baseline and theirs else found.baseline
-    sized, counted = size(model, config.model), sparsity(model)
+    sized, said = size(model, config.model), [model.chosen] * bool(model.chosen)
     checked = gates.check(config.gates, _evidence(data, ours, found, sized.weights_bytes, speed))
     scores = ours[""].table
     result = EvalResult(
@@ -84,9 +85,10 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         splits={name: measured[name].table for name in data.evals},
         perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         seed=config.seed,
-        sparsity=counted,
+        runtime=model.row,
+        sparsity=sparsity(model.model) if model.model else None,
         size=sized,
-        notes=(*data.notes, *model.notes, *notes, *_said(measured, data), *found.notes),
+        notes=(*data.notes, *model.notes, *said, *notes, *_said(measured, data), *found.notes),
         latency=speed,
         baseline=baseline,
         retention=retention(ours[""].metrics, found.baseline.metrics if found.baseline else {}),
@@ -137,7 +139,7 @@ def _changed(config: EvalConfig, data: TaskData) -> dict[str, Split]:
 
 
 def _measured(
-    config: EvalConfig, data: TaskData, model: Model, on: Compute, splits: Mapping[str, Split], phase: str
+    config: EvalConfig, data: TaskData, model: Predictor, splits: Mapping[str, Split], phase: str
 ) -> Generator[Event, None, dict[str, Measured]]:
     """The model measured on each of the splits."""
     found = {}
@@ -148,40 +150,39 @@ def _measured(
             share = (index + done / total) / len(splits)
             return Event(phase=f"{phase} {name.lstrip('@')}".rstrip(), done=done, total=total, overall=share)
 
-        found[name] = yield from told(measure(model, examples, data.metrics, on, config.seed), event)
+        found[name] = yield from told(measure(model, examples, data.metrics, config.seed), event)
     return found
 
 
 def _compared(
     config: EvalConfig,
     data: TaskData,
-    on: Compute,
     splits: Mapping[str, Split],
     ours: Mapping[str, Measured],
-    other: Model | None,
+    other: Predictor | None,
 ) -> Generator[Event, None, Compared]:
     """Compare with the baseline, if there is one: the `other` model on the same examples, or a stored result."""
     if other:
-        theirs = yield from _measured(config, data, other, on, splits, "baseline")
+        theirs = yield from _measured(config, data, other, splits, "baseline")
         return with_model(config, data, ours, theirs)
     return with_report(config, data, ours) if config.baseline else Compared()
 
 
-def _other_model(config: EvalConfig, data: TaskData, on: Compute) -> Model | None:
+def _other_model(config: EvalConfig, data: TaskData) -> Predictor | None:
     """The baseline, if it is a model."""
     if not config.baseline or Path(config.baseline).is_file():
         return None
-    return place(load_for(config, config.baseline, data), on)
+    return load_for(config, config.baseline, data)
 
 
 def _latencies(
-    config: EvalConfig, data: TaskData, on: Compute, model: Model, other: Model | None
+    config: EvalConfig, data: TaskData, model: Predictor, other: Predictor | None
 ) -> Generator[Event, None, tuple[Latency, Latency | None]]:
     """What the result says of the latency of the model and of the baseline, if that is one, measured in turn."""
     yield Event(phase="latency", note="measuring latency" + ", in turn with the baseline" * bool(other))
     split, batch, length = next(iter(data.evals.values())), config.latency_batch, config.latency_length
     systems = {
-        name: latency.of_model(one, on, encoded(one, split, config.source), batch=batch, length=length)
+        name: latency.of(one, encoded(one, split, config.source), batch=batch, length=length)
         for name, one in {"model": model, "baseline": other}.items()
         if one
     }

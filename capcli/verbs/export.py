@@ -29,7 +29,7 @@ from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
 from capcli.exporting import agreement, onnx_model
 from capcli.exporting.checks import checked
-from capcli.exporting.formats import FORMATS, check_format, slice_model
+from capcli.exporting.formats import FORMATS, check_format, settings, slice_model
 from capcli.exporting.job import SLICED_FORMATS, Export, Texts, check_free, total_bytes
 from capcli.measuring import scoring
 from capcli.models import artifact, devices, legacy, storage, tokenizers, vocabulary
@@ -50,7 +50,7 @@ from capcli.records.pruned import Metrics, Report, Size
 from capcli.reporting.card import eval_results, render_card
 from capcli.sources import checkpoint, hub
 
-RECORD = "export.json"
+RECORD = artifact.EXPORT_FILE
 DAMAGED = "restore it, or move it away: the export then says nothing of its run"
 
 
@@ -245,6 +245,7 @@ def _record(job: Export, measured: Measurements) -> ExportRecord:
         vocab=config.vocab,
         threshold=config.threshold,
         vocabulary=job.words,
+        settings=artifact.settings_record(job.model, settings(job), config.out_folder),
         layers={name: LayerSize(**vars(size)) for name, size in slices.sizes.items()} if slices else None,
         run=job.history,
         **vars(measured),

@@ -74,7 +74,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
     bounds[MEAN] = noise.mean_bounds(bounds.values())
     gates.require(config.gates, bounds, bounds)
     sources = [config.model, *(source for source in config.baselines if source not in stored)]
-    encoders = {source: _encoder(config, source) for source in sources}
+    encoders = {source: _encoder(config, source, config.runtime * (source == config.model)) for source in sources}
     found: dict[str, dict[str, Probed]] = {}
     notes = [f"{name}: {note}" for name, one in data.items() for note in (*one.notes, *_own_ways(config, one))]
     for place, (source, encoder) in enumerate(encoders.items()):
@@ -96,6 +96,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
     result = ProbeResult(
         model=config.model,
         sha256=encoder.sha256,
+        runtime=encoder.computing,
         probe=config.probe,
         layer=config.layer,
         pooling=config.pooling,
@@ -113,10 +114,9 @@ def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
     return portable(result, config)
 
 
-def _encoder(config: ProbeConfig, source: str) -> vectors.Encoder:
-    return vectors.Encoder(
-        source=source, layer=config.layer, pooling=config.pooling, hardware=config.hardware, seed=config.seed
-    )
+def _encoder(config: ProbeConfig, source: str, runtime: str) -> vectors.Encoder:
+    same = {name: getattr(config, name) for name in ("layer", "pooling", "hardware", "seed")}
+    return vectors.Encoder(source=source, runtime=runtime, **same)
 
 
 def _task_data(config: ProbeConfig, name: str) -> TaskData:
@@ -127,7 +127,7 @@ def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> Latency | None:
     """Milliseconds of one input of 128 tokens; only measured for a gate."""
     if not config.gates.max_latency_ms:
         return None
-    return finished(latency.fixed({"": latency.of_model(encoder.model, encoder.on)}))[""]
+    return finished(latency.fixed({"": latency.of(encoder.model)}))[""]
 
 
 def _probe_of(config: ProbeConfig, data: TaskData) -> str:

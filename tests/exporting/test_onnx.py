@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from capcli.config.prune import Hardware, TaskConfig
 from capcli.data import dataset
-from capcli.data.batches import evaluation_batches
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.events import finished
 from capcli.exporting import onnx_model
 from capcli.measuring import scoring
-from capcli.models import devices, loading, predict
+from capcli.models import devices, loading, predict, stock, tokenizers
 from capcli.models.model import Model
+from capcli.models.predictor import of_network
+from capcli.runtime import onnx
+from capcli.runtime.graph import Graph
 
 pytestmark = pytest.mark.slow
 LONGEST = 64
@@ -62,7 +64,7 @@ def batch(model: Model, n: int, length: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def difference(model: Model, runner: onnx_model.Runner, inputs: Mapping[str, Tensor]) -> float:
+def difference(model: Model, runner: Graph, inputs: Mapping[str, Tensor]) -> float:
     """The largest difference of the logits at real tokens over the largest logit."""
     expected, found = predict.forward(model, inputs)[0], runner.logits(inputs)
     assert expected.shape == found.shape and found.dtype == torch.float32
@@ -70,8 +72,8 @@ def difference(model: Model, runner: onnx_model.Runner, inputs: Mapping[str, Ten
     return float((expected[real] - found[real]).abs().max() / expected[real].abs().max())
 
 
-def check(model: Model, path: Path) -> onnx_model.Runner:
-    runner = onnx_model.Runner(path)
+def check(model: Model, path: Path) -> Graph:
+    runner = Graph(path)
     assert runner.names == model.input_names
     assert max(difference(model, runner, batch(model, n, length)) for n, length in SHAPES) < 5e-6
     return runner
@@ -100,15 +102,18 @@ def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind
     loaded = dataset.load(source, train=False)
     model = loading.load_dense(str(tmp_path / "model"), loaded.classes or (), kind, 1)
     if kind in ("regression", "spans"):  # the other kinds have labels of their own in the data
-        examples = scoring.encoded(model, loaded.evals["validation"], source)
-        expected, _ = finished(predict.encoded(model, examples, on))
-        rows = evaluation_batches(examples, 200)
-        found, vectors = finished(predict.outputs(runner.run, examples, rows, on.device))
-        assert len(vectors) == 0
+        stock.save_config(model, tmp_path / "out")
+        tokenizers.save_tokenizer(model.tokenizer, tmp_path / "out")
+        answering = onnx.predictor(onnx.load(tmp_path / "out", 1), kind, loaded.classes)
+        theirs = of_network(model, on)
+        assert (answering.labels, answering.longest) == (theirs.labels, theirs.longest)
+        examples = scoring.encoded(answering, loaded.evals["validation"], source)
+        found, expected = finished(answering.answers(examples)), finished(theirs.answers(examples))
         assert torch.allclose(expected, found, atol=1e-5 * float(expected.abs().max()))
-        ours = scoring.scored(kind, model.labels, examples, loaded.metrics, found)
-        theirs = finished(scoring.measure(model, examples, loaded.metrics, on))
-        assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-5)
+        ours = finished(scoring.measure(answering, examples, loaded.metrics))
+        assert ours.metrics == pytest.approx(
+            finished(scoring.measure(theirs, examples, loaded.metrics)).metrics, abs=1e-5
+        )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +142,7 @@ def test_any_batch_and_length(converted: tuple[Model, Path]) -> None:
 
 def test_padding_changes_nothing(converted: tuple[Model, Path]) -> None:
     model, path = converted
-    runner, inputs = onnx_model.Runner(path), batch(model, 1, 9)
+    runner, inputs = Graph(path), batch(model, 1, 9)
     padded = {name: nn.functional.pad(value, (0, 20)) for name, value in inputs.items()}
     padded["input_ids"][:, 9:] = 7  # not even when there are words
     assert torch.allclose(runner.logits(inputs), runner.logits(padded), atol=1e-5)
@@ -186,7 +191,7 @@ def test_eight_bits_are_smaller_and_answer_alike(converted: tuple[Model, Path], 
 
     model, path = converted
     onnx_model.quantise(path, tmp_path / "int8.onnx")
-    full, small = onnx_model.Runner(path), onnx_model.Runner(tmp_path / "int8.onnx")
+    full, small = Graph(path), Graph(tmp_path / "int8.onnx")
     inputs = batch(model, 200, 12)
     expected, found = full.logits(inputs), small.logits(inputs)
     assert (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean() >= 0.9
@@ -237,14 +242,14 @@ def test_weights_beside_the_graph_when_protobuf_cannot_hold_them(
     check(model, path)
 
 
-@pytest.mark.parametrize("call", [onnx_model.convert, onnx_model.quantise, onnx_model.Runner])
+@pytest.mark.parametrize("call", [onnx_model.convert, onnx_model.quantise])
 def test_missing_packages(
     converted: tuple[Model, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(onnx_model, "find_spec", lambda name: None if "onnx" in name else real(name))
     model, path = converted
-    arguments: dict[Any, tuple[Any, ...]] = {onnx_model.convert: (model, tmp_path, LONGEST), onnx_model.Runner: (path,)}
+    arguments: dict[Any, tuple[Any, ...]] = {onnx_model.convert: (model, tmp_path, LONGEST)}
     with pytest.raises(ConfigError, match=r"^cap export --to onnx needs onnx, onnxscript and onnxruntime$") as caught:
         call(*arguments.get(call, (path, tmp_path / "int8.onnx")))
     assert caught.value.hint == "pip install onnx onnxscript onnxruntime"
@@ -271,7 +276,7 @@ def test_what_the_exporter_cannot_convert(tiny: Tiny, tmp_path: Path) -> None:
 def test_what_is_no_graph_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(FileError, match=r"onnxruntime cannot open .*model\.onnx: "):
-        onnx_model.Runner(tmp_path / "model.onnx")
+        Graph(tmp_path / "model.onnx")
     with pytest.raises(FileError, match=r"model\.onnx cannot be quantised: "):
         onnx_model.quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]

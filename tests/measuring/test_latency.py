@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from capcli import timing
 from capcli.data.batches import Examples
 from capcli.events import finished
-from capcli.measuring import latency, timing
+from capcli.measuring import latency
 from capcli.measuring.latency import System
 from capcli.records.codec import to_json
 
@@ -32,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("capcli.measuring.timing.time", found)
+    monkeypatch.setattr("capcli.timing.time", found)
     return found
 
 

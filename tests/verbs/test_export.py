@@ -29,6 +29,7 @@ from capcli.models.model import Model
 from capcli.records.exported import Speed, Timed
 from capcli.records.pruned import Metrics, Report
 from capcli.reporting.card import eval_results
+from capcli.runtime.graph import Graph
 from capcli.sources import hub
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -483,15 +484,16 @@ def test_8_bit_answers_are_compared_and_scored_one_text_at_a_time(
 ) -> None:
     """The graph sees the range of the whole batch, so in other batches the same text can have another answer."""
     unmeasured(monkeypatch)
-    sizes, honest = set(), onnx_model.Runner.logits
+    sizes, honest = [], Graph.__call__
 
-    def seen(runner: onnx_model.Runner, inputs: Any) -> Any:
-        sizes.add(len(inputs["input_ids"]))
-        return honest(runner, inputs)
+    def seen(graph: Graph, inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return honest(graph, inputs)
 
-    monkeypatch.setattr(onnx_model.Runner, "logits", seen)
+    monkeypatch.setattr(Graph, "__call__", seen)
     found = exported(structured, tmp_path / "int8", "--to", "onnx", "--int8")
-    assert sizes == {1} and found["batching"] == "one text at a time"
+    assert set(sizes[1:]) == {1}  # after two texts that are tried when it is opened
+    assert found["batching"] == "one text at a time"
     assert found["check"]["texts"] == found["metrics"]["n_examples"] == 48
     assert found["check"]["argmax_agreement"] == found["metrics"]["agreement"]
     assert any("one text at a time" in note for note in found["notes"])
@@ -684,6 +686,9 @@ def test_a_dense_model(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     exported(pruned, tmp_path / "dense")
     assert "is already a dense model" in refused(2, str(tmp_path / "dense"), "-o", str(tmp_path / "again"))
     found = exported(tmp_path / "dense", tmp_path / "onnx", "--to", "onnx")
+    assert found["check"]["exact"] and not found["notes"]  # it knows its task
+    (tmp_path / "dense" / "export.json").unlink()
+    found = exported(tmp_path / "dense", tmp_path / "other", "--to", "onnx")
     assert found["check"]["exact"] and "is not known" in found["notes"][0]
 
 
@@ -725,9 +730,9 @@ def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytes
     honest = predict.running
     calls: list[int] = []
 
-    def off(model: Model, on: Compute) -> predict.Run:
+    def off(model: Model, on: Compute, pooling: str) -> predict.Run:
         calls.append(1)
-        run, shift = honest(model, on), 0.01 * (len(calls) == 1)  # the opened export comes first
+        run, shift = honest(model, on, pooling), 0.01 * (len(calls) == 1)  # the original comes first
         return lambda inputs: (run(inputs)[0] + shift, None)
 
     monkeypatch.setattr(predict, "running", off)

@@ -1,0 +1,174 @@
+"""What computes a model: PyTorch, the sparse runtime, or onnxruntime. Chosen by name, or by what is faster here.
+
+By default nothing is measured: an ONNX folder goes to onnxruntime and everything else to PyTorch, so that a result is
+the same wherever it is measured again. `auto` measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capcli.config.prune import Hardware
+from capcli.errors import CapError, ConfigError, ModelError
+from capcli.events import finished
+from capcli.models import artifact, devices, loading, predictor
+from capcli.models.devices import Compute
+from capcli.models.model import Model, place
+from capcli.models.predictor import Predictor
+from capcli.models.tokenizers import is_artifact
+from capcli.reporting.text import significant
+from capcli.runtime import onnx
+from capcli.runtime.graph import has_graph
+from capcli.sources.checkpoint import GRAPH, INDEX, WEIGHTS
+from capcli.timing import in_turn
+
+BATCH, LENGTH, SECONDS, ROUNDS = 1, 128, 1.0, 30  # of the measurement that decides
+
+
+def is_onnx(source: str) -> bool:
+    """Whether a MODEL argument is a folder whose only weights are an ONNX graph."""
+    others = any((Path(source) / name).is_file() for name in (WEIGHTS, INDEX))
+    return has_graph(source) and not others and not is_artifact(source)
+
+
+def opened(
+    source: str,
+    runtime: str,
+    hardware: Hardware,
+    *,
+    labels: Sequence[str] | None,
+    kind: str,
+    seed: int = 1,
+    need_head: bool = True,
+    label_map: Mapping[str, str] | None = None,
+) -> Predictor:
+    """The model `source` with a head of this kind for these labels, ready to answer; see `loading.load_model`.
+
+    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for.
+
+    Raises:
+        ConfigError, ModelError, FileError: a runtime by name that cannot compute it, or what is wrong with the model.
+    """
+    name, hardware = meant(source, runtime, hardware)
+    on = devices.compute(hardware)
+    if name == "onnx":
+        return onnx.predictor(onnx.load(Path(source)), kind, labels, label_map, need_head=need_head)
+    model = place(loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map), on)
+    return choose(model, on, name).predictor
+
+
+def meant(source: str, runtime: str, hardware: Hardware) -> tuple[str, Hardware]:
+    """The runtime that a name, or none, means for a model: onnx, torch, sparse, or auto between these two; and where
+    it computes. Raises `ConfigError` for what it cannot.
+    """
+    if runtime == "onnx" and not has_graph(source):
+        raise ConfigError(f"{source} has no {GRAPH}", f"write one: cap export {source} --to onnx")
+    if runtime in ("", "auto") and is_onnx(source):
+        runtime = "onnx"
+    return runtime or "torch", _on_cpu(hardware, runtime) if runtime in ("onnx", "sparse") else hardware
+
+
+def _on_cpu(hardware: Hardware, runtime: str) -> Hardware:
+    """The same on the CPU in 32 bits. Raises `ConfigError` when something else was asked for by name."""
+    if hardware.device not in ("auto", "cpu"):
+        raise ConfigError(f"the {runtime} runtime computes on the CPU, not on {hardware.device}", "use --device cpu")
+    if hardware.precision not in ("auto", "fp32"):
+        raise ConfigError(f"the {runtime} runtime computes in fp32, not in {hardware.precision}", "use --runtime torch")
+    return dataclasses.replace(hardware, device="cpu", precision="fp32")
+
+
+def loaded(folder: Path, runtime: str, threads: int) -> Any:
+    """The model in a folder as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime."""
+    name, hardware = meant(str(folder), runtime, Hardware(device="cpu", precision="fp32", threads=threads))
+    if name == "onnx":
+        return onnx.load(folder, threads)
+    if name == "sparse":
+        return sparse_runtime().load(folder, threads)
+    on = devices.compute(hardware)
+    model = artifact.load_artifact(folder) if is_artifact(str(folder)) else loading.load_stock(folder)
+    found = choose(model, on, name, threads)
+    if found.predictor.chosen:
+        logging.getLogger("capcli").info(found.predictor.chosen)
+    return found.sparse or model.net
+
+
+# Torch or sparse -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was taken for a model: `sparse`, or PyTorch where that is None. `predictor` is the model on it."""
+
+    predictor: Predictor
+    sparse: Any = None
+
+
+def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
+    """PyTorch or the sparse runtime for a model on its device, by name, or with `auto` the faster.
+
+    Raises `CapError` where the sparse runtime was asked for by name and cannot compute it.
+    """
+    ours = predictor.of_network(model, on)
+    if runtime == "torch":
+        return Choice(predictor=ours)
+    try:
+        sparse = _sparse(model, on, threads)
+    except CapError as error:
+        if runtime == "sparse":
+            raise
+        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({error.message})"))
+    theirs = dataclasses.replace(
+        ours,
+        runtime="sparse",
+        described=sparse.described,
+        threads=sparse.threads,
+        asking=sparse.run,
+        network=sparse.model,
+        notes=sparse.model.notes,
+    )
+    slower, said = _compared(theirs, ours)
+    if not slower:
+        said = f"runtime: sparse ({said})"
+    elif runtime == "sparse":
+        said = f"runtime: sparse, as asked for, but torch is faster ({said})"
+    else:
+        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({said})"))
+    return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=sparse)
+
+
+def _sparse(model: Model, on: Compute, threads: int) -> Any:
+    """The model on the sparse runtime. Raises `ModelError` where it cannot be."""
+    if on.device.type != "cpu" or on.dtype != torch.float32:
+        raise ModelError(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
+    return sparse_runtime().from_model(model, threads or torch.get_num_threads())
+
+
+def sparse_runtime() -> Any:
+    """The sparse runtime, which is imported when it is used: numba takes its time."""
+    return importlib.import_module("capcli.runtime.sparse")
+
+
+def _compared(ours: Predictor, theirs: Predictor) -> tuple[bool, str]:
+    """Whether the first is slower than the second, and by how much, in words."""
+    seconds = measured([ours, theirs])
+    fast, slow = sorted(seconds)
+    other = (theirs if seconds[0] <= seconds[1] else ours).runtime
+    figures = f"{significant(1000 * fast)} ms against {significant(1000 * slow)} ms of {other}"
+    return seconds[0] > seconds[1], f"{figures}, batch {BATCH} x {min(LENGTH, ours.longest)}"
+
+
+def measured(models: Sequence[Predictor]) -> list[float]:
+    """Median seconds of one text of full length, of models that are measured by turns."""
+    length = min(LENGTH, *(model.longest for model in models))
+    calls = [model.asked(model.full_inputs(BATCH, length)) for model in models]
+    rounds = finished(in_turn([calls] * ROUNDS, seconds=SECONDS, least=1))
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
