@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
@@ -23,6 +24,11 @@ def auto_class(kind: str) -> Any:
 def class_for(config: Any, kind: str) -> Any:
     """The class of transformers for this kind of task and model. Raises `KeyError`."""
     return auto_class(kind)._model_mapping[type(config)]
+
+
+def class_name(config: Any, kind: str) -> str:
+    """The name of that class; empty where transformers has none."""
+    return getattr(auto_class(kind)._model_mapping.get(type(config), None), "__name__", "")
 
 
 def key_mapping(config: Any, kind: str) -> dict[str, str] | None:
@@ -53,6 +59,15 @@ def unread(error: Exception, path: str, source: str) -> ModelError:
     if "Unrecognized configuration class" in str(error):
         return ModelError(f"transformers has no head of this kind for {source}: {requests.first_line(error)}")
     return requests.explained(error, path, source)
+
+
+def base_output(states: Tensor, pooled: Tensor | None, hidden_states: tuple[Tensor, ...] | None) -> Any:
+    """What a base model puts out, for heads that another implementation of its layers serves."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    return BaseModelOutputWithPooling(
+        last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states
+    )
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from capcli.models.heads import (
     reorder_rows,
     set_labels,
 )
-from capcli.models.hf import auto_class, class_for, key_mapping, quietly, read_pretrained, unread
+from capcli.models.hf import auto_class, class_for, class_name, key_mapping, quietly, read_pretrained, unread
 from capcli.models.model import Model, check_finite
 from capcli.models.outline import outline
 from capcli.models.predict import forward
@@ -88,12 +88,33 @@ def load_dense(
         key_mapping=key_mapping(config, kind),
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
-    check_finite(net, source)
+    check_finite(net.named_parameters(), source)
     name, output = output_layer(net)
     if order is None and f"{name}.weight" not in info["missing_keys"]:
         redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
     reorder_rows(output, order)
     return _made(net, tokenizer, names, kind, source, note + notes)
+
+
+def load_stock(folder: Path) -> Model:
+    """The model of a stock folder that says itself what it is for, with its head; see `load_dense`.
+
+    Raises:
+        ModelError: also where the configuration names no network for a kind of task that capcli knows.
+    """
+    from transformers import AutoConfig
+
+    config = read_pretrained(AutoConfig.from_pretrained, str(folder), str(folder))
+    named = (config.architectures or [""])[0]
+    heads = {row.head: kind for kind, row in reversed(KINDS.items()) if class_name(config, kind) == named}
+    if not heads:
+        raise ModelError(f"{folder / 'config.json'} names no network for a task: {named!r}")
+    (kind,) = heads.values()
+    if kind == "classification" and config.num_labels == 1:
+        kind = "regression"
+    elif kind == "classification" and config.problem_type == KINDS["multilabel"].problem:
+        kind = "multilabel"
+    return load_dense(str(folder), None, kind, 0, need_head=True)
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:
