@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli.runtime import arrangement, kernels, vectors
+from capcli.runtime import arrangement, kernels, llvm, vectors
 from capcli.runtime.kernels import Scratch, Weights
 from capcli.runtime.packing import Matrix
 
@@ -147,8 +147,8 @@ def _scratch(encoder: Encoder, threads: int, width: int, groups: int, tiles: int
         normed=aligned((threads, hidden, width)),
         context=aligned((threads, encoder.wide, width)),
         hidden=aligned((threads, encoder.neurons, width)),
-        scores=aligned((threads, longest + spare, vectors.GROUP)),
-        head=aligned((threads, encoder.head_size + spare, vectors.GROUP)),
+        scores=aligned((threads, longest + spare, llvm.GROUP)),
+        head=aligned((threads, encoder.head_size + spare, llvm.GROUP)),
         temporary=aligned((threads, kernels.TMP_ROWS, width)),
         counters=aligned((kernels.N_COUNTERS,), np.int64),
     )

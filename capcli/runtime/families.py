@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capcli.runtime import kernels
+from capcli.runtime import functions
 from capcli.runtime.packing import Unsupported
 
 ACTIVATIONS = {
-    "gelu": kernels.GELU,
-    "gelu_python": kernels.GELU,
-    "gelu_new": kernels.GELU_TANH,
-    "gelu_fast": kernels.GELU_TANH,
-    "gelu_pytorch_tanh": kernels.GELU_TANH,
-    "relu": kernels.RELU,
-    "silu": kernels.SILU,
-    "swish": kernels.SILU,
+    "gelu": functions.GELU,
+    "gelu_python": functions.GELU,
+    "gelu_new": functions.GELU_TANH,
+    "gelu_fast": functions.GELU_TANH,
+    "gelu_pytorch_tanh": functions.GELU_TANH,
+    "relu": functions.RELU,
+    "silu": functions.SILU,
+    "swish": functions.SILU,
 }
 Inputs = Mapping[str, Any]
 

@@ -23,16 +23,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from capcli.runtime.compiling import Kernel, inner
+from capcli.runtime.functions import NONE
+from capcli.runtime.llvm import GROUP, GROUP_BYTES
 from capcli.runtime.vectors import (
-    GROUP,
-    GROUP_BYTES,
     ROWS_AT_ONCE,
+    activate,
     current,
     dense_rows,
     fetch_add,
     give_way,
     pause,
-    power_of_two,
+    put,
+    softmax,
     sparse_row,
 )
 
@@ -48,15 +50,8 @@ FIRST_ROW, N_ROWS, N_BLOCKS, FIRST_BIAS = range(4)
 TILE, LANE, N_LANES, KEY_TILE, KEY_LANE, N_KEYS, PIECE_COLUMNS = range(7)
 # Counters of `Scratch.counters`, each in a cache line of its own
 WAITING, ROUND, NEXT_BIN, N_COUNTERS = 0, 64, 128, 24
-NONE, GELU, GELU_TANH, RELU, SILU = range(5)
 FAR = -1  # of a window: all keys are near
 TMP_MEAN, TMP_SCALE, TMP_ROWS = range(3)
-
-_LOG2E = f32(1.44269504)
-_SHIFT = f32(12582912.0)  # 1.5 · 2²³: adding it leaves no room for a fraction
-_LOWEST, _HIGHEST = f32(-87.0), f32(88.0)
-_ROOT_HALF = f32(0.70710678)
-_TANH_SCALE, _TANH_CUBE = f32(-1.5957691216), f32(0.044715)  # -2·√(2/π)
 
 
 class Weights(NamedTuple):
@@ -98,73 +93,6 @@ class Scratch(NamedTuple):
     counters: Array  # int64 [N_COUNTERS]
 
 
-# Functions of one number ---------------------------------------------------------------------------------------------
-
-
-@inner
-def exponential(x: float) -> float:
-    """eˣ to 2 units in the last place, of x limited to where neither 0 nor infinity comes out (Cephes, expf).
-
-    x = n·ln 2 + r with a whole n; a polynomial gives eʳ.
-    """
-    x = _LOWEST if x < _LOWEST else x
-    x = _HIGHEST if x > _HIGHEST else x
-    shifted = x * _LOG2E + _SHIFT
-    n = shifted - _SHIFT
-    r = x - n * f32(0.693359375) + n * f32(2.12194440e-4)
-    p = f32(1.9875691500e-4)
-    p = p * r + f32(1.3981999507e-3)
-    p = p * r + f32(8.3334519073e-3)
-    p = p * r + f32(4.1665795894e-2)
-    p = p * r + f32(1.6666665459e-1)
-    p = p * r + f32(5.0000001201e-1)
-    return (p * r * r + r + f32(1.0)) * power_of_two(shifted)
-
-
-@inner
-def gelu(x: float) -> float:
-    """x·Φ(x) = max(x, 0) - |x|·erfc(|x|/√2)/2, erfc by Abramowitz and Stegun 7.1.26: |error| < 1.5e-7."""
-    size = -x if x < f32(0.0) else x
-    u = size * _ROOT_HALF
-    t = f32(1.0) / (f32(1.0) + f32(0.3275911) * u)
-    p = f32(1.061405429)
-    p = p * t + f32(-1.453152027)
-    p = p * t + f32(1.421413741)
-    p = p * t + f32(-0.284496736)
-    p = p * t + f32(0.254829592)
-    tail = f32(0.5) * p * t * exponential(-u * u)
-    return (f32(0.0) if x < f32(0.0) else x) - size * tail
-
-
-@inner
-def gelu_tanh(x: float) -> float:
-    """x·(1 + tanh u)/2 = x/(1 + e⁻²ᵘ) with u = √(2/π)·(x + 0.044715·x³)."""
-    return x / (f32(1.0) + exponential(_TANH_SCALE * (x + _TANH_CUBE * x * x * x)))
-
-
-@inner
-def silu(x: float) -> float:
-    """x/(1 + e⁻ˣ)."""
-    return x / (f32(1.0) + exponential(-x))
-
-
-@inner
-def activate(row: Array, activation: int) -> None:
-    """Apply a function to each of T numbers, in place."""
-    if activation == GELU:
-        for t in range(row.shape[0]):
-            row[t] = gelu(row[t])
-    elif activation == GELU_TANH:
-        for t in range(row.shape[0]):
-            row[t] = gelu_tanh(row[t])
-    elif activation == SILU:
-        for t in range(row.shape[0]):
-            row[t] = silu(row[t])
-    elif activation == RELU:
-        for t in range(row.shape[0]):
-            row[t] = f32(0.0) if row[t] < f32(0.0) else row[t]
-
-
 # Layers of a network, on one tile ------------------------------------------------------------------------------------
 
 
@@ -188,14 +116,7 @@ def linear(lanes: Any, weights: Weights, matrix: int, x: int, y: Array, more: bo
                 lanes, x, out + r * 4 * width, columns + 2 * p, values + 4 * p, starts[r + 1] - p, b, more or block > 0
             )
             if last and r < until:
-                row = y[r]
-                for_width(lanes, row, activation)
-
-
-@inner
-def for_width(lanes: Any, row: Array, activation: int) -> None:
-    """`activate` on a row whose length the compiler knows."""
-    activate(row[: GROUP * len(lanes)], activation)
+                activate(lanes, out + r * 4 * width, activation)
 
 
 @inner
@@ -226,24 +147,6 @@ def normalise(lanes: Any, x: Array, y: Array, norm: Array, epsilon: float, tempo
         factor, shift = norm[0, h], norm[1, h]
         for t in range(width):
             out[t] = (row[t] - mean[t]) * scale[t] * factor + shift
-
-
-@inner
-def softmax(scores: Array, n: int, highest: Array, total: Array) -> None:
-    """scores[n][16] = e^(score - highest of its lane), in place, and 1 / their sum of each lane in `total`."""
-    for t in range(GROUP):
-        highest[t] = scores[0, t]
-        total[t] = f32(0.0)
-    for j in range(1, n):
-        for t in range(GROUP):
-            highest[t] = scores[j, t] if scores[j, t] > highest[t] else highest[t]
-    for j in range(n):
-        for t in range(GROUP):
-            e = exponential(scores[j, t] - highest[t])
-            scores[j, t] = e
-            total[t] += e
-    for t in range(GROUP):
-        total[t] = f32(1.0) / total[t]
 
 
 @inner
@@ -290,7 +193,7 @@ def attend(
     base = qkv.ctypes.data
     first, end = piece[LANE], piece[LANE] + piece[N_LANES]
     scores, own = scratch.scores[w], scratch.head[w]
-    context, temporary = scratch.context[w], scratch.temporary[w]
+    context, shares = scratch.context[w].ctypes.data, scratch.temporary[w].ctypes.data
     for head in range(heads):
         queries = base + (piece[TILE] - lowest) * tile_bytes + head * size * row_bytes
         keys = base + (piece[KEY_TILE] - lowest) * tile_bytes + (wide + head * size) * row_bytes
@@ -299,11 +202,10 @@ def attend(
             if weights.distances.shape[0] or layer[WINDOW] != FAR:
                 bias = weights.distances[head] if weights.distances.shape[0] else weights.distances[:0, 0]
                 adjust(scores, group, piece, width, batch.places, bias, layer[WINDOW])
-            softmax(scores, n, temporary[TMP_MEAN], temporary[TMP_SCALE])
+            softmax(scores.ctypes.data, n, shares)
             mixture(lanes, own, keys + wide * row_bytes, scores, piece, size, tile_bytes)
-            for d in range(size):
-                for t in range(max(first - GROUP * group, 0), min(end - GROUP * group, GROUP)):
-                    context[head * size + d, GROUP * group + t] = own[d, t] * temporary[TMP_SCALE, t]
+            put(context + head * size * row_bytes + group * GROUP_BYTES, row_bytes, own.ctypes.data, size, shares,
+                first - GROUP * group, end - GROUP * group)  # fmt: skip
 
 
 @inner
