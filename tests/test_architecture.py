@@ -15,7 +15,6 @@ from capcli.stages import STAGES
 PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")
 TEXT = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
 FOLDERS = sorted(f"{path.parent.relative_to(HOUSE)}/" for path in HOUSE.rglob("__init__.py") if path.parent != HOUSE)
-NOT_THERE = "runtime/"  # the page says so
 # Beside Python files and folders the page names what a run writes and what a user types; test_docs checks those.
 PATH = re.compile(r"(?!step-)[\w/]+(/|/\w+\.\w+|\.py)")
 NAME = re.compile(r"_?[A-Za-z]\w+(\.\w+)?")
@@ -71,7 +70,7 @@ def statements() -> list[str]:
 def test_each_path_exists() -> None:
     paths = {name for name in spans(TEXT) if PATH.fullmatch(name) and not name.startswith(("OUT", "work"))}
     assert len(paths) > 30
-    assert {name for name in paths if not located(name).exists() and not [*HOUSE.glob(f"*/{name}")]} == {NOT_THERE}
+    assert {name for name in paths if not located(name).exists() and not [*HOUSE.glob(f"*/{name}")]} == set()
 
 
 def test_the_order_is_that_of_the_layers() -> None:

@@ -65,9 +65,7 @@ def base_output(states: Tensor, pooled: Tensor | None, hidden_states: tuple[Tens
     """What a base model puts out, for heads that another implementation of its layers serves."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    return BaseModelOutputWithPooling(
-        last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states
-    )
+    return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
 
 
 @contextlib.contextmanager

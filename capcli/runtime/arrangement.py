@@ -126,7 +126,7 @@ def _placed(mask: Array, keys: Array, sizes: Array, width: int, bins: list[tuple
 
 def _pieces(start: int, size: int, keys: int, width: int) -> list[tuple[int, ...]]:
     """Rows of `Batch.pieces` for a text of `size` tokens from lane `start` of all lanes on, the first of them keys."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for tile in range(start // width, (start + size - 1) // width + 1):
         lane = max(start - tile * width, 0)
         end = min(start + size - tile * width, width)

@@ -31,15 +31,16 @@ def encoder(net: Any, family: Family, weights: Weights, threads: int) -> Encoder
     """
     row = rows.row_of(net)
     blocks = families.blocks(net, family)
-    norms = _Norms()
-    built = {name: _layer(name, block, net, family, row, weights, norms) for name, block in blocks.items()}
+    norms, turns = _Norms(), row.turns(net.base_model)
+    kinds = list(turns)
+    built = {name: _layer(name, block, net, family, row, weights, norms, kinds) for name, block in blocks.items()}
     return Encoder(
         [built[name] for name in row.order(net.base_model, list(blocks))],
         norms=norms.stacked(net),
         epsilon=norms.epsilon,
         threads=threads,
-        distances=np.zeros((0, 0), np.float32),
-        turns=np.zeros((0, 2, 0, 0), np.float32),
+        distances=row.distances(net.base_model).numpy(),
+        turns=torch.stack(list(turns.values())).numpy() if turns else np.zeros((0, 2, 0, 0), np.float32),
     )
 
 
@@ -51,7 +52,7 @@ class _Norms:
         self.epsilon = 0.0
 
     def add(self, module: nn.Module) -> int:
-        """The index of a norm; -1 where there is none. Raises `Unsupported` for what is no `LayerNorm` as the others."""
+        """The index of a norm; -1 where there is none. Raises `Unsupported` for another one than `LayerNorm`."""
         if isinstance(module, nn.Identity):
             return -1
         if not isinstance(module, nn.LayerNorm) or (self.found and module.eps != self.epsilon):
@@ -65,7 +66,14 @@ class _Norms:
 
 
 def _layer(
-    name: str, block: nn.Module, net: Any, family: Family, row: Row, weights: Weights, norms: _Norms
+    name: str,
+    block: nn.Module,
+    net: Any,
+    family: Family,
+    row: Row,
+    weights: Weights,
+    norms: _Norms,
+    kinds: list[str],
 ) -> Layer:
     def found(path: str) -> Entries:
         return entries(weights[f"{name}.{path}.weight"])
@@ -83,12 +91,12 @@ def _layer(
     biases = [bias(path) for path in family.query_key_value]
     shift = None if biases[0] is None else torch.cat([one for one in biases if one is not None]).float()
     (up,) = family.ffn_in
-    down = matrix(family.ffn_out)
+    kind, window = row.kind(block)
     return Layer(
         qkv=pack(*_scaled(qkv, shift, wide, rows.scaling(attention))),
         out=matrix(family.attention_output),
         up=matrix(up),
-        down=down,
+        down=matrix(family.ffn_out),
         attention_norm=norms.add(block.get_submodule(row.attention_norm)),
         ffn_norm=norms.add(block.get_submodule(row.ffn_norm)),
         heads=wide // size,
@@ -97,6 +105,8 @@ def _layer(
         activation=rows.activation_of(net, row),
         gated=row.gated,
         norm_first=row.norm_first,
+        window=window,
+        rotary=kinds.index(kind) if kinds else -1,
     )
 
 

@@ -26,7 +26,7 @@ from capcli.data.cache import cache_folder
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
 _OTHERS_WRITE = stat.S_IWOTH
 
-inner = numba.njit(**OPTIONS)
+inner = numba.njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Decorator of a function that kernels call; it becomes part of their code."""
 
 

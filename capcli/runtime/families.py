@@ -1,12 +1,11 @@
 """How the architectures map to the one encoder of `kernels`: a row per family says what its base model does before and
 after the layers, and where its norms are. Where the matrices are, `models.families` says.
 
-Letters: B batch, S tokens, H hidden size, D head size.
+Letters: B batch, S tokens, H hidden size, D head size, P places that a text may have.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capcli.runtime import functions
+from capcli.runtime import functions, kernels
 from capcli.runtime.packing import Unsupported
 
 ACTIVATIONS = {
@@ -38,10 +37,10 @@ class Row:
     the last layer) -> what the base model puts out. pool: (base model, those) -> vector [B, H], or None. attention_norm
     and ffn_norm: paths in a layer; norm_first: before what they belong to, not behind the sum. activation: its name in
     the configuration. gated: the neurons are a product of two. order: (base model, names of the layers) -> the layers
-    in the order in which they run. window: (configuration, number of a layer) -> to how many places on each side a
-    token attends, None for all. turns: (base model, number of a layer) -> what positions turn pairs of dimensions by,
-    for each of the places, cosine and sine [2, places, D / 2]. distances: (base model) -> bias of each head for the
-    distances between two places.
+    in the order in which they run. distances: (base model) -> a bias of each head for the distance from one place to
+    another, from -P + 1 to P - 1 [heads, 2P - 1]. turns: (base model) -> for each kind of layer, what places turn pairs
+    of dimensions by, cosine and sine [2, P, D / 2]. kind: (layer) -> its kind, and to how many places on each side its
+    tokens attend, `kernels.FAR` for all.
     """
 
     embed: Callable[[Any, Inputs], Tensor]
@@ -53,6 +52,9 @@ class Row:
     activation: str = "hidden_act"
     gated: bool = False
     order: Callable[[Any, list[str]], list[str]] = lambda base, names: names
+    distances: Callable[[Any], Tensor] = lambda base: torch.zeros(0, 0)
+    turns: Callable[[Any], dict[str, Tensor]] = lambda base: {}
+    kind: Callable[[Any], tuple[str, int]] = lambda layer: ("", kernels.FAR)
 
 
 def _embedded(base: Any, inputs: Inputs) -> Tensor:
@@ -69,6 +71,42 @@ def _pooled(base: Any, states: Tensor) -> Tensor | None:
     return None if base.pooler is None else base.pooler(states)
 
 
+def _albert(base: Any, inputs: Inputs) -> Tensor:
+    states: Tensor = base.encoder.embedding_hidden_mapping_in(_embedded(base, inputs))
+    return states
+
+
+def _albert_pooled(base: Any, states: Tensor) -> Tensor | None:
+    return None if base.pooler is None else base.pooler_activation(base.pooler(states[:, 0]))
+
+
+def _albert_order(base: Any, names: list[str]) -> list[str]:
+    """Groups of layers follow one another, each as often as the configuration says."""
+    config, inside = base.config, base.config.inner_group_num
+    groups = [int(i / (config.num_hidden_layers / config.num_hidden_groups)) for i in range(config.num_hidden_layers)]
+    return [name for group in groups for name in names[group * inside : group * inside + inside]]
+
+
+def _mpnet_distances(base: Any) -> Tensor:
+    most = base.config.max_position_embeddings
+    bias = base.encoder.compute_position_bias(torch.zeros(1, most, 1))[0].detach().float()  # [heads, from, to]
+    return torch.cat([bias[:, -1], bias[:, 0, 1:]], dim=1)
+
+
+def _modernbert_turns(base: Any) -> dict[str, Tensor]:
+    places = torch.arange(base.config.max_position_embeddings).unsqueeze(0)
+    found = {}
+    for kind in sorted(set(base.config.layer_types)):
+        both = base.rotary_emb(torch.zeros(()), places, kind)  # each half twice
+        found[kind] = torch.stack([half[0, :, : half.shape[-1] // 2] for half in both])
+    return found
+
+
+def _modernbert_kind(layer: Any) -> tuple[str, int]:
+    local = layer.attention_type == "sliding_attention"
+    return layer.attention_type, layer.config.sliding_window if local else kernels.FAR
+
+
 _BERT = Row(embed=_embedded, pool=_pooled)
 ROWS = {
     "bert": _BERT,
@@ -81,6 +119,30 @@ ROWS = {
         attention_norm="sa_layer_norm",
         ffn_norm="output_layer_norm",
         activation="activation",
+    ),
+    "albert": Row(
+        embed=_albert,
+        pool=_albert_pooled,
+        attention_norm="attention.LayerNorm",
+        ffn_norm="full_layer_layer_norm",
+        order=_albert_order,
+    ),
+    "mpnet": Row(
+        embed=_embedded,
+        pool=_pooled,
+        attention_norm="attention.LayerNorm",
+        distances=_mpnet_distances,
+    ),
+    "modernbert": Row(
+        embed=_embedded,
+        finish=lambda base, states: base.final_norm(states),
+        attention_norm="attn_norm",
+        ffn_norm="mlp_norm",
+        norm_first=True,
+        activation="hidden_activation",
+        gated=True,
+        turns=_modernbert_turns,
+        kind=_modernbert_kind,
     ),
 }
 

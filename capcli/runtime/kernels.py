@@ -50,6 +50,7 @@ FIRST_ROW, N_ROWS, N_BLOCKS, FIRST_BIAS = range(4)
 TILE, LANE, N_LANES, KEY_TILE, KEY_LANE, N_KEYS, PIECE_COLUMNS = range(7)
 # Counters of `Scratch.counters`, each in a cache line of its own
 WAITING, ROUND, NEXT_BIN, N_COUNTERS = 0, 64, 128, 24
+OUTSIDE = f32(-3.4e38)  # the score of a key outside of the window; where all are, they are alike
 FAR = -1  # of a window: all keys are near
 TMP_MEAN, TMP_SCALE, TMP_ROWS = range(3)
 
@@ -97,7 +98,9 @@ class Scratch(NamedTuple):
 
 
 @inner
-def linear(lanes: Any, weights: Weights, matrix: int, x: int, y: Array, more: bool, activation: int, until: int) -> None:
+def linear(
+    lanes: Any, weights: Weights, matrix: int, x: int, y: Array, more: bool, activation: int, until: int
+) -> None:
     """y[r][T] = W x + b, added to y if `more`; the function of `activation` is applied to the first `until` rows.
 
     x: address of the tile. The columns of W are in blocks, so that the part of the tile that a block reads stays in the
@@ -175,7 +178,7 @@ def adjust(scores: Array, group: int, piece: Array, width: int, places: Array, d
             if middle:
                 scores[j, t] += distances[min(max(away + middle, 0), 2 * middle)]
             if window != FAR and abs(away) > window:
-                scores[j, t] = -f32(np.inf)
+                scores[j, t] = OUTSIDE
 
 
 @inner

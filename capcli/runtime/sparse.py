@@ -79,8 +79,8 @@ class SparseModel:
     @property
     def described(self) -> str:
         """What runs, in a few words."""
-        from capcli.runtime.vectors import instructions
         from capcli.reporting.text import counted
+        from capcli.runtime.vectors import instructions
 
         return f"sparse, {PACKAGE}, {instructions()}, {counted(self.threads, 'thread')}"
 
