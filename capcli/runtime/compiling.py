@@ -35,14 +35,20 @@ class Kernel:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.call = _kept(function) or numba.njit(**OPTIONS)(function)
+        self.compiled: Any = None
+
+    def prepare(self) -> None:
+        """Find out where the code is kept, before several threads ask for it at once; nothing is compiled yet."""
+        if self.compiled is None:
+            self.compiled = _kept(self.function) or numba.njit(**OPTIONS)(self.function)
 
     def __call__(self, *arguments: Any) -> None:
+        self.prepare()
         try:
-            self.call(*arguments)
+            self.compiled(*arguments)
         except Exception:  # of reading or writing the code: the kernels themselves raise nothing
-            self.call = numba.njit(**OPTIONS)(self.function)
-            self.call(*arguments)
+            self.compiled = numba.njit(**OPTIONS)(self.function)
+            self.compiled(*arguments)
 
 
 def _kept(function: Callable[..., Any]) -> Any:

@@ -61,6 +61,7 @@ class Encoder:
         self.head_size = max((layer.head_size for layer in layers), default=0)
         self.neurons = max((layer.up.outputs for layer in layers), default=0)
         self._free: deque[_Workplace] = deque()
+        kernels.run.prepare()
 
     def __deepcopy__(self, memo: Any) -> Encoder:
         return self  # nothing in it changes
@@ -109,8 +110,7 @@ class _Workplace:
     def __init__(self, threads: int) -> None:
         self.threads, self.process = threads, os.getpid()
         self.pool = ThreadPoolExecutor(threads - 1, "capcli-sparse") if threads > 1 else None
-        self.size: tuple[int, ...] = ()
-        self.scratch: Scratch
+        self.memory: dict[tuple[int, int], tuple[tuple[int, int], Scratch]] = {}
 
     def run(
         self, encoder: Encoder, placed: arrangement.Arrangement, layers: Array, source: Array, target: Array
@@ -127,16 +127,14 @@ class _Workplace:
             helper.result()
 
     def _memory(self, encoder: Encoder, placed: arrangement.Arrangement) -> Scratch:
-        """Memory for this arrangement; that of the last call if it is as large."""
-        groups = 1 if placed.team > 1 else self.threads
-        wanted = (placed.width, groups, placed.tiles_at_once, placed.longest)
-        fits = self.size[:2] == wanted[:2] and all(
-            have >= need for have, need in zip(self.size[2:], wanted[2:], strict=True)
-        )
-        if not fits:
-            self.scratch = _scratch(encoder, self.threads, *wanted)
-            self.size = wanted
-        return self.scratch
+        """Memory for this arrangement: that of an earlier call, or more if it was less."""
+        kind = placed.width, 1 if placed.team > 1 else self.threads
+        (tiles, longest), scratch = self.memory.get(kind, ((0, 0), None))
+        if scratch is None or tiles < placed.tiles_at_once or longest < placed.longest:
+            tiles, longest = max(tiles, placed.tiles_at_once), max(longest, placed.longest)
+            scratch = _scratch(encoder, self.threads, *kind, tiles, longest)
+            self.memory[kind] = (tiles, longest), scratch
+        return scratch
 
 
 def _scratch(encoder: Encoder, threads: int, width: int, groups: int, tiles: int, longest: int) -> Scratch:

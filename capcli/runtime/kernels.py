@@ -26,6 +26,7 @@ from capcli.runtime.compiling import Kernel, inner
 from capcli.runtime.functions import NONE
 from capcli.runtime.llvm import GROUP, GROUP_BYTES
 from capcli.runtime.vectors import (
+    OUTSIDE,
     ROWS_AT_ONCE,
     activate,
     current,
@@ -50,7 +51,6 @@ FIRST_ROW, N_ROWS, N_BLOCKS, FIRST_BIAS = range(4)
 TILE, LANE, N_LANES, KEY_TILE, KEY_LANE, N_KEYS, PIECE_COLUMNS = range(7)
 # Counters of `Scratch.counters`, each in a cache line of its own
 WAITING, ROUND, NEXT_BIN, N_COUNTERS = 0, 64, 128, 24
-OUTSIDE = f32(-3.4e38)  # the score of a key outside of the window; where all are, they are alike
 FAR = -1  # of a window: all keys are near
 TMP_MEAN, TMP_SCALE, TMP_ROWS = range(3)
 
@@ -178,7 +178,7 @@ def adjust(scores: Array, group: int, piece: Array, width: int, places: Array, d
             if middle:
                 scores[j, t] += distances[min(max(away + middle, 0), 2 * middle)]
             if window != FAR and abs(away) > window:
-                scores[j, t] = OUTSIDE
+                scores[j, t] = f32(OUTSIDE)
 
 
 @inner
@@ -186,7 +186,8 @@ def attend(
     lanes: Any, weights: Weights, layer: Array, qkv: Array, batch: Batch, piece: Array, lowest: int, scratch: Scratch,
     w: int,
 ) -> None:  # fmt: skip
-    """The context of the queries of one text in one tile: softmax(QKᵀ) V of each head, 16 lanes at a time.
+    """The context of the queries of one text in one tile: softmax(QKᵀ) V of each head, 16 lanes at a time; zero where
+    there is nothing to attend to, as `scaled_dot_product_attention` of torch has it.
 
     qkv: the tiles of the group that begins with tile `lowest`, each [3A][T]. 1/√D is part of the queries' weights.
     """
@@ -197,6 +198,9 @@ def attend(
     first, end = piece[LANE], piece[LANE] + piece[N_LANES]
     scores, own = scratch.scores[w], scratch.head[w]
     context, shares = scratch.context[w].ctypes.data, scratch.temporary[w].ctypes.data
+    if n == 0:
+        scratch.context[w, :wide, first:end] = f32(0.0)
+        return
     for head in range(heads):
         queries = base + (piece[TILE] - lowest) * tile_bytes + head * size * row_bytes
         keys = base + (piece[KEY_TILE] - lowest) * tile_bytes + (wide + head * size) * row_bytes

@@ -78,6 +78,11 @@ class Vector:
         """Without its sign; NaN stays."""
         return self._chosen("<", self.like(0.0), -self)
 
+    def zero_below(self, other: Vector, bound: float) -> Vector:
+        """0 where the other is below the bound."""
+        below = self.builder.fcmp_ordered("<", other.value, self.like(bound).value)
+        return Vector(self.builder, self.builder.select(below, self.like(0.0).value, self.value))
+
     def _chosen(self, how: str, bound: Vector, instead: Vector) -> Vector:
         """`instead` where the comparison with the bound is true, which it never is of NaN."""
         beyond = self.builder.fcmp_ordered(how, self.value, bound.value)

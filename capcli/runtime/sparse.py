@@ -45,6 +45,8 @@ def from_model(model: Model, threads: int = 0) -> SparseModel:
     threads, notes = usable_threads(threads)
     check_installed()
     family = family_of(model)
+    if others := {parameter.device.type for parameter in model.net.parameters()} - {"cpu"}:
+        raise Unsupported(f"the runtime for sparse weights is for a CPU, and {model.source} is on {others.pop()}")
     packed = {id(linear.weight) for linear in families.prunable(model.net, family).values()}
     tensors = [*model.net.parameters(), *model.net.buffers()]
     memo = {id(tensor): _outline(tensor) if id(tensor) in packed else tensor for tensor in tensors}
@@ -116,14 +118,15 @@ class _Forward:
         given = {name: value for name, value in inputs.items() if value is not None and name != "return_dict"}
         if unknown := sorted(given.keys() - {*known}):
             raise TypeError(f"the runtime for sparse weights does not take {unknown[0]}")
-        with torch.inference_mode():
+        with torch.no_grad():
             states = self.row.embed(self.base, {"input_ids": input_ids, **given})
             mask = torch.ones(states.shape[:2]) if attention_mask is None else attention_mask
             real = mask.bool().numpy()
             hidden = [states]
             n = len(self.encoder.weights.layers)
             for part in [slice(i, i + 1) for i in range(n)] if output_hidden_states else [slice(0, n)]:
-                hidden.append(torch.from_numpy(self.encoder(hidden[-1].numpy(), real, part)))
+                found = self.encoder(hidden[-1].detach().float().numpy(), real, part)
+                hidden.append(torch.from_numpy(found).to(states.dtype))
             last = hidden[-1] = self.row.finish(self.base, hidden[-1])
             return hf.base_output(last, self.row.pool(self.base, last), tuple(hidden) if output_hidden_states else None)
 

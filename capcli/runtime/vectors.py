@@ -32,6 +32,7 @@ IS_X86 = _TRIPLE.startswith(("x86", "i386", "i686"))
 HAS_AVX512 = "+avx512f" in _FEATURES.split(",")
 # M x 16 sums must fit the registers, and enough of them must be under way to hide the latency of an addition.
 ROWS_AT_ONCE = 8 if HAS_AVX512 else 4
+OUTSIDE = -3.4e38  # the score of a key that a query does not attend to
 _GROUP = llvm.of_width(GROUP)
 _ADDRESS, _COUNT = types.intp, types.int64
 
@@ -115,7 +116,8 @@ def dense_rows(typing: Any, c: Any, a: Any, b: Any, count: Any, a_row: Any, a_st
 
 @intrinsic
 def softmax(typing: Any, scores: Any, count: Any, shares: Any):
-    """scores[j][16] = e^(score - highest of its lane) for j < count, and shares[16] = 1 / their sums.
+    """scores[j][16] = e^(score - highest of its lane) for j < count, and shares[16] = 1 / their sums, 0 if all are
+    `OUTSIDE`.
 
     The highest are found in four interleaved parts; the first row stands in for those that are missing at the end.
     """
@@ -146,7 +148,7 @@ def softmax(typing: Any, scores: Any, count: Any, shares: Any):
             return [total[0] + value]
 
         (total,) = llvm.loop(builder, count, [highest.like(0.0)], step)
-        llvm.store(builder, 1.0 / total, shares)
+        llvm.store(builder, (1.0 / total).zero_below(highest, 0.99 * OUTSIDE), shares)
         return context.get_dummy_value()
 
     return types.void(_ADDRESS, _COUNT, _ADDRESS), generate
