@@ -147,7 +147,7 @@ def _scratch(encoder: Encoder, threads: int, width: int, groups: int, tiles: int
         hidden=aligned((threads, encoder.neurons, width)),
         scores=aligned((threads, longest + spare, llvm.GROUP)),
         head=aligned((threads, encoder.head_size + spare, llvm.GROUP)),
-        temporary=aligned((threads, kernels.TMP_ROWS, width)),
+        shares=aligned((threads, llvm.GROUP)),
         counters=aligned((kernels.N_COUNTERS,), np.int64),
     )
 

@@ -33,6 +33,7 @@ from capcli.runtime.vectors import (
     dense_rows,
     fetch_add,
     give_way,
+    normalise,
     pause,
     put,
     softmax,
@@ -52,7 +53,6 @@ TILE, LANE, N_LANES, KEY_TILE, KEY_LANE, N_KEYS, PIECE_COLUMNS = range(7)
 # Counters of `Scratch.counters`, each in a cache line of its own
 WAITING, ROUND, NEXT_BIN, N_COUNTERS = 0, 64, 128, 24
 FAR = -1  # of a window: all keys are near
-TMP_MEAN, TMP_SCALE, TMP_ROWS = range(3)
 
 
 class Weights(NamedTuple):
@@ -90,7 +90,7 @@ class Scratch(NamedTuple):
     hidden: Array  # [w, F or 2F, T]
     scores: Array  # [w, n + M, 16]
     head: Array  # [w, D + M, 16], the context of one head
-    temporary: Array  # [w, TMP_ROWS, T]
+    shares: Array  # [w, 16], of softmax
     counters: Array  # int64 [N_COUNTERS]
 
 
@@ -123,33 +123,9 @@ def linear(
 
 
 @inner
-def normalise(lanes: Any, x: Array, y: Array, norm: Array, epsilon: float, temporary: Array) -> None:
-    """y = (x - mean)/√(variance + ε)·scale + shift over the features of each token; x, y [H][T], which may be one."""
-    width = GROUP * len(lanes)
-    size = x.shape[0]
-    mean, scale = temporary[TMP_MEAN], temporary[TMP_SCALE]
-    share = f32(1.0) / f32(size)
-    for t in range(width):
-        mean[t] = f32(0.0)
-        scale[t] = f32(0.0)
-    for h in range(size):
-        row = x[h]
-        for t in range(width):
-            mean[t] += row[t]
-    for t in range(width):
-        mean[t] *= share
-    for h in range(size):
-        row = x[h]
-        for t in range(width):
-            away = row[t] - mean[t]
-            scale[t] += away * away
-    for t in range(width):
-        scale[t] = f32(1.0) / np.sqrt(scale[t] * share + epsilon)
-    for h in range(size):
-        row, out = x[h], y[h]
-        factor, shift = norm[0, h], norm[1, h]
-        for t in range(width):
-            out[t] = (row[t] - mean[t]) * scale[t] * factor + shift
+def norm_tile(lanes: Any, weights: Weights, norm: int, epsilon: float, x: Array, y: Array) -> None:
+    """The norm of that index of each token: from x [H][T] to y, which may be x."""
+    normalise(lanes, x.ctypes.data, y.ctypes.data, weights.norms[norm].ctypes.data, x.shape[0], epsilon)
 
 
 @inner
@@ -197,7 +173,7 @@ def attend(
     base = qkv.ctypes.data
     first, end = piece[LANE], piece[LANE] + piece[N_LANES]
     scores, own = scratch.scores[w], scratch.head[w]
-    context, shares = scratch.context[w].ctypes.data, scratch.temporary[w].ctypes.data
+    context, shares = scratch.context[w].ctypes.data, scratch.shares[w].ctypes.data
     if n == 0:
         scratch.context[w, :wide, first:end] = f32(0.0)
         return
@@ -309,7 +285,7 @@ def before_attention(
     """Queries, keys and values of a tile: qkv[3A][T]."""
     source = x.ctypes.data
     if layer[NORM_FIRST] and layer[ATTENTION_NORM] >= 0:
-        normalise(lanes, x, scratch.normed[w], weights.norms[layer[ATTENTION_NORM]], epsilon, scratch.temporary[w])
+        norm_tile(lanes, weights, layer[ATTENTION_NORM], epsilon, x, scratch.normed[w])
         source = scratch.normed[w].ctypes.data
     linear(lanes, weights, layer[QKV], source, qkv, False, NONE, 0)
     if layer[ROTARY] >= 0:
@@ -321,16 +297,16 @@ def after_attention(
     lanes: Any, weights: Weights, layer: Array, epsilon: float, x: Array, scratch: Scratch, w: int
 ) -> None:
     """What follows attention in a tile, in place: output, feed-forward, and the norms where they stand."""
-    normed, temporary, source = scratch.normed[w], scratch.temporary[w], x.ctypes.data
+    normed, source = scratch.normed[w], x.ctypes.data
     linear(lanes, weights, layer[OUT], scratch.context[w].ctypes.data, x, True, NONE, 0)
     if layer[NORM_FIRST]:
-        normalise(lanes, x, normed, weights.norms[layer[FFN_NORM]], epsilon, temporary)
+        norm_tile(lanes, weights, layer[FFN_NORM], epsilon, x, normed)
         source = normed.ctypes.data
     else:
-        normalise(lanes, x, x, weights.norms[layer[ATTENTION_NORM]], epsilon, temporary)
+        norm_tile(lanes, weights, layer[ATTENTION_NORM], epsilon, x, x)
     feed_forward(lanes, weights, layer, source, scratch.hidden[w], x)
     if not layer[NORM_FIRST]:
-        normalise(lanes, x, x, weights.norms[layer[FFN_NORM]], epsilon, temporary)
+        norm_tile(lanes, weights, layer[FFN_NORM], epsilon, x, x)
 
 
 @inner

@@ -88,6 +88,11 @@ class Vector:
         beyond = self.builder.fcmp_ordered(how, self.value, bound.value)
         return Vector(self.builder, self.builder.select(beyond, instead.value, self.value))
 
+    def root(self) -> Vector:
+        """The square root."""
+        name = f"llvm.sqrt.v{self.type.count}f32"
+        return Vector(self.builder, call(self.builder, name, self.type, [self.value]))
+
     def power_of_two(self) -> Vector:
         """2ⁿ of whole numbers n from -126 to 127, given as n + 1.5 · 2²³, whose last bits are those of n."""
         whole = ir.VectorType(I32, self.type.count)

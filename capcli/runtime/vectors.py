@@ -203,6 +203,50 @@ def activate(typing: Any, lanes: Any, row: Any, activation: Any):
     return types.void(lanes, _ADDRESS, _COUNT), generate
 
 
+@intrinsic
+def normalise(typing: Any, lanes: Any, x: Any, y: Any, norm: Any, count: Any, epsilon: Any):
+    """y = (x - mean)/√(variance + ε)·scale + shift over the `count` features of each token; x, y [count][T] may be one.
+
+    norm: floats scale [count], then shift [count].
+    """
+    vector = _of(lanes)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, x, y, norm, count, epsilon = arguments
+        zero = Vector(builder, ir.Constant(vector, [0.0] * vector.count))
+
+        def row(address: Any, place: Any) -> Any:
+            return builder.add(address, builder.mul(place, integer(4 * vector.count)))
+
+        def spread(number: Any) -> Vector:
+            return Vector(builder, llvm.splat(builder, vector, number))
+
+        def parameter(place: Any) -> Vector:
+            return spread(llvm.element(builder, norm, place, FLOAT))
+
+        share = 1.0 / spread(builder.sitofp(count, FLOAT))
+        (total,) = llvm.loop(builder, count, [zero], lambda p, sums: [sums[0] + llvm.load(builder, row(x, p), vector)])
+        mean = total * share
+
+        def square(place: Any, sums: list[Vector]) -> list[Vector]:
+            away = llvm.load(builder, row(x, place), vector) - mean
+            return [llvm.multiply_add(away, away, sums[0])]
+
+        (squares,) = llvm.loop(builder, count, [zero], square)
+        factor = 1.0 / (squares * share + spread(epsilon)).root()
+
+        def write(place: Any, _: list[Vector]) -> list[Vector]:
+            scaled = (llvm.load(builder, row(x, place), vector) - mean) * factor
+            shift = parameter(builder.add(place, count))
+            llvm.store(builder, llvm.multiply_add(scaled, parameter(place), shift), row(y, place))
+            return []
+
+        llvm.loop(builder, count, [], write)
+        return context.get_dummy_value()
+
+    return types.void(lanes, *[_ADDRESS] * 3, _COUNT, types.float32), generate
+
+
 # Threads -------------------------------------------------------------------------------------------------------------
 
 
