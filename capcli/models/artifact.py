@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from capcli import files
 from capcli.artifact import reader, writer
 from capcli.artifact.entry import Factors
+from capcli.artifact.reader import Kept
 from capcli.artifact.writer import Sizes
 from capcli.config.names import HUB_PREFIX
 from capcli.config.options import leaves
@@ -128,8 +130,33 @@ def load_artifact(folder: Path) -> Model:
     tensors = reader.load(folder / WEIGHTS_FILE)
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
     net.load_state_dict(tensors, strict=True)
+    return _finished(net, slices, settings, folder)
+
+
+def load_packed(folder: Path) -> tuple[Model, dict[str, Tensor | Kept]]:
+    """The same model with the matrices of its layers on `meta`, and all tensors; those matrices as they are stored.
+
+    Nothing as large as the dense layers is made. Raises what `load_artifact` raises, and `ModelError` for a family
+    outside the table.
+    """
+    settings = read_json(folder / CONFIG_FILE)
+    net, slices = _build(settings, folder)
+    matrices = families.prunable(net, families.FAMILIES.get(net.config.model_type))
+    tensors = reader.load_kept(folder / WEIGHTS_FILE, matrices.keys())
+    _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
+    for linear in matrices.values():
+        linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)
+    others = {name: tensor for name, tensor in tensors.items() if name not in matrices}
+    net.load_state_dict(others, strict=False)
+    held = {name: tensor.values if isinstance(tensor, Kept) else tensor for name, tensor in tensors.items()}
+    check_finite(((name, held[name]) for name in matrices), str(folder))
+    return _finished(net, slices, settings, folder), tensors
+
+
+def _finished(net: Any, slices: Slices | None, settings: Mapping[str, Any], folder: Path) -> Model:
+    """The model around a network that was read from an artefact."""
     net.config.architectures = [type(net).__name__]
-    check_finite(net, str(folder))
+    check_finite(net.named_parameters(), str(folder))
     tokenizer = read_tokenizer(folder)
     check_fits(net, tokenizer, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
@@ -228,9 +255,10 @@ def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Pa
         raise ModelError(f"{path} does not contain the tensors of this model; " + "; ".join(problems))
 
 
-def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    def described(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        kinds = {name: "float" if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor | Kept], path: Path) -> None:
+    def described(tensors: Mapping[str, Tensor | Kept]) -> dict[str, Any]:
+        held = {name: tensor.values if isinstance(tensor, Kept) else tensor for name, tensor in tensors.items()}
+        kinds = {name: "float" if tensor.is_floating_point() else tensor.dtype for name, tensor in held.items()}
         return {name: (tuple(tensor.shape), kinds[name]) for name, tensor in tensors.items()}
 
     _check_names(described(expected), described(found), path)

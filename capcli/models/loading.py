@@ -94,7 +94,7 @@ def load_dense(
         key_mapping=key_mapping(config, kind),
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
-    check_finite(net, source)
+    check_finite(net.named_parameters(), source)
     name, output = output_layer(net)
     if order is None and f"{name}.weight" not in info["missing_keys"]:
         redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
