@@ -103,6 +103,6 @@ def _no_faster(found: Latencies) -> str:
     if found.dense.runtime != "torch" or found.pruned.runtime != "torch":
         return ""
     return (
-        "PyTorch computes with zeros as with other weights, so they alone make nothing faster here; "
-        "cap export writes formats that can be faster."
+        "PyTorch computes with zeros as with other weights, so they alone make nothing faster here. On a CPU the "
+        "sparse runtime can (pip install 'capcli[fast]'); cap export writes formats that can be faster elsewhere."
     )

@@ -200,7 +200,7 @@ def test_a_stock_folder_says_itself_what_it_is_for(tmp_path: Path, kind: str) ->
 
 def test_a_stock_folder_without_a_task_is_refused(tmp_path: Path) -> None:
     registry.write("bert", tmp_path, TOKENIZERS)
-    with pytest.raises(ModelError, match=r"config\.json names no network for a task: 'BertModel'$"):
+    with pytest.raises(ModelError, match=r"config\.json of .* names no network for a task: 'BertModel'$"):
         sparse.load(tmp_path)
 
 
