@@ -19,6 +19,7 @@ from capcli.measuring import scoring
 from capcli.models import loading
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
+from capcli.pruning.calibration import check_enough
 from capcli.pruning.pruner import planned
 from capcli.reporting.text import counted
 from capcli.stages import Bound, RunFolder
@@ -115,6 +116,8 @@ def make_setup(
     assert data.train is not None, "a training split was asked for"
     check = folder.flag.check
     examples = scoring.encoded(student, data.train, config.source, check)
+    if config.staged:
+        check_enough(len(examples))
     evals = {name: scoring.encoded(student, split, config.source, check) for name, split in data.evals.items()}
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
@@ -143,7 +146,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
     """Size of each phase in training steps of one example; the bar's shares, not a promise."""
     names = config.loss_names
     n_banks = ("prc" in names) + ("fic" in names or "kd" in names)
-    snapshots = (config.epochs - 1) * n_train if "snc" in names else 0
+    snapshots = max(0, config.epochs - 1) * n_train if "snc" in names else 0
     return {
         "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
         "teacher": config.teacher_passes(n_train) * n_train,

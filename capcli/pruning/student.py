@@ -15,6 +15,8 @@ from capcli.data.kinds import KINDS
 from capcli.events import Event
 from capcli.models.model import Model
 from capcli.pruning import banks, train
+from capcli.pruning.calibration import Calibration
+from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.objective import Objective, Steps, make_projections
 from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
 from capcli.pruning.pruner import Pruner, make_pruner
@@ -30,7 +32,7 @@ def train_student(
     """Prune the student; returns its pruner and the final state. `teacher` is there when its hidden states teach."""
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
-    pruner = make_pruner(student, config, total)
+    pruner = make_pruner(student, config, total, _calibration(setup, student, total))
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
     single = KINDS[setup.data.kind].single  # else an example has no class that others share
@@ -45,10 +47,29 @@ def train_student(
     yield from _check_snapshots(setup, due)
     yield from check_best(setup)
     snapshot = _snapshots(setup, student, table["snc"], due, total) if "snc" in table else None
+    if not total:
+        yield setup.meter.of("prune")(note="nothing is trained: scores and weights come from the calibration alone")
+        pruner.update(0)
     state = yield from train.train(make_job(setup, student, "prune", objective, pruner, snapshot))
     if setup.data.holdout is not None and best_of(setup, state.history):
         _take_best(setup, student, pruner)
     return pruner, state
+
+
+def _calibration(setup: Setup, student: Model, total: int) -> Calibration | None:
+    """What a calibrated criterion measures with. A run of `total` 0 steps has nothing to lose and stops at once."""
+    config = setup.config
+    if not CRITERIA[config.criterion].calibrated:
+        return None
+    return Calibration(
+        model=student,
+        examples=setup.train,
+        device=setup.on.device,
+        seed=config.seed,
+        count=config.calibration,
+        refit=config.refit,
+        check=(lambda: None) if total else setup.run.flag.check,
+    )
 
 
 def _take_best(setup: Setup, student: Model, pruner: Pruner) -> None:
@@ -67,7 +88,7 @@ def _take_best(setup: Setup, student: Model, pruner: Pruner) -> None:
 def _due(setup: Setup, pruner: Pruner, n_steps: int) -> list[int]:
     """Before which steps the student is added to the snapshot bank: at each epoch boundary, or before each rise of the
     sparsity."""
-    if pruner.structure.few_rises:
+    if pruner.few_rises:
         return pruner.rises_at()
     per_epoch = train.steps_per_epoch(setup.train, setup.config.batch_size)
     return list(range(per_epoch, n_steps, per_epoch))
