@@ -13,8 +13,8 @@ from torch import Tensor
 
 DAMPING = 0.01  # of the mean square of an input, added to every square: the ridge
 ROUNDING = 1e-6  # the same, of the mean square with means: more than rounding leaves of a constant
-BUDGET_BYTES = 2**28  # for the systems of the rows that are solved together
-WORK = torch.float64  # sums over many tokens, and systems that are nearly singular
+BUDGET_BYTES, MORE_OF_DEVICE = 2**24, 64  # for the systems of rows that are solved together; times more on a device
+WORK = torch.float64  # of sums over many tokens
 
 
 @dataclass(kw_only=True)
@@ -81,37 +81,46 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
     """Weights [O, I] that are zero outside of `kept` [O, I] and, of these, come nearest to the outputs; and biases [O].
 
     Of each row r the kept weights x_K minimise Σ over tokens of (x_K·x + b - y_r)² + δ·|x_K - w_K|²: with δ `DAMPING`
-    times the mean of the diagonal of C = XᵀX, (C_KK + δ·1)·x_K = (Xᵀy)_K + δ·w_K. Where the layer has a bias, C and Xᵀy
+    times the mean of the diagonal of C = XᵀX, (C_KK + δ·1)·x_K = (Xᵀy)_K + δ·w_K. Solved for x_K - w_K, so that what
+    fits already stays as it is. Where the layer has a bias, C and Xᵀy
     are those of centred inputs and outputs, and b = mean(y) - x_K·mean(x); else b is 0.
     """
     gram, cross = moments.centred()
     damping = DAMPING * gram.diagonal().mean() + ROUNDING * moments.mean_square()
     damping = torch.where(damping > 0, damping, torch.ones_like(damping))
-    found = damped_rows(gram, cross.T, weight.to(WORK), kept, damping)
+    now = weight.to(WORK) * kept
+    wanted = cross.T - now @ gram
+    try:
+        found = now + damped_rows(gram.float(), wanted, kept, damping)
+    except torch.linalg.LinAlgError:  # too nearly singular for 32 bits
+        found = now + damped_rows(gram, wanted, kept, damping)
     inputs, outputs = moments.means()
     offset = outputs - found @ inputs.to(WORK)
     return found, offset if moments.bias else torch.zeros_like(offset)
 
 
-def damped_rows(gram: Tensor, wanted: Tensor, weight: Tensor, kept: Tensor, damping: Tensor) -> Tensor:
-    """Rows x [O, I] with (gram_KK + damping·1)·x_K = wanted_K + damping·weight_K, zero outside of `kept`.
+def damped_rows(gram: Tensor, wanted: Tensor, kept: Tensor, damping: Tensor) -> Tensor:
+    """Rows x [O, I] with (gram_KK + damping·1)·x_K = wanted_K, zero outside of `kept` [O, I], in the type of `gram`.
 
     Rows of like K are solved together, the shorter ones filled up with rows and columns of the identity.
     """
+    right, size_bytes = wanted.to(gram.dtype), gram.element_size()
+    budget_bytes = BUDGET_BYTES if gram.device.type == "cpu" else BUDGET_BYTES * MORE_OF_DEVICE
     counts = kept.sum(dim=1)
     order = counts.argsort(descending=True, stable=True)
     lengths = counts[order].tolist()
-    found, begin = torch.zeros_like(weight), 0
+    found, begin = torch.zeros_like(right), 0
     while begin < len(order) and lengths[begin]:
         longest = lengths[begin]
-        rows = order[begin : begin + max(1, BUDGET_BYTES // (8 * longest * longest))]
+        rows = order[begin : begin + max(1, budget_bytes // (size_bytes * longest * longest))]
         places = kept[rows].int().argsort(dim=1, descending=True, stable=True)[:, :longest]
         real = torch.arange(longest, device=gram.device) < counts[rows, None]
         system = gram[places[:, :, None], places[:, None, :]]
-        system.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0.0)
-        system.diagonal(dim1=1, dim2=2).add_(torch.where(real, damping, torch.ones_like(damping)))
-        right = (wanted[rows] + damping * weight[rows]).gather(1, places).masked_fill_(~real, 0.0)
-        solution = torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
-        found[rows] = torch.zeros_like(found[rows]).scatter_(1, places, solution * real)
+        if lengths[begin + len(rows) - 1] < longest:
+            system.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0.0)
+        system.diagonal(dim1=1, dim2=2).add_(torch.where(real, damping.to(gram.dtype), 1.0))
+        some = right[rows].gather(1, places).masked_fill_(~real, 0.0)
+        solution = torch.cholesky_solve(some[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
+        found[rows] = torch.zeros_like(right[rows]).scatter_(1, places, solution * real)
         begin += len(rows)
     return found
