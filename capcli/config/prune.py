@@ -180,6 +180,11 @@ class PruneConfig:
     refit: bool = option(
         True, "after a selection, fit the weights that stay to the layers' outputs before it (fisher)", panel="Pruning"
     )
+    refit_target: str = option(
+        "student",
+        "whose outputs the refit aims at: student (as it was before the selection), or teacher",
+        panel="Pruning",
+    )
     structure: str = option(
         "heads",
         "what cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
@@ -220,10 +225,16 @@ class PruneConfig:
         check_name("structure", self.structure, STRUCTURES)
         check_name("score-init", self.score_init, ("zero", "magnitude"))
         check_name("init", self.init, ("teacher", "pretrained"))
+        check_name("refit-target", self.refit_target, ("student", "teacher"))
         check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
         for name in self.loss_names:
             check_name("loss", name, LOSSES)
         self._check_stairs()
+        if self.refit_target == "teacher" and self.init != "teacher":
+            raise ConfigError(
+                "--refit-target teacher needs a student that starts from the teacher's weights",
+                "use --init teacher, or --refit-target student",
+            )
         if self.epochs and not {"ce", "kd"} & set(self.loss_names):
             raise ConfigError("--losses must include ce or kd: the other terms alone do not teach the task")
         if self.structure != STRUCTURES[0] and not METHODS[self.method].structured:
@@ -279,6 +290,11 @@ class PruneConfig:
             )
         if self.dense_share + self.final_share > 1:
             raise ConfigError("--dense-share and --final-share together exceed 1, which leaves no steps for pruning")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher itself is asked while the student is pruned, not only what it once answered."""
+        return "hid" in self.loss_names or (self.staged and self.refit and self.refit_target == "teacher")
 
     def _check_stairs(self) -> None:
         """Raise `ConfigError` for stairs that do not lead up to the sparsity."""

@@ -23,13 +23,14 @@ class Moments:
 
     x and y are counted from `origins`, [I] and [O], the means of the first tokens, so that nothing is lost when means
     are subtracted; from zero where the layer has no bias. gram: of xᵀx [I, I], cross: of xᵀy [I, O];
-    inputs [I], outputs [O]: of x and of y.
+    inputs [I], outputs [O]: of x and of y; squares: of y², over all outputs.
     """
 
     gram: Tensor
     cross: Tensor
     inputs: Tensor
     outputs: Tensor
+    squares: Tensor
     origins: tuple[Tensor, Tensor]
     bias: bool
     n_tokens: int
@@ -38,13 +39,14 @@ class Moments:
     def of(cls, x: Tensor, y: Tensor, *, bias: bool) -> Moments:
         """Of inputs [T, I] with outputs [T, O] of a layer that has a `bias`."""
         origins = [part.float().mean(dim=0) if bias else part.new_zeros(part.shape[1]).float() for part in (x, y)]
-        sizes = [(x.shape[1], x.shape[1]), (x.shape[1], y.shape[1]), (x.shape[1],), (y.shape[1],)]
-        gram, cross, inputs, outputs = (torch.zeros(size, dtype=WORK, device=x.device) for size in sizes)
+        sizes = [(x.shape[1], x.shape[1]), (x.shape[1], y.shape[1]), (x.shape[1],), (y.shape[1],), ()]
+        gram, cross, inputs, outputs, squares = (torch.zeros(size, dtype=WORK, device=x.device) for size in sizes)
         found = cls(
             gram=gram,
             cross=cross,
             inputs=inputs,
             outputs=outputs,
+            squares=squares,
             origins=(origins[0], origins[1]),
             bias=bias,
             n_tokens=0,
@@ -59,6 +61,7 @@ class Moments:
         self.cross += x.T @ y
         self.inputs += x.sum(dim=0, dtype=WORK)
         self.outputs += y.sum(dim=0, dtype=WORK)
+        self.squares += y.square().sum(dtype=WORK)
         self.n_tokens += len(x)
 
     def centred(self) -> tuple[Tensor, Tensor]:
@@ -71,6 +74,13 @@ class Moments:
     def means(self) -> tuple[Tensor, Tensor]:
         """Of x [I] and of y [O]."""
         return self.origins[0] + self.inputs / self.n_tokens, self.origins[1] + self.outputs / self.n_tokens
+
+    def error(self, weight: Tensor) -> Tensor:
+        """Share of the outputs' variance (without a bias: of their square) that `weight` [O, I] does not give."""
+        gram, cross = self.centred()
+        variance = self.squares - (self.outputs.square().sum() / self.n_tokens if self.bias else 0.0)
+        missing = variance - 2 * (weight * cross.T).sum() + (weight @ gram * weight).sum()
+        return missing.clamp(min=0) / variance.clamp(min=torch.finfo(WORK).tiny)
 
     def mean_square(self) -> Tensor:
         """Of one input, summed over tokens, means included."""
@@ -92,7 +102,7 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
     wanted = cross.T - now @ gram
     try:
         found = now + damped_rows(gram.float(), wanted, kept, damping)
-    except torch.linalg.LinAlgError:  # too nearly singular for 32 bits
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # too nearly singular for 32 bits
         found = now + damped_rows(gram, wanted, kept, damping)
     inputs, outputs = moments.means()
     offset = outputs - found @ inputs.to(WORK)

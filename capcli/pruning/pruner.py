@@ -17,7 +17,7 @@ from capcli.models.model import Model
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.movement import initial_scores
-from capcli.pruning.criteria.seat import Criterion, State, Step, Subject, window_of
+from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Step, Subject, window_of
 from capcli.pruning.masked import Matrices, attach
 from capcli.pruning.schedules import Schedule, stairs
 from capcli.pruning.structures import Structure, structure_of
@@ -91,6 +91,12 @@ class Pruner:
         self.matrices.mask.copy_(self.structure.expand(self.alive))
         if self.criterion.revise is not None:
             self.criterion.revise(self.state, self.subject, step)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """What the last refit left of the error of each matrix, by its name; empty where nothing is fitted."""
+        found = self.state.get(ERRORS)
+        return {} if found is None else dict(zip(self.matrices.names, found.tolist(), strict=True))
 
     @property
     def few_rises(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
+from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps
 from capcli.pruning.train import Progress
 from capcli.reporting import documents
@@ -50,7 +51,7 @@ def write_artefact(
     pruned = yield from measure_splits(setup, reopened, event)
     for note in _same_answers("the pruned model", pruned):
         yield setup.meter.of("evaluate pruned")(done=1, total=1, note=note)
-    counted = _sparsity(reopened, out, config.sparsity)
+    counted = _sparsity(reopened, out, config.sparsity, pruner.errors if config.refit else {})
     if counted["kept_weights"] > kept:
         raise RunFailed(
             f"{out} keeps {counted['kept_weights']:,} weights, the masks {kept:,}: the file is not what was trained"
@@ -70,11 +71,12 @@ def write_artefact(
     return record
 
 
-def _sparsity(model: Model, out: Path, requested: float) -> dict[str, Any]:
-    """Zeros, counted in the re-opened file."""
+def _sparsity(model: Model, out: Path, requested: float, errors: Mapping[str, float]) -> dict[str, Any]:
+    """Zeros, counted in the re-opened file; with the `errors` that the last refit left, by matrix."""
     prunable = model.prunable()
     per_matrix: list[dict[str, Any]] = [
         {"name": e.name, "shape": list(e.shape), "kept": e.kept, "sparsity": 1 - (e.kept or 0) / e.elements}
+        | ({"output_error": errors[e.name]} if e.name in errors else {})
         for e in sorted(
             reader.inspect(out / WEIGHTS_FILE),
             key=lambda e: list(prunable).index(e.name) if e.name in prunable else -1,
@@ -161,6 +163,7 @@ def _record(setup: Setup, state: Progress, dense: dict[str, Any], pruned: dict[s
         "notes": [
             *setup.notes,
             *(other_steps(setup) if teacher else []),
+            *untrained(setup),
             *_same_answers("the dense model", dense),
             *_same_answers("the pruned model", pruned),
         ],

@@ -67,13 +67,17 @@ class Side:
 
 
 @torch.no_grad()
-def refit(matrices: Matrices, before: Tensor, calibration: Calibration, step: int) -> None:
-    """Fit all weights that the masks keep, and the biases; `before` [n] are the masks as they were."""
+def refit(matrices: Matrices, before: Tensor, calibration: Calibration, step: int) -> Tensor:
+    """Fit all weights that the masks keep, and the biases; `before` [n] are the masks as they were.
+
+    Returns for each matrix the share of its outputs' variance that is lost all the same; 0 where it was not used.
+    """
     model = calibration.model
     target = calibration.target or _as_it_was(model, matrices, before)
     batches = list(calibration.drawn(step, REFIT_BATCH))
     masks = [batch.inputs["attention_mask"].bool() for batch in batches]
     index = {name: i for i, name in enumerate(matrices.names)}
+    errors = torch.zeros(len(index), device=matrices.mask.device)
     with evaluating(model), evaluating(target):
         ours, theirs = sides(model, target, batches)
         for number, (part, wanted) in enumerate(zip(ours.parts, theirs.parts, strict=True)):
@@ -81,9 +85,10 @@ def refit(matrices: Matrices, before: Tensor, calibration: Calibration, step: in
                 calibration.check()
                 moments = _moments(part, wanted, group, ours.calls[number], theirs.calls[number], masks)
                 for name in group:
-                    _fit(matrices, index[name], moments[name])
+                    errors[index[name]] = _fit(matrices, index[name], moments[name])
             ours.advance(number)
             theirs.advance(number)
+    return errors
 
 
 def _as_it_was(model: Model, matrices: Matrices, before: Tensor) -> Model:
@@ -96,8 +101,8 @@ def _as_it_was(model: Model, matrices: Matrices, before: Tensor) -> Model:
     return replace(model, net=net)
 
 
-def _fit(matrices: Matrices, index: int, moments: Moments) -> None:
-    """Fit the rows of one matrix, and its bias."""
+def _fit(matrices: Matrices, index: int, moments: Moments) -> Tensor:
+    """Fit the rows of one matrix, and its bias; returns the error that is left."""
     linear, weight = matrices.linears[index], matrices.original(index)
     turned = not isinstance(linear, nn.Linear)  # the layer of GPT-2 holds [I, O]
     kept, was = matrices.matrix_masks()[index].bool(), weight.detach()
@@ -105,6 +110,7 @@ def _fit(matrices: Matrices, index: int, moments: Moments) -> None:
     weight.copy_(found.T if turned else found)
     if linear.bias is not None:
         linear.bias.copy_(offset)
+    return moments.error(found)
 
 
 # Moments -------------------------------------------------------------------------------------------------------------

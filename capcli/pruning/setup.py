@@ -27,6 +27,7 @@ from capcli.stored import read_json
 
 CURVE_SAMPLES = 2000
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
+REFIT_SHARE = 5  # training steps: a refit, of as many examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +153,17 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
         "teacher": config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
-        "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
+        "prune": (_calibration_units(config, n_train) if config.staged else 0.0)
+        + config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
         + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
     }
+
+
+def _calibration_units(config: PruneConfig, n_train: int) -> float:
+    """The calibrations of a staged run: gradients, and a refit of two networks in their parts."""
+    each = min(config.calibration, n_train) * (1 + REFIT_SHARE * config.refit)
+    return len(config.stair_list if config.epochs else config.stair_list[-1:]) * each
 
 
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -29,16 +30,16 @@ from capcli.stored import read_tensors
 def train_student(
     setup: Setup, student: Model, pretrained: Any, finetuned: Any, logits: Any, teacher: Model | None
 ) -> Generator[Event, None, tuple[Pruner, Progress]]:
-    """Prune the student; returns its pruner and the final state. `teacher` is there when its hidden states teach."""
+    """Prune the student; returns its pruner and the final state. `teacher` is there when `config.needs_teacher`."""
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
-    pruner = make_pruner(student, config, total, _calibration(setup, student, total))
+    pruner = make_pruner(student, config, total, _calibration(setup, student, teacher))
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
     single = KINDS[setup.data.kind].single  # else an example has no class that others share
     classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if single else None
     objective = Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
-    if teacher is not None:
+    if teacher is not None and "hid" in config.loss_names:
         teacher.net.eval().requires_grad_(False).zero_grad()  # it may have been trained in this run
         example = batches.collate(setup.train, np.arange(1), setup.on.device)
         projections = make_projections(teacher, example)
@@ -47,17 +48,28 @@ def train_student(
     yield from _check_snapshots(setup, due)
     yield from check_best(setup)
     snapshot = _snapshots(setup, student, table["snc"], due, total) if "snc" in table else None
+    seconds = 0.0
     if not total:
-        yield setup.meter.of("prune")(note="nothing is trained: scores and weights come from the calibration alone")
+        began = time.monotonic()
+        yield setup.meter.of("prune")(status="calibrating")
         pruner.update(0)
+        seconds = time.monotonic() - began
     state = yield from train.train(make_job(setup, student, "prune", objective, pruner, snapshot))
+    state.seconds += seconds
     if setup.data.holdout is not None and best_of(setup, state.history):
         _take_best(setup, student, pruner)
     return pruner, state
 
 
-def _calibration(setup: Setup, student: Model, total: int) -> Calibration | None:
-    """What a calibrated criterion measures with. A run of `total` 0 steps has nothing to lose and stops at once."""
+def untrained(setup: Setup) -> list[str]:
+    """A note when nothing is trained."""
+    count = min(setup.config.calibration, len(setup.train))
+    fitted = "masks and weights come" if setup.config.refit else "the masks come"
+    return [] if setup.config.epochs else [f"nothing was trained: {fitted} from {count:,} calibration examples"]
+
+
+def _calibration(setup: Setup, student: Model, teacher: Model | None) -> Calibration | None:
+    """What a calibrated criterion measures with. A run without training has nothing to lose and stops at once."""
     config = setup.config
     if not CRITERIA[config.criterion].calibrated:
         return None
@@ -68,7 +80,8 @@ def _calibration(setup: Setup, student: Model, total: int) -> Calibration | None
         seed=config.seed,
         count=config.calibration,
         refit=config.refit,
-        check=(lambda: None) if total else setup.run.flag.check,
+        target=teacher if config.refit_target == "teacher" else None,
+        check=(lambda: None) if config.epochs else setup.run.flag.check,
     )
 
 

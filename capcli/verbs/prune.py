@@ -116,7 +116,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator
     finetuned, logits, dense = yield from teacher_bank(setup, teacher)
     if config.init == "teacher":
         student.net.load_state_dict(teacher.net.state_dict())
-    kept = teacher if "hid" in config.loss_names else None
+    kept = teacher if config.needs_teacher else None
     del teacher, given
     pruner, state = yield from train_student(setup, student, pretrained, finetuned, logits, kept)
     return (yield from write_artefact(setup, student, pruner, state, dense))

@@ -79,6 +79,10 @@ def test_rows_are_those_of_the_slow_loop(bias: bool, budget: int, monkeypatch: p
         assert found[row].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert float(offset[row]) == pytest.approx(at, rel=1e-4, abs=1e-5)
     assert not found[~kept].any()
+    given = x.double() @ found.T + offset
+    centre = y.mean(dim=0) if bias else 0.0
+    lost = float((given - y).square().sum() / (y - centre).square().sum())
+    assert float(moments_of(x, y, bias=bias).error(found)) == pytest.approx(lost, rel=1e-4)
 
 
 def test_without_damping_it_is_the_least_squares_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +314,7 @@ def test_masks_only_shrink_and_counts_are_exact(checkpoint: Make, fitted: bool) 
         assert int(mask.sum()) == kept_count(found.sparsity, n)
         assert not bool((mask & ~seen[-1]).any())
         seen.append(mask.clone())
-        assert found.tensors().keys() == {"alive"}
+        assert found.tensors().keys() == {"alive", "errors"}
     assert found.sparsity == 0.97
 
 
@@ -325,3 +329,26 @@ def test_the_refit_is_what_changes_weights(checkpoint: Make) -> None:
         changed = (found.matrices.flat_weights() != before) & found.matrices.mask.bool()
         assert bool(changed.any()) == fitted
     assert torch.equal(*kept)
+
+
+def test_the_errors_are_those_of_the_outputs(checkpoint: Make) -> None:
+    """Of the first layer, which reads the same before and after: measured by running both on real tokens."""
+    model = tiny(checkpoint)
+    cal = calibrated(model)
+    batch = next(iter(cal.drawn(0, 24)))
+    real = batch.inputs["attention_mask"].bool()
+    layer = model.net.bert.encoder.layer[0].attention.self
+
+    def outputs() -> torch.Tensor:
+        model.net.eval()
+        with torch.no_grad():
+            states = predict.forward_states(model, batch.inputs)[2][0]
+            return torch.cat([part(states[real]) for part in (layer.query, layer.key, layer.value)], dim=1)
+
+    before = outputs()
+    found = pruner.make_pruner(model, config(sparsity=0.7), 0, cal)
+    found.update(0)
+    lost = (outputs() - before).square().view(-1, 3, 16).sum(dim=(0, 2))
+    variance = (before - before.mean(dim=0)).square().view(-1, 3, 16).sum(dim=(0, 2))
+    assert list(found.errors.values())[:3] == pytest.approx((lost / variance).tolist(), rel=1e-3)
+    assert list(found.errors) == found.matrices.names

@@ -8,8 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capcli.pruning.criteria.seat import Criterion, State, Subject
+from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Subject
 from capcli.pruning.refit import refit
+
+
+def init(subject: Subject) -> State:
+    """What the last refit left of the error of each matrix, zero."""
+    return {ERRORS: torch.zeros(len(subject.matrices.names), device=subject.matrices.mask.device)}
 
 
 def prepare(state: State, subject: Subject, step: int) -> None:
@@ -26,12 +31,15 @@ def scores(state: State, subject: Subject) -> Tensor:
 
 
 def revise(state: State, subject: Subject, step: int) -> None:
-    """Fit the weights that stay to what the layers put out before, unless the user wants none of it; forget the rest:
-    all of it is measured anew at the next rise, so no checkpoint needs it."""
+    """Fit the weights that stay to what the layers put out before, unless the user wants none of it.
+
+    What was measured is forgotten: at the next rise all of it is measured anew, so no checkpoint needs it.
+    """
     assert subject.calibration is not None
+    before = state.pop("before")
+    del state["fisher"]
     if subject.calibration.refit:
-        refit(subject.matrices, state["before"], subject.calibration, step)
-    state.clear()
+        state[ERRORS].copy_(refit(subject.matrices, before, subject.calibration, step))
 
 
-FISHER = Criterion(scores=scores, prepare=prepare, revise=revise, scope="global", calibrated=True)
+FISHER = Criterion(scores=scores, init=init, prepare=prepare, revise=revise, scope="global", calibrated=True)

@@ -40,6 +40,7 @@ class Step:
     scale: float = 1.0
 
 
+ERRORS = "errors"  # in the state of a criterion that fits weights: what is left of the error of each matrix
 WINDOW = 10  # steps
 
 
