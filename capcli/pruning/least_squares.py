@@ -14,12 +14,16 @@ from torch import Tensor
 DAMPING = 0.01  # of the mean square of an input, added to every square: the ridge
 ROUNDING = 1e-6  # the same, of the mean square with means: more than rounding leaves of a constant
 BUDGET_BYTES, MORE_OF_DEVICE = 2**24, 64  # for the systems of rows that are solved together; times more on a device
-WORK = torch.float64  # of sums over many tokens
+
+
+def work_type(device: torch.device) -> torch.dtype:
+    """Of sums over many tokens: 64 bits, where the device has them."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(kw_only=True)
 class Moments:
-    """Sums over tokens of what a linear layer reads, and of that with what it should put out, in 64 bits.
+    """Sums over tokens of what a linear layer reads, and of that with what it should put out.
 
     x and y are counted from `origins`, [I] and [O], the means of the first tokens, so that nothing is lost when means
     are subtracted; from zero where the layer has no bias. gram: of xᵀx [I, I], cross: of xᵀy [I, O];
@@ -40,7 +44,9 @@ class Moments:
         """Of inputs [T, I] with outputs [T, O] of a layer that has a `bias`."""
         origins = [part.float().mean(dim=0) if bias else part.new_zeros(part.shape[1]).float() for part in (x, y)]
         sizes = [(x.shape[1], x.shape[1]), (x.shape[1], y.shape[1]), (x.shape[1],), (y.shape[1],), ()]
-        gram, cross, inputs, outputs, squares = (torch.zeros(size, dtype=WORK, device=x.device) for size in sizes)
+        gram, cross, inputs, outputs, squares = (
+            torch.zeros(size, dtype=work_type(x.device), device=x.device) for size in sizes
+        )
         found = cls(
             gram=gram,
             cross=cross,
@@ -59,9 +65,9 @@ class Moments:
         x, y = x.float() - self.origins[0], y.float() - self.origins[1]
         self.gram += x.T @ x
         self.cross += x.T @ y
-        self.inputs += x.sum(dim=0, dtype=WORK)
-        self.outputs += y.sum(dim=0, dtype=WORK)
-        self.squares += y.square().sum(dtype=WORK)
+        self.inputs += x.sum(dim=0, dtype=self.gram.dtype)
+        self.outputs += y.sum(dim=0, dtype=self.gram.dtype)
+        self.squares += y.square().sum(dtype=self.gram.dtype)
         self.n_tokens += len(x)
 
     def centred(self) -> tuple[Tensor, Tensor]:
@@ -80,11 +86,11 @@ class Moments:
         gram, cross = self.centred()
         variance = self.squares - (self.outputs.square().sum() / self.n_tokens if self.bias else 0.0)
         missing = variance - 2 * (weight * cross.T).sum() + (weight @ gram * weight).sum()
-        return missing.clamp(min=0) / variance.clamp(min=torch.finfo(WORK).tiny)
+        return missing.clamp(min=0) / variance.clamp(min=torch.finfo(self.gram.dtype).tiny)
 
     def mean_square(self) -> Tensor:
         """Of one input, summed over tokens, means included."""
-        return self.gram.diagonal().mean() + self.n_tokens * self.origins[0].to(WORK).square().mean()
+        return self.gram.diagonal().mean() + self.n_tokens * self.origins[0].to(self.gram.dtype).square().mean()
 
 
 def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,14 +104,14 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
     gram, cross = moments.centred()
     damping = DAMPING * gram.diagonal().mean() + ROUNDING * moments.mean_square()
     damping = torch.where(damping > 0, damping, torch.ones_like(damping))
-    now = weight.to(WORK) * kept
+    now = weight.to(gram.dtype) * kept
     wanted = cross.T - now @ gram
     try:
         found = now + damped_rows(gram.float(), wanted, kept, damping)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # too nearly singular for 32 bits
         found = now + damped_rows(gram, wanted, kept, damping)
     inputs, outputs = moments.means()
-    offset = outputs - found @ inputs.to(WORK)
+    offset = outputs - found @ inputs.to(gram.dtype)
     return found, offset if moments.bias else torch.zeros_like(offset)
 
 
