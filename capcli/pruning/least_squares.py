@@ -98,8 +98,8 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
 
     Of each row r the kept weights x_K minimise Σ over tokens of (x_K·x + b - y_r)² + δ·|x_K - w_K|²: with δ `DAMPING`
     times the mean of the diagonal of C = XᵀX, (C_KK + δ·1)·x_K = (Xᵀy)_K + δ·w_K. Solved for x_K - w_K, so that what
-    fits already stays as it is. Where the layer has a bias, C and Xᵀy
-    are those of centred inputs and outputs, and b = mean(y) - x_K·mean(x); else b is 0.
+    fits already stays as it is. Where the layer has a bias, C and Xᵀy are those of centred inputs and outputs, and
+    b = mean(y) - x_K·mean(x); else b is 0.
     """
     gram, cross = moments.centred()
     damping = DAMPING * gram.diagonal().mean() + ROUNDING * moments.mean_square()
