@@ -10,9 +10,10 @@ import pytest
 from tiny import PRUNABLE, SOURCES, Tiny, invoke, outcome, write_csv
 
 import capcli
-from capcli.errors import DataError, Stopped
+from capcli.errors import DataError, RunFailed, Stopped
 from capcli.events import StopFlag
 from capcli.pruning import setup
+from capcli.pruning.calibration import Calibration
 from capcli.stored import read_tensors
 from capcli.verbs import prune
 
@@ -105,6 +106,22 @@ def test_too_few_examples_are_said_before_anything_is_done(tiny: Tiny, tmp_path:
     with pytest.raises(DataError, match="calibration needs at least 8 labelled training examples, there are 6"):
         run(tiny, tmp_path / "out", data=str(tmp_path / "data"))
     assert not (tmp_path / "out").exists()
+
+
+def test_memory_that_runs_out_in_a_calibration(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line names what helps, and it can be followed: with fewer examples the same folder is continued."""
+    drawn = Calibration.drawn
+
+    def scarce(self: Calibration, step: int, size: int) -> Any:
+        if self.count > 16:
+            raise MemoryError
+        return drawn(self, step, size)
+
+    monkeypatch.setattr(Calibration, "drawn", scarce)
+    with pytest.raises(RunFailed, match="out of memory") as caught:
+        run(tiny, tmp_path / "out", epochs=0)
+    assert caught.value.hint.startswith("lower --batch-size or --calibration (this keeps: teacher, dense)")
+    assert run(tiny, tmp_path / "out", epochs=0, calibration=16)["status"] == "complete"
 
 
 def test_a_plan(tiny: Tiny, tmp_path: Path) -> None:
