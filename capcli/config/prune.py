@@ -28,17 +28,18 @@ from capcli.config.names import (
 from capcli.config.options import at_least, check_name, flag_name, option, parse_label_map
 from capcli.errors import ConfigError
 
-FIRST_STAIR = 0.8  # what a staged method removes at once: without training, it costs little
+FIRST_STAIR = 0.8  # what a staged method removes at once
+UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
 LABEL_MAP = "rename labels of the data or of a model: LABEL_0=negative,2=neutral"
 
 
-def halving(sparsity: float) -> tuple[float, ...]:
-    """Sparsities from `FIRST_STAIR` to `sparsity`: what stays shrinks by the same factor each time, at most by half."""
-    if sparsity <= FIRST_STAIR:
+def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
+    """Sparsities from `first` to `sparsity`: what stays shrinks by the same factor each time, at most by half."""
+    if sparsity <= first:
         return (sparsity,)
-    ratio = (1 - sparsity) / (1 - FIRST_STAIR)
+    ratio = (1 - sparsity) / (1 - first)
     n_rises = math.ceil(math.log2(1 / ratio) - 1e-9)
-    return (*(1 - (1 - FIRST_STAIR) * ratio ** (i / n_rises) for i in range(n_rises)), sparsity)
+    return (*(1 - (1 - first) * ratio ** (i / n_rises) for i in range(n_rises)), sparsity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +317,7 @@ class PruneConfig:
         if not self.staged:
             return ()
         if not self.stairs:
-            return halving(self.sparsity)
+            return halving(self.sparsity, FIRST_STAIR if self.epochs else UNTRAINED_STAIR)
         try:
             return tuple(float(part) for part in self.stairs.split(",") if part.strip())
         except ValueError as error:

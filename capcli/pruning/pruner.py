@@ -19,7 +19,7 @@ from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.movement import initial_scores
 from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Step, Subject, window_of
 from capcli.pruning.masked import Matrices, attach
-from capcli.pruning.schedules import Schedule, stairs
+from capcli.pruning.schedules import Schedule, one_by_one, stairs
 from capcli.pruning.structures import Structure, structure_of
 
 
@@ -133,18 +133,23 @@ def planned(model: Model, config: PruneConfig) -> Structure:
 
 
 def make_pruner(model: Model, config: PruneConfig, total_steps: int, calibration: Calibration | None = None) -> Pruner:
-    """Put masks on the model. Raises `ConfigError` when the sparsity cannot be reached with this structure."""
+    """Put masks on the model; of a run of 0 steps, `update` then takes one stair at a time.
+
+    Raises `ConfigError` when the sparsity cannot be reached with this structure.
+    """
     criterion, structure = CRITERIA[config.criterion], planned(model, config)
     matrices = attach(model.prunable(), learned="scores" in criterion.trains, dense=criterion.gradient == "dense")
     if matrices.scores is not None and config.score_init == "magnitude":
         matrices.scores.copy_(initial_scores(matrices))
+    staged = stairs if total_steps else one_by_one
+    total_steps = total_steps or len(config.stair_list)
     subject = Subject(matrices=matrices, structure=structure, total_steps=total_steps, calibration=calibration)
     schedule = Schedule(
         total=total_steps,
         final=config.sparsity,
         dense_share=config.dense_share,
-        final_share=config.final_share,
-        shape=stairs if criterion.calibrated else structure.shape,
+        final_share=config.final_share if staged is stairs else 0.0,
+        shape=staged if criterion.calibrated else structure.shape,
         stairs=config.stair_list,
         initial=config.initial_sparsity,
         every=max(1, round(config.update_every * total_steps)),

@@ -83,6 +83,11 @@ def stairs(schedule: Schedule, done: int, length: int) -> float:
     return before[reached - 1] if before else schedule.final
 
 
+def one_by_one(schedule: Schedule, done: int, length: int) -> float:
+    """The values of `Schedule.stairs`, one at each step: of a run that trains nothing."""
+    return schedule.stairs[done]
+
+
 def lr_factor(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate at `step`: linear rise over the `warmup` share, then linear fall to zero."""
     rising = max(1, round(warmup * total))

@@ -163,7 +163,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
 def _calibration_units(config: PruneConfig, n_train: int) -> float:
     """The calibrations of a staged run: gradients, and a refit of two networks in their parts."""
     each = min(config.calibration, n_train) * (1 + REFIT_SHARE * config.refit)
-    return len(config.stair_list if config.epochs else config.stair_list[-1:]) * each
+    return len(config.stair_list) * each
 
 
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:

@@ -24,6 +24,7 @@ from capcli.pruning.pruner import Pruner, make_pruner
 from capcli.pruning.setup import Setup, origin_of
 from capcli.pruning.teacher import make_bank
 from capcli.pruning.train import Progress
+from capcli.reporting.text import percent
 from capcli.stored import read_tensors
 
 
@@ -51,8 +52,10 @@ def train_student(
     seconds = 0.0
     if not total:
         began = time.monotonic()
-        yield setup.meter.of("prune")(status="calibrating")
-        pruner.update(0)
+        stairs = config.stair_list
+        for step in range(len(stairs)):
+            yield setup.meter.of("prune")(done=step, total=len(stairs), status=f"calibrating, {percent(stairs[step])}")
+            pruner.update(step)
         seconds = time.monotonic() - began
     state = yield from train.train(make_job(setup, student, "prune", objective, pruner, snapshot))
     state.seconds += seconds

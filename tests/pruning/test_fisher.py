@@ -299,6 +299,17 @@ def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
         config(sparsity=0.97, **options)
 
 
+def test_without_training_each_stair_is_one_step(checkpoint: Make) -> None:
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, config(sparsity=0.9, epochs=0), 0, calibrated(model))
+    seen = []
+    for step in range(3):
+        found.update(step)
+        seen.append((found.sparsity, found.matrices.kept()))
+    assert [sparsity for sparsity, _ in seen] == [pytest.approx(0.6), pytest.approx(0.8), 0.9]
+    assert [kept for _, kept in seen] == [kept_count(s, len(found.matrices.mask)) for s in (0.6, 0.8, 0.9)]
+
+
 # A run ---------------------------------------------------------------------------------------------------------------
 
 
