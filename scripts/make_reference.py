@@ -20,7 +20,16 @@ from capcli import stages
 from capcli.cli import app
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig, ProbeConfig
-from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, CONFIG_FILE, METHODS, PRESETS, TASK_NAMES
+from capcli.config.names import (
+    ALIASES,
+    BUILTIN_MODEL,
+    BUILTIN_TASKS,
+    CONFIG_FILE,
+    METHODS,
+    OF_CRITERION,
+    PRESETS,
+    TASK_NAMES,
+)
 from capcli.config.options import leaves
 from capcli.config.prune import PruneConfig
 from capcli.data import layout, tables, tasks
@@ -216,16 +225,18 @@ def methods() -> str:
 
 def presets() -> str:
     """What each preset changes."""
+    layers_of = {"(any)": OF_CRITERION, **PRESETS}
     rows = [
         (code(preset), "any" if name == "*" else code(name), code(option), code(value(given)))
-        for preset, layers in PRESETS.items()
+        for preset, layers in layers_of.items()
         for name, options in layers.items()
         for option, given in options.items()
     ]
     return "\n".join(
         [
             "## Presets\n",
-            "A preset changes defaults; all other options keep theirs. `default` changes nothing. `paper` follows the "
+            "A preset changes defaults; all other options keep theirs. `default` changes nothing. Rows of `(any)` are "
+            "defaults of a criterion, also with a preset that does not name it. `paper` follows the "
             "values of the reference code on GLUE, with lengths of phases as shares of the run.\n",
             table(("preset", "criterion", "name", "value"), rows),
         ]
