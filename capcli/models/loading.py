@@ -116,13 +116,13 @@ def load_stock(folder: Path) -> Model:
 def kind_of(config: Any, source: str) -> str:
     """The kind of task that a configuration is for, by the class of network that it names. Raises `ModelError`."""
     named = (config.architectures or [""])[0]
-    heads = {row.head: kind for kind, row in reversed(KINDS.items()) if class_name(config, kind) == named}
-    if not heads:
+    fitting = [kind for kind in KINDS if class_name(config, kind) == named]
+    if not fitting:
         raise ModelError(f"config.json of {source} names no network for a task: {named!r}")
-    (kind,) = heads.values()
-    if kind == "classification" and config.num_labels == 1:
-        return "regression"
-    return "multilabel" if kind == "classification" and config.problem_type == KINDS["multilabel"].problem else kind
+    alone, problem = config.num_labels == 1, config.problem_type
+    told = [kind for kind in fitting if KINDS[kind].problem and KINDS[kind].problem == problem]
+    numbers = [kind for kind in fitting if KINDS[kind].numbers and alone]
+    return (told or numbers or fitting)[0]
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:
