@@ -106,3 +106,10 @@ KINDS = {
         agreement="exact_match",
     ),
 }
+
+
+def meant(possible: Sequence[str], problem: str | None, n_labels: int) -> str:
+    """Which of the kinds that share a head a configuration is for: as it says, or by its number of labels."""
+    named = [kind for kind in possible if KINDS[kind].problem and KINDS[kind].problem == problem]
+    sized = [kind for kind in possible if len(KINDS[kind].outputs) == n_labels]
+    return [*named, *sized, *possible][0]

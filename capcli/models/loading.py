@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capcli.data import kinds
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families
@@ -116,13 +117,10 @@ def load_stock(folder: Path) -> Model:
 def kind_of(config: Any, source: str) -> str:
     """The kind of task that a configuration is for, by the class of network that it names. Raises `ModelError`."""
     named = (config.architectures or [""])[0]
-    fitting = [kind for kind in KINDS if class_name(config, kind) == named]
-    if not fitting:
+    possible = [kind for kind in KINDS if class_name(config, kind) == named]
+    if not possible:
         raise ModelError(f"config.json of {source} names no network for a task: {named!r}")
-    alone, problem = config.num_labels == 1, config.problem_type
-    told = [kind for kind in fitting if KINDS[kind].problem and KINDS[kind].problem == problem]
-    numbers = [kind for kind in fitting if KINDS[kind].numbers and alone]
-    return (told or numbers or fitting)[0]
+    return kinds.meant(possible, config.problem_type, config.num_labels)
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:
