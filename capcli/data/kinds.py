@@ -7,6 +7,7 @@ What takes a function per kind is a table by the same names where that function 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 NO_LABEL = -100  # of a token, which the loss leaves out
