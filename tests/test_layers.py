@@ -29,6 +29,7 @@ ORDER = [
     "models",
     "runtime",
     "measuring",
+    "predicting",
     "pruning",
     "exporting",
     "verbs",

@@ -50,10 +50,23 @@ def logged(text: str) -> str:
     return ci.inert(text) if on_github() else text
 
 
+def put(text: str) -> None:
+    """A part of a long result on stdout. Raises `typer.Exit` when nobody reads it any more, or it cannot be written."""
+    sys.stdout.write(_inert(text))
+    sys.stdout.flush()
+    if getattr(sys.stdout, "failed", None):
+        raise typer.Exit  # `streams.failure` says whether that is an error
+
+
+def _inert(json_text: str) -> str:
+    """The same values without a command to GitHub."""
+    return json_text.replace("##[", "\\u0023#[")
+
+
 def emit(found: Mapping[str, Any], machine: bool, summary: Callable[[], Any]) -> None:
     """The result on stdout: one JSON object, or what `summary` renders."""
     if machine:
-        sys.stdout.write(files.json_text(found).replace("##[", "\\u0023#["))  # a command to GitHub; the same value
+        sys.stdout.write(_inert(files.json_text(found)))
         sys.stdout.flush()
         return
     from rich.console import Console

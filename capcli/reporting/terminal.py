@@ -224,6 +224,19 @@ def speed_lines(speed: Mapping[str, Any]) -> str:
     return f"{times}; length {count(speed.get('length'))}, {counted(speed.get('threads'), 'thread')}"
 
 
+def predict_summary(found: Mapping[str, Any]) -> Table:
+    """What `cap predict -o` shows."""
+    notes = [("note", named(note, 300)) for note in sequence(found.get("notes"))]
+    return facts([("answers", f"{predict_line(found)}, in {named(found.get('out'))}"), *notes])
+
+
+def predict_line(found: Mapping[str, Any]) -> str:
+    """How many texts were answered, how fast, and by what."""
+    runtime, rate = part(found, "runtime"), finite(found.get("texts_per_second"))
+    speed = f"{duration(found.get('seconds'))}, {count(round(rate)) if rate else 'not measured'} per second"
+    return f"{counted(found.get('n_texts'), 'text')} in {speed}, {named(runtime.get('described'))}"
+
+
 def _checked(check: Mapping[str, Any]) -> str:
     agreement = finite(check.get("argmax_agreement"))
     same = "" if agreement is None else f", {percent(agreement)} the same answer"
