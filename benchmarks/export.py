@@ -29,7 +29,9 @@ from typing import Any
 
 import table
 
+from capcli.events import finished
 from capcli.machine import peak_bytes
+from capcli.timing import in_turn
 
 LENGTH, BATCHES = 128, (1, 32)
 # What is exported from each run: label -> options of `cap export`.
@@ -188,13 +190,7 @@ def measured(folder: Path, threads: int) -> dict[str, Any]:
 
 def median_seconds(call: Callable[[], Any]) -> float:
     """Median of 3 to 30 calls after one that is not counted; about three seconds at most."""
-    call()
-    seconds: list[float] = []
-    while len(seconds) < 3 or (len(seconds) < 30 and sum(seconds) < 3):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return statistics.median(seconds for (seconds,) in finished(in_turn([[call]] * 30, seconds=3)))
 
 
 Load = Callable[[], Callable[[int], Any]]

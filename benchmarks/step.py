@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from capcli.config.layers import prune_config
 from capcli.data import batches, dataset, tokens
+from capcli.events import finished
 from capcli.models import devices, loading, model
 from capcli.pruning import train
 from capcli.pruning.objective import Job
+from capcli.timing import in_turn
 
 
 def jobs(args: argparse.Namespace) -> tuple[Job, Job]:
@@ -73,16 +76,15 @@ def main() -> None:
     tools = [(train.make_optimizer(job), torch.amp.GradScaler(job.on.device.type, enabled=False)) for job in both]
     order = batches.training_order(both[0].examples, args.batch, 0, 0)
     total = both[1].pruner.subject.total_steps if both[1].pruner else 1
-    seconds: list[list[float]] = [[], []]
-    for index in range(-3, args.steps):
-        for which, job in enumerate(both):
-            began = time.perf_counter()
-            step = total * 3 // 10 + max(index, 0)  # inside the cubic part: masks change
-            train.take_step(job, *tools[which], step, total, order[index % len(order)])
-            if job.on.device.type == "cuda":
-                torch.cuda.synchronize()
-            if index >= 0:
-                seconds[which].append(time.perf_counter() - began)
+
+    def take(which: int, index: int) -> None:
+        step = total * 3 // 10 + index  # inside the cubic part: masks change
+        train.take_step(both[which], *tools[which], step, total, order[index % len(order)])
+        if both[which].on.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    rounds = [[partial(take, which, index) for which in range(len(both))] for index in range(args.steps)]
+    seconds = list(zip(*finished(in_turn(rounds, seconds=math.inf, warm_up=3)), strict=True))
     ratios = [cap / plain for plain, cap in zip(*seconds, strict=True)]
     found = {
         "device": both[0].on.name,

@@ -26,6 +26,7 @@ SECTIONS = {
     "step": "Time of a training step",
     "sparse": "Size and speed of the file format",
     "export": "Export formats",
+    "runtime": "Speed of sparse weights on a CPU",
     "sizes": "Size of a whole model",
     "gpu": "On a GPU",
     "memory": "Memory and throughput",

@@ -1,4 +1,4 @@
-"""The commands as functions that run to their end, `load` and `pipeline`."""
+"""The commands as functions that run to their end, `load` and `pipeline`. Results are what `--json` prints, as a dict."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from capcli.errors import ModelError
 from capcli.events import finished
 from capcli.models import tokenizers
 from capcli.predicting.pipeline import Pipeline, opened
+from capcli.records.codec import to_json
 from capcli.runtime import choice
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
@@ -72,24 +73,29 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`."""
-    return finished(prune_.prune(config, overwrite=overwrite))
+    found: dict[str, Any] = to_json(finished(prune_.prune(config, overwrite=overwrite)))
+    return found
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a model on a task; returns the result of `cap eval`."""
-    return finished(evaluate_.evaluate(config))
+    found: dict[str, Any] = to_json(finished(evaluate_.evaluate(config)))
+    return found
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a pruned model in another form; returns what `cap export` prints."""
-    return finished(export_.export(config))
+    found: dict[str, Any] = to_json(finished(export_.export(config)))
+    return found
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
     """Write what a model answers to the texts of a file into `config.out`; returns a summary of it."""
-    return finished(predict_.predict(config))
+    found: dict[str, Any] = to_json(finished(predict_.predict(config)))
+    return found
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
     """Measure what a frozen encoder knows; returns the result of `cap probe`."""
-    return finished(probe_.probe(config))
+    found: dict[str, Any] = to_json(finished(probe_.probe(config)))
+    return found

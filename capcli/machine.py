@@ -1,4 +1,4 @@
-"""What figures depend on besides the options: versions of libraries, processors and the memory of this process."""
+"""What figures depend on besides the options: versions of libraries, processors, the memory of this process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def versions() -> dict[str, str]:
     names = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}
+
+
+def processor() -> str:
+    """What the processor is called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # other systems, and processors that do not name themselves there
+        return platform.processor() or platform.machine()
 
 
 def processors() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, FileError, Stopped
 from capcli.events import StopFlag
+from capcli.records.codec import from_json
+from capcli.records.pruned import Report
+from capcli.reporting.text import first_few
 from capcli.sources.checkpoint import TOKENIZER_FILES
 from capcli.stages import (
     ANEW,
@@ -29,7 +32,6 @@ from capcli.stages import (
     RunFolder,
     another_run,
     identity_of,
-    listed_names,
     remove_dependent,
     stages_of,
 )
@@ -40,7 +42,7 @@ EXPORT = "export.json"  # the record of what `cap export` wrote
 OURS = (REPORT, "report.html", "README.md", "model.cap.safetensors", *TOKENIZER_FILES, "cap_config.json")
 
 
-def finished_report(config: PruneConfig) -> dict[str, Any] | None:
+def finished_report(config: PruneConfig) -> Report | None:
     """The report of a finished run of this configuration, or None.
 
     Raises `ConfigError` when OUT holds another one, `FileError` when its files are not what was written.
@@ -48,10 +50,11 @@ def finished_report(config: PruneConfig) -> dict[str, Any] | None:
     path = config.out_folder / REPORT
     if not path.exists():
         return None
-    report = _record(path)
-    if report.get("status") != "complete":
+    stored = _record(path)
+    if stored.get("status") != "complete":
         raise FileError(f"{path} is not a report of a finished run", ANEW)
-    if changed := differences(flatten(config), report["config"]):
+    report = from_json(Report, stored, str(path), ANEW)
+    if changed := differences(flatten(config), report.config):
         raise another_run(config.out_folder, list(changed.values()))
     _check_artefact(config.out_folder, report)
     return report
@@ -68,13 +71,12 @@ def _record(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_artefact(out: Path, report: Mapping[str, Any]) -> None:
+def _check_artefact(out: Path, report: Report) -> None:
     """Raise `FileError` unless the files of a finished run have the bytes that its report names."""
-    listed = report.get("files")
-    for name, about in (listed if isinstance(listed, dict) else {}).items():
+    for name, about in report.files.items():
         path = out / Path(name).name
         try:
-            same = isinstance(about, dict) and files.sha256(path) == about.get("sha256")
+            same = files.sha256(path) == about.sha256
         except OSError:
             same = False
         if not same:
@@ -84,25 +86,32 @@ def _check_artefact(out: Path, report: Mapping[str, Any]) -> None:
 def check_stopped(run: RunFolder, bound: Bound) -> list[str]:
     """See `check_inputs`, of the stopped run in OUT, if there is one."""
     stored = run.work / CONFIG
-    return check_inputs(run.out, bound, _record(stored)) if stored.exists() else []
+    return check_inputs(run.out, bound, _bound(stored)) if stored.exists() else []
 
 
-def check_inputs(out: Path, bound: Bound, record: Mapping[str, Any]) -> list[str]:
+def _bound(path: Path) -> Bound:
+    return from_json(Bound, _record(path), str(path), ANEW)
+
+
+def check_finished(out: Path, bound: Bound, report: Report) -> list[str]:
+    """See `check_inputs`, of the finished run in OUT."""
+    then = Bound(fingerprints=dict(report.fingerprints), versions=dict(report.versions), device=report.device or "")
+    return check_inputs(out, bound, then)
+
+
+def check_inputs(out: Path, bound: Bound, then: Bound) -> list[str]:
     """Compare what a run is about to read with what it was bound to; returns a note for other versions or devices.
 
     Raises `ConfigError` naming the inputs that changed.
     """
-    stored = record.get("fingerprints")
-    stored = stored if isinstance(stored, dict) else {}
-    ours = bound.fingerprints
+    ours, stored = bound.fingerprints, then.fingerprints
     if changed := [name for name in {**ours, **stored} if ours.get(name) != stored.get(name)]:
         raise ConfigError(
-            f"the inputs of the run in {out} have changed: {listed_names(changed)}",
+            f"the inputs of the run in {out} have changed: {first_few(changed, 4)}",
             "restore them, choose another folder with -o, or start over with --overwrite",
         )
-    before = record.get("versions")
-    theirs = {**before, "device": record.get("device")} if isinstance(before, dict) else {}
-    now = {**bound.versions, "device": bound.device or theirs.get("device")}
+    theirs = {**then.versions, "device": then.device}
+    now = {**bound.versions, "device": bound.device or then.device}
     moved = [f"{name} {theirs.get(name)}, now {value}" for name, value in now.items() if theirs.get(name) != value]
     return (
         [f"the run began with {'; '.join(moved)}: the result may differ from that of an uninterrupted run"]
@@ -262,10 +271,10 @@ def finish(run: RunFolder, keep_work: bool) -> None:
         shutil.rmtree(run.work, ignore_errors=True)
 
 
-def tidy(config: PruneConfig, report: Mapping[str, Any]) -> None:
+def tidy(config: PruneConfig, report: Report) -> None:
     """Remove what was left of the work folder of a finished run, unless another process holds it."""
     run = RunFolder(out=config.out_folder, flag=StopFlag())
-    if not run.work.is_dir() or run.work.is_symlink() or report["config"].get("keep_work"):
+    if not run.work.is_dir() or run.work.is_symlink() or report.config.get("keep_work"):
         return
     lock = FileLock(run.work / LOCK)
     with contextlib.suppress(CapError):

@@ -20,6 +20,7 @@ from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
 from capcli.errors import ConfigError, RunFailed
 from capcli.events import StopFlag
+from capcli.reporting.text import first_few
 from capcli.stored import read_json, read_tensors
 
 if TYPE_CHECKING:
@@ -103,16 +104,9 @@ class Bound:
         return {"fingerprints": self.fingerprints, "versions": self.versions, "device": self.device}
 
 
-def listed_names(names: list[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def another_run(out: Path, changed: list[str]) -> ConfigError:
     """The error when OUT holds another run: what has changed, and the way out."""
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return ConfigError(f"{out} holds a run with another configuration: {'; '.join(changed[:3])}{more}", ANEW)
+    return ConfigError(f"{out} holds a run with another configuration: {first_few(changed, 3, '; ')}", ANEW)
 
 
 def remove_dependent(run: RunFolder, changed: Mapping[str, str]) -> list[str]:
@@ -177,7 +171,7 @@ def _mismatch(theirs: Any, ours: Mapping[str, Any]) -> str:
     if theirs.get("stage") != ours["stage"]:
         return f"it holds {theirs.get('stage') or 'something unknown'}"
     parts = [name for part in ("inputs", "options") for name in _unequal(theirs.get(part), ours[part])]
-    return f"another {listed_names(parts or ['teacher'])}"
+    return f"another {first_few(parts or ['teacher'], 4)}"
 
 
 def _unequal(theirs: Any, ours: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -47,6 +48,29 @@ def finite(value: Any) -> float | None:
         return None
     return number if math.isfinite(number) else None
 
+
+# What a file holds ---------------------------------------------------------------------------------------------------
+
+AGAIN = "copy or download it again"
+
+
+def expect(ok: object, where: str, what: str, expected: object, got: object, hint: str = AGAIN) -> None:
+    """Raise a `FileError` of one line unless `ok`; `got` is shown escaped and shortened."""
+    if not ok:
+        raise FileError(f"{where}: {what}: expected {expected}, got {show(got)}", hint)
+
+
+def show(value: object) -> str:
+    """A short one-line text without control characters, whatever a file put there; numbers of numpy are numbers."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return f"{value:,}" if type(value) is int and value < 1 << 64 else _short.repr(value)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
 
 MAX_JSON_BYTES = 32_000_000
 MAX_BRACKETS = 1_000_000  # in a JSON file: two bytes of it can take two hundred of memory

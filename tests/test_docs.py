@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -10,9 +10,8 @@ import re
 import shlex
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -26,6 +25,9 @@ from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, LOSSES, METHODS, PRESETS, TASK_NAMES
 from capcli.config.options import leaves
 from capcli.config.prune import PruneConfig
+from capcli.records.exported import ExportRecord
+from capcli.records.measured import Comparison, EvalResult, ProbeResult
+from capcli.records.pruned import Report
 
 REFERENCE = ROOT / "docs" / "reference"
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -100,22 +102,20 @@ def test_every_method_preset_task_and_model_is_documented() -> None:
 # Hand-written reference ----------------------------------------------------------------------------------------------
 
 
-def keys_of(module: str, functions: tuple[str, ...]) -> Iterator[str]:
-    """String keys of the dict literals in functions of a module."""
-    tree = ast.parse((ROOT / "capcli" / f"{module}.py").read_text("utf-8"))
-    found = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    for function in functions:
-        for node in ast.walk(found[function]):
-            if isinstance(node, ast.Dict):
-                yield from (k.value for k in node.keys if isinstance(k, ast.Constant) and isinstance(k.value, str))
+def names_of(kind: Any) -> set[str]:
+    """The names of a record and of all records in it."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return set().union(*map(names_of, get_args(kind)))
+    hints = get_type_hints(kind)
+    return set(hints).union(*map(names_of, hints.values()))
 
 
-def test_every_name_of_the_report_is_documented() -> None:
+@pytest.mark.parametrize("kind", [Report, EvalResult, ProbeResult, Comparison, ExportRecord], ids=lambda k: k.__name__)
+def test_every_name_of_a_result_is_documented(kind: type[Any]) -> None:
     page = (REFERENCE / "report.md").read_text("utf-8")
-    names = {*keys_of("pruning/record", ("_record", "_sparsity", "_size")), *keys_of("pruning/train", ("_row",))}
-    names |= {*keys_of("pruning/setup", ("measure_splits",)), "files", "bytes", "sha256"}
-    assert len(names) > 30
-    assert not {name for name in names if f"`{name}`" not in page and name not in ("files", "history")}
+    names = names_of(kind)
+    assert len(names) > 20
+    assert not {name for name in names if f"`{name}`" not in page}
     assert "## files" in page
     assert "## history" in page
 

@@ -19,7 +19,9 @@ ORDER = [
     "files",
     "events",
     "machine",
+    "timing",
     "config",
+    "records",
     "reporting",
     "sources",
     "stages",
@@ -40,9 +42,21 @@ ORDER = [
 ]
 # What `cap --help` and a report need, and what reads and writes files: imported without torch and transformers.
 LIGHT = [*ORDER[: ORDER.index("data")], "cli", "__init__", "__main__"]
-NEVER_TORCH = ("errors", "events", "config", "reporting")
+NEVER_TORCH = ("errors", "events", "config", "records", "reporting")
 MOST_LINES = 400
-HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "onnx", "onnxruntime", "onnxscript")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "numba",
+    "llvmlite",
+)
 ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 ONNX_MODEL = "exporting.onnx_model"
 TREES = {
@@ -83,6 +97,19 @@ def ours(tree: ast.AST) -> Iterator[tuple[int, str]]:
             found = next((known for known in (whole, inside, f"{whole}.__init__") if known in TREES), None)
             assert found or f"{inside}.__init__" in TREES, f"line {line}: {module} {name}"
             yield line, found or f"{inside}.__init__"
+
+
+def ours_when_imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """The same of the imports that run when the module is imported."""
+    eager = {line for line, _, _ in imports(tree, eager=True)}
+    return ((line, name) for line, name in ours(tree) if line in eager)
+
+
+def reaches_numba(name: str) -> bool:
+    """Whether importing a module imports numba."""
+    if {module.split(".")[0] for _, module, _ in imports(TREES[name], eager=True)} & {"numba", "llvmlite"}:
+        return True
+    return any(reaches_numba(other) for _, other in ours_when_imported(TREES[name]) if folder(other) == folder(name))
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[int, str, ast.Call]]:
@@ -148,6 +175,7 @@ def test_boundaries_to_transformers_and_data_files() -> None:
         assert not used & ONNX or name == ONNX_MODEL or (name, used & ONNX) == ("runtime.graph", {"onnxruntime"}), name
         assert "pyarrow" not in used or name in ("data.tables", "data.packed"), name
         assert "datasets" not in used or name in ("sources.hub_data", "data.library"), name
+        assert not used & {"numba", "llvmlite"} or folder(name) == "runtime", name
         assert "click" not in used, name  # typer vendors its own
 
 
@@ -163,6 +191,17 @@ def test_the_onnx_model_imports_the_exporter_alone_and_only_when_it_converts() -
     for name in (ONNX_MODEL, "runtime.graph"):
         eager = {module.split(".")[0] for _, module, _ in imports(TREES[name], eager=True)}
         assert not eager & {"transformers", *ONNX}
+
+
+def test_numba_is_loaded_only_when_a_model_runs_on_it() -> None:
+    """Other modules import `runtime.sparse`, which is there without numba and says that it is missing."""
+    (interface,) = [name for name in TREES if name == "runtime.sparse"]
+    inside = {name for name, tree in TREES.items() if folder(name) == "runtime" and name != interface}
+    needing = {name for name in inside if reaches_numba(name)}
+    assert not {other for _, other in ours_when_imported(TREES[interface])} & needing
+    for name, tree in TREES.items():
+        if folder(name) != "runtime":
+            assert not {other for _, other in ours(tree)} & needing, name
 
 
 def test_nobody_loads_a_library_of_operators_into_onnxruntime() -> None:

@@ -785,7 +785,7 @@ def test_a_lock_that_the_system_refuses(tiny: Tiny, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("phase", ["teacher", "bank finetuned", "prune", "evaluate pruned"])
+@pytest.mark.parametrize("phase", ["teacher", "bank finetuned", "prune", "evaluate pruned", "latency"])
 @pytest.mark.parametrize("replaced", [True, False])
 def test_out_is_replaced_or_removed_while_it_is_written(
     tiny: Tiny, tmp_path: Path, phase: str, *, replaced: bool
@@ -1074,3 +1074,31 @@ def test_report_is_written_last(tiny: Tiny, tmp_path: Path) -> None:
     assert renamed[-1] == "report.json"
     assert renamed.index(WEIGHTS) < renamed.index("cap_config.json") < renamed.index("README.md")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema_version": 2}, "report.json has schema_version 2, this cap reads 1"),
+        (
+            {"files": {"model.cap.safetensors": "x"}},
+            "report.json: files.model.cap.safetensors is a text",
+        ),
+        ({"fingerprints": [1]}, "report.json: fingerprints is a list, not a JSON object"),
+        ({"metrics": {"dense": {"accuracy": "x"}}}, "report.json: metrics.dense.accuracy is a text, not a number"),
+        ({"status": 3}, "report.json is not a report of a finished run"),
+        ({"config": None}, "report.json holds no configuration of a run"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_report_in_out_that_does_not_fit_is_one_line(
+    tiny: Tiny, pruned: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    out = shutil.copytree(pruned, tmp_path / "out")
+    report = out / "report.json"
+    report.write_text(json.dumps(json.loads(report.read_text("utf-8")) | change))
+    before = digest(report)
+    result = invoke(*tiny.arguments(out), "-q")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr and result.stderr.count("error: ") == result.stderr.count("hint: ") == 1
+    assert digest(report) == before

@@ -9,14 +9,14 @@ g = groups of int8 codes, r = rank.
 
 from __future__ import annotations
 
+import functools
 import math
-import reprlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capcli.errors import FileError
+from capcli.stored import expect
 
 MIN_BITS, MAX_BITS = 2, 16
 GROUP = 256  # int8 codes that share a scale
@@ -28,20 +28,7 @@ HINT = "the file is damaged or was not written by this version of cap; write it 
 Array = NDArray[Any]
 
 
-def check(ok: object, where: str, what: str, expected: object, got: object) -> None:
-    """Raise a `FileError` of one line unless `ok`; `got` is shown escaped and shortened."""
-    if not ok:
-        raise FileError(f"{where}: {what}: expected {expected}, got {show(got)}", HINT)
-
-
-def show(value: object) -> str:
-    """A short one-line text without control characters, whatever a file put there; numbers of numpy are numbers."""
-    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-    return f"{value:,}" if type(value) is int and value < 1 << 64 else _short.repr(value)
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
+check = functools.partial(expect, hint=HINT)
 
 
 # Positions

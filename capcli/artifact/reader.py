@@ -8,14 +8,15 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from capcli.artifact import codings
-from capcli.artifact.codings import HINT, MAX_BITS, MIN_BITS, Array, check, show
+from capcli.artifact.codings import HINT, MAX_BITS, MIN_BITS, Array, check
 from capcli.artifact.entry import (
     CHECKSUM_END,
     CODINGS,
@@ -40,16 +41,38 @@ from capcli.artifact.entry import (
     tensor_of,
 )
 from capcli.errors import FileError
+from capcli.stored import show
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is stored of a sparse tensor: its shape, the places of `values` [k] in its n elements, as integers [k] that
+    ascend or as booleans [n]."""
+
+    shape: tuple[int, ...]
+    positions: Array
+    values: torch.Tensor
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the model, dense, by sorted name. Raises `FileError` unless every byte is as it was written."""
     with _opened(path) as file:
         entries, spans = _read_header(file, path)
-        return {entry.name: _decode(file, path, entry, spans) for entry in entries}
+        return {entry.name: _dense(_decode(file, path, entry, spans), entry) for entry in entries}
+
+
+def load_kept(path: Path, names: Collection[str]) -> dict[str, torch.Tensor | Kept]:
+    """The same, but the matrices in `names` that are stored by positions are not made dense."""
+    with _opened(path) as file:
+        entries, spans = _read_header(file, path)
+        found: dict[str, torch.Tensor | Kept] = {}
+        for entry in entries:
+            tensor = _decode(file, path, entry, spans)
+            found[entry.name] = tensor if entry.name in names else _dense(tensor, entry)
+        return found
 
 
 def inspect(path: Path) -> list[Entry]:
@@ -211,7 +234,17 @@ def _spans(
     return spans
 
 
-def _decode(file: BinaryIO, path: Path, entry: Entry, spans: dict[str, tuple[int, int]]) -> torch.Tensor:
+def _dense(tensor: torch.Tensor | Kept, entry: Entry) -> torch.Tensor:
+    """The tensor with its zeros."""
+    if not isinstance(tensor, Kept):
+        return tensor
+    values = bits_of(tensor.values)
+    dense = np.zeros(entry.elements, values.dtype)
+    dense[tensor.positions] = values
+    return tensor_of(dense, entry.dtype, entry.shape)
+
+
+def _decode(file: BinaryIO, path: Path, entry: Entry, spans: dict[str, tuple[int, int]]) -> torch.Tensor | Kept:
     """Read, check and decode one tensor."""
     where = f"{path}: tensor {show(entry.name)}"
     parts = []
@@ -233,9 +266,8 @@ def _decode(file: BinaryIO, path: Path, entry: Entry, spans: dict[str, tuple[int
     check(kept == entry.kept, where, "values other than 0", entry.kept, kept)
     if entry.coding == "dense":
         return tensor_of(values, entry.dtype, entry.shape)
-    dense = np.zeros(entry.elements, values.dtype)
-    dense[_positions(where, entry, parts[1])] = values
-    return tensor_of(dense, entry.dtype, entry.shape)
+    positions = _positions(where, entry, parts[1])
+    return Kept(shape=entry.shape, positions=positions, values=tensor_of(values, entry.dtype, (-1,)))
 
 
 def _positions(where: str, entry: Entry, packed: Array) -> Array:

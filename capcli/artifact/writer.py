@@ -14,7 +14,7 @@ import numpy as np
 
 from capcli import files
 from capcli.artifact import codings
-from capcli.artifact.codings import Array, check, show
+from capcli.artifact.codings import Array, check
 from capcli.artifact.entry import (
     CODINGS,
     DTYPES,
@@ -46,6 +46,7 @@ from capcli.artifact.entry import (
     tensor_of,
 )
 from capcli.errors import ConfigError
+from capcli.stored import show
 
 if TYPE_CHECKING:
     import torch

@@ -33,6 +33,7 @@ from capcli.config.options import leaves, split_list
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError
+from capcli.records.measured import EvalResult, ProbeResult, Result
 from capcli.reporting import terminal
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def prune(
     from capcli.verbs import prune as prune_verb
 
     if plan:
-        found = watch(planning.plan(settings), quiet)
-        emit(found, machine, lambda: terminal.facts(planning.plan_rows(found)))
+        planned = watch(planning.plan(settings), quiet)
+        emit(planned, machine, lambda: terminal.facts(planning.plan_rows(planned)))
         return
     flag = StopFlag()
     with signals(flag):
@@ -120,7 +121,7 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     For a model made by `cap prune`, task and data of its run are the default. Options can also be set in `cap.toml`.
     """
 
-    def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
+    def start(layers: dict[str, Any]) -> Generator[Event, None, EvalResult]:
         from capcli.verbs import evaluate
 
         return evaluate.evaluate(evaluate.eval_config(layers))
@@ -140,8 +141,8 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
     from capcli.verbs import export as export_verb
 
     if plan:
-        found = watch(export_verb.plan(settings), quiet)
-        emit(found, machine, lambda: terminal.plan_summary(found))
+        planned = watch(export_verb.plan(settings), quiet)
+        emit(planned, machine, lambda: terminal.plan_summary(planned))
         return
     flag = StopFlag()
     with signals(flag):
@@ -156,7 +157,7 @@ def probe(chosen: dict[str, Any], **switches: Any) -> None:
     Options can also be set in `cap.toml`.
     """
 
-    def start(layers: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
+    def start(layers: dict[str, Any]) -> Generator[Event, None, ProbeResult]:
         settings = build(ProbeConfig, layers)
         from capcli.verbs import probe as probe_verb
 
@@ -199,7 +200,7 @@ def documented(
 ) -> None:
     """Measure or compare, show the result and write the reports, of an error that in JUnit."""
     began, file = time.monotonic(), options_file(file)
-    kind, name = ("compare", f"cap {command} --compare") if compare else (command, f"cap {command}")
+    name = f"cap {command} --compare" if compare else f"cap {command}"
     read = [file, *(compare or ()), *read_files(chosen)]
     try:
         machine = wants_json(output, as_json)
@@ -212,7 +213,7 @@ def documented(
     except Exception as error:
         tell_junit(reports["junit"], read, name, error, time.monotonic() - began)
         raise
-    finish(kind, name, found, machine, reports, time.monotonic() - began)
+    finish(name, found, machine, reports, time.monotonic() - began)
 
 
 def read_files(chosen: Mapping[str, Any]) -> list[str]:
@@ -228,7 +229,7 @@ def measured(
     layers: dict[str, Any],
     compare: tuple[str, str] | None,
     quiet: bool,
-) -> dict[str, Any]:
+) -> Result:
     """The result of eval or probe with all the options, or the comparison of two results."""
     if compare is None:
         if not layers.get("model"):

@@ -15,8 +15,10 @@ import typer
 
 from capcli import files
 from capcli.errors import CapError, ConfigError, FileError
+from capcli.records.codec import Versioned, to_json
+from capcli.records.measured import Result
 from capcli.reporting import ci, documents
-from capcli.reporting.terminal import eval_summary, moves_summary, probe_summary
+from capcli.reporting.terminal import result_summary
 from capcli.reporting.text import plain
 
 EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
@@ -63,10 +65,10 @@ def _inert(json_text: str) -> str:
     return json_text.replace("##[", "\\u0023#[")
 
 
-def emit(found: Mapping[str, Any], machine: bool, summary: Callable[[], Any]) -> None:
+def emit(found: Versioned, machine: bool, summary: Callable[[], Any]) -> None:
     """The result on stdout: one JSON object, or what `summary` renders."""
     if machine:
-        sys.stdout.write(_inert(files.json_text(found)))
+        sys.stdout.write(_inert(files.json_text(to_json(found))))
         sys.stdout.flush()
         return
     from rich.console import Console
@@ -118,17 +120,14 @@ def tell_junit(junit: str, read: Iterable[str], name: str, error: Exception, sec
             files.write_text(report_path("junit", junit), ci.junit_error(name, message, hint, seconds))
 
 
-def finish(
-    kind: str, name: str, found: Mapping[str, Any], machine: bool, reports: Mapping[str, str], seconds: float
-) -> None:
+def finish(name: str, found: Result, machine: bool, reports: Mapping[str, str], seconds: float) -> None:
     """Show the result, write the reports, tell GitHub; exit 1 when a gate failed, also when a report did too."""
-    summaries = {"eval": eval_summary, "probe": probe_summary, "compare": moves_summary}
-    emit(found, machine, lambda: summaries[kind](found))
+    emit(found, machine, lambda: result_summary(found))
     texts = {
-        "junit": lambda: ci.junit_xml(name, found["gates"], seconds),
-        "csv": lambda: ci.csv_text(kind, found),
-        "markdown": lambda: ci.markdown_text(kind, found),
-        "html": lambda: documents.render_result_html(kind, found),
+        "junit": lambda: ci.junit_xml(name, found.gates, seconds),
+        "csv": lambda: ci.csv_text(found),
+        "markdown": lambda: ci.markdown_text(found),
+        "html": lambda: documents.render_result_html(found),
     }
     failures = []
     for form, file in reports.items():
@@ -137,25 +136,25 @@ def finish(
                 files.write_text(report_path(form, file), texts[form]())
             except Exception as error:  # the other reports and the gates still count
                 failures.append(error)
-    tell_github(kind, found)
-    if found["passed"] and failures:
+    tell_github(found)
+    if found.passed and failures:
         raise failures[0]
     for failure in failures:
         tell(failure)
-    if not found["passed"]:
+    if not found.passed:
         raise typer.Exit(EXIT_GATE)
 
 
-def tell_github(kind: str, found: Mapping[str, Any]) -> None:
+def tell_github(found: Result) -> None:
     """Annotations for failed gates, and the Markdown as summary of the step; nothing elsewhere."""
     if not on_github():
         return
-    for line in ci.github_annotations(found["gates"]):
+    for line in ci.github_annotations(found.gates):
         print(ci.inert(line), file=sys.stderr)
     if target := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(target).open("a", encoding="utf-8") as file:
-                file.write(ci.markdown_text(kind, found))
+                file.write(ci.markdown_text(found))
         except OSError as error:  # a summary never changes the outcome
             say(f"no step summary written: {error}")
 

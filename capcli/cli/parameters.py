@@ -15,6 +15,7 @@ from capcli.config.options import leaves, share
 
 if TYPE_CHECKING:
     from capcli.events import Event
+    from capcli.records.measured import EvalResult, ProbeResult
 
 FROM_FILE = f"; can also be set in {CONFIG_FILE}"
 MODEL_HELP = {
@@ -55,7 +56,7 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
 COMMON = ("output", "as_json", "quiet", "debug")
 MEASURES = ("file", "compare", *REPORTS)  # switches of the commands that measure, whose MODEL may stand in a file
 
-Start = Callable[[dict[str, Any]], "Generator[Event, None, dict[str, Any]]"]
+Start = Callable[[dict[str, Any]], "Generator[Event, None, EvalResult | ProbeResult]"]
 
 app = typer.Typer(
     name="cap",

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from capcli.cli.output import logged, say, shown
 from capcli.errors import Stopped
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from capcli.events import Event, StopFlag
 
+T = TypeVar("T")
 
-def watch(
-    events: Generator[Event, None, dict[str, Any]], quiet: bool, flag: StopFlag | None = None, *, bars: bool = True
-) -> dict[str, Any]:
+
+def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None = None, *, bars: bool = True) -> T:
     """Show events as they come; returns the result. Raises `Stopped` between two events once the flag is set.
 
     bars: whether they may be drawn, on a terminal that nothing else is written to.
@@ -37,7 +37,8 @@ def watch(
                 if flag and event.overall < 1 and (why := flag.requested()):
                     raise Stopped(f"stopped by {why}; nothing was written", "run the same command again")
             except StopIteration as stop:
-                return dict(stop.value)
+                result: T = stop.value
+                return result
 
 
 class _lines:

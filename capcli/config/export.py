@@ -20,7 +20,10 @@ class ExportConfig:
     to: str = option("dense", "format: " + ", ".join(EXPORT_FORMATS))
     out: str = option("", "folder to write; MODEL-FORMAT by default", flag="-o")
     dtype: str = option(
-        "fp32", "type of the stored weights: fp32, fp16, bf16; for sparse and sliced also int8", panel="Weights"
+        "auto",
+        "type of the stored weights: fp32, fp16, bf16; for sparse and sliced also int8; auto is that of the model's "
+        "file for sparse and sliced, fp32 for others",
+        panel="Weights",
     )
     embeddings: str = option(
         "keep",
@@ -45,7 +48,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_name("format", self.to, EXPORT_FORMATS)
-        check_name("dtype", self.dtype, ("fp32", "fp16", "bf16", "int8"))
+        check_name("dtype", self.dtype, ("auto", "fp32", "fp16", "bf16", "int8"))
         check_name("device", self.device.split(":")[0], DEVICES)
         at_least(1, samples=self.samples)
         at_least(0, threads=self.threads, max_eval_samples=self.max_eval_samples)
@@ -60,7 +63,7 @@ class ExportConfig:
             raise ConfigError(
                 f"{flag} is for --to sparse or --to sliced, not {self.to}", "use one of these, or leave it out"
             )
-        if self.to == "onnx" and self.dtype != "fp32":
+        if self.to == "onnx" and self.dtype not in ("auto", "fp32"):
             raise ConfigError(f"--to onnx writes fp32, not {self.dtype}", "use --int8 for a smaller file")
         if self.int8 and self.to != "onnx":
             raise ConfigError("--int8 is for --to onnx", "use --dtype int8 with --to sparse or --to sliced")

@@ -17,10 +17,22 @@ from capcli.config.names import (
     TASK_NAMES,
     nearest,
 )
-from capcli.config.options import at_least, check_name, exists, meant, option, parse_drops, parse_limits, split_list
-from capcli.config.prune import LABEL_MAP, Hardware, TaskConfig
+from capcli.config.options import (
+    at_least,
+    check_name,
+    exists,
+    meant,
+    option,
+    parse_drops,
+    parse_limits,
+    same_option,
+    split_list,
+)
+from capcli.config.prune import Hardware, TaskConfig
 from capcli.errors import ConfigError
 
+OF_TASK = ("text_column", "pair_column", "label_column", "label_map", "max_length", "max_eval_samples")
+"""Options of `TaskConfig` that `cap probe` has too, for all its tasks."""
 RUNTIME = (
     "what computes: torch, sparse, onnx, or auto, which takes the faster of torch and sparse on this machine; "
     "without it onnx for an ONNX folder and torch for all others"
@@ -116,10 +128,10 @@ class ProbeConfig:
     data: str = option(
         "", "data of a single task, or a folder with a subfolder of splits for each task that is not built in"
     )
-    text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
-    pair_column: str = option("", "column of the second text, or of the context", panel="Task")
-    label_column: str = option("", "column of the label; a,b,c for several 0/1 columns of labels", panel="Task")
-    label_map: str = option("", LABEL_MAP, panel="Task")
+    text_column: str = same_option(TaskConfig, "text_column")
+    pair_column: str = same_option(TaskConfig, "pair_column")
+    label_column: str = same_option(TaskConfig, "label_column")
+    label_map: str = same_option(TaskConfig, "label_map")
     baseline: str = option("", "models or results of cap probe to compare with; gates use the first")
     probe: str = option(
         "linear", "kind of probe: linear (logistic or ridge regression), or head (trained by gradient descent)"
@@ -174,12 +186,7 @@ class ProbeConfig:
         return TaskConfig(
             task=task,
             data=str(folder or ""),
-            text_column=self.text_column,
-            pair_column=self.pair_column,
-            label_column=self.label_column,
-            label_map=self.label_map,
-            max_length=self.max_length,
-            max_eval_samples=self.max_eval_samples,
+            **{name: getattr(self, name) for name in OF_TASK},
         )
 
     def _check_data(self) -> None:

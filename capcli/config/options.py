@@ -25,6 +25,12 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def same_option(cls: type, name: str) -> Any:
+    """The option `name` of another configuration as a field of this one: its default and help are written once."""
+    (found,) = (item for item in fields(cls) if item.name == name)
+    return field(default=found.default, metadata=found.metadata)
+
+
 def exists(path: str) -> bool:
     """Whether a path is there; a name that no system allows is not."""
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from capcli.config.options import flatten, pieces
+
+T = TypeVar("T")
 
 
 def shortened(value: Any) -> Any:
@@ -16,8 +20,8 @@ def shortened(value: Any) -> Any:
     return f"…/{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def portable(found: Any, config: Any) -> Any:
-    """A report without the absolute paths among the options of its command; they say nothing elsewhere, but much of
+def portable(found: T, config: Any) -> T:
+    """A result without the absolute paths among the options of its command; they say nothing elsewhere, but much of
     the machine and its user."""
     texts = (value for value in flatten(config).values() if isinstance(value, str))
     places = {place for text in texts for place in pieces(text) if Path(place).is_absolute() and Path(place).name}
@@ -28,13 +32,16 @@ def portable(found: Any, config: Any) -> Any:
     pattern = re.compile(rf"(?<![\w./…-])(?:{longest_first})(?![\w-])")
 
     def shown(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(value, **{one.name: shown(vars(value)[one.name]) for one in fields(value)})
         if isinstance(value, dict):
             return {name: shown(one) for name, one in value.items()}
         if isinstance(value, list | tuple):
-            return [shown(one) for one in value]
+            return type(value)(map(shown, value))
         return pattern.sub(lambda match: known[match[0]], value) if isinstance(value, str) else value
 
-    return shown(found)
+    clean: T = shown(found)
+    return clean
 
 
 def command_line(arguments: Iterable[str]) -> str:

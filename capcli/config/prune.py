@@ -187,6 +187,9 @@ class PruneConfig:
     max_time: float = option(
         0.0, "save a checkpoint and stop after this many minutes, 0 for never", panel="Run", resumable=True
     )
+    store: str = option(
+        "fp16", "type of the weights in the file: fp16, or fp32 to keep all bits that were trained", panel="Run"
+    )
     keep_work: bool = option(False, "keep the work folder of a finished run", panel="Run", resumable=True)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -198,6 +201,7 @@ class PruneConfig:
         check_name("scope", self.scope, ("auto", "matrix", "global"))
         check_name("structure", self.structure, STRUCTURES)
         check_name("score-init", self.score_init, ("zero", "magnitude"))
+        check_name("store", self.store, ("fp16", "fp32"))
         check_name("init", self.init, ("teacher", "pretrained"))
         check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
         for name in self.loss_names:

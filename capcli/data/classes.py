@@ -19,6 +19,7 @@ from capcli.data.kinds import KINDS
 from capcli.data.labels import NO_LABEL, SEPARATORS, Labels, parts_of
 from capcli.data.names import Finder
 from capcli.errors import DataError
+from capcli.reporting.text import first_few
 
 MOST_LABELS = 1000
 JOINS = " \t/&+；，、"  # which may stand between labels too, though they are read as part of one
@@ -60,7 +61,7 @@ def _merged(found: Labels, occur: Sequence[str]) -> set[str]:
         return set(occur)
     if not numbers <= set(names.FLAGS.values()):
         raise DataError(
-            f"{found.place} mixes true and false with numbers: {names.shown(names.order({*flags, *numbers}))}",
+            f"{found.place} mixes true and false with numbers: {first_few(names.order({*flags, *numbers}))}",
             "write all labels in the same way",
         )
     missing = {names.FLAGS[names.folded(flag)] for flag in flags} - numbers
@@ -107,8 +108,7 @@ def check_known(found: Labels, classes: Sequence[str], find: Finder, *, codes: b
     check_labelled(found, find)
     if missing := unknown(found, find):
         raise DataError(
-            f"unknown labels in the {found.split} split: {names.shown(missing, 5)}; the task has "
-            f"{names.shown(classes)}",
+            f"unknown labels in the {found.split} split: {first_few(missing, 5)}; the task has {first_few(classes)}",
             _way_out(missing, classes, codes),
         )
 
@@ -123,7 +123,7 @@ def _way_out(missing: Sequence[str], classes: Sequence[str], codes: bool) -> str
     if not all(map(names.number, missing)) or any(map(names.number, classes)):
         return f"leave those rows out, or say which of the labels is meant: --label-map {pairs}"
     if codes:
-        own = names.shown([f"{code} {name}" for code, name in enumerate(classes)])
+        own = first_few([f"{code} {name}" for code, name in enumerate(classes)])
         return f"the codes of this task are {own}; for data with others use --task text-classification"
     return f"numbers are not matched with names by their position; say which is which: --label-map {pairs}"
 
@@ -148,13 +148,13 @@ def map_remarks(aliases: Mapping[str, str], classes: Sequence[str], find: Finder
     for old, new in names.without_effect(find, aliases):
         mine, other = find(old), find(new)
         if mine is not None and other is not None:
-            own = names.shown([classes[mine]])
-            why = "both are classes" if own == old else f"{names.shown([old])} already means {own}"
+            own = first_few([classes[mine]])
+            why = "both are classes" if own == old else f"{first_few([old])} already means {own}"
         elif of_model:
             continue
         else:
             why = "neither is a class of the data"
-        said.append(f"--label-map {names.shown([old])}={names.shown([new])} changes nothing in the data: {why}")
+        said.append(f"--label-map {first_few([old])}={first_few([new])} changes nothing in the data: {why}")
     return said
 
 
@@ -166,10 +166,10 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
         said.append(f"classes that differ only in case or invisible characters: {many}")
     for name, one in found.items():
         if pairs := _respelled(_distinct(one), classes, find):
-            said.append(f"{name}: labels matched although they are written differently: {names.shown(pairs)}")
+            said.append(f"{name}: labels matched although they are written differently: {first_few(pairs)}")
     numbers = [name for name in classes if names.number(name)]
     if numbers and len(numbers) < len(classes):
-        said.append(f"some labels are numbers and others names: {names.shown(classes)}")
+        said.append(f"some labels are numbers and others names: {first_few(classes)}")
     if {"-1", "0"} <= set(numbers) <= {"-1", "0", "1"}:
         said.append("-1 is read as a class; if it means that there is no label, remove those rows")
     joined = [
@@ -182,7 +182,7 @@ def remarks(found: Mapping[str, Labels], classes: Sequence[str], find: Finder) -
         many = "several labels of a text need --task multi-label-classification"
         if any(kind.several for kind in kinds):
             many = "put ; between the labels of a text"
-        said.append(f"labels that combine others, each read as a class of its own: {names.shown(joined)}; {many}")
+        said.append(f"labels that combine others, each read as a class of its own: {first_few(joined)}; {many}")
     return said
 
 

@@ -17,11 +17,12 @@ from capcli.data.incoming import Incoming
 from capcli.data.kinds import KINDS
 from capcli.data.labels import Labels
 from capcli.data.layout import Found
-from capcli.data.names import FLAGS, finder, key, number, order, shown
+from capcli.data.names import FLAGS, finder, key, number, order
 from capcli.data.splits import Split, TaskData, need_holdout, subset, subsets
 from capcli.data.tables import Table
 from capcli.data.tasks import BUILTIN_FOLDER, LABEL_NAMES, TASKS, Task
 from capcli.errors import DataError
+from capcli.reporting.text import first_few
 from capcli.sources import hub_data
 
 
@@ -256,11 +257,13 @@ def _label_names(
         for one in others:
             check_labelled(one, find)
         new = {name for one in others for name in unknown(one, find) if (number(name) is not None) in numeric}
-        notes = [f"labels that occur only in evaluation, so they cannot be learned: {shown(order(new))}"] if new else []
+        notes = (
+            [f"labels that occur only in evaluation, so they cannot be learned: {first_few(order(new))}"] if new else []
+        )
         classes += tuple(order(new))
     if task.entities and not entities.is_entity_scheme(classes):
         raise DataError(
-            f"labels of entities must be O or like B-person and I-person; the data has {shown(classes)}",
+            f"labels of entities must be O or like B-person and I-person; the data has {first_few(classes)}",
             "for other labels of words use --task token-classification",
         )
     return classes, notes

@@ -15,6 +15,7 @@ from pathlib import Path
 from capcli.config.names import HUB_PREFIX
 from capcli.data import tables
 from capcli.errors import CapError, DataError
+from capcli.reporting.text import first_few
 from capcli.stored import read_json
 
 EVALS = ("validation", "validation_matched", "validation_mismatched", "dev", "dev_matched", "dev_mismatched")
@@ -122,7 +123,7 @@ def _in_folder(root: Path) -> Found:
         notes=(
             *([f"the splits are read from the folder {home.relative_to(root)}"] if home != root else ()),
             *(
-                f"{name} is read from {_shown([path.name for path in members])}"
+                f"{name} is read from {first_few([path.name for path in members], 6)}"
                 for name, members in read.items()
                 if name not in spare and _is_numbered(members)
             ),
@@ -138,7 +139,7 @@ def _left_out(root: Path, home: Path, rest: Sequence[_File]) -> Iterator[str]:
         parts = one.path.relative_to(root).parts
         names.add(f"{parts[0]}/" if len(parts) > 1 and one.home != home else "/".join(parts))
     if names:
-        yield f"in the data folder, but not read: {_shown(sorted(names))}"
+        yield f"in the data folder, but not read: {first_few(sorted(names), 6)}"
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -220,7 +221,7 @@ def _home(root: Path, seen: Sequence[_File]) -> Path:
     if homes:
         names = [home.relative_to(root).as_posix() for home in homes]
         raise DataError(
-            f"{root} contains several sets of splits: {_shown(names)}", f"give one of them: {root / names[0]}"
+            f"{root} contains several sets of splits: {first_few(names, 6)}", f"give one of them: {root / names[0]}"
         )
     raise _nothing(root, seen)
 
@@ -230,7 +231,7 @@ def _nothing(root: Path, seen: Sequence[_File]) -> DataError:
     for one in seen:
         if one.split:
             return tables.refusal(one.path)
-    names = _shown([one.path.relative_to(root).as_posix() for one in seen])
+    names = first_few([one.path.relative_to(root).as_posix() for one in seen], 6)
     if readable := [one.path for one in seen if one.readable]:
         alone = f"; a single file can be given directly: {readable[0]}" if len(readable) == 1 else ""
         return DataError(f"no split in {root}: found {names}", f"name the files train, validation and test{alone}")
@@ -301,10 +302,5 @@ def _is_numbered(paths: Sequence[Path]) -> bool:
 def _several(split: str, paths: Sequence[Path]) -> DataError:
     names = [path.name if _split_of(path) == split else f"{path.parent.name}/{path.name}" for path in paths]
     return DataError(
-        f"several files for the {split} split: {_shown(names)}", f"keep one of them; {TOGETHER.format(split)}"
+        f"several files for the {split} split: {first_few(names, 6)}", f"keep one of them; {TOGETHER.format(split)}"
     )
-
-
-def _shown(names: Sequence[str], most: int = 6) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

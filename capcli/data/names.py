@@ -123,12 +123,6 @@ def one_per_number(names: Iterable[str]) -> list[str]:
     return [min(group, key=lambda name: (len(name), name)) for group in groups.values()]
 
 
-def shown(names: Sequence[str], most: int = 10) -> str:
-    """Names for a message, the first of many; one with characters that cannot be seen as Python writes it."""
-    visible = [name if name.isprintable() else repr(name) for name in names[:most]]
-    return ", ".join(visible) + (", …" if len(names) > most else "")
-
-
 def quoted(name: str) -> str:
     """A name between quotes, everything in it visible."""
     return repr(name) if unicodedata.normalize("NFC", name) == name else ascii(name)

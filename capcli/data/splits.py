@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from capcli.data import literals, perturb, tables
 from capcli.data.kinds import KINDS
 from capcli.data.labels import is_unicode
-from capcli.data.names import shown
 from capcli.data.perturb import Change
 from capcli.data.tables import Table
 from capcli.errors import DataError
-from capcli.reporting.text import counted
+from capcli.reporting.text import counted, first_few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +192,7 @@ class TaskData:
     @property
     def legend(self) -> str:
         """The code of each label and its name, such as `0 negative, 1 positive`, of the first of many."""
-        names = shown([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
+        names = first_few([f"{code} {name}" for code, name in enumerate(self.labels)], 20)
         return names + (f" ({len(self.labels)})" if len(self.labels) > 20 else "")
 
 

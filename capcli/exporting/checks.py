@@ -12,48 +12,48 @@ from capcli.errors import CheckFailed
 from capcli.events import Event, told
 from capcli.exporting import agreement
 from capcli.exporting.job import Export, Opened, event_of, what_it_gives
-from capcli.measuring import scoring
+from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models import predictor
 from capcli.models.model import place
-from capcli.runtime import timing
+from capcli.records.exported import BeforeAfter, Check, ExportMetrics, ExportSize, Measurements, Speed, Timed
+from capcli.records.parts import intervals
+from capcli.timing import in_turn
 
 ALONE = (
     "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
     "and some answers may differ in other batches"
 )
-LATENCY_BATCHES, LATENCY_LENGTH, LATENCY_SECONDS = (1, 32), 128, 8.0
+LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
 
 
-def checked(job: Export, opened: Opened) -> Generator[Event, None, dict[str, Any]]:
+def checked(job: Export, opened: Opened) -> Generator[Event, None, Measurements]:
     """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
     yield Event(phase="export", overall=0.6, note="comparing the export with the original")
     place(job.original, job.on)
-    found: dict[str, Any] = {
-        "check": _compared(job, opened),
-        "size": {
-            "dense_bytes": 4 * job.original.before_slicing.total,
-            "weights_bytes": opened.file_bytes,
-            "memory_bytes": opened.memory_bytes,
-        },
-        "metrics": None,
-        "speed": None,
-        "batching": opened.model.batching,
-        "notes": [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone],
-    }
+    check, dense_bytes = _compared(job, opened), 4 * job.original.before_slicing.total
+    notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
+    metrics, speed = None, None
     if job.lossy and job.known.ours:
-        found["metrics"], notes = yield from _metrics(job, opened)
-        found["notes"] += notes
+        metrics, more = yield from _metrics(job, opened)
+        notes += more
     elif job.lossy:
-        found["notes"].append("the weights were changed, and the accuracy was not measured again")
+        notes.append("the weights were changed, and the accuracy was not measured again")
     if job.config.to in ("sliced", "onnx"):
         yield Event(phase="export", overall=0.875, note="measuring latency, in turn with the original model")
-        found["speed"] = _speed(job, opened)
-    found["gives"] = what_it_gives(found["size"], found["speed"])
-    return found
+        speed = yield from _speed(job, opened)
+    return Measurements(
+        check=check,
+        size=ExportSize(dense_bytes=dense_bytes, weights_bytes=opened.file_bytes, memory_bytes=opened.memory_bytes),
+        metrics=metrics,
+        speed=speed,
+        batching=opened.model.batching,
+        notes=tuple(notes),
+        gives=what_it_gives(opened, dense_bytes, speed),
+    )
 
 
-def _compared(job: Export, opened: Opened) -> dict[str, Any]:
+def _compared(job: Export, opened: Opened) -> Check:
     """Logits on the same texts, and zeros. A text that the new vocabulary reads otherwise has no equal to compare."""
     texts, kind, before = job.texts, job.original.kind, job.original.nonzero()
     if job.config.vocab:
@@ -72,16 +72,16 @@ def _compared(job: Export, opened: Opened) -> dict[str, Any]:
             f"the logits of the export differ by up to {found.largest:.3g} on {len(texts)} texts, "
             f"{allowed:.3g} is allowed; nothing was kept"
         )
-    return {
-        "texts": len(texts),
-        "of": job.texts_of,
-        "exact": job.exact,
-        "largest_difference": found.largest,
-        "largest_logit": found.scale,
-        "tolerance": allowed if job.exact else None,
-        "argmax_agreement": found.agreement,
-        "nonzero_weights": {"before": before, "after": opened.nonzero},
-    }
+    return Check(
+        texts=len(texts),
+        of=job.texts_of,
+        exact=job.exact,
+        largest_difference=found.largest,
+        largest_logit=found.scale,
+        tolerance=allowed if job.exact else None,
+        argmax_agreement=found.agreement,
+        nonzero_weights=BeforeAfter(before=before, after=opened.nonzero),
+    )
 
 
 def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
@@ -91,33 +91,40 @@ def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
     return first == second
 
 
-def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[dict[str, Any], list[str]]]:
+def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[ExportMetrics, list[str]]]:
     """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
     split, data, source = job.known.held_out, job.known.data, job.known.source
-    found: dict[str, Any] = {"split": split.name, "primary": data.primary}
     measured: list[Measured] = []
     for when, model in (("before", predictor.of_network(job.original, job.on)), ("after", opened.model)):
         examples = scoring.encoded(model, split, source)
         one = yield from told(scoring.measure(model, examples, data.metrics), event_of(when))
-        found |= {when: one.metrics, "n_examples": one.n_examples, "confidence_95": one.confidence_95}
         measured.append(one)
     before, after = measured
-    found["agreement"] = scoring.agreed(after, before).value
+    found = ExportMetrics(
+        split=split.name,
+        primary=data.primary,
+        before=before.metrics,
+        n_examples=after.n_examples,
+        confidence_95=intervals(after.confidence_95),
+        after=after.metrics,
+        agreement=scoring.agreed(after, before).value,
+    )
     same = [scoring.same_answer("the export", split.name, after.constant)] if after.constant else []
     return found, [*after.doubts, *same]
 
 
-def _speed(job: Export, opened: Opened) -> dict[str, Any]:
-    """How many times faster the export is than the model as it was loaded, measured alternately; by batch size."""
+def _speed(job: Export, opened: Opened) -> Generator[Event, None, Speed]:
+    """How many times faster the export is than the model as it was loaded, measured in turn; by batch size."""
     models = (predictor.of_network(job.original, job.on), opened.model)
-    length, rows = min(LATENCY_LENGTH, models[0].longest), {}
+    length, rows = min(latency.LENGTH, models[0].longest), {}
     for batch in LATENCY_BATCHES:
-        calls = [partial(one.run(), timing.full_inputs(one.tokenizer, batch, length)) for one in models]
-        pairs = timing.by_turns(calls, LATENCY_SECONDS)
-        rows[f"batch_{batch}"] = {
-            "before_ms": 1000 * statistics.median(a for a, _ in pairs),
-            "ms": 1000 * statistics.median(b for _, b in pairs),
-            "times": statistics.median(a / b for a, b in pairs),
-            "runs": len(pairs),
-        }
-    return {**rows, "length": length, "threads": opened.model.threads, "hardware": job.on.name}
+        calls = [one.asked(one.full_inputs(batch, length)) for one in models]
+        rounds = in_turn([calls] * latency.ROUNDS, seconds=LATENCY_SECONDS)
+        pairs = yield from told(rounds, partial(Event, phase="latency", overall=0.9))
+        rows[f"batch_{batch}"] = Timed(
+            before_ms=1000 * statistics.median(a for a, _ in pairs),
+            ms=1000 * statistics.median(b for _, b in pairs),
+            times=statistics.median(a / b for a, b in pairs),
+            runs=len(pairs),
+        )
+    return Speed(**rows, length=length, threads=opened.model.threads, hardware=job.on.name)

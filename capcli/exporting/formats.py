@@ -13,19 +13,14 @@ from capcli import files
 from capcli.config.paths import shortened
 from capcli.errors import ModelError
 from capcli.events import Event
-from capcli.exporting import onnx_model, storage
+from capcli.exporting import onnx_model
 from capcli.exporting.job import Export, Opened, total_bytes
-from capcli.models import artifact, predictor, stock, tokenizers
+from capcli.models import artifact, predictor, stock, storage, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
 from capcli.runtime import onnx as graphs
 from capcli.runtime.graph import graph_files
 
 KEPT_SETTINGS = ("source", "holdout", "seed", "method", "sparsity", "no_answer")
-# What an export remembers of the report of its run.
-KEPT_OF_RUN = (
-    *("model", "base_model", "task", "method", "losses", "seed", "command", "versions", "device", "labels"),
-    *("teacher", "sparsity", "metrics", "notes"),
-)
 
 
 def check_format(model: Model, to: str) -> None:
@@ -47,8 +42,8 @@ def slice_model(model: Model) -> Model:
 def dense(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     """A stock Hugging Face folder: zeros stored, loads everywhere without capcli; no smaller and no faster."""
     yield Event(phase="export", overall=0.3, note="writing the dense model")
-    dtype = storage.DTYPES[job.config.dtype]
-    wanted = storage.stored(job.model, (), job.config.dtype)
+    dtype = storage.DTYPES[job.dtype]
+    wanted = storage.stored(job.model, (), job.dtype)
     tensors = {name: tensor for name, tensor in wanted.tensors.items() if isinstance(tensor, torch.Tensor)}
     stock.save_dense(job.model, staging, tensors, dtype)
     found = stock.reload_dense(staging, job.model.kind)
@@ -62,7 +57,7 @@ def artefact(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     """Our own file: kept values and positions. From smaller layers, when the model was sliced."""
     config, pruned = job.config, list(job.model.prunable())
     yield Event(phase="export", overall=0.3, note="writing the weights")
-    wanted = storage.stored(job.model, pruned, config.dtype, config.embeddings, config.svd_rank)
+    wanted = storage.stored(job.model, pruned, job.dtype, config.embeddings, config.svd_rank)
     artifact.save_artifact(job.model, staging, pruned, settings(job), wanted.tensors, wanted.quantised)
     opened = artifact.load_artifact(staging)
     storage.check(wanted, opened.net)
@@ -77,7 +72,7 @@ def settings(job: Export) -> dict[str, Any]:
     if job.known.ours:
         now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
         kept["source"] = {**kept["source"], **now}
-    treatment = {"format": config.to, "dtype": config.dtype, "embeddings": config.embeddings}
+    treatment = {"format": config.to, "dtype": job.dtype, "embeddings": config.embeddings}
     return {**kept, "export": {**treatment, "vocab": shortened(config.vocab)}}
 
 

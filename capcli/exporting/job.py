@@ -9,6 +9,7 @@ from typing import Any
 
 from capcli import files
 from capcli.config.export import ExportConfig
+from capcli.config.names import ARTEFACT_FORMATS
 from capcli.config.prune import TaskConfig
 from capcli.data.splits import Split, TaskData
 from capcli.errors import FileError
@@ -17,6 +18,7 @@ from capcli.exporting import agreement
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predictor import Predictor
+from capcli.records.exported import Gives, RunFacts, Speed, Vocabulary
 
 SLICED_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 
@@ -47,7 +49,7 @@ class Export:
     """What is exported: the model as it was loaded, and as it is to be written (other vocabulary, smaller layers).
 
     texts, texts_of: what the logits are compared on, and the split that they are from. words: the new vocabulary.
-    history: the report of the run, as far as it is known.
+    own_dtype: type of the weights in the file of the model. history: the report of the run, as far as it is known.
     """
 
     config: ExportConfig
@@ -57,8 +59,9 @@ class Export:
     known: Texts
     texts: list[agreement.Text]
     texts_of: str
-    words: dict[str, Any] | None
-    history: dict[str, Any]
+    words: Vocabulary | None
+    own_dtype: str
+    history: RunFacts | None
 
     @property
     def length(self) -> int:
@@ -66,9 +69,22 @@ class Export:
         return longest_input(self.original, self.known.source.longest)
 
     @property
+    def dtype(self) -> str:
+        """The type of the weights that are written."""
+        return self.dtype_for(self.config.to)
+
+    def dtype_for(self, to: str) -> str:
+        """The type of the weights in a format: chosen, or that of the model's own file where the format is ours."""
+        chosen = self.config.dtype
+        if to in ARTEFACT_FORMATS:
+            return self.own_dtype if chosen == "auto" else chosen
+        return chosen if to == "dense" and chosen not in ("auto", "int8") else "fp32"
+
+    @property
     def exact(self) -> bool:
         """Whether only rounding may tell the logits of the export from those of the model, on the same tokens."""
-        return self.config.dtype == "fp32" and self.config.embeddings == "keep" and not self.config.int8
+        same = self.dtype in ("fp32", self.own_dtype)
+        return same and self.config.embeddings == "keep" and not self.config.int8
 
     @property
     def lossy(self) -> bool:
@@ -116,11 +132,10 @@ def event_of(when: str) -> Callable[..., Event]:
     return event
 
 
-def what_it_gives(size: dict[str, Any], speed: dict[str, Any] | None) -> dict[str, Any]:
+def what_it_gives(opened: Opened, dense_bytes: int, speed: Speed | None) -> Gives:
     """How many times smaller, lighter in memory and, where it was measured, faster; 1.0 is as dense."""
-    dense = size["dense_bytes"]
-    return {
-        "smaller_file": dense / size["weights_bytes"],
-        "less_memory": dense / size["memory_bytes"],
-        "faster": {name: row["times"] for name, row in speed.items() if name.startswith("batch")} if speed else None,
-    }
+    return Gives(
+        smaller_file=dense_bytes / opened.file_bytes,
+        less_memory=dense_bytes / opened.memory_bytes,
+        faster={name: row.times for name, row in speed.batches.items() if row.times is not None} if speed else None,
+    )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from capcli.config.measure import EvalConfig
 from capcli.data.splits import TaskData
@@ -14,14 +14,10 @@ from capcli.measuring import noise
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, paired, same_answer
 from capcli.models.predictor import Predictor
+from capcli.records.measured import Baseline, EvalResult, Perturbed, stored_scores
+from capcli.records.parts import Noisy, Scores
 from capcli.reporting.text import named
 from capcli.runtime import choice
-from capcli.stored import finite, mapping, part, read_json
-
-
-def about_data(config: EvalConfig, data: TaskData) -> dict[str, Any]:
-    """What was read of the first split, and how far."""
-    return {"data": next(iter(data.evals.values())).fingerprint, "max_length": config.source.longest}
 
 
 def same_place(a: str, b: str) -> bool:
@@ -37,10 +33,12 @@ def load_for(config: EvalConfig, source: str, data: TaskData, runtime: str = "")
     )
 
 
-def rows_of(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+def rows_of(estimates: Mapping[str, Estimate]) -> dict[str, Noisy]:
     """Estimates as rows of a result."""
     return {name: one.row() for name, one in estimates.items()}
 
+
+TAKES = "--baseline takes a model, or a report of cap prune or cap eval"
 
 # The baseline --------------------------------------------------------------------------------------------------------
 
@@ -49,7 +47,7 @@ def rows_of(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
 class Compared:
     """What the baseline gives: its row of the result, ours minus and ours by its metrics, how often both agree."""
 
-    baseline: dict[str, Any] | None = None
+    baseline: Baseline | None = None
     differences: dict[str, Estimate] = field(default_factory=dict)
     ratios: dict[str, Estimate] = field(default_factory=dict)
     agreement: Estimate | None = None
@@ -66,9 +64,14 @@ def with_model(
         by_name = paired(one, theirs[change])
         differences |= {name + change: value for name, value in by_name[0].items()}
         ratios |= {name + change: value for name, value in by_name[1].items()}
-    row = {"model": config.baseline, **theirs[""].table}
-    row["perturbed"] = {change[1:]: one.table for change, one in theirs.items() if change}
-    same = theirs[""].constant
+    table, same = theirs[""].table, theirs[""].constant
+    row = Baseline(
+        model=config.baseline,
+        metrics=table.metrics,
+        confidence_95=table.confidence_95,
+        n_examples=table.n_examples,
+        perturbed={change[1:]: one.table for change, one in theirs.items() if change},
+    )
     return Compared(
         baseline=row,
         differences=differences,
@@ -80,12 +83,11 @@ def with_model(
 
 def with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured]) -> Compared:
     """Compare with a stored result of prune or eval about as many examples; changed texts with changed."""
-    stored = mapping(read_json(Path(config.baseline)))
-    row = report_row(config, stored, data, ours[""].n_examples)
+    row = stored_baseline(config, data, ours[""].n_examples)
+    row = replace(row, perturbed={name: one for name, one in row.perturbed.items() if f"@{name}" in ours})
     theirs = _estimates(row)
-    perturbed = {change: _report_table(part(stored, "perturbed", change[1:])) for change in ours if change}
-    row["perturbed"] = {change[1:]: table for change, table in perturbed.items() if table["metrics"]}
-    theirs |= {name + change: one for change, table in perturbed.items() for name, one in _estimates(table).items()}
+    for change, scores in row.perturbed.items():
+        theirs |= {f"{name}@{change}": one for name, one in _estimates(scores).items()}
     mine = {name + change: one for change, found in ours.items() for name, one in found.estimates().items()}
     both = [name for name in mine if name in theirs]
     exact = [name for name in both if theirs[name].at is None]
@@ -98,37 +100,38 @@ def with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured]
     )
 
 
-def report_row(config: EvalConfig, stored: Mapping[str, Any], data: TaskData, n_examples: int) -> dict[str, Any]:
-    """The row of a stored result. Raises `FileError` or `ConfigError` when it is about something else."""
-    path, table = config.baseline, part(stored, "metrics")
-    found = _report_table({"metrics": table["pruned"], **table} if "pruned" in table else stored)
-    if not found["metrics"]:
-        raise FileError(f"{path} contains no metrics", "--baseline takes a model, or a report of cap prune or cap eval")
-    if stored.get("task") not in (None, data.name):
-        raise ConfigError(f"{path} is about task {stored['task']}, not {data.name}")
-    theirs = {name: table.get(name, stored.get(name)) for name in ("n_examples", "split", *noise.DATA)}
-    ours = {"n_examples": n_examples, "split": next(iter(data.evals)), **about_data(config, data)}
-    if what := noise.differing(theirs, ours, [name for name in ours if theirs[name] is not None]):
+def stored_baseline(config: EvalConfig, data: TaskData, n_examples: int) -> Baseline:
+    """The stored result as a baseline. Raises `FileError` or `ConfigError` when it is about something else."""
+    path = config.baseline
+    stored = stored_scores(path, TAKES)
+    scores = _finite(stored)
+    if not scores.metrics:
+        raise FileError(f"{path} contains no metrics", TAKES)
+    if stored.task not in (None, data.name):
+        raise ConfigError(f"{path} is about task {stored.task}, not {data.name}")
+    name, split = next(iter(data.evals.items()))
+    ours = EvalResult(n_examples=n_examples, split=name, data=split.fingerprint, max_length=config.source.longest)
+    known = [name for name in ("n_examples", "split", *noise.DATA) if getattr(stored, name) is not None]
+    if what := noise.differing(stored, ours, known):
         raise ConfigError(
-            f"{path} and {config.model} differ in {what}: {named(theirs[what])} and {ours[what]}",
+            f"{path} and {config.model} differ in {what}: {named(getattr(stored, what))} and {getattr(ours, what)}",
             "compare on the same examples, with the same --data, --max-length and --max-eval-samples",
         )
-    return {"model": path, **found}
+    perturbed = {change: _finite(one) for change, one in stored.perturbed.items()}
+    return Baseline(
+        model=path,
+        metrics=scores.metrics,
+        confidence_95=scores.confidence_95,
+        perturbed={change: one for change, one in perturbed.items() if one.metrics},
+    )
 
 
-def _report_table(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that a stored result holds, and their intervals."""
-    values = {name: value for name, one in part(stored, "metrics").items() if (value := finite(one)) is not None}
-    ends = part(stored, "confidence_95")
-    return {
-        "metrics": values,
-        "confidence_95": {name: list(ends[name]) for name in values if _is_interval(ends.get(name))},
-    }
+def _finite(stored: EvalResult | Perturbed) -> Scores:
+    """The metrics of a stored result that are numbers, and the intervals of those that have one."""
+    values = {name: value for name, value in stored.metrics.items() if math.isfinite(value)}
+    ends = {name: one for name, one in stored.confidence_95.items() if all(map(math.isfinite, one))}
+    return Scores(metrics=values, confidence_95={name: ends[name] for name in values if name in ends})
 
 
-def _is_interval(ends: Any) -> bool:
-    return isinstance(ends, list) and len(ends) == 2 and None not in map(finite, ends)
-
-
-def _estimates(table: Mapping[str, Any]) -> dict[str, Estimate]:
-    return {name: noise.stored(value, table["confidence_95"].get(name)) for name, value in table["metrics"].items()}
+def _estimates(scores: Scores | Baseline) -> dict[str, Estimate]:
+    return {name: noise.stored(value, scores.confidence_95.get(name)) for name, value in scores.metrics.items()}

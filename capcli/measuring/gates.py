@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any
 
 from capcli.config.measure import Gates
 from capcli.config.names import nearest
 from capcli.config.options import meant, parse_drops, parse_limits
 from capcli.errors import ConfigError
 from capcli.measuring.noise import Estimate
+from capcli.records import parts
+from capcli.records.parts import Gate
 from capcli.reporting.text import byte_size, milliseconds
 
-Row = dict[str, Any]
 Bounds = tuple[float, float]  # the lowest and the highest value that a metric can have
 DECIMALS = 12  # as `reporting.text` shows numbers
 
@@ -84,7 +84,7 @@ def _range(low: float, high: float) -> str:
 # After ---------------------------------------------------------------------------------------------------------------
 
 
-def check(gates: Gates, found: Evidence) -> list[Row]:
+def check(gates: Gates, found: Evidence) -> tuple[Gate, ...]:
     """One row per gate. A missing or NaN value fails its gate. Values and limits are compared to 12 decimals.
 
     With a confidence level, a gate fails only when the whole interval of the value lies beyond the limit.
@@ -97,21 +97,21 @@ def check(gates: Gates, found: Evidence) -> list[Row]:
     for name, limit, relative in parse_drops(gates.max_drop):
         if relative:
             drop = _mirrored(found.ratios.get(name), 1)
-            rows.append(_row(f"max relative drop {name}", _fall(name, relative=True), "<=", limit, drop, level))
-            _explain(rows[-1], name, found)
+            row = _row(f"max relative drop {name}", _fall(name, relative=True), "<=", limit, drop, level)
+            rows.append(_explained(row, name, found))
         else:
             drop = _mirrored(found.differences.get(name), 0)
             rows.append(_row(f"max drop {name}", _fall(name, relative=False), "<=", limit, drop, level))
     if gates.min_retention:
         kept = found.ratios.get(found.primary)
-        rows.append(_row("min retention", _kept(found.primary), ">=", gates.min_retention, kept, level))
-        _explain(rows[-1], found.primary, found)
+        row = _row("min retention", _kept(found.primary), ">=", gates.min_retention, kept, level)
+        rows.append(_explained(row, found.primary, found))
     if gates.max_bytes:
         size = None if found.weights_bytes is None else Estimate(found.weights_bytes)
         rows.append(_row("max bytes", _size(), "<=", gates.max_bytes, size, 0))
     if gates.max_latency_ms:
         rows.append(_row("max latency", _latency(), "<=", gates.max_latency_ms, found.latency_ms, level))
-    return rows
+    return tuple(rows)
 
 
 def _mirrored(estimate: Estimate | None, start: float) -> Estimate | None:
@@ -126,14 +126,15 @@ def _mirrored(estimate: Estimate | None, start: float) -> Estimate | None:
     return Estimate(start - estimate.value, at if estimate.at else None)
 
 
-def _explain(row: Row, name: str, found: Evidence) -> None:
-    """Say why a ratio has no value though both metrics have one."""
+def _explained(row: Gate, name: str, found: Evidence) -> Gate:
+    """The gate, saying why a ratio has no value though both metrics have one."""
     theirs = found.baseline.get(name)
-    if row["value"] is None and theirs is not None and name in found.metrics:
-        row["message"] = f"{row['metric']} has no meaning: the baseline's value is {theirs:.6g}, not above zero"
+    if row.value is not None or theirs is None or name not in found.metrics:
+        return row
+    return replace(row, message=f"{row.metric} has no meaning: the baseline's value is {theirs:.6g}, not above zero")
 
 
-def _row(name: str, what: _Said, op: str, limit: float, estimate: Estimate | None, level: float) -> Row:
+def _row(name: str, what: _Said, op: str, limit: float, estimate: Estimate | None, level: float) -> Gate:
     value = estimate.value if estimate is not None and math.isfinite(estimate.value) else None
     interval = estimate.interval(level) if estimate is not None and value is not None and level else None
     passed = value is not None and _holds(value, op, limit)
@@ -147,17 +148,17 @@ def _row(name: str, what: _Said, op: str, limit: float, estimate: Estimate | Non
         noise += ", not beyond the noise" if excused else ""
         passed = passed or excused
     shown = f"{what.missing} was not measured" if value is None else what.found(value, limit)
-    return {
-        "name": name,
-        "metric": what.metric,
-        "op": op,
-        "limit": limit,
-        "value": value,
-        "interval": interval,
-        "confidence": level or None,
-        "passed": bool(passed),
-        "message": f"{shown} ({what.limit} {what.show(limit)}{noise})",
-    }
+    return Gate(
+        name=name,
+        metric=what.metric,
+        op=op,
+        limit=limit,
+        value=value,
+        interval=parts.interval(interval),
+        confidence=level or None,
+        passed=bool(passed),
+        message=f"{shown} ({what.limit} {what.show(limit)}{noise})",
+    )
 
 
 def _side(value: float, limit: float) -> int:

@@ -1,58 +1,202 @@
-"""How long a forward pass takes."""
+"""How long answers take: to inputs of a fixed size, to the evaluation texts one by one, and to batches of them.
+
+Everything here takes several systems and times them in turn, so that their figures can be compared.
+"""
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from capcli import machine
+from capcli.config.measure import EvalConfig
+from capcli.data.batches import Examples, collate
+from capcli.models.predict import Progress, Run, asked
 from capcli.models.predictor import Predictor
-from capcli.runtime.timing import full_inputs
+from capcli.records.parts import Latency, OwnLengths, Throughput, interval
+from capcli.timing import in_turn, median_interval
 
-LATENCY_RUNS = 30
+BATCH, LENGTH = EvalConfig.latency_batch, EvalConfig.latency_length  # where the user chooses nothing else
+ROUNDS, LEAST_ROUNDS, WARM_UP = 30, 6, 3  # a median of fewer than 6 has no interval
+TEXTS = 200  # that are timed one by one
+TEXTS_AT_ONCE, BATCHES = 32, 8
+FIXED_SECONDS, TEXT_SECONDS = 4.0, 3.0  # at most, for each system; the texts take this twice
+
+Rows = NDArray[np.int64]
+T = TypeVar("T")
 
 
-def latency(model: Predictor, batch: int, length: int) -> dict[str, Any]:
-    """Milliseconds of a forward pass over `batch` inputs of `length` tokens: median, 10th and 90th percentile.
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Something that answers: a model with what runs it, and what it is asked.
+
+    inputs: of the fixed size, see `Predictor.full_inputs`. examples: the evaluation texts as it reads them; None where
+    only the fixed size is timed. device: where its inputs are made. conditions: what its times depend on, as the
+    results say: runtime, threads, processor, device, hardware, precision.
+    """
+
+    run: Run
+    inputs: Mapping[str, Tensor]
+    device: torch.device
+    conditions: Mapping[str, Any]
+    examples: Examples | None = None
+
+
+def of(model: Predictor, examples: Examples | None = None, *, batch: int = BATCH, length: int = LENGTH) -> System:
+    """A model that answers; its inputs of fixed size are shorter where it cannot read as many tokens."""
+    inputs = model.full_inputs(batch, min(length, model.longest))
+    return System(
+        run=model.run(),
+        inputs={name: tensor.to(model.on.device) for name, tensor in inputs.items()},
+        device=model.on.device,
+        conditions={
+            "runtime": model.runtime,
+            "threads": model.threads,
+            "processor": machine.processor(),
+            "device": model.on.device.type,
+            "hardware": model.on.name,
+            "precision": model.precision,
+        },
+        examples=examples,
+    )
+
+
+def measured(systems: Mapping[str, System], seed: int = 1) -> Generator[Progress, None, dict[str, Latency]]:
+    """What the results say of the latency of each system, all measured in turn; yields rounds done, of how many.
+
+    The figures of `fixed`, and under `own_lengths` and `throughput` those of `by_text` and `by_batch`.
+    """
+    n_texts, n_batches = _n_texts(systems), -(-_n_in_batches(systems) // TEXTS_AT_ONCE)
+    total = ROUNDS + n_texts + n_batches
+    size = yield from _from(0, total, fixed(systems))
+    texts = yield from _from(ROUNDS, total, by_text(systems, seed))
+    batches = yield from _from(ROUNDS + n_texts, total, by_batch(systems, seed))
+    return {name: replace(size[name], own_lengths=texts[name], throughput=batches[name]) for name in systems}
+
+
+def _from(before: int, total: int, work: Generator[Progress, None, T]) -> Generator[Progress, None, T]:
+    """Work whose progress begins where other work ended."""
+    while True:
+        try:
+            done, _ = next(work)
+        except StopIteration as stop:
+            found: T = stop.value
+            return found
+        yield before + done, total
+
+
+def fixed(systems: Mapping[str, System]) -> Generator[Progress, None, dict[str, Latency]]:
+    """Median, 10th and 90th percentile of a forward pass over the inputs of fixed size, and all conditions.
 
     confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
     """
-    on, run, length = model.on, model.run(), min(length, model.longest)
-    inputs = {name: tensor.to(on.device) for name, tensor in full_inputs(model.tokenizer, batch, length).items()}
-    seconds = []
-    for _ in range(LATENCY_RUNS + 3):
-        began = time.perf_counter()
-        run(inputs)
-        if on.device.type == "cuda":
-            torch.cuda.synchronize(on.device)
-        seconds.append(time.perf_counter() - began)
-    times = sorted(1000 * value for value in seconds[3:])
+    calls = [asked(one.run, one.inputs) for one in systems.values()]
+    rounds = in_turn([calls] * ROUNDS, seconds=FIXED_SECONDS * len(calls), least=LEAST_ROUNDS, warm_up=WARM_UP)
+    times = yield from rounds
+    return {name: _spread(systems[name], sorted(ms)) for name, ms in _by_system(systems, times).items()}
+
+
+def _spread(system: System, ascending: list[float]) -> Latency:
+    batch, length = system.inputs["input_ids"].shape
+    return Latency(
+        median_ms=statistics.median(ascending),
+        p10_ms=ascending[len(ascending) // 10],
+        p90_ms=ascending[len(ascending) * 9 // 10],
+        confidence_95=interval(median_interval(ascending)),
+        batch=batch,
+        length=length,
+        **system.conditions,
+    )
+
+
+def by_text(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, OwnLengths]]:
+    """Median and 95th percentile over evaluation texts at their own lengths, one at a time and without padding.
+
+    texts: how many; of questions, windows of their contexts. median_tokens: of a text.
+    """
+    chosen = sampled(systems, _n_texts(systems), seed)
+    asked = {name: [rows[at : at + 1] for at in range(len(rows))] for name, rows in chosen.items()}
+    times = yield from _asked(systems, asked)
+    found = {}
+    for name, ms in _by_system(systems, times).items():
+        lengths = _examples(systems[name]).lengths[chosen[name][: len(ms)]]
+        found[name] = OwnLengths(
+            median_ms=statistics.median(ms),
+            p95_ms=float(np.percentile(ms, 95)),
+            texts=len(ms),
+            median_tokens=int(np.median(lengths)),
+        )
+    return found
+
+
+def by_batch(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, Throughput]]:
+    """Texts per second in batches of like lengths, padded to the longest of each; batch: how many texts it holds."""
+    chosen = sampled(systems, _n_in_batches(systems), seed)
+    asked = {name: _batches(_examples(systems[name]), rows, seed) for name, rows in chosen.items()}
+    times = yield from _asked(systems, asked)
+    found = {}
+    for name, ms in _by_system(systems, times).items():
+        texts = sum(map(len, asked[name][: len(ms)]))
+        rate = 1000 * texts / sum(ms)
+        found[name] = Throughput(texts_per_second=rate, batch=len(asked[name][0]), texts=texts)
+    return found
+
+
+def _asked(
+    systems: Mapping[str, System], batches: Mapping[str, list[Rows]]
+) -> Generator[Progress, None, list[list[float]]]:
+    """Seconds of each system for each of its batches; a round is the batch at one place in the list of every system."""
+    calls = [
+        [asked(one.run, collate(_examples(one), rows, one.device).inputs) for rows in batches[name]]
+        for name, one in systems.items()
+    ]
+    rounds = list(zip(*calls, strict=True))
+    return (yield from in_turn(rounds, seconds=TEXT_SECONDS * len(systems)))
+
+
+def _by_system(systems: Iterable[str], times: list[list[float]]) -> dict[str, list[float]]:
+    """The milliseconds of each system, from the seconds of all rounds."""
+    return {name: [1000 * row[place] for row in times] for place, name in enumerate(systems)}
+
+
+def _examples(system: System) -> Examples:
+    assert system.examples is not None, "the texts of a system that is timed on them"
+    return system.examples
+
+
+def _n_texts(systems: Mapping[str, System], most: int = TEXTS) -> int:
+    """How many texts each system is asked, at most as many as all of them have."""
+    return min(most, *(len(_examples(one)) for one in systems.values()))
+
+
+def _n_in_batches(systems: Mapping[str, System]) -> int:
+    """How many texts are asked in batches: whole ones, where the texts are enough for one."""
+    n = _n_texts(systems, TEXTS_AT_ONCE * BATCHES)
+    return n - n % TEXTS_AT_ONCE or n
+
+
+def sampled(systems: Mapping[str, System], n: int, seed: int) -> dict[str, Rows]:
+    """Rows of `n` texts at even distances, the same for systems that read equally many.
+
+    In an order drawn by `seed`: the first of them, if the time ends there, are a sample too.
+    """
+    order = np.random.default_rng(seed).permutation(n)
     return {
-        "median_ms": statistics.median(times),
-        "p10_ms": times[len(times) // 10],
-        "p90_ms": times[len(times) * 9 // 10],
-        "confidence_95": median_interval(times),
-        "batch": batch,
-        "length": length,
-        "runtime": model.runtime,
-        "threads": model.threads,
-        "device": on.device.type,
-        "hardware": on.name,
-        "precision": model.precision,
+        name: np.linspace(0, len(_examples(one)) - 1, n).round().astype(np.int64)[order]
+        for name, one in systems.items()
     }
 
 
-def median_interval(values: Sequence[float], level: float = 0.95) -> list[float]:
-    """Interval of the median, from one value to another of those that ascend, whatever their distribution.
-
-    The number of values below the median is binomial (David and Nagaraja 2003, section 7.1). Of too few values: NaN.
-    """
-    from scipy.stats import binom
-
-    n = len(values)
-    first = int(binom.ppf((1 - level) / 2, n, 0.5))
-    return [values[first - 1], values[n - first]] if first else [math.nan] * 2
+def _batches(examples: Examples, rows: Rows, seed: int) -> list[Rows]:
+    """The rows in batches of like lengths, in an order drawn by `seed`."""
+    rows = np.sort(rows)
+    rows = rows[np.argsort(examples.lengths[rows], kind="stable")]
+    found = [rows[at : at + TEXTS_AT_ONCE] for at in range(0, len(rows), TEXTS_AT_ONCE)]
+    return [found[place] for place in np.random.default_rng(seed).permutation(len(found))]

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from capcli.measuring import metrics, resampling
+from capcli.records.parts import Noisy, interval
 from capcli.stored import finite, sequence
 
+Record = TypeVar("Record")
 Interval = list[float]
 DATA = ("data", "max_length")  # the examples and how much of them was read; older results do not hold them
 MEASURED_ON = ("metric", "split", "n_train", "n_examples", "n_classes", *DATA)  # one task of a probe
@@ -37,9 +39,9 @@ class Estimate:
         found = self.at(level) if self.at and math.isfinite(self.value) else None
         return found if found and all(map(math.isfinite, found)) else None
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Noisy:
         """As results hold it."""
-        return {"value": self.value, "confidence_95": self.interval(0.95)}
+        return Noisy(value=self.value, confidence_95=interval(self.interval(0.95)))
 
 
 def sampled(value: float, draws: Any) -> Estimate:
@@ -82,10 +84,10 @@ def stored(value: Any, confidence_95: Any) -> Estimate:
     return Estimate(number, at)
 
 
-def differing(before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the fields `names` in which two stored results differ; of `DATA`, if both hold it."""
+def differing(before: Record, after: Record, names: Sequence[str]) -> str | None:
+    """The first of the fields `names` in which two results differ; of `DATA`, if both hold it."""
     for name in names:
-        pair = before.get(name), after.get(name)
+        pair = getattr(before, name), getattr(after, name)
         if pair[0] != pair[1] and not (name in DATA and None in pair):
             return name
     return None

@@ -8,6 +8,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from capcli.measuring import noise
+from capcli.records.measured import LayerScore
+from capcli.records.parts import interval
 
 SHARE = 0.8  # of the training examples that each probe is trained on
 MEAN = "mean"
@@ -43,11 +45,12 @@ class Score:
         drawn = noise.sampled(self.mean, self.draws)
         return noise.widened(drawn, self.n_examples) if self.n_examples else drawn
 
-    def row(self) -> dict[str, Any]:
-        """For the result."""
-        return {
-            "mean": self.mean,
-            "deviation": self.deviation,
-            "confidence_95": self.estimate.interval(0.95),
-            "values": self.values.tolist(),
-        }
+    def layer(self, layer: int) -> LayerScore:
+        """As a result holds it, of vectors from `layer`."""
+        return LayerScore(
+            layer=layer,
+            mean=self.mean,
+            deviation=self.deviation,
+            confidence_95=interval(self.estimate.interval(0.95)),
+            values=tuple(self.values.tolist()),
+        )

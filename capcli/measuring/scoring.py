@@ -20,6 +20,7 @@ from capcli.measuring.metrics import CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.models.predict import Progress
 from capcli.models.predictor import Predictor
+from capcli.records.parts import Scores, intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +54,13 @@ class Measured:
         return {CALIBRATION: metrics.calibration_error(self.truth, self.outputs)} if known else {}
 
     @property
-    def table(self) -> dict[str, Any]:
+    def table(self) -> Scores:
         """What the result of `cap eval` says of it."""
-        return {
-            "metrics": self.metrics | self.calibration,
-            "confidence_95": self.confidence_95,
-            "n_examples": self.n_examples,
-        }
+        return Scores(
+            metrics=self.metrics | self.calibration,
+            confidence_95=intervals(self.confidence_95),
+            n_examples=self.n_examples,
+        )
 
 
 def measure(

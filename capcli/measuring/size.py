@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from capcli.artifact import reader
 from capcli.models import artifact
-from capcli.models.model import WEIGHTS_FILE
+from capcli.models.model import WEIGHTS_FILE, Model
 from capcli.models.predictor import Predictor
 from capcli.models.tokenizers import is_artifact
+from capcli.records.parts import ModelSize, ModelSparsity
 from capcli.runtime.graph import graph_files
 from capcli.sources import hub
 
 
-def size_and_sparsity(predictor: Predictor, source: str) -> dict[str, Any]:
-    """What is not there or zero in the network as loaded, of what was before it was sliced; and bytes on disk.
-
-    Of an ONNX graph only the bytes: which of its weights belong to the matrices is not known.
-    """
-    model = predictor.model
-    if model is None:
-        return {"sparsity": None, "size": {"weights_bytes": _bytes(graph_files(Path(source)))}}
+def sparsity(model: Model) -> ModelSparsity:
+    """What is not there or zero in the network as loaded, of what was before it was sliced."""
     n, total = model.before_slicing.prunable, model.before_slicing.total
     removed = n - model.nonzero()
-    sparsity = {"achieved": removed / n, "whole_model": removed / total}
-    return {"sparsity": sparsity, "size": {"dense_bytes": 4 * total, **_on_disk(source)}}
+    return ModelSparsity(achieved=removed / n, whole_model=removed / total)
 
 
-def _on_disk(source: str) -> dict[str, Any]:
-    """The files of a model, as they are; of a pruned one also how its matrices are stored."""
+def size(predictor: Predictor, source: str) -> ModelSize:
+    """Bytes of the files of the model `source`, as they are, and of the network dense in 32 bits.
+
+    Of an ONNX graph only the files: which of its weights belong to the matrices is not known.
+    """
+    if predictor.model is None:
+        return ModelSize(weights_bytes=_bytes(graph_files(Path(source))))
+    dense = 4 * predictor.model.before_slicing.total
     if not is_artifact(source):
         folder = Path(hub.folder(source))
-        return {"weights_bytes": _bytes([folder / name for name in hub.weight_files(folder)])}
+        return ModelSize(dense_bytes=dense, weights_bytes=_bytes([folder / name for name in hub.weight_files(folder)]))
     weights = Path(source) / WEIGHTS_FILE
-    return {
-        "artifact_bytes": _bytes(artifact.artifact_files(Path(source))),
-        "weights_bytes": _bytes([weights]),
-        "codings": codings(weights),
-    }
+    return ModelSize(
+        dense_bytes=dense,
+        weights_bytes=_bytes([weights]),
+        artifact_bytes=_bytes(artifact.artifact_files(Path(source))),
+        codings=codings(weights),
+    )
 
 
 def _bytes(files: Iterable[Path]) -> int:

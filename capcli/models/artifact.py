@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from capcli import files
 from capcli.artifact import reader, writer
 from capcli.artifact.entry import Factors
+from capcli.artifact.reader import Kept
 from capcli.artifact.writer import Sizes
 from capcli.config.names import HUB_PREFIX
 from capcli.config.options import leaves
@@ -27,6 +29,7 @@ from capcli.models.hf import auto_class, read_config
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_finite, count_parameters
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
+from capcli.reporting.text import first_few
 from capcli.sources import checkpoint, hub, requests
 from capcli.sources.checkpoint import (
     NEVER_READ,
@@ -104,6 +107,16 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
     )
 
 
+def dtype(source: str) -> str:
+    """The type of the weights in the file of a pruned model, where all have the same and it is no code; else fp32."""
+    if not is_artifact(source):
+        return "fp32"
+    names = {"F16": "fp16", "BF16": "bf16"}
+    entries = [entry for entry in reader.inspect(Path(source) / WEIGHTS_FILE) if entry.dtype in (*names, "F32")]
+    found = {"F32" if entry.quantised or entry.coding == "factors" else entry.dtype for entry in entries}
+    return names.get(found.pop(), "fp32") if len(found) == 1 else "fp32"
+
+
 def load_artifact(folder: Path) -> Model:
     """Load a pruned model; every tensor must be there, none left over, shapes and dtypes as the network has them.
 
@@ -117,8 +130,33 @@ def load_artifact(folder: Path) -> Model:
     tensors = reader.load(folder / WEIGHTS_FILE)
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
     net.load_state_dict(tensors, strict=True)
+    return _finished(net, slices, settings, folder)
+
+
+def load_packed(folder: Path) -> tuple[Model, dict[str, Tensor | Kept]]:
+    """The same model with the matrices of its layers on `meta`, and all tensors; those matrices as they are stored.
+
+    Nothing as large as the dense layers is made. Raises what `load_artifact` raises, and `ModelError` for a family
+    outside the table.
+    """
+    settings = read_json(folder / CONFIG_FILE)
+    net, slices = _build(settings, folder)
+    matrices = families.prunable(net, families.FAMILIES.get(net.config.model_type))
+    tensors = reader.load_kept(folder / WEIGHTS_FILE, matrices.keys())
+    _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
+    for linear in matrices.values():
+        linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)
+    others = {name: tensor for name, tensor in tensors.items() if name not in matrices}
+    net.load_state_dict(others, strict=False)
+    held = {name: tensor.values if isinstance(tensor, Kept) else tensor for name, tensor in tensors.items()}
+    check_finite(((name, held[name]) for name in matrices), str(folder))
+    return _finished(net, slices, settings, folder), tensors
+
+
+def _finished(net: Any, slices: Slices | None, settings: Mapping[str, Any], folder: Path) -> Model:
+    """The model around a network that was read from an artefact."""
     net.config.architectures = [type(net).__name__]
-    check_finite(net, str(folder))
+    check_finite(net.named_parameters(), str(folder))
     tokenizer = read_tokenizer(folder)
     check_fits(net, tokenizer, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
@@ -209,7 +247,7 @@ def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Pa
     left_over = sorted(set(found) - set(expected))
     wrong = sorted(name for name in expected if name in found and expected[name] != found[name])
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        f"{len(names)} {what}: {first_few(names, 3)}"
         for what, names in (("missing", missing), ("left over", left_over), ("of another shape or dtype", wrong))
         if names
     ]
@@ -217,9 +255,10 @@ def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Pa
         raise ModelError(f"{path} does not contain the tensors of this model; " + "; ".join(problems))
 
 
-def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    def described(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        kinds = {name: "float" if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor | Kept], path: Path) -> None:
+    def described(tensors: Mapping[str, Tensor | Kept]) -> dict[str, Any]:
+        held = {name: tensor.values if isinstance(tensor, Kept) else tensor for name, tensor in tensors.items()}
+        kinds = {name: "float" if tensor.is_floating_point() else tensor.dtype for name, tensor in held.items()}
         return {name: (tuple(tensor.shape), kinds[name]) for name, tensor in tensors.items()}
 
     _check_names(described(expected), described(found), path)

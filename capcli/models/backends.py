@@ -13,6 +13,7 @@ from torch import nn
 
 from capcli.errors import ModelError
 from capcli.models.model import Model
+from capcli.reporting.text import first_few
 
 KINDS = ("WordPiece", "BPE", "Unigram", "WordLevel")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -24,8 +25,7 @@ Backend = dict[str, Any]  # the JSON of a fast tokenizer, as in tokenizer.json
 
 def first_some(tokens: Sequence[str]) -> str:
     """The first three of some strings of a user, safe to show."""
-    shown = [repr(token if len(token) <= 40 else token[:40] + "…") for token in tokens[:3]]
-    return ", ".join(shown) + (", …" if len(tokens) > 3 else "")
+    return first_few([repr(token if len(token) <= 40 else token[:40] + "…") for token in tokens], 3)
 
 
 def backend_of(tokenizer: Any) -> Backend:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import reprlib
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from capcli.errors import FileError, ModelError
 from capcli.sources import hub, requests
+from capcli.stored import AGAIN, expect, show
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 40_000  # a compressed tensor is four
@@ -38,7 +38,7 @@ class StoredTensor:
     @property
     def where(self) -> str:
         """How messages call it."""
-        return f"{self.path}: tensor {shown_value(self.name)}"
+        return f"{self.path}: tensor {show(self.name)}"
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for path in (folder / name for name in hub.weight_files(folder)):
         for entry in _header(path):
-            check_that(entry.name not in found, entry.where, "stored", "once", "also in another file")
+            expect(entry.name not in found, entry.where, "stored", "once", "also in another file")
             found[entry.name] = entry
     return {name: entry for name, entry in found.items() if "position_ids" not in name.split(".")[-2:]}
 
@@ -57,9 +57,9 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
 def _header(path: Path) -> list[StoredTensor]:
     with _opened(path) as file:
         names = file.keys()
-        check_that(len(names) <= MAX_TENSORS, str(path), "number of tensors", f"at most {MAX_TENSORS:,}", len(names))
+        expect(len(names) <= MAX_TENSORS, str(path), "number of tensors", f"at most {MAX_TENSORS:,}", len(names))
         for name in names:
-            check_that(
+            expect(
                 name.isprintable() and len(name) <= MAX_NAME_CHARS,
                 str(path),
                 "names",
@@ -78,16 +78,16 @@ def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file whose header has been validated; whatever goes wrong becomes a `FileError` that names it."""
     try:
         # Looked at before it is opened, because opening a FIFO waits and opening a device can do anything.
-        check_that(stat.S_ISREG(path.stat().st_mode), str(path), "kind of file", "a regular file", "something else")
+        expect(stat.S_ISREG(path.stat().st_mode), str(path), "kind of file", "a regular file", "something else")
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
-        check_that(length <= MAX_HEADER_BYTES, str(path), "header bytes", f"at most {MAX_HEADER_BYTES:,}", length)
+        expect(length <= MAX_HEADER_BYTES, str(path), "header bytes", f"at most {MAX_HEADER_BYTES:,}", length)
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, MemoryError) as error:
         raise FileError(f"cannot read {path}: {requests.first_line(error)}") from error
     except SafetensorError as error:
-        raise FileError(f"{path} is damaged: {requests.first_line(error)}", "copy or download it again") from error
+        raise FileError(f"{path} is damaged: {requests.first_line(error)}", AGAIN) from error
 
 
 def read_tensors(entry: StoredTensor) -> Tensor:
@@ -106,28 +106,10 @@ def read_floats(entry: StoredTensor) -> Tensor:
             "use the model in full precision that it was made from",
         )
     tensor = read_tensors(entry)
-    check_that(tensor.isfinite().all(), entry.where, "values", "finite numbers", "NaN or infinity")
+    expect(tensor.isfinite().all(), entry.where, "values", "finite numbers", "NaN or infinity")
     return tensor
-
-
-# Messages ------------------------------------------------------------------------------------------------------------
-
-
-def check_that(ok: object, where: str, what: str, expected: object, got: object) -> None:
-    """Raise `FileError` that says what was expected and what is there, unless `ok`."""
-    if not ok:
-        raise FileError(f"{where}: {what}: expected {expected}, got {shown_value(got)}", "copy or download it again")
 
 
 def type_of(entry: StoredTensor) -> str:
     """Dtype and shape of an entry, for messages."""
     return f"{entry.dtype} {list(entry.shape)}"
-
-
-def shown_value(value: object) -> str:
-    """A short one-line text without control characters, whatever a file put there."""
-    return _short.repr(value)
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 100

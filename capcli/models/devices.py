@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from capcli import machine
 from capcli.config.prune import Hardware
 from capcli.data import cache
 from capcli.errors import ConfigError
@@ -40,7 +39,7 @@ class Compute:
     @property
     def name(self) -> str:
         """What the device is called, for reports."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else machine.processor()
 
 
 def compute(hardware: Hardware) -> Compute:
@@ -73,11 +72,3 @@ def _keep_out_of_tmpdir() -> None:
         folder = cache.cache_folder() / "torch"
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

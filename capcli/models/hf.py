@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
@@ -72,6 +73,13 @@ def model_output(found: Mapping[str, torch.Tensor]) -> Any:
     from transformers.utils import ModelOutput
 
     return ModelOutput(**found)
+
+
+def base_output(states: Tensor, pooled: Tensor | None, hidden_states: tuple[Tensor, ...] | None) -> Any:
+    """What a base model puts out, for heads that another implementation of its layers serves."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
 
 
 @contextlib.contextmanager

@@ -18,17 +18,16 @@ from capcli.models.checkpoint_parts import (
     PARTS,
     SCORES,
     StoredTensor,
-    check_that,
     read_floats,
     read_headers,
     read_tensors,
-    shown_value,
     type_of,
 )
 from capcli.models.masked_checkpoint import MASKED_FIELDS, check_bert, check_unused, mask_of, read_masked
 from capcli.models.model import Model
 from capcli.sources import checkpoint
 from capcli.sources.checkpoint import BITMASK, CONFIG, MASKED
+from capcli.stored import expect, show
 
 ENDS = list(dict.fromkeys(row.head.removeprefix("AutoModel") for row in KINDS.values()))
 
@@ -81,7 +80,7 @@ def _kind(config: Mapping[str, Any], folder: Path) -> str:
     end = next((end for end in ENDS if name.endswith(end)), None)
     if end is None:
         raise ModelError(
-            f"{folder / CONFIG}: architectures: expected one that ends in {', '.join(ENDS)}, got {shown_value(stated)}",
+            f"{folder / CONFIG}: architectures: expected one that ends in {', '.join(ENDS)}, got {show(stated)}",
             "a model without the head of a task has nothing to evaluate",
         )
     found = {kind: row for kind, row in KINDS.items() if row.head.endswith(end)}
@@ -116,7 +115,7 @@ def _read_bitmask(headers: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     for stem, parts in packed.items():
         name = stem if stem.rpartition(".")[2] in PARAMETERS else f"{stem}.weight"
         some = next(iter(parts.values()))
-        check_that(name not in dense and name not in tensors, some.where, f"forms of {shown_value(name)}", "one", "two")
+        expect(name not in dense and name not in tensors, some.where, f"forms of {show(name)}", "one", "two")
         tensors[name] = _unpacked(parts, some)
     return tensors | {name: read_floats(entry) for name, entry in dense.items()}
 
@@ -124,17 +123,17 @@ def _read_bitmask(headers: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
 def _unpacked(parts: Mapping[str, StoredTensor], some: StoredTensor) -> Tensor:
     """A dense tensor [R, C], or [C], from its parts; `some` is one of them."""
     missing = [part for part in PARTS if part not in parts]
-    check_that(not missing, some.where, "parts beside it", ", ".join(PARTS), f"no {', '.join(missing)}")
+    expect(not missing, some.where, "parts beside it", ", ".join(PARTS), f"no {', '.join(missing)}")
     shape = _shape(parts)
     rows, columns = (1, *shape)[-2:]
     mask = mask_of(parts["bitmask"], rows, columns)
     values = read_floats(parts["compressed"])
     kept = np.count_nonzero(mask)
-    check_that(kept == len(values), parts["bitmask"].where, "bits set", len(values), kept)
+    expect(kept == len(values), parts["bitmask"].where, "bits set", len(values), kept)
     counts = np.count_nonzero(mask, axis=1)
     offsets = read_tensors(parts["row_offsets"]).reshape(rows).numpy()
     wrong = np.flatnonzero(offsets != np.cumsum(counts) - counts)
-    check_that(not wrong.size, parts["row_offsets"].where, "values", "the bits set before each row", offsets[wrong[:1]])
+    expect(not wrong.size, parts["row_offsets"].where, "values", "the bits set before each row", offsets[wrong[:1]])
     dense = torch.zeros(rows, columns, dtype=values.dtype)
     dense[torch.from_numpy(mask)] = values
     return dense.reshape(shape)
@@ -144,17 +143,17 @@ def _shape(parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
     """The shape of the dense tensor, when those of all parts agree with it; nothing large is read or allocated."""
     stated = parts["shape"]
     dims = stated.shape
-    check_that(stated.dtype == "I64" and dims in ((1,), (2,)), stated.where, "type", "I64 [1] or [2]", type_of(stated))
+    expect(stated.dtype == "I64" and dims in ((1,), (2,)), stated.where, "type", "I64 [1] or [2]", type_of(stated))
     shape = tuple(read_tensors(stated).tolist())
-    check_that(min(shape) > 0, stated.where, "sizes", "at least 1", shape)
+    expect(min(shape) > 0, stated.where, "sizes", "at least 1", shape)
     rows, columns = (1, *shape)[-2:]
     masks = (*shape[:-1], -(-columns // 8))
     expected = {"bitmask": (("U8",), masks), "row_offsets": (("I64",), shape[:-1])}
     for part, (dtypes, wanted) in expected.items():
         entry = parts[part]
         ok = entry.dtype in dtypes and entry.shape == wanted
-        check_that(ok, entry.where, "type", f"{dtypes[0]} {list(wanted)}", type_of(entry))
+        expect(ok, entry.where, "type", f"{dtypes[0]} {list(wanted)}", type_of(entry))
     values = parts["compressed"]
     ok = len(values.shape) == 1 and values.shape[0] <= rows * columns
-    check_that(ok, values.where, "shape", f"one size, up to {rows * columns:,}", list(values.shape))
+    expect(ok, values.where, "shape", f"one size, up to {rows * columns:,}", list(values.shape))
     return shape

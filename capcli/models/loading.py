@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from capcli.data.kinds import KINDS
-from capcli.data.names import shown
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families
 from capcli.models.artifact import load_artifact, stored_settings
@@ -38,7 +37,7 @@ from capcli.models.model import Model, check_finite
 from capcli.models.outline import outline
 from capcli.models.predict import forward
 from capcli.models.tokenizers import check_fits, is_artifact, open_tokenizer, with_padding
-from capcli.reporting.text import counted
+from capcli.reporting.text import counted, first_few
 from capcli.sources import checkpoint, hub, requests
 from capcli.sources.checkpoint import (
     BITMASK,
@@ -95,12 +94,14 @@ def load_dense(
         key_mapping=key_mapping(config, kind),
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
-    check_finite(net, source)
+    check_finite(net.named_parameters(), source)
     name, output = output_layer(net)
     if order is None and f"{name}.weight" not in info["missing_keys"]:
         redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
     reorder_rows(output, order)
-    return _made(net, tokenizer, names, kind, source, note + notes)
+    made = _made(net, tokenizer, names, kind, source, note + notes)
+    stored = sum(Path(path, name).stat().st_size for name in hub.weight_files(Path(path)))
+    return dataclasses.replace(made, stored_bytes=stored)
 
 
 def load_stock(folder: Path) -> Model:
@@ -254,8 +255,8 @@ def dense_order(
     order = list(range(len(row.outputs))) if row.own_head else label_order(own, labels, label_map)
     if need_head and order is None:
         raise ModelError(
-            f"the labels of {source} ({shown(renamed(own, label_map), 5)}) are not those of the task "
-            f"({shown(labels or (), 5)})",
+            f"the labels of {source} ({first_few(renamed(own, label_map), 5)}) are not those of the task "
+            f"({first_few(labels or (), 5)})",
             "map them by name with --label-map, or use a model that was fine-tuned on this task",
         )
     if need_head and not row.own_head and len(own) != row.n_outputs(len(own)):
@@ -270,7 +271,7 @@ def _pruned_order(
     order = label_order(own, labels, label_map)
     if order is None:
         raise ModelError(
-            f"the labels of {source} ({shown(own, 5)}) are not those of the task ({shown(labels or (), 5)})",
+            f"the labels of {source} ({first_few(own, 5)}) are not those of the task ({first_few(labels or (), 5)})",
             "map them by name with --label-map",
         )
     return order

@@ -16,13 +16,12 @@ from capcli.errors import ConfigError, ModelError
 from capcli.models.checkpoint_parts import (
     SCORES,
     StoredTensor,
-    check_that,
     read_floats,
     read_headers,
     read_tensors,
-    shown_value,
 )
 from capcli.sources.checkpoint import CONFIG
+from capcli.stored import expect, show
 
 # What a masked BERT shares with a plain one; nothing else of its configuration is read.
 MASKED_FIELDS = (
@@ -38,7 +37,7 @@ def mask_of(entry: StoredTensor, rows: int, columns: int) -> np.ndarray[Any, np.
     """Where values are kept, booleans [R, C]."""
     packed = read_tensors(entry).reshape(rows, -1).numpy()
     bits = np.unpackbits(packed, axis=1, bitorder="little").view(bool)
-    check_that(not bits[:, columns:].any(), entry.where, "padding bits", "zero", "one")
+    expect(not bits[:, columns:].any(), entry.where, "padding bits", "zero", "one")
     return bits[:, :columns]
 
 
@@ -110,7 +109,7 @@ def read_masked(folder: Path, config: Mapping[str, Any], threshold: float | None
     method = MASK_RULES.get(str(stated))
     if method is None:
         where = f"{folder / CONFIG}: pruning_method"
-        raise ModelError(f"{where}: expected one of {', '.join(MASK_RULES)}, got {shown_value(stated)}")
+        raise ModelError(f"{where}: expected one of {', '.join(MASK_RULES)}, got {show(stated)}")
     scores = {f"{name.removesuffix(SCORES)}.weight": e for name, e in headers.items() if name.endswith(SCORES)}
     tensors = {name: read_floats(entry) for name, entry in headers.items() if not name.endswith(SCORES)}
     matrices = [name for name in tensors if ".layer." in name and name.endswith(".weight") and tensors[name].dim() == 2]
@@ -132,7 +131,7 @@ def check_bert(config: Mapping[str, Any], folder: Path) -> None:
     model_type = config.get("model_type")
     if model_type not in ("masked_bert", "bert"):
         raise ModelError(
-            f"{folder / CONFIG}: model_type of a masked model: expected masked_bert, got {shown_value(model_type)}"
+            f"{folder / CONFIG}: model_type of a masked model: expected masked_bert, got {show(model_type)}"
         )
 
 
@@ -141,11 +140,11 @@ def _check_scores(
 ) -> None:
     """Every matrix has scores of its own shape, and nothing else has any."""
     for name, entry in scores.items():
-        check_that(
+        expect(
             name in matrices,
             entry.where,
             "beside it",
-            f"a matrix {shown_value(name)} of a layer that has scores",
+            f"a matrix {show(name)} of a layer that has scores",
             "none",
         )
         shape = tuple(tensors[name].shape)
@@ -157,7 +156,7 @@ def _check_scores(
     lost = [name for name in matrices if name not in scores]
     if lost:
         raise ModelError(
-            f"{folder}: {len(lost)} of {len(matrices)} matrices have no mask_scores, first {shown_value(lost[0])}"
+            f"{folder}: {len(lost)} of {len(matrices)} matrices have no mask_scores, first {show(lost[0])}"
         )
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from capcli.data.kinds import KINDS
 from capcli.errors import ConfigError, ModelError
@@ -44,7 +44,8 @@ class Slices:
 class Model:
     """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
 
-    The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much.
+    The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much. stored_bytes:
+    of the weight files that a dense model was read from.
     """
 
     net: Any
@@ -55,6 +56,7 @@ class Model:
     source: str
     notes: tuple[str, ...] = ()
     slices: Slices | None = None
+    stored_bytes: int | None = None
 
     @property
     def is_sliced(self) -> bool:
@@ -139,9 +141,10 @@ def accepted_inputs(net: Any) -> set[str]:
     return names - ({"token_type_ids"} if getattr(net.config, "type_vocab_size", 2) < 2 else set())
 
 
-def check_finite(net: Any, source: str) -> None:
-    """Raise `ModelError` when a parameter is not finite; names the first tensor."""
-    ends = {name: torch.stack(parameter.aminmax()) for name, parameter in net.named_parameters()}  # keep any NaN
+def check_finite(parameters: Iterable[tuple[str, Tensor]], source: str) -> None:
+    """Raise `ModelError` when a parameter is not finite; names the first. Those on `meta` have no values."""
+    there = [(name, parameter) for name, parameter in parameters if parameter.numel() and not parameter.is_meta]
+    ends = {name: torch.stack(parameter.aminmax()) for name, parameter in there}  # keep any NaN
     bad = [name for name, least_and_most in ends.items() if not bool(least_and_most.isfinite().all())]
     if bad:
         raise ModelError(

@@ -82,6 +82,11 @@ def running(model: Model, on: Compute, pooling: str = "head") -> Run:
     return run
 
 
+def asked(run: Run, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
+    """A call that returns when the answer to these inputs is there."""
+    return lambda: run(inputs)[0].cpu()
+
+
 def outputs(
     run: Run,
     examples: Examples,

@@ -20,6 +20,7 @@ from capcli.models import predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predict import Progress, Run
+from capcli.records.parts import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,15 @@ class Predictor:
         """What answers: inputs [B, S] -> logits, and the sentence vectors of this pooling where it gives any."""
         return self.asking(pooling)
 
+    def full_inputs(self, batch: int, length: int) -> Any:
+        """`batch` inputs of `length` tokens each, as latency is measured on."""
+        text = "a " * length  # each word is a token at least
+        return self.tokenizer([text] * batch, truncation=True, max_length=length, return_tensors="pt")
+
+    def asked(self, inputs: Any) -> Callable[[], object]:
+        """A call that returns when the answer to these inputs is there."""
+        return predict.asked(self.run(), inputs)
+
     @property
     def token_budget(self) -> int:
         """Tokens of an evaluation batch, padding included; of 1 every text is a batch."""
@@ -71,15 +81,15 @@ class Predictor:
         return "one text at a time" if self.alone else "several texts at a time"
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Runtime:
         """What a result says of the runtime."""
-        return {
-            "name": self.runtime,
-            "described": self.described,
-            "threads": self.threads,
-            "batching": self.batching,
-            "chosen": self.chosen,
-        }
+        return Runtime(
+            name=self.runtime,
+            described=self.described,
+            threads=self.threads,
+            batching=self.batching,
+            chosen=self.chosen,
+        )
 
     def answers(self, examples: Examples) -> Generator[Progress, None, Tensor]:
         """Logits [N, C], or [T, C], of tokenised examples, see `predict.outputs`; yields how many are done."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from capcli import files
-from capcli.data.names import shown
 from capcli.errors import ModelError
 from capcli.models.hf import read_pretrained
 from capcli.models.model import CONFIG_FILE, accepted_inputs
+from capcli.reporting.text import first_few
 from capcli.sources import checkpoint, requests
 from capcli.sources.checkpoint import (
     TOKENIZER_FILES,
@@ -37,7 +37,7 @@ def check_fits(net: Any, tokenizer: Any, source: str) -> None:
     beyond = sorted((token for token, place in vocabulary.items() if place >= rows), key=vocabulary.__getitem__)
     raise ModelError(
         f"the tokenizer of {source} has {len(vocabulary):,} tokens with ids up to {last:,}, the embeddings have "
-        f"{rows:,} rows: none for {shown([repr(token[:40]) for token in beyond], 5)}",
+        f"{rows:,} rows: none for {first_few([repr(token[:40]) for token in beyond], 5)}",
         "after adding tokens call model.resize_token_embeddings(len(tokenizer)) of transformers and save both again",
     )
 

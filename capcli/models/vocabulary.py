@@ -30,11 +30,11 @@ from capcli.models.backends import (
     unknown_token,
 )
 from capcli.models.model import Model
+from capcli.records.exported import BeforeAfter, Vocabulary
 from capcli.stored import read_bytes
 
 MAX_FILE_BYTES = 64_000_000
 CHUNK_TEXTS = 2000
-WHEN = ("before", "after")
 
 
 # Which tokens to keep ------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _shrunk(net: Any, new: Mapping[int, int]) -> Any:
 # What it costs -------------------------------------------------------------------------------------------------------
 
 
-def coverage(before: Any, after: Any, split: Split) -> dict[str, Any]:
+def coverage(before: Any, after: Any, split: Split) -> Vocabulary:
     """How the texts of a split, best one that is held out, fare with the reduced tokenizer instead of the whole one.
 
     `texts`; `same_texts`: those with the same tokens; `tokens_per_text` and `unknown_rate`, the share of tokens that
@@ -173,12 +173,13 @@ def coverage(before: Any, after: Any, split: Split) -> dict[str, Any]:
         for i, ids in enumerate(both):
             tokens[i] += len(ids)
             strange[i] += ids.count(unknown)
-    return {
-        "texts": texts,
-        "same_texts": same,
-        "tokens_per_text": {when: n / max(texts, 1) for when, n in zip(WHEN, tokens, strict=True)},
-        "unknown_rate": {when: n / max(total, 1) for when, n, total in zip(WHEN, strange, tokens, strict=True)},
-    }
+    rates = [n / max(total, 1) for n, total in zip(strange, tokens, strict=True)]
+    return Vocabulary(
+        texts=texts,
+        same_texts=same,
+        tokens_per_text=BeforeAfter(before=tokens[0] / max(texts, 1), after=tokens[1] / max(texts, 1)),
+        unknown_rate=BeforeAfter(before=rates[0], after=rates[1]),
+    )
 
 
 def check_same(before: Any, after: Any, splits: Iterable[Split]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import Any
 
 from capcli import machine, stages
 from capcli.artifact import entry
@@ -17,12 +16,12 @@ from capcli.models.model import Model
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.pruner import planned
 from capcli.pruning.setup import Setup, load_student, make_setup, read_data, tell_notes
-from capcli.reporting import documents
+from capcli.records.pruned import PrunePlan
 from capcli.reporting.text import byte_size, duration, percent
 from capcli.stages import Bound, RunFolder
 
 
-def plan(config: PruneConfig) -> Generator[Event, None, dict[str, Any]]:
+def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     """What the run would take, without writing anything: weights kept, disk, memory, and minutes from timed steps."""
     yield Event(phase="plan", note=f"loading {config.model} and timing a few steps")
     on, data = devices.compute(config.hardware), read_data(config)
@@ -37,34 +36,33 @@ def plan(config: PruneConfig) -> Generator[Event, None, dict[str, Any]]:
     state = 4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight))
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
-    return {
-        "schema_version": documents.SCHEMA_VERSION,
-        "model": shortened(config.model),
-        "task": config.source.task,
-        "method": config.method,
-        "prunable_weights": n,
-        "kept_weights": kept,
-        "sparsity": 1 - kept / n,
-        "artifact_bytes": round(4 * (total - n + kept) + entry.entropy_bits(n, kept) / 8),
-        "work_bytes": stages.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
-        "memory_bytes": state + 4 * (total + n + total * ("hid" in config.loss_names)) + (machine.peak_bytes() or 0),
-        "minutes": setup.meter.total * seconds / 60,
-    }
+    return PrunePlan(
+        model=shortened(config.model),
+        task=config.source.task,
+        method=config.method,
+        prunable_weights=n,
+        kept_weights=kept,
+        sparsity=1 - kept / n,
+        artifact_bytes=round(4 * (total - n + kept) + entry.entropy_bits(n, kept) / 8),
+        work_bytes=stages.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
+        memory_bytes=state + 4 * (total + n + total * ("hid" in config.loss_names)) + (machine.peak_bytes() or 0),
+        minutes=setup.meter.total * seconds / 60,
+    )
 
 
-def plan_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def plan_rows(found: PrunePlan) -> list[tuple[str, str]]:
     """The plan for a terminal."""
     return [
-        ("model", found["model"]),
-        ("task", found["task"]),
+        ("model", found.model),
+        ("task", found.task),
         (
             "weights kept",
-            f"{found['kept_weights']:,} of {found['prunable_weights']:,} ({percent(found['sparsity'])} removed)",
+            f"{found.kept_weights:,} of {found.prunable_weights:,} ({percent(found.sparsity)} removed)",
         ),
-        ("weight file", f"about {byte_size(found['artifact_bytes'])}"),
-        ("disk while running", f"about {byte_size(found['work_bytes'])}"),
-        ("memory", f"about {byte_size(found['memory_bytes'])}"),
-        ("time", f"about {duration(60 * found['minutes'])} on this machine"),
+        ("weight file", f"about {byte_size(found.artifact_bytes)}"),
+        ("disk while running", f"about {byte_size(found.work_bytes)}"),
+        ("memory", f"about {byte_size(found.memory_bytes)}"),
+        ("time", f"about {duration(60 * found.minutes)} on this machine"),
     ]
 
 

@@ -15,13 +15,15 @@ from capcli.data import dataset, tokens
 from capcli.data.batches import Examples
 from capcli.data.splits import TaskData, subset
 from capcli.events import Event, StopFlag, told
-from capcli.measuring import scoring
+from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models import loading, predict, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.models.predict import Progress
 from capcli.pruning.pruner import planned
+from capcli.records.parts import intervals
+from capcli.records.pruned import SplitScores
 from capcli.reporting.text import counted
 from capcli.stages import Bound, RunFolder
 from capcli.stored import read_json
@@ -155,6 +157,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
         "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
         + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
+        "latency": 2 * FORWARD_SHARE * min(n_evals, latency.TEXTS + latency.TEXTS_AT_ONCE * latency.BATCHES),
     }
 
 
@@ -212,13 +215,19 @@ def measured(
         return (yield from scoring.measure(answering, examples, names, with_intervals=with_intervals))
 
 
-def measure_splits(setup: Setup, model: Model, event: Callable[..., Event]) -> Generator[Event, None, dict[str, Any]]:
+def measure_splits(
+    setup: Setup, model: Model, event: Callable[..., Event]
+) -> Generator[Event, None, dict[str, SplitScores]]:
     """Metrics of every evaluation split by name, and what the model answers where it answers all the same."""
     found = {}
     for name, examples in setup.evals.items():
         one = yield from told(measured(setup, model, examples), event)
-        found[name] = {"metrics": one.metrics, "confidence_95": one.confidence_95, "n_examples": one.n_examples}
-        found[name]["constant"] = one.constant
+        found[name] = SplitScores(
+            metrics=one.metrics,
+            confidence_95=intervals(one.confidence_95),
+            n_examples=one.n_examples,
+            constant=one.constant,
+        )
     return found
 
 

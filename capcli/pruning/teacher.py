@@ -20,6 +20,8 @@ from capcli.pruning import banks, train
 from capcli.pruning.objective import Objective
 from capcli.pruning.phase import make_job
 from capcli.pruning.setup import Setup, found_stage, measure_splits, origin_of, stage_record
+from capcli.records.codec import from_json, to_json
+from capcli.records.pruned import SplitScores
 from capcli.stored import read_json
 
 
@@ -65,8 +67,19 @@ def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
         return teacher
     for note in other_steps(setup):
         yield setup.meter.of("teacher")(note=note)
-    labels = setup.data.classes
-    return place(loading.load_dense(str(folder), labels, setup.data.kind, config.seed, need_head=True), setup.on)
+    return _published(setup)
+
+
+def teacher_again(setup: Setup, student: Model) -> Model:
+    """The teacher of a run whose phases are over: as the user named it, or as this run published it."""
+    return (
+        place(given_teacher(setup.config, setup.data, student), setup.on) if setup.config.teacher else _published(setup)
+    )
+
+
+def _published(setup: Setup) -> Model:
+    folder, labels = setup.run.work / "teacher", setup.data.classes
+    return place(loading.load_dense(str(folder), labels, setup.data.kind, setup.config.seed, need_head=True), setup.on)
 
 
 def other_steps(setup: Setup) -> list[str]:
@@ -103,7 +116,7 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
         )
 
 
-def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, Any]]]:
+def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, SplitScores]]]:
     """Vectors and logits of the teacher on the training set (None when no loss needs them), and its metrics."""
     names, vectors, logits = setup.config.loss_names, None, None
     if "fic" in names or "kd" in names:
@@ -114,6 +127,8 @@ def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[A
         measured = yield from measure_splits(setup, teacher, setup.meter.stoppable("evaluate dense"))
         setup.run.check()
         with files.publish(folder) as staging:
-            files.write_json(staging / "metrics.json", measured)
+            files.write_json(staging / "metrics.json", to_json(measured))
             files.write_json(staging / stages.STAGE, {"of": of})
-    return vectors, logits, read_json(folder / "metrics.json")
+    path = folder / "metrics.json"
+    stored = read_json(path)
+    return vectors, logits, {name: from_json(SplitScores, one, str(path)) for name, one in stored.items()}

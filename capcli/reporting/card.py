@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from capcli.records.exported import ExportRecord
+from capcli.records.pruned import Report
 from capcli.reporting.run_page import template, view
 from capcli.reporting.terminal import speed_lines
 from capcli.reporting.text import plain
-from capcli.stored import finite, part
 
 WORD = re.compile("[A-Za-z][A-Za-z0-9_./-]+")
 
@@ -42,7 +43,7 @@ def _yaml(data: Any) -> str:
 
 
 def render_card(
-    report: Mapping[str, Any],
+    report: Report,
     *,
     base_model: str | None = None,
     license: str | None = None,
@@ -50,7 +51,7 @@ def render_card(
     datasets: Sequence[str] = (),
     pipeline_tag: str | None = None,
     form: str = "",
-    exported: Mapping[str, Any] | None = None,
+    exported: ExportRecord | None = None,
 ) -> str:
     """The model card (README.md) of an artefact; a field of the front matter that is not known is left out.
 
@@ -59,7 +60,7 @@ def render_card(
     """
     from markupsafe import Markup
 
-    metrics = {n: v for n, v in part(report, "metrics", "pruned").items() if finite(v) is not None}
+    metrics = _finite(report.metrics.pruned)
     data = {
         "license": license,
         "language": language if language is None or isinstance(language, str) else list(language),
@@ -67,46 +68,48 @@ def render_card(
         "base_model": base_model,
         "base_model_relation": "finetune" if base_model else None,
         "pipeline_tag": pipeline_tag,
-        "tags": ["pruned", "cap", "capcli", *[str(report[key]) for key in ("method", "task") if report.get(key)]],
+        "tags": ["pruned", "cap", "capcli", *filter(None, (report.method, report.task))],
         "datasets": list(datasets),
         "metrics": list(metrics),
         "model-index": _model_index(report, metrics, datasets, pipeline_tag) if metrics else None,
     }
-    command = report.get("command") or "(not recorded)"
+    command = report.command or "(not recorded)"
     front = _yaml({key: value for key, value in data.items() if value})
-    shown = {**view(report), **_export_view(exported or {}), "form": form, "pipeline_tag": pipeline_tag or ""}
+    shown = {**view(report), **_export_view(exported), "form": form, "pipeline_tag": pipeline_tag or ""}
     return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **shown)
 
 
-def _export_view(exported: Mapping[str, Any]) -> dict[str, Any]:
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that were measured."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _export_view(exported: ExportRecord | None) -> dict[str, Any]:
     """What the card of an export shows beside the rest."""
-    speed = part(exported, "speed")
-    return {"exact": not part(exported, "metrics"), "speed": speed_lines(speed) if speed else ""}
+    speed = exported.speed if exported else None
+    return {"exact": not (exported and exported.metrics), "speed": speed_lines(speed) if speed else ""}
 
 
 def _model_index(
-    report: Mapping[str, Any], metrics: Mapping[str, Any], datasets: Sequence[str], pipeline_tag: str | None
+    report: Report, metrics: Mapping[str, float], datasets: Sequence[str], pipeline_tag: str | None
 ) -> list[dict[str, Any]]:
-    task = str(report.get("task") or "task")
+    task = report.task or "task"
     result = {
         "task": {"type": pipeline_tag or task, "name": task},
         "dataset": {"type": datasets[0] if datasets else task, "name": task},
-        "metrics": [{"type": name, "value": finite(value)} for name, value in metrics.items()],
+        "metrics": [{"type": name, "value": float(value)} for name, value in metrics.items()],
     }
-    return [{"name": f"{report.get('model')} pruned for {task}", "results": [result]}]
+    return [{"name": f"{report.model} pruned for {task}", "results": [result]}]
 
 
-def eval_results(report: Mapping[str, Any], dataset: str, config: str) -> dict[str, str]:
+def eval_results(report: Report, dataset: str, config: str) -> dict[str, str]:
     """The metrics as the hub's `.eval_results` files, by name: one score of one benchmark in each.
 
     `dataset` is a hub id, `config` its part that the task is about.
     """
-    metrics = part(report, "metrics")
-    found = {}
-    for name, value in part(metrics, "pruned").items():
-        if finite(value) is None:
-            continue
-        notes = f"{name} on {metrics.get('split')}, {metrics.get('n_examples')} examples, measured by capcli"
-        row = {"dataset": {"id": dataset, "task_id": config}, "value": finite(value), "notes": notes}
+    metrics, found = report.metrics, {}
+    for name, value in _finite(metrics.pruned).items():
+        notes = f"{name} on {metrics.split}, {metrics.n_examples} examples, measured by capcli"
+        row = {"dataset": {"id": dataset, "task_id": config}, "value": float(value), "notes": notes}
         found[f"{config}-{name}.yaml"] = _yaml([row])
     return found

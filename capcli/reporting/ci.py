@@ -1,6 +1,6 @@
 """Results for continuous integration: JUnit XML, CSV, Markdown for reviewers, annotations of GitHub.
 
-`command` is "eval", "probe" or "compare"; the layouts stand in docs/reference/report.md. Whatever a result holds, each
+The layouts stand in docs/reference/report.md. Whatever a result holds, each
 text parses in its language, and no name in it acts: not in a spreadsheet, not in Markdown, not as a workflow command.
 """
 
@@ -10,16 +10,17 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from capcli.records.measured import Comparison, EvalResult, ProbeResult, Result
+from capcli.records.parts import Gate
 from capcli.reporting import quantities, results, tables
 from capcli.reporting.quantities import Value
 from capcli.reporting.text import markdown, named, plain
 from capcli.stored import finite
 
-Data = Mapping[str, Any]
 MAX_ANNOTATIONS = 8  # GitHub shows ten errors per step; two are left for the step itself
 COLUMNS = (
     "kind", "model", "task", "split", "layer", "name", "value", "low", "high", "deviation", "examples", "baseline",
@@ -31,7 +32,7 @@ COLUMNS = (
 # ---------------------------------------------------------------------------------------------------------------- JUnit
 
 
-def junit_xml(name: str, gates: Sequence[Any], seconds: float = 0.0) -> str:
+def junit_xml(name: str, gates: Sequence[Gate], seconds: float = 0.0) -> str:
     """Gates as JUnit XML, as Jenkins and GitLab read it: one test case each, a missing value is a failure.
 
     Without gates there is one test case, "finished": a file without any is an error for Jenkins. Names are unique,
@@ -87,7 +88,7 @@ def _xml(root: ElementTree.Element) -> str:
 # ------------------------------------------------------------------------------------------------------------------ CSV
 
 
-def csv_text(command: str, result: Data) -> str:
+def csv_text(result: Result) -> str:
     """The result as a table with one row per number, and per baseline that it is compared with; see `COLUMNS`.
 
     A cell that is not known is empty. Text that a spreadsheet would run as a formula gets a leading apostrophe.
@@ -95,7 +96,7 @@ def csv_text(command: str, result: Data) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_csv_row(value) for value in quantities.values(command, result))
+    writer.writerows(_csv_row(value) for value in quantities.values(result))
     return out.getvalue()
 
 
@@ -132,20 +133,20 @@ def _text(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------- Markdown
 
 
-def markdown_text(command: str, result: Data) -> str:
+def markdown_text(result: Result) -> str:
     """The result as Markdown of GitHub and GitLab: gates, facts, tables and notes."""
     gates = results.gates_of(result)
     mark = "✅ " if gates and all(gate.passed for gate in gates) else "❌ " if gates else ""
-    verb = "compared" if command == "compare" else f"cap {command}"
-    lines = [f"## {verb}: {markdown(results.title(command, result), 300)}", ""]
+    verb = {EvalResult: "cap eval", ProbeResult: "cap probe", Comparison: "compared"}[type(result)]
+    lines = [f"## {verb}: {markdown(results.title(result), 300)}", ""]
     lines += [f"{mark}{results.verdict(result)}.", ""]
     if gates:
         rows = [(gate.outcome, gate.name, gate.found) for gate in gates]
         lines += _markdown_table(("outcome", "gate", "found"), rows, len(rows[0]))
-    for table in tables.tables(command, result):
+    for table in tables.tables(result):
         lines += [f"### {markdown(table.title)}", "", *_markdown_table(table.columns, table.rows, table.n_text)]
         lines += [table.hint, ""] if table.hint else []
-    lines += _markdown_table(("", ""), results.facts(command, result), n_text=2)
+    lines += _markdown_table(("", ""), results.facts(result), n_text=2)
     lines += [_item(note) for note in results.notes(result)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -174,7 +175,7 @@ def _unlisted(start: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- GitHub
 
 
-def github_annotations(gates: Sequence[Any]) -> list[str]:
+def github_annotations(gates: Sequence[Gate]) -> list[str]:
     """Workflow commands for the failed gates; when there are too many, the last one says how many more."""
     lines = []
     for gate in map(results.gate, gates):

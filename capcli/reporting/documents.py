@@ -1,24 +1,21 @@
-"""Reports as HTML pages, and the version of their records."""
+"""Results as HTML pages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from capcli.records.measured import Result
+from capcli.records.pruned import Report
 from capcli.reporting.result_page import result_view
 from capcli.reporting.run_page import template, view
 
-SCHEMA_VERSION = 1
 
-
-def render_html(report: Mapping[str, Any]) -> str:
+def render_html(report: Report) -> str:
     """`report.json` of `cap prune` as one self-contained page: no network, no script, same bytes for same data."""
     return template("report.html.j2").render(view(report))
 
 
-def render_result_html(command: str, result: Mapping[str, Any]) -> str:
-    """The result of "eval", "probe" or "compare" as one self-contained page: no network, no script.
+def render_result_html(result: Result) -> str:
+    """The result of eval, probe or a comparison as one self-contained page: no network, no script.
 
     The layouts of the results stand in docs/reference/report.md; the same bytes for the same data.
     """
-    return template("result.html.j2").render(result_view(command, result))
+    return template("result.html.j2").render(result_view(result))

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from capcli.records.parts import MatrixSparsity
 from capcli.reporting.text import count, in_percent, named, percent, plain
-from capcli.stored import finite, mapping, sequence
+from capcli.stored import finite
 
 MAX_MATRICES = 3000
 MAX_WEIGHTS = 1e15  # of one matrix; more is a damaged report
@@ -128,27 +129,24 @@ class _Matrix:
     n_weights: float | None
 
     @classmethod
-    def read(cls, data: object) -> _Matrix | None:
+    def read(cls, row: MatrixSparsity) -> _Matrix | None:
         """A row of `per_matrix`, or None when its sparsity is not a fraction."""
-        row = mapping(data)
-        sparsity = finite(row.get("sparsity"))
+        sparsity = finite(row.sparsity)
         if sparsity is None or not 0 <= sparsity <= 1:
             return None
-        shape = [finite(size) or 0.0 for size in sequence(row.get("shape"))]
-        n_weights = math.prod(shape)
-        kept = finite(row.get("kept"))
+        n_weights = math.prod(map(float, row.shape))
+        kept = finite(row.kept)
         if kept is None or not 0 <= kept <= n_weights <= MAX_WEIGHTS:
-            return cls(named(row.get("name"), 160), sparsity, None, None)
-        return cls(named(row.get("name"), 160), sparsity, kept, n_weights)
+            return cls(named(row.name, 160), sparsity, None, None)
+        return cls(named(row.name, 160), sparsity, kept, n_weights)
 
     def title(self) -> str:
         kept = f", {count(self.kept)} of {count(self.n_weights)} weights kept" if self.n_weights else ""
         return f"{self.name}: {percent(self.sparsity)} removed{kept}"
 
 
-def heat_map(per_matrix: object) -> HeatMap | None:
+def heat_map(rows: Sequence[MatrixSparsity]) -> HeatMap | None:
     """Sparsity per layer (rows) and place in the layer (columns), with pooled margins; None if there is none."""
-    rows = sequence(per_matrix)
     matrices = [matrix for matrix in map(_Matrix.read, rows[:MAX_MATRICES]) if matrix]
     if not matrices:
         return None

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from capcli.records.codec import to_json
+from capcli.records.measured import Baseline, Comparison, EvalResult, ProbeBaseline, ProbeResult, Result, TaskScore
+from capcli.records.parts import Gate, Interval, Noisy
 from capcli.reporting.run_page import MAX_ROWS, other_splits
-from capcli.stored import finite, mapping, part, sequence
+from capcli.stored import finite
 
-Data = Mapping[str, Any]
+T = TypeVar("T")
 NO_INTERVAL = "–"
 MAX_BASELINES = 20
-Ends = tuple[float, float]
 
 
-def ends(bounds: Any) -> Ends | None:
-    """(low, high) of a stored interval, None unless both are finite."""
-    found = [value for value in map(finite, sequence(bounds)) if value is not None]
-    return (found[0], found[1]) if len(found) == 2 == len(sequence(bounds)) else None
+def ends(bounds: Interval | None) -> Interval | None:
+    """(low, high) of an interval, None unless both are finite."""
+    return bounds if bounds and all(map(math.isfinite, bounds)) else None
 
 
-def rows_of(data: Any) -> list[Data]:
-    """A list of mappings, no longer than any table."""
-    return [mapping(row) for row in sequence(data)[:MAX_ROWS]]
-
-
-def items_of(data: Any) -> list[tuple[str, Any]]:
+def items_of(data: Mapping[str, T]) -> list[tuple[str, T]]:
     """The items of a mapping, no more than rows of any table."""
-    return list(mapping(data).items())[:MAX_ROWS]
+    return list(data.items())[:MAX_ROWS]
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -43,177 +40,184 @@ class Value:
     """
 
     kind: str
-    name: Any
-    model: Any = None
-    task: Any = None
-    split: Any = None
-    layer: Any = None
-    value: Any = None
-    interval: Any = None
-    deviation: Any = None
-    examples: Any = None
-    baseline: Any = None
-    baseline_value: Any = None
-    baseline_interval: Any = None
-    difference: Any = None
-    difference_interval: Any = None
-    moved: Any = None
-    limit: Any = None
-    passed: Any = None
+    name: str | None
+    model: str | None = None
+    task: str | None = None
+    split: str | None = None
+    layer: int | None = None
+    value: float | None = None
+    interval: Interval | None = None
+    deviation: float | None = None
+    examples: int | None = None
+    baseline: str | None = None
+    baseline_value: float | None = None
+    baseline_interval: Interval | None = None
+    difference: float | None = None
+    difference_interval: Interval | None = None
+    moved: bool | None = None
+    limit: float | None = None
+    passed: bool | None = None
 
 
-def values(command: str, result: Data) -> list[Value]:
+def values(result: Result) -> list[Value]:
     """Every number of a result, in reading order."""
-    found: Callable[[Data], list[Value]] = {
-        "eval": _eval_values,
-        "probe": _probe_values,
-        "compare": _compare_values,
-    }[command]
-    result = mapping(result)
-    model = result.get("new" if command == "compare" else "model")
-    return [*found(result), *_gate_values(result, model)]
+    if isinstance(result, EvalResult):
+        return [*_eval_values(result), *_gate_values(result.gates, result.model)]
+    if isinstance(result, ProbeResult):
+        return [*_probe_values(result), *_gate_values(result.gates, result.model)]
+    return [*_compare_values(result), *_gate_values(result.gates, result.new)]
 
 
-def _gate_values(result: Data, model: Any) -> list[Value]:
+def _gate_values(gates: Sequence[Gate], model: str | None) -> list[Value]:
     return [
         Value(
-            kind="gate", model=model, name=gate.get("name"), value=gate.get("value"), interval=gate.get("interval"),
-            limit=gate.get("limit"), passed=gate.get("passed") is True,
+            kind="gate", model=model, name=gate.name, value=gate.value, interval=gate.interval, limit=gate.limit,
+            passed=gate.passed,
         )
-        for gate in rows_of(result.get("gates"))
+        for gate in gates[:MAX_ROWS]
     ]  # fmt: skip
 
 
-def _eval_values(result: Data) -> list[Value]:
-    model, task, split = (result.get(key) for key in ("model", "task", "split"))
-    baseline = part(result, "baseline")
-    about = {"model": model, "task": task, "split": split, "examples": result.get("n_examples")}
+def _eval_values(result: EvalResult) -> list[Value]:
+    baseline = result.baseline
+    examples = result.n_examples
+    about: dict[str, Any] = {"model": result.model, "task": result.task, "split": result.split, "examples": examples}
     found = [
         Value(
-            kind="metric", name=name, value=value, interval=part(result, "confidence_95").get(name), **about,
-            **_against(baseline.get("model"), baseline, part(result, "differences"), name) if baseline else {},
+            kind="metric", name=name, value=value, interval=result.confidence_95.get(name), **about,
+            **_against(baseline.model, baseline, result.differences, name) if baseline else {},
         )
-        for name, value in items_of(result.get("metrics"))
+        for name, value in items_of(result.metrics)
     ]  # fmt: skip
-    for other, data in other_splits(result):
-        here = {**about, "split": other, "examples": data.get("n_examples")}
-        bounds = part(data, "confidence_95")
+    for other, scores in other_splits(result.splits, result.split):
+        here = {**about, "split": other, "examples": scores.n_examples}
         found += [
-            Value(kind="metric", name=name, value=value, interval=bounds.get(name), **here)
-            for name, value in items_of(data.get("metrics"))
+            Value(kind="metric", name=name, value=value, interval=scores.confidence_95.get(name), **here)
+            for name, value in items_of(scores.metrics)
         ]
     found += _perturbed_values(result, about)
     if baseline:
-        to = {**about, "baseline": baseline.get("model")}
-        found.append(Value(kind="agreement", name="agreement", value=result.get("agreement"), **to))
-        found += [Value(kind="retention", name=name, value=v, **to) for name, v in items_of(result.get("retention"))]
-    return [*found, *_sizes_and_times(result, model)]
+        to = {**about, "baseline": baseline.model}
+        found.append(Value(kind="agreement", name="agreement", value=result.agreement, **to))
+        found += [Value(kind="retention", name=name, value=v, **to) for name, v in items_of(result.retention)]
+    return [*found, *_sizes_and_times(result)]
 
 
-def _against(model: Any, other: Data, differences: Data, name: str) -> dict[str, Any]:
+def _against(
+    model: str | None, other: EvalResult | Baseline, differences: Mapping[str, Noisy], name: str
+) -> dict[str, Any]:
     """The columns that compare the metric `name` with that of a baseline."""
-    change = part(differences, name)
+    change = differences.get(name, Noisy())
     return {
         "baseline": model,
-        "baseline_value": part(other, "metrics").get(name),
-        "baseline_interval": part(other, "confidence_95").get(name),
-        "difference": change.get("value"),
-        "difference_interval": change.get("confidence_95"),
+        "baseline_value": other.metrics.get(name),
+        "baseline_interval": other.confidence_95.get(name),
+        "difference": change.value,
+        "difference_interval": change.confidence_95,
     }
 
 
-def _perturbed_values(result: Data, about: Data) -> list[Value]:
-    plainly = {"metrics": result.get("metrics"), "confidence_95": result.get("confidence_95")}
+def _perturbed_values(result: EvalResult, about: Mapping[str, Any]) -> list[Value]:
     found = []
-    for change, data in items_of(result.get("perturbed")):
-        bounds, differences = part(data, "confidence_95"), part(data, "differences")
+    for change, scores in items_of(result.perturbed):
         found += [
             Value(
-                kind="perturbed", name=f"{name}@{change}", value=value, interval=bounds.get(name), **about,
-                **_against("unchanged texts", plainly, differences, name),
+                kind="perturbed", name=f"{name}@{change}", value=value, interval=scores.confidence_95.get(name),
+                **about, **_against("unchanged texts", result, scores.differences, name),
             )
-            for name, value in items_of(mapping(data).get("metrics"))
+            for name, value in items_of(scores.metrics)
         ]  # fmt: skip
-        agreement = mapping(data).get("agreement")
-        found.append(Value(kind="agreement", name=f"agreement@{change}", value=agreement, **about))
+        found.append(Value(kind="agreement", name=f"agreement@{change}", value=scores.agreement, **about))
     return found
 
 
-def _sizes_and_times(result: Data, model: Any) -> list[Value]:
-    latency = part(result, "latency")
-    found = [Value(kind="sparsity", name=name, value=v, model=model) for name, v in items_of(result.get("sparsity"))]
-    for name, value in items_of(result.get("size")):
-        if finite(value) is not None:
-            found.append(Value(kind="size", name=name, value=value, model=model))
+def _sizes_and_times(result: EvalResult | ProbeResult) -> list[Value]:
+    model, latency, size = result.model, result.latency, result.size
+    shares = to_json(result.sparsity) if isinstance(result, EvalResult) else None
+    found = [Value(kind="sparsity", name=name, value=value, model=model) for name, value in (shares or {}).items()]
+    counted = {name: value for name, value in to_json(size).items() if finite(value) is not None}
+    found += [Value(kind="size", name=name, value=value, model=model) for name, value in counted.items()]
     for name in ("median_ms", "p10_ms", "p90_ms") if latency else ():
-        bounds = latency.get("confidence_95") if name == "median_ms" else None
-        found.append(Value(kind="latency", name=name, value=latency.get(name), interval=bounds, model=model))
+        bounds = latency.confidence_95 if latency and name == "median_ms" else None
+        found.append(Value(kind="latency", name=name, value=getattr(latency, name), interval=bounds, model=model))
+    if latency and (own := latency.own_lengths):
+        found += [
+            Value(kind="latency", name=f"own_lengths.{name}", value=getattr(own, name), model=model)
+            for name in ("median_ms", "p95_ms")
+        ]
+    if latency and latency.throughput:
+        rate = latency.throughput.texts_per_second
+        found.append(Value(kind="latency", name="throughput.texts_per_second", value=rate, model=model))
     return found
 
 
-def baselines_of(result: Data) -> list[Data]:
+def baselines_of(result: ProbeResult) -> tuple[ProbeBaseline, ...]:
     """The baselines of a result of probe, at most `MAX_BASELINES`."""
-    return rows_of(result.get("baselines"))[:MAX_BASELINES]
+    return result.baselines[:MAX_BASELINES]
 
 
-def _probe_values(result: Data) -> list[Value]:
+def _probe_values(result: ProbeResult) -> list[Value]:
     baselines = baselines_of(result)
     found = []
-    for task, row in items_of(result.get("tasks")):
-        found += _task_values(result, task, mapping(row))
-    for baseline in baselines or [{}]:
-        mean, other = part(result, "mean"), part(baseline, "mean")
-        change = part(baseline, "differences", "mean")
+    for task, row in items_of(result.tasks):
+        found += _task_values(result, task, row)
+    for baseline in baselines or (ProbeBaseline(),):
+        mean, other = result.mean or Noisy(), baseline.mean or Noisy()
+        change = baseline.differences.get("mean", Noisy())
         found.append(
             Value(
-                kind="mean", name="mean", model=result.get("model"), value=mean.get("value"),
-                interval=mean.get("confidence_95"), baseline=baseline.get("model"), baseline_value=other.get("value"),
-                baseline_interval=other.get("confidence_95"), difference=change.get("value"),
-                difference_interval=change.get("confidence_95"),
+                kind="mean", name="mean", model=result.model, value=mean.value, interval=mean.confidence_95,
+                baseline=baseline.model, baseline_value=other.value, baseline_interval=other.confidence_95,
+                difference=change.value, difference_interval=change.confidence_95,
             )
         )  # fmt: skip
     found += _layer_values(result) + [value for baseline in baselines for value in _layer_values(baseline)]
-    return [*found, *_sizes_and_times(result, result.get("model"))]
+    return [*found, *_sizes_and_times(result)]
 
 
-def _task_values(result: Data, task: str, row: Data) -> list[Value]:
+def _task_values(result: ProbeResult, task: str, row: TaskScore) -> list[Value]:
     """The value of one task, once for each baseline."""
     found = []
-    for baseline in baselines_of(result) or [{}]:
-        other, change = part(baseline, "tasks", task), part(baseline, "differences", task)
+    for baseline in baselines_of(result) or (ProbeBaseline(),):
+        other, change = baseline.tasks.get(task, TaskScore()), baseline.differences.get(task, Noisy())
         found.append(
             Value(
-                kind="metric", name=row.get("metric"), model=result.get("model"), task=task, split=row.get("split"),
-                value=row.get("mean"), interval=row.get("confidence_95"), deviation=row.get("deviation"),
-                examples=row.get("n_examples"), baseline=baseline.get("model"), baseline_value=other.get("mean"),
-                baseline_interval=other.get("confidence_95"), difference=change.get("value"),
-                difference_interval=change.get("confidence_95"),
+                kind="metric", name=row.metric, model=result.model, task=task, split=row.split, value=row.mean,
+                interval=row.confidence_95, deviation=row.deviation, examples=row.n_examples, baseline=baseline.model,
+                baseline_value=other.mean, baseline_interval=other.confidence_95, difference=change.value,
+                difference_interval=change.confidence_95,
             )
         )  # fmt: skip
     return found
 
 
-def _layer_values(one: Data) -> list[Value]:
+def _layer_values(one: ProbeResult | ProbeBaseline) -> list[Value]:
     return [
         Value(
-            kind="layer", name=mapping(row).get("metric"), model=one.get("model"), task=task, layer=layer.get("layer"),
-            split=mapping(row).get("split"), value=layer.get("mean"), interval=layer.get("confidence_95"),
-            deviation=layer.get("deviation"), examples=mapping(row).get("n_examples"),
+            kind="layer", name=row.metric, model=one.model, task=task, layer=layer.layer, split=row.split,
+            value=layer.mean, interval=layer.confidence_95, deviation=layer.deviation, examples=row.n_examples,
         )
-        for task, row in items_of(one.get("tasks"))
-        for layer in rows_of(mapping(row).get("layers"))
+        for task, row in items_of(one.tasks)
+        for layer in (row.layers or ())[:MAX_ROWS]
     ]  # fmt: skip
 
 
-def _compare_values(result: Data) -> list[Value]:
-    kinds = {"metric": result.get("rows"), "size": result.get("sizes"), "latency": result.get("latency")}
-    return [
-        Value(
-            kind=kind, name=row.get("name"), model=result.get("new"), task=result.get("task"),
-            split=result.get("split"), value=row.get("new"), interval=row.get("new_confidence_95"),
-            baseline=result.get("old"), baseline_value=row.get("old"), baseline_interval=row.get("old_confidence_95"),
-            difference=row.get("change"), difference_interval=row.get("interval"), moved=row.get("moved"),
-        )
+def _compare_values(result: Comparison) -> list[Value]:
+    about: dict[str, Any] = {"model": result.new, "task": result.task, "split": result.split, "baseline": result.old}
+    kinds = {"metric": result.rows, "latency": result.latency}
+    moves = {
+        kind: [
+            Value(
+                kind=kind, name=row.name, value=row.new, interval=row.new_confidence_95, baseline_value=row.old,
+                baseline_interval=row.old_confidence_95, difference=row.change, difference_interval=row.interval,
+                moved=row.moved, **about,
+            )
+            for row in rows[:MAX_ROWS]
+        ]
         for kind, rows in kinds.items()
-        for row in rows_of(rows)
-    ]  # fmt: skip
+    }  # fmt: skip
+    sizes = [
+        Value(kind="size", name=row.name, value=row.new, baseline_value=row.old, difference=row.change, **about)
+        for row in result.sizes[:MAX_ROWS]
+    ]
+    return [*moves["metric"], *sizes, *moves["latency"]]

@@ -9,14 +9,17 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from capcli.reporting import heat_map
+from capcli.records.parts import Sparsity
+from capcli.records.pruned import HistoryRow, Metrics, Report, Size, SplitMetrics
+from capcli.reporting import heat_map, latency
 from capcli.reporting.charts import Chart, Points, drawable, line_chart
 from capcli.reporting.text import (
     NOT_MEASURED,
     byte_size,
     count,
+    dense_sizes,
     duration,
     interval,
     markdown,
@@ -25,9 +28,9 @@ from capcli.reporting.text import (
     percent,
     plain,
     significant,
-    times_smaller,
+    times_smaller_than,
 )
-from capcli.stored import finite, mapping, part, sequence
+from capcli.stored import finite, sequence
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -41,6 +44,7 @@ SIZES = {
     "bound": "Information bound",
 }
 
+T = TypeVar("T")
 Row = tuple[str, str]
 
 
@@ -78,36 +82,35 @@ class MetricRow:
     strip: Mapping[str, float]
 
 
-def _metric_names(metrics: Mapping[str, Any]) -> list[str]:
+def _metric_names(metrics: Metrics | SplitMetrics, primary_name: str | None) -> list[str]:
     """Names of all metrics, the primary one first."""
-    known = [*part(metrics, "pruned"), *part(metrics, "dense")]
-    primary = [name for name in known if name == metrics.get("primary")]
+    known = [*metrics.pruned, *metrics.dense]
+    primary = [name for name in known if name == primary_name]
     return list(dict.fromkeys([*primary, *known]))[:MAX_ROWS]
 
 
-def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
+def metric_rows(metrics: Metrics) -> list[MetricRow]:
     """One row per metric of the primary split, then those of the other splits, which are named."""
-    rows = [_metric_row(metrics, name) for name in _metric_names(metrics)]
-    for split, found in other_splits(metrics):
-        both = {**found, "primary": metrics.get("primary")}
-        rows += [_metric_row(both, name, f" ({named(split, 60)})") for name in _metric_names(both)]
+    rows = [_metric_row(metrics, name) for name in _metric_names(metrics, metrics.primary)]
+    for split, found in other_splits(metrics.splits, metrics.split):
+        names = _metric_names(found, metrics.primary)
+        rows += [_metric_row(found, name, f" ({named(split, 60)})") for name in names]
     return rows[:MAX_ROWS]
 
 
-def other_splits(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The evaluation splits beside the primary one, by name."""
-    table = part(metrics, "splits")
-    return [(name, mapping(found)) for name, found in table.items() if name != metrics.get("split")][:MAX_ROWS]
+def other_splits(splits: Mapping[str, T], first: str | None) -> list[tuple[str, T]]:
+    """The evaluation splits beside the first one, by name."""
+    return [(name, found) for name, found in splits.items() if name != first][:MAX_ROWS]
 
 
-def _metric_row(metrics: Mapping[str, Any], name: str, suffix: str = "") -> MetricRow:
-    dense, pruned = (part(metrics, key).get(name) for key in ("dense", "pruned"))
-    bounds = part(metrics, "confidence_95").get(name)
+def _metric_row(metrics: Metrics | SplitMetrics, name: str, suffix: str = "") -> MetricRow:
+    dense, pruned = metrics.dense.get(name), metrics.pruned.get(name)
+    bounds = metrics.confidence_95.get(name)
     before, after = finite(dense), finite(pruned)
     change = None if before is None or after is None else after - before
     difference = ("+" if change and change > 0 else "") + number(change)
     strip = _strip(before, after, [finite(bound) for bound in sequence(bounds)])
-    retention = percent(part(metrics, "retention").get(name))
+    retention = percent(metrics.retention.get(name))
     return MetricRow(
         named(name, 60) + suffix, number(dense), number(pruned), interval(bounds), retention, difference, strip
     )
@@ -124,90 +127,87 @@ def _strip(dense: float | None, pruned: float | None, bounds: list[float | None]
     return dict(zip(("dense", "pruned", "low", "high"), (round(place, 1) for place in places), strict=True))
 
 
-def view(report: Mapping[str, Any]) -> dict[str, Any]:
+def view(report: Report) -> dict[str, Any]:
     """Everything a template shows, as text and coordinates."""
-    report = mapping(report)
-    metrics = part(report, "metrics")
-    sparsity, size = part(report, "sparsity"), part(report, "size")
+    metrics, sparsity, size = report.metrics, report.sparsity, report.size
     rows = metric_rows(metrics)
     return {
-        **{key: named(report.get(key), 120) for key in ("model", "task", "method", "status", "device", "seed")},
+        **{key: named(getattr(report, key), 120) for key in ("model", "task", "method", "status", "device", "seed")},
         "title": _title(report),
-        "command": plain(report.get("command") or "", 8000),
+        "command": plain(report.command or "", 8000),
         "primary": rows[0] if rows else None,
-        "achieved": percent(sparsity.get("achieved")),
+        "achieved": percent(sparsity.achieved),
         "tiles": _tiles(report, rows),
         "metrics": rows,
-        "n_examples": count(metrics.get("n_examples")),
-        "split": named(metrics.get("split"), 60),
+        "n_examples": count(metrics.n_examples),
+        "split": named(metrics.split, 60),
         "sparsity": _sparsity_rows(sparsity),
         "scale": heat_map.gradient(),
-        "heat": heat_map.heat_map(sparsity.get("per_matrix")),
+        "heat": heat_map.heat_map(sparsity.per_matrix),
         "matrices": _matrix_rows(sparsity),
         "sizes": _size_rows(size),
-        "codings": _pairs(size.get("codings")),
+        "codings": _pairs(size.codings),
+        "latency": latency.side_by_side(report),
         "phases": _phases(report),
         "costs": _cost_rows(report),
         "setup": _setup_rows(report),
-        "versions": _pairs(report.get("versions")),
-        "config": _pairs(report.get("config")),
+        "versions": _pairs(report.versions),
+        "config": _pairs(report.config),
         "files": _file_rows(report),
-        "notes": [plain(note, 400) for note in sequence(report.get("notes"))[:MAX_ROWS]],
-        "labels": [named(label, 60) for label in sequence(report.get("labels"))[:MAX_ROWS]],
+        "notes": [plain(note, 400) for note in report.notes[:MAX_ROWS]],
+        "labels": [named(label, 60) for label in report.labels[:MAX_ROWS]],
     }
 
 
-def _title(report: Mapping[str, Any]) -> str:
-    model, task = report.get("model"), report.get("task")
+def _title(report: Report) -> str:
+    model, task = report.model, report.task
     known = model is not None and task is not None
     return f"{named(model, 120)}, pruned for {named(task, 60)}" if known else "Pruning report"
 
 
-def _tiles(report: Mapping[str, Any], rows: Sequence[MetricRow]) -> list[tuple[str, str, str]]:
+def _tiles(report: Report, rows: Sequence[MetricRow]) -> list[tuple[str, str, str]]:
     """The key figures as (label, figure, what to compare it with)."""
-    sparsity, size = part(report, "sparsity"), part(report, "size")
+    sparsity, size = report.sparsity, report.size
     first = rows[0] if rows else None
-    smaller = times_smaller(size.get("dense_bytes"), size.get("artifact_bytes"))
     name = first.name if first else "metric"
-    kept = sparsity.get("kept_weights")
-    kept = f"{count(kept)} kept, " if finite(kept) is not None else ""
+    kept = "" if sparsity.kept_weights is None else f"{count(sparsity.kept_weights)} kept, "
     return [
-        ("sparsity", percent(sparsity.get("achieved")), f"{kept}requested {percent(sparsity.get('requested'))}"),
+        ("sparsity", percent(sparsity.achieved), f"{kept}requested {percent(sparsity.requested)}"),
         (name, first.pruned if first else NOT_MEASURED, f"dense {first.dense if first else NOT_MEASURED}"),
         ("retention", first.retention if first else NOT_MEASURED, f"of the dense model's {name}"),
         (
             "pruned size",
-            byte_size(size.get("artifact_bytes")),
-            smaller or f"dense {byte_size(size.get('dense_bytes'))}",
+            byte_size(size.artifact_bytes),
+            ", ".join(times_smaller_than(size)) or f"dense {dense_sizes(size)}",
         ),
-        ("whole model", percent(sparsity.get("whole_model")), "of all weights removed"),
-        ("time", duration(part(report, "timing").get("total_seconds")), named(report.get("device"), 60)),
+        ("whole model", percent(sparsity.whole_model), "of all weights removed"),
+        ("time", duration(report.timing.total_seconds), named(report.device, 60)),
     ]
 
 
-def _sparsity_rows(sparsity: Mapping[str, Any]) -> list[Row]:
+def _sparsity_rows(sparsity: Sparsity) -> list[Row]:
     return [
-        ("requested", percent(sparsity.get("requested"))),
-        ("achieved, prunable weights", percent(sparsity.get("achieved"))),
-        ("whole encoder", percent(sparsity.get("encoder"))),
-        ("whole model", percent(sparsity.get("whole_model"))),
-        ("prunable weights", count(sparsity.get("prunable_weights"))),
-        ("kept weights", count(sparsity.get("kept_weights"))),
+        ("requested", percent(sparsity.requested)),
+        ("achieved, prunable weights", percent(sparsity.achieved)),
+        ("whole encoder", percent(sparsity.encoder)),
+        ("whole model", percent(sparsity.whole_model)),
+        ("prunable weights", count(sparsity.prunable_weights)),
+        ("kept weights", count(sparsity.kept_weights)),
     ]
 
 
-def _matrix_rows(sparsity: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = [mapping(row) for row in sequence(sparsity.get("per_matrix"))[:MAX_ROWS]]
-    shapes = [" x ".join(count(size) for size in sequence(row.get("shape"))[:5]) for row in rows]
+def _matrix_rows(sparsity: Sparsity) -> list[tuple[str, ...]]:
+    rows = sparsity.per_matrix[:MAX_ROWS]
+    shapes = [" x ".join(map(count, row.shape[:5])) for row in rows]
     return [
-        (named(row.get("name"), 160), shape or NOT_MEASURED, count(row.get("kept")), percent(row.get("sparsity")))
+        (named(row.name, 160), shape or NOT_MEASURED, count(row.kept), percent(row.sparsity))
         for row, shape in zip(rows, shapes, strict=True)
     ]
 
 
-def _size_rows(size: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _size_rows(size: Size) -> list[dict[str, Any]]:
     """Sizes with the share of the largest one, in percent, as the length of a bar."""
-    known = {key: finite(size.get(f"{key}_bytes")) for key in SIZES}
+    known = {key: finite(getattr(size, f"{key}_bytes")) for key in SIZES}
     largest = max((value for value in known.values() if value), default=0.0)
     return [
         {
@@ -220,60 +220,58 @@ def _size_rows(size: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _cost_rows(report: Mapping[str, Any]) -> list[Row]:
-    timing, memory = part(report, "timing"), part(report, "memory")
-    speed = finite(timing.get("examples_per_second"))
+def _cost_rows(report: Report) -> list[Row]:
+    timing, memory = report.timing, report.memory
+    speed = finite(timing.examples_per_second)
     return [
-        *((phase, duration(timing.get(f"{phase}_seconds"))) for phase in ("teacher", "banks", "prune", "total")),
+        *((phase, duration(getattr(timing, f"{phase}_seconds"))) for phase in ("teacher", "banks", "prune", "total")),
         ("speed", NOT_MEASURED if speed is None else f"{significant(speed)} examples per second"),
-        ("peak memory, host", byte_size(memory.get("peak_host_bytes"))),
-        ("peak memory, device", byte_size(memory.get("peak_device_bytes"))),
+        ("peak memory, host", byte_size(memory.peak_host_bytes)),
+        ("peak memory, device", byte_size(memory.peak_device_bytes)),
     ]
 
 
-def _setup_rows(report: Mapping[str, Any]) -> list[Row]:
-    losses = report.get("losses")
-    listed = ", ".join(named(loss, 40) for loss in sequence(losses)[:20]) or (plain(losses) if losses else named(None))
-    teacher = part(report, "teacher")
-    scores = ", ".join(f"{named(name, 60)} {number(v)}" for name, v in list(part(teacher, "metrics").items())[:20])
-    rows = [(key, named(report.get(key))) for key in ("method", "seed", "device")]
+def _setup_rows(report: Report) -> list[Row]:
+    listed = ", ".join(named(loss, 40) for loss in report.losses[:20]) or named(None)
+    scores = ", ".join(f"{named(n, 60)} {number(value)}" for n, value in list(report.teacher.metrics.items())[:20])
+    rows = [(key, named(getattr(report, key))) for key in ("method", "seed", "device")]
     return [
         *rows,
         ("losses", listed),
-        ("teacher", named(teacher.get("source"))),
+        ("teacher", named(report.teacher.source)),
         ("teacher metrics", scores or NOT_MEASURED),
     ]
 
 
-def _pairs(data: Any) -> list[Row]:
+def _pairs(data: Mapping[str, Any]) -> list[Row]:
     """A mapping as text; values that are not strings in the notation of JSON."""
-    rows = list(mapping(data).items())[:MAX_ROWS]
+    rows = list(data.items())[:MAX_ROWS]
     texts = [value if isinstance(value, str) else json.dumps(value, default=str) for _, value in rows]
     return [(named(key, 80), named(text)) for (key, _), text in zip(rows, texts, strict=True)]
 
 
-def _file_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    rows = list(part(report, "files").items())[:MAX_ROWS]
-    return [(named(n), count(mapping(f).get("bytes")), named(mapping(f).get("sha256"), 64)) for n, f in rows]
+def _file_rows(report: Report) -> list[tuple[str, str, str]]:
+    rows = list(report.files.items())[:MAX_ROWS]
+    return [(named(name), count(facts.bytes), named(facts.sha256, 64)) for name, facts in rows]
 
 
-def _phases(report: Mapping[str, Any]) -> list[tuple[str, list[Chart]]]:
+def _phases(report: Report) -> list[tuple[str, list[Chart]]]:
     """The charts of each phase, in the order in which the phases ran."""
-    phases: dict[str, list[Mapping[str, Any]]] = {}
-    for row in map(mapping, sequence(report.get("history"))):
-        phases.setdefault(plain(row.get("phase") or "prune", 60), []).append(row)
+    phases: dict[str, list[HistoryRow]] = {}
+    for row in report.history:
+        phases.setdefault(plain(row.phase or "prune", 60), []).append(row)
     drawn = [(phase, _charts(report, rows)) for phase, rows in list(phases.items())[:MAX_PHASES]]
     return [(phase, charts) for phase, charts in drawn if charts]
 
 
-def _charts(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    metrics = part(report, "metrics")
-    names = _metric_names(metrics)
-    primary = finite(part(metrics, "dense").get(names[0])) if names else None
-    losses, bad_losses = _series(rows, "losses", ["total"])
-    scores, bad_scores = _series(rows, "metrics", names)
-    removed = [(at, 100 * s) for at, row in _steps(rows) if (s := drawable(row.get("sparsity"))) is not None]
-    steps = [step for step, _ in _steps(rows)]
+def _charts(report: Report, rows: Sequence[HistoryRow]) -> list[Chart]:
+    names = _metric_names(report.metrics, report.metrics.primary)
+    primary = finite(report.metrics.dense.get(names[0])) if names else None
+    steps = _steps(rows)
+    losses, bad_losses = _series(steps, [row.losses for row in rows], ["total"])
+    scores, bad_scores = _series(steps, [row.metrics for row in rows], names)
+    shares = [(at, drawable(row.sparsity)) for at, row in zip(steps, rows, strict=True)]
+    removed = [(at, 100 * share) for at, share in shares if share is not None]
     span = (min(steps), max(steps))
     pruning = any(y > 0 for _, y in removed)
     charts = [
@@ -286,25 +284,26 @@ def _charts(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
     return [chart for chart in charts if chart]
 
 
-def _curve(report: Mapping[str, Any]) -> str:
+def _curve(report: Report) -> str:
     """On what the values of the curves were measured, which are not the final ones."""
-    curve = part(report, "curve")
-    held_out = " held-out" if curve.get("held_out") is True else ""
-    return f" on {count(curve['n_examples'])}{held_out} examples" if finite(curve.get("n_examples")) else ""
+    curve = report.curve
+    return f" on {count(curve.n_examples)}{' held-out' * bool(curve.held_out)} examples" if curve.n_examples else ""
 
 
-def _steps(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, Mapping[str, Any]]]:
-    """Rows with the step they belong to; a row without one is placed by its position."""
-    steps = [drawable(row.get("step")) for row in rows]
-    return [(i if step is None else step, row) for i, (step, row) in enumerate(zip(steps, rows, strict=True))]
+def _steps(rows: Sequence[HistoryRow]) -> list[float]:
+    """The step of each row; a row without one is placed by its position."""
+    steps = [drawable(row.step) for row in rows]
+    return [index if step is None else step for index, step in enumerate(steps)]
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str, first: Sequence[str]) -> tuple[dict[str, Points], int]:
-    """The curves under `key`, those named in `first` in front, and how many values cannot be drawn."""
+def _series(
+    steps: Sequence[float], rows: Sequence[Mapping[str, float]], first: Sequence[str]
+) -> tuple[dict[str, Points], int]:
+    """The curves of values by name, those named in `first` in front, and how many values cannot be drawn."""
     series: dict[str, Points] = {}
     n_bad = 0
-    for step, row in _steps(rows):
-        for name, raw in part(row, key).items():
+    for step, row in zip(steps, rows, strict=True):
+        for name, raw in row.items():
             value = drawable(raw)
             n_bad += value is None
             if value is not None:

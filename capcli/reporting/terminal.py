@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from capcli.reporting import results, tables
+from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Speed
+from capcli.records.measured import Result
+from capcli.records.predicted import Predictions
+from capcli.records.pruned import Report
+from capcli.reporting import latency, results, tables
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
 from capcli.reporting.text import (
     NOT_MEASURED,
     byte_size,
     count,
     counted,
+    dense_sizes,
     duration,
     named,
     number,
@@ -21,8 +26,9 @@ from capcli.reporting.text import (
     plain,
     times_faster,
     times_smaller,
+    times_smaller_than,
 )
-from capcli.stored import finite, mapping, part, sequence
+from capcli.stored import finite
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group
@@ -32,33 +38,22 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------------------------------- facts
 
 
-def prune_rows(report: Mapping[str, Any], path: str | PurePath | None = None) -> list[Row]:
+def prune_rows(report: Report, path: str | PurePath | None = None) -> list[Row]:
     """The facts of one pruning run, in reading order, as (label, text); the metrics are `prune_summary`'s table."""
-    sparsity, size = part(report, "sparsity"), part(report, "size")
-    smaller = times_smaller(size.get("dense_bytes"), size.get("artifact_bytes"))
+    metrics, sparsity, size = report.metrics, report.sparsity, report.size
+    kept = "" if sparsity.kept_weights is None else f" ({count(sparsity.kept_weights)} kept)"
     rows = [
-        ("model", named(report.get("model"))),
-        ("task", named(report.get("task"))),
-        ("method", named(report.get("method"))),
-        ("measured on", _measured_on(part(report, "metrics"))),
-        ("sparsity", f"{_removed(sparsity)}, requested {percent(sparsity.get('requested'))}"),
-        ("whole model", percent(sparsity.get("whole_model"))),
-        ("dense size", byte_size(size.get("dense_bytes"))),
-        ("pruned size", byte_size(size.get("artifact_bytes")) + (f", {smaller}" if smaller else "")),
-        ("time", duration(part(report, "timing").get("total_seconds"))),
+        ("model", named(report.model)),
+        ("task", named(report.task)),
+        ("method", named(report.method)),
+        ("measured on", f"{count(metrics.n_examples)} examples, {named(metrics.split, 60)}"),
+        ("sparsity", f"{percent(sparsity.achieved)}{kept}, requested {percent(sparsity.requested)}"),
+        ("whole model", percent(sparsity.whole_model)),
+        ("dense size", dense_sizes(size)),
+        ("pruned size", ", ".join([byte_size(size.artifact_bytes), *times_smaller_than(size)])),
+        ("time", duration(report.timing.total_seconds)),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]
-
-
-def _removed(sparsity: Mapping[str, Any]) -> str:
-    """`90.00 % (530,842 kept)`."""
-    kept = sparsity.get("kept_weights")
-    return percent(sparsity.get("achieved")) + (f" ({count(kept)} kept)" if finite(kept) is not None else "")
-
-
-def _measured_on(metrics: Mapping[str, Any]) -> str:
-    """Examples and split of the metrics."""
-    return f"{count(metrics.get('n_examples'))} examples, {named(metrics.get('split'), 60)}"
 
 
 # ------------------------------------------------------------------------------------------------------------- terminal
@@ -119,7 +114,7 @@ def facts(rows: Iterable[Row]) -> Table:
     return grid
 
 
-def _gate_lines(result: Mapping[str, Any]) -> Table | None:
+def _gate_lines(result: Result) -> Table | None:
     from rich.table import Table
     from rich.text import Text
 
@@ -132,36 +127,32 @@ def _gate_lines(result: Mapping[str, Any]) -> Table | None:
     return grid if grid.row_count else None
 
 
-def prune_summary(report: Mapping[str, Any], path: str | PurePath | None = None) -> Group:
+def prune_summary(report: Report, path: str | PurePath | None = None) -> Group:
     """What `cap prune` shows at its end."""
     from rich.console import Group
 
-    metrics = [(m.name, m.dense, m.pruned, m.retention, m.interval) for m in metric_rows(part(report, "metrics"))]
+    metrics = [(m.name, m.dense, m.pruned, m.retention, m.interval) for m in metric_rows(report.metrics)]
     table = _table(("metric", "dense", "pruned", "retention", "95 % interval"), metrics)
-    return Group(facts(prune_rows(report, path)), "", table)
+    return Group(facts(prune_rows(report, path)), "", table, *_latency_lines(report))
 
 
-def eval_summary(result: Mapping[str, Any]) -> Group:
-    """What `cap eval` shows: facts, metrics, differences from the baseline, changed texts, gates."""
-    return _summary("eval", result)
+def _latency_lines(report: Report) -> list[Any]:
+    """Latency of the dense and the pruned model, if it was measured, and how."""
+    from rich.text import Text
+
+    shown = latency.side_by_side(report)
+    rows = [(line.label, line.values["dense"], line.values["pruned"]) for line in shown["lines"]]
+    how = f"measured in turn: {shown['conditions']}. {shown['remark']}".rstrip()
+    return ["", _table(("latency", "dense", "pruned"), rows), Text(how, style="dim")] if rows else []
 
 
-def probe_summary(result: Mapping[str, Any]) -> Group:
-    """What `cap probe` shows: facts, one row per task, differences from each baseline, layers, gates."""
-    return _summary("probe", result)
-
-
-def moves_summary(found: Mapping[str, Any]) -> Group:
-    """What `--compare` shows: what moved beyond the noise, what was counted, gates."""
-    return _summary("compare", found)
-
-
-def _summary(command: str, result: Mapping[str, Any]) -> Group:
+def result_summary(result: Result) -> Group:
+    """What `cap eval`, `cap probe` and `--compare` show: facts, tables, notes, gates."""
     from rich.console import Group
     from rich.text import Text
 
-    shown: list[Any] = [facts(results.facts(command, result))]
-    drawn = tables.tables(command, result)
+    shown: list[Any] = [facts(results.facts(result))]
+    drawn = tables.tables(result)
     for table in drawn:
         shown += ["", Text(table.title, style="bold", overflow="fold")] if len(drawn) > 1 else [""]
         shown.append(_table(table.columns, table.rows, n_text=table.n_text, narrow=True))
@@ -171,33 +162,32 @@ def _summary(command: str, result: Mapping[str, Any]) -> Group:
     return Group(*shown, *(("", gates) if gates else ()))
 
 
-def export_summary(found: Mapping[str, Any]) -> Group:
+def export_summary(found: ExportRecord) -> Group:
     """What `cap export` shows: what was written, what it gives, and how it was checked."""
     from rich.console import Group
 
-    size, check, words = part(found, "size"), part(found, "check"), part(found, "vocabulary")
+    size = found.size
     rows = [
-        ("format", named(found.get("format"))),
-        ("folder", named(found.get("out"))),
-        ("smaller file", _gain(size.get("dense_bytes"), size.get("weights_bytes"))),
-        ("less memory", _gain(size.get("dense_bytes"), size.get("memory_bytes")) + ", weights once loaded"),
-        ("faster", _faster(part(found, "speed"))),
-        ("checked", _checked(check)),
+        ("format", named(found.format)),
+        ("folder", named(found.out)),
+        ("smaller file", _gain(size.dense_bytes, size.weights_bytes)),
+        ("less memory", _gain(size.dense_bytes, size.memory_bytes) + ", weights once loaded"),
+        ("faster", _faster(found.speed)),
+        ("checked", _checked(found.check)),
     ]
-    if words:
-        rates = part(words, "unknown_rate")
+    if words := found.vocabulary:
+        rates = words.unknown_rate
         rows.append(
             (
                 "vocabulary",
-                f"{count(words.get('kept'))} of {count(words.get('of'))} tokens; unknown on "
-                + f"{named(words.get('split'), 40)}: {percent(rates.get('after'))}, "
-                + f"{percent(rates.get('before'))} before",
+                f"{count(words.kept)} of {count(words.of)} tokens; unknown on {named(words.split, 40)}: "
+                f"{percent(rates.after)}, {percent(rates.before)} before",
             )
         )
-    metrics = part(found, "metrics")
+    metrics = found.metrics or ExportMetrics()
     table = [
-        (named(name, 60), number(value), number(part(metrics, "after").get(name)))
-        for name, value in list(part(metrics, "before").items())[:MAX_ROWS]
+        (named(name, 60), number(value), number(metrics.after.get(name)))
+        for name, value in list(metrics.before.items())[:MAX_ROWS]
     ]
     shown = _table(("metric", "before", "after"), table)
     return Group(facts(rows), "", shown) if table else Group(facts(rows))
@@ -209,63 +199,61 @@ def _gain(dense: Any, ours: Any) -> str:
     return f"yes: {byte_size(ours)}, {times} than dense" if times else f"no: {byte_size(ours)}"
 
 
-def _faster(speed: Mapping[str, Any]) -> str:
+def _faster(speed: Speed | None) -> str:
     """`yes: 1.8× faster at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
     if not speed:
         return "no: as fast as the dense model"
-    faster = any((finite(part(speed, name).get("times")) or 0) > 1.05 for name in speed if "batch" in name)
+    faster = any((finite(row.times) or 0) > 1.05 for row in speed.batches.values())
     return f"{'yes' if faster else 'no'}: {speed_lines(speed)}"
 
 
-def speed_lines(speed: Mapping[str, Any]) -> str:
+def speed_lines(speed: Speed) -> str:
     """How many times faster by batch size, and under which conditions."""
-    found = {name.removeprefix("batch_"): part(speed, name).get("times") for name in speed if "batch" in name}
-    times = ", ".join(f"{times_faster(value)} at batch {size}" for size, value in found.items())
-    return f"{times}; length {count(speed.get('length'))}, {counted(speed.get('threads'), 'thread')}"
+    rows = {name.removeprefix("batch_"): row for name, row in speed.batches.items()}
+    times = ", ".join(f"{times_faster(row.times)} at batch {size}" for size, row in rows.items())
+    return f"{times}; length {count(speed.length)}, {counted(speed.threads, 'thread')}"
 
 
-def predict_summary(found: Mapping[str, Any]) -> Table:
+def predict_summary(found: Predictions) -> Table:
     """What `cap predict -o` shows."""
-    notes = [("note", named(note, 300)) for note in sequence(found.get("notes"))]
-    return facts([("answers", f"{predict_line(found)}, in {named(found.get('out'))}"), *notes])
+    rows = [("answers", f"{predict_line(found)}, in {named(found.out)}")]
+    return facts([*rows, *(("note", named(note, 300)) for note in found.notes)])
 
 
-def predict_line(found: Mapping[str, Any]) -> str:
+def predict_line(found: Predictions) -> str:
     """How many texts were answered, how fast, and by what."""
-    runtime, rate = part(found, "runtime"), finite(found.get("texts_per_second"))
-    speed = f"{duration(found.get('seconds'))}, {count(round(rate)) if rate else 'not measured'} per second"
-    return f"{counted(found.get('n_texts'), 'text')} in {speed}, {named(runtime.get('described'))}"
+    speed = f"{duration(found.seconds)}, {count(round(found.texts_per_second))} per second"
+    return f"{counted(found.n_texts, 'text')} in {speed}, {named(found.runtime.described)}"
 
 
-def _checked(check: Mapping[str, Any]) -> str:
-    agreement = finite(check.get("argmax_agreement"))
-    same = "" if agreement is None else f", {percent(agreement)} the same answer"
-    gap = finite(check.get("largest_difference"))
+def _checked(check: Check) -> str:
+    same = "" if check.argmax_agreement is None else f", {percent(check.argmax_agreement)} the same answer"
+    gap = finite(check.largest_difference)
     shown = NOT_MEASURED if gap is None else f"{gap:.2g}"
-    texts = f"{count(check.get('texts'))} texts of {named(check.get('of'), 80)}"
+    texts = f"{count(check.texts)} texts of {named(check.of, 80)}"
     return f"reopened; {texts}: largest logit difference {shown}{same}"
 
 
-def plan_summary(found: Mapping[str, Any]) -> Group:
+def plan_summary(found: ExportPlan) -> Group:
     """What `cap export --plan` shows: one row per format."""
     from rich.console import Group
 
-    dense = found.get("dense_bytes")
+    dense = found.dense_bytes
     rows: list[tuple[str, ...]] = []
-    for row in map(mapping, sequence(found.get("formats"))):
-        name = named(row.get("format"), 20)
-        if row.get("refused"):
-            rows.append((name, "not possible", "", named(row["refused"], 200)))
+    for row in found.formats:
+        name = named(row.format, 20)
+        if row.refused:
+            rows.append((name, "not possible", "", named(row.refused, 200)))
             continue
         cells = []
-        for key in ("weights_bytes", "memory_bytes"):
-            times = _times(dense, row.get(key))
-            cells.append(byte_size(row.get(key)) + (f", {times}" if times else ""))
-        left = finite(row.get("matrices_left"))
+        for size in (row.weights_bytes, row.memory_bytes):
+            times = _times(dense, size)
+            cells.append(byte_size(size) + (f", {times}" if times else ""))
+        left = row.matrices_left
         faster = left is not None and left < 0.999
         rows.append((name, *cells, f"computes {percent(left)} of the matrices" if faster else "no"))
     table = _table(("format", "file", "memory", "faster"), rows)
-    return Group(facts([("model", named(found.get("model"))), ("dense", byte_size(dense))]), "", table)
+    return Group(facts([("model", named(found.model)), ("dense", byte_size(dense))]), "", table)
 
 
 def _times(dense: Any, ours: Any) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 from capcli.config.layers import TOKEN
+from capcli.records.pruned import Size
 from capcli.stored import finite, sequence
 
 NOT_MEASURED = "not measured"
@@ -47,6 +49,12 @@ def _escaped(char: str) -> str:
 def named(text: object, limit: int = 200) -> str:
     """`plain`, with a stand-in for nothing at all."""
     return plain(text, limit) if text not in (None, "") else "not recorded" if text is None else "(empty)"
+
+
+def first_few(names: Sequence[str], most: int = 10, separator: str = ", ") -> str:
+    """The first names, for a message, and how many more there are; one that cannot be seen is as Python writes it."""
+    visible = [name if name.isprintable() else repr(name) for name in names[:most]]
+    return separator.join(visible) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _at(value: Decimal, digits: int, rounding: str = ROUND_HALF_EVEN) -> Decimal:
@@ -157,6 +165,26 @@ def times_smaller(large: Any, small: Any) -> str:
     """How many times smaller, such as `1.5× smaller`; empty when it is not."""
     large, small = finite(large), finite(small)
     return f"{large / small:,.1f}× smaller" if large and small and 0 < small < large else ""
+
+
+def dense_sizes(size: Size) -> str:
+    """`31.2 MB in 32 bits, 15.6 MB as given`; the second only where it is another size."""
+    dense, given = byte_size(size.dense_bytes), size.given_bytes
+    return f"{dense} in 32 bits, {byte_size(given)} as given" if _differs(size) else dense
+
+
+def times_smaller_than(size: Size) -> list[str]:
+    """How many times smaller the artefact is than the dense model in 32 bits, and than the file that was given."""
+    ours = size.artifact_bytes
+    of_dense, of_given = times_smaller(size.dense_bytes, ours), times_smaller(size.given_bytes, ours)
+    of_given = f"{of_given} than given" if of_given and _differs(size) else ""
+    return [text for text in (of_dense, of_given) if text]
+
+
+def _differs(size: Size) -> bool:
+    """Whether the model was given in another size than that of 32 bits; a head or names may make up to a twentieth."""
+    dense, given = size.dense_bytes, size.given_bytes
+    return bool(dense and given) and not 0.95 <= (given or 0) / (dense or 1) <= 1.05
 
 
 def times_faster(times: Any) -> str:

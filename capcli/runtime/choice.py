@@ -7,12 +7,10 @@ the same wherever it is measured again. `auto` measures.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,19 @@ import torch
 
 from capcli.config.prune import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
+from capcli.events import finished
 from capcli.models import artifact, devices, loading, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, place
 from capcli.models.predictor import Predictor
 from capcli.models.tokenizers import is_artifact
 from capcli.reporting.text import significant
-from capcli.runtime import onnx, timing
+from capcli.runtime import onnx, sparse
 from capcli.runtime.graph import has_graph
 from capcli.sources.checkpoint import GRAPH, INDEX, WEIGHTS
+from capcli.timing import in_turn
 
-BATCH, LENGTH, SECONDS = 1, 128, 1.0  # of the measurement that decides
+BATCH, LENGTH, SECONDS, ROUNDS = 1, 128, 1.0, 30  # of the measurement that decides
 
 
 def is_onnx(source: str) -> bool:
@@ -91,7 +91,7 @@ def loaded(folder: Path, runtime: str, threads: int) -> Any:
     if name == "onnx":
         return onnx.load(folder, threads)
     if name == "sparse":
-        return sparse_runtime().load(folder, threads)
+        return sparse.load(folder, threads)
     on = devices.compute(hardware)
     model = artifact.load_artifact(folder) if is_artifact(str(folder)) else loading.load_stock(folder)
     found = choose(model, on, name, threads)
@@ -120,7 +120,7 @@ def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
     if runtime == "torch":
         return Choice(predictor=ours)
     try:
-        sparse = _sparse(model, on, threads)
+        packed = _sparse(model, on, threads)
     except CapError as error:
         if runtime == "sparse":
             raise
@@ -128,11 +128,11 @@ def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
     theirs = dataclasses.replace(
         ours,
         runtime="sparse",
-        described=sparse.described,
-        threads=sparse.threads,
-        asking=sparse.run,
-        network=sparse.model,
-        notes=sparse.model.notes,
+        described=packed.described,
+        threads=packed.threads,
+        asking=packed.run,
+        network=packed.model,
+        notes=packed.model.notes,
     )
     slower, said = _compared(theirs, ours)
     if not slower:
@@ -141,19 +141,14 @@ def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
         said = f"runtime: sparse, as asked for, but torch is faster ({said})"
     else:
         return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({said})"))
-    return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=sparse)
+    return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=packed)
 
 
 def _sparse(model: Model, on: Compute, threads: int) -> Any:
     """The model on the sparse runtime. Raises `ModelError` where it cannot be."""
     if on.device.type != "cpu" or on.dtype != torch.float32:
         raise ModelError(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
-    return sparse_runtime().from_model(model, threads or torch.get_num_threads())
-
-
-def sparse_runtime() -> Any:
-    """The sparse runtime, which is imported when it is used: numba takes its time."""
-    return importlib.import_module("capcli.runtime.sparse")
+    return sparse.from_model(model, threads or torch.get_num_threads())
 
 
 def _compared(ours: Predictor, theirs: Predictor) -> tuple[bool, str]:
@@ -168,5 +163,6 @@ def _compared(ours: Predictor, theirs: Predictor) -> tuple[bool, str]:
 def measured(models: Sequence[Predictor]) -> list[float]:
     """Median seconds of one text of full length, of models that are measured by turns."""
     length = min(LENGTH, *(model.longest for model in models))
-    calls = [partial(model.run(), timing.full_inputs(model.tokenizer, BATCH, length)) for model in models]
-    return [statistics.median(times) for times in zip(*timing.by_turns(calls, SECONDS, least=1), strict=True)]
+    calls = [model.asked(model.full_inputs(BATCH, length)) for model in models]
+    rounds = finished(in_turn([calls] * ROUNDS, seconds=SECONDS, least=1))
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]

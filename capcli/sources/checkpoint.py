@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from capcli.errors import FileError, ModelError
+from capcli.reporting.text import first_few
 from capcli.stored import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -89,9 +90,8 @@ def check_names(names: Collection[str], source: str, *, local: bool) -> None:
         inside = sorted(f"{source}/{Path(name).parent}" for name in names if name.endswith(f"/{CONFIG}"))
         hint = "MODEL must be a folder or hub id in Hugging Face layout, or a folder written by cap"
         if inside:
-            more = ", …" if len(inside) > 3 else ""
             way = "give that folder" if local else "download it and give that folder"
-            hint = f"there is one in {', '.join(inside[:3])}{more}: {way}"
+            hint = f"there is one in {first_few(inside, 3)}: {way}"
         raise ModelError(f"{source} has no {CONFIG}", hint)
 
 

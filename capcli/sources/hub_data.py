@@ -16,6 +16,7 @@ from typing import Any
 
 from capcli.config.names import HUB_PREFIX
 from capcli.errors import CapError, DataError
+from capcli.reporting.text import first_few
 from capcli.sources.requests import CARD, Repo, fetch, first_line
 
 # The readers of `datasets` that need no code, by the ending of the file, compression left out; parquet is read by us.
@@ -121,7 +122,7 @@ def _chosen(repo: Repo, names: Collection[str], card: Path | None, config: str) 
     config = config or _default(repo, configs)
     if configs and config not in configs:
         raise DataError(
-            f"{repo.words} has no such configuration on the hub; it has {', '.join(sorted(configs)[:12])}",
+            f"{repo.words} has no such configuration on the hub; it has {first_few(sorted(configs), 12)}",
             f"name one of them, or {repo.instead}",
         )
     params = configs.get(config, {})
@@ -162,7 +163,7 @@ def _default(repo: Repo, configs: Mapping[str, Mapping[str, Any]]) -> str:
     names = marked or (["default"] if "default" in configs else list(configs)) or ["default"]
     if len(names) > 1:
         raise DataError(
-            f"{repo.words} has several configurations: {', '.join(sorted(names)[:12])}",
+            f"{repo.words} has several configurations: {first_few(sorted(names), 12)}",
             f"name one of them: --data {HUB_PREFIX}{repo.name}:{sorted(names)[0]}",
         )
     return names[0]

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, nearest
 from capcli.errors import CapError, DataError, ModelError, RunFailed
+from capcli.reporting.text import first_few
 from capcli.sources.checkpoint import CONFIG
 
 CARD = "README.md"
@@ -79,7 +80,7 @@ def near_folders(source: str) -> str | None:
         return f"did you mean {path.parent / close[0]}?"
     if path.parent == Path():
         return None
-    return f"in {path.parent} there are {', '.join(sorted(names)[:8])}" if names else ""
+    return f"in {path.parent} there are {first_few(sorted(names), 8)}" if names else ""
 
 
 # Fetching ------------------------------------------------------------------------------------------------------------

@@ -19,28 +19,25 @@ from capcli.data import dataset, perturb
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
 from capcli.events import Event, told
-from capcli.measuring import gates, metrics, noise
+from capcli.measuring import gates, latency, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
-    about_data,
     load_for,
-    report_row,
     rows_of,
     same_place,
+    stored_baseline,
     with_model,
     with_report,
 )
-from capcli.measuring.latency import latency
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, same_answer
-from capcli.measuring.size import size_and_sparsity
+from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.predictor import Predictor
+from capcli.records.measured import EvalResult, Perturbed
+from capcli.records.parts import Latency
 from capcli.sources import hub
-from capcli.stored import mapping, read_json
-
-SCHEMA_VERSION = 1
 
 
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
@@ -54,7 +51,7 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
     return config
 
 
-def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
+def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     """Measure `config.model`; yields events and returns the result of `cap eval`."""
     devices.compute(config.hardware)  # what is wrong with the device is said before anything is read
     yield Event(phase="load", note=f"loading {config.model}")
@@ -67,33 +64,40 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, dict[str, Any]]:
     primary, changed = next(iter(data.evals)), _changed(config, data)
     measured = yield from _measured(config, data, model, {**data.evals, **changed}, "evaluate")
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
-    result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": config.model,
-        "task": data.name,
-        "split": primary,
-        "primary": data.primary,
-        "labels": list(model.labels),
-        **about_data(config, data),
-        **ours[""].table,
-        "splits": {name: measured[name].table for name in data.evals},
-        "perturbed": {name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
-        "seed": config.seed,
-        "runtime": model.row,
-        "notes": [*data.notes, *model.notes, *[model.chosen] * bool(model.chosen), *notes, *_said(measured, data)],
-    }
-    result |= size_and_sparsity(model, config.model)
-    yield Event(phase="latency", note="measuring latency")
-    result["latency"] = latency(model, config.latency_batch, config.latency_length)
-    found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours)
-    result["baseline"] = found.baseline
-    result["retention"] = retention(ours[""].metrics, (found.baseline or {}).get("metrics", {}))
-    result["differences"] = rows_of(found.differences)
-    result["agreement"] = found.agreement.value if found.agreement else None
-    result["notes"] += found.notes
-    result["gates"] = gates.check(config.gates, _evidence(data, ours, found, result))
-    result["passed"] = all(gate["passed"] for gate in result["gates"])
-    return dict(portable(result, config))
+    other = _other_model(config, data)
+    found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours, other)
+    speed, theirs = yield from _latencies(config, data, model, other)
+    baseline = dataclasses.replace(found.baseline, latency=theirs) if found.baseline and theirs else found.baseline
+    sized, said = size(model, config.model), [model.chosen] * bool(model.chosen)
+    checked = gates.check(config.gates, _evidence(data, ours, found, sized.weights_bytes, speed))
+    scores = ours[""].table
+    result = EvalResult(
+        model=config.model,
+        task=data.name,
+        split=primary,
+        primary=data.primary,
+        labels=tuple(model.labels),
+        data=data.evals[primary].fingerprint,
+        max_length=config.source.longest,
+        metrics=scores.metrics,
+        confidence_95=scores.confidence_95,
+        n_examples=scores.n_examples,
+        splits={name: measured[name].table for name in data.evals},
+        perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
+        seed=config.seed,
+        runtime=model.row,
+        sparsity=sparsity(model.model) if model.model else None,
+        size=sized,
+        notes=(*data.notes, *model.notes, *said, *notes, *_said(measured, data), *found.notes),
+        latency=speed,
+        baseline=baseline,
+        retention=retention(ours[""].metrics, found.baseline.metrics if found.baseline else {}),
+        differences=rows_of(found.differences),
+        agreement=found.agreement.value if found.agreement else None,
+        gates=checked,
+        passed=all(gate.passed for gate in checked),
+    )
+    return portable(result, config)
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -151,16 +155,43 @@ def _measured(
 
 
 def _compared(
-    config: EvalConfig, data: TaskData, splits: Mapping[str, Split], ours: Mapping[str, Measured]
+    config: EvalConfig,
+    data: TaskData,
+    splits: Mapping[str, Split],
+    ours: Mapping[str, Measured],
+    other: Predictor | None,
 ) -> Generator[Event, None, Compared]:
-    """Compare with the baseline, if there is one: a stored result, or a model on the same examples."""
-    if not config.baseline:
-        return Compared()
-    if Path(config.baseline).is_file():
-        return with_report(config, data, ours)
-    model = load_for(config, config.baseline, data)
-    theirs = yield from _measured(config, data, model, splits, "baseline")
-    return with_model(config, data, ours, theirs)
+    """Compare with the baseline, if there is one: the `other` model on the same examples, or a stored result."""
+    if other:
+        theirs = yield from _measured(config, data, other, splits, "baseline")
+        return with_model(config, data, ours, theirs)
+    return with_report(config, data, ours) if config.baseline else Compared()
+
+
+def _other_model(config: EvalConfig, data: TaskData) -> Predictor | None:
+    """The baseline, if it is a model."""
+    if not config.baseline or Path(config.baseline).is_file():
+        return None
+    return load_for(config, config.baseline, data)
+
+
+def _latencies(
+    config: EvalConfig, data: TaskData, model: Predictor, other: Predictor | None
+) -> Generator[Event, None, tuple[Latency, Latency | None]]:
+    """What the result says of the latency of the model and of the baseline, if that is one, measured in turn."""
+    yield Event(phase="latency", note="measuring latency" + ", in turn with the baseline" * bool(other))
+    split, batch, length = next(iter(data.evals.values())), config.latency_batch, config.latency_length
+    systems = {
+        name: latency.of(one, encoded(one, split, config.source), batch=batch, length=length)
+        for name, one in {"model": model, "baseline": other}.items()
+        if one
+    }
+
+    def event(done: float, total: float) -> Event:
+        return Event(phase="latency", done=done, total=total, overall=done / total)
+
+    found = yield from told(latency.measured(systems, config.seed), event)
+    return found["model"], found.get("baseline")
 
 
 def _check_gates(config: EvalConfig, data: TaskData) -> None:
@@ -180,8 +211,7 @@ def _check_baseline(config: EvalConfig, data: TaskData) -> None:
     if not config.baseline:
         return
     if Path(config.baseline).is_file():
-        stored = mapping(read_json(Path(config.baseline)))
-        report_row(config, stored, data, len(next(iter(data.evals.values()))))
+        stored_baseline(config, data, len(next(iter(data.evals.values()))))
     else:
         loading.check_head(config.baseline, data.classes, data.kind, config.source.label_names)
 
@@ -196,18 +226,19 @@ def _said(measured: Mapping[str, Measured], data: TaskData) -> list[str]:
     return doubts + [same_answer("the model", name, one.constant) for name, one in measured.items() if one.constant]
 
 
-def _perturbed(ours: Measured, plain: Measured) -> dict[str, Any]:
+def _perturbed(ours: Measured, plain: Measured) -> Perturbed:
     """What the result says of changed texts, compared with the same texts as they are."""
     differences, _ = paired(ours, plain)
-    return {
-        **{name: value for name, value in ours.table.items() if name != "n_examples"},
-        "differences": rows_of(differences),
-        AGREEMENT: agreed(ours, plain).value,
-    }
+    return Perturbed(
+        metrics=ours.table.metrics,
+        confidence_95=ours.table.confidence_95,
+        differences=rows_of(differences),
+        agreement=agreed(ours, plain).value,
+    )
 
 
 def _evidence(
-    data: TaskData, ours: Mapping[str, Measured], found: Compared, result: Mapping[str, Any]
+    data: TaskData, ours: Mapping[str, Measured], found: Compared, weights_bytes: int | None, speed: Latency
 ) -> gates.Evidence:
     """What the gates look at; what is of changed texts is called METRIC@CHANGE."""
     values: dict[str, Estimate] = {}
@@ -218,17 +249,15 @@ def _evidence(
             values[AGREEMENT + change] = agreed(one, ours[""])
     if found.agreement:
         values[AGREEMENT] = found.agreement
-    baseline = found.baseline or {}
-    theirs = dict(baseline.get("metrics", {}))
-    for change, table in baseline.get("perturbed", {}).items():
-        theirs |= {f"{name}@{change}": value for name, value in table["metrics"].items()}
-    speed = result["latency"]
+    theirs = dict(found.baseline.metrics) if found.baseline else {}
+    for change, scores in found.baseline.perturbed.items() if found.baseline else ():
+        theirs |= {f"{name}@{change}": value for name, value in scores.metrics.items()}
     return gates.Evidence(
         primary=data.primary,
         metrics=values,
         baseline=theirs,
         differences=found.differences,
         ratios=found.ratios,
-        weights_bytes=result["size"].get("weights_bytes"),
-        latency_ms=noise.stored(speed["median_ms"], speed["confidence_95"]),
+        weights_bytes=weights_bytes,
+        latency_ms=noise.stored(speed.median_ms, speed.confidence_95),
     )

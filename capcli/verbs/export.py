@@ -27,22 +27,34 @@ from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
-from capcli.exporting import agreement, onnx_model, storage
+from capcli.exporting import agreement, onnx_model
 from capcli.exporting.checks import checked
-from capcli.exporting.formats import FORMATS, KEPT_OF_RUN, check_format, settings, slice_model
+from capcli.exporting.formats import FORMATS, check_format, settings, slice_model
 from capcli.exporting.job import SLICED_FORMATS, Export, Texts, check_free, total_bytes
 from capcli.measuring import scoring
-from capcli.models import artifact, devices, legacy, tokenizers, vocabulary
+from capcli.models import artifact, devices, legacy, storage, tokenizers, vocabulary
 from capcli.models.model import Model
+from capcli.records.codec import from_json, read, to_json
+from capcli.records.exported import (
+    ExportPlan,
+    ExportRecord,
+    FormatPlan,
+    LayerSize,
+    Measurements,
+    RunFacts,
+    Vocabulary,
+    facts_of,
+)
+from capcli.records.parts import Sparsity
+from capcli.records.pruned import Metrics, Report, Size
 from capcli.reporting.card import eval_results, render_card
 from capcli.sources import checkpoint, hub
-from capcli.stored import mapping, part, read_json
 
-SCHEMA_VERSION = 1
 RECORD = artifact.EXPORT_FILE
+DAMAGED = "restore it, or move it away: the export then says nothing of its run"
 
 
-def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
+def export(config: ExportConfig) -> Generator[Event, None, ExportRecord]:
     """Write `config.model` as `config.to` into `config.out_folder`; yields events and returns `export.json`.
 
     Raises:
@@ -56,12 +68,14 @@ def export(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
     check_format(job.model, config.to)
     if config.to in SLICED_FORMATS:
         job = replace(job, model=slice_model(job.model))
-    record = _record(job)
-    with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=record) as staging:
+    written: dict[str, Any] = {}
+    with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=written) as staging:
         opened = yield from FORMATS[config.to](job, staging)
-        record |= portable((yield from checked(job, opened)), config)
+        record = portable(_record(job, (yield from checked(job, opened))), config)
         _describe(job, record, staging)
-    for note in record["notes"]:
+        written |= to_json(record)
+    record = from_json(ExportRecord, written, str(out / RECORD))
+    for note in record.notes:
         if note != job.known.missing:  # which was said before
             yield Event(phase="export", overall=1.0, note=note)
     yield Event(phase="export", done=1, total=1, overall=1.0, note=f"complete: {config.out_folder}")
@@ -81,8 +95,8 @@ def _job(config: ExportConfig) -> Generator[Event, None, Export]:
         yield Event(phase="export", note=known.missing)
     model, words, split = original, None, known.held_out
     if config.vocab:
-        model, words = _with_vocabulary(config, original, known.data)
-        yield Event(phase="export", overall=0.2, note=_vocabulary_note(words))
+        model, words, note = _with_vocabulary(config, original, known.data)
+        yield Event(phase="export", overall=0.2, note=note)
     if config.vocab == "task" and known.data.train is not None:
         split = known.data.train
     return Export(
@@ -94,6 +108,7 @@ def _job(config: ExportConfig) -> Generator[Event, None, Export]:
         texts=agreement.texts(splits.subset(split, config.samples, seed=0)),
         texts_of=f"{split.name} of {known.data.name}",
         words=words,
+        own_dtype=artifact.dtype(config.model),
         history=_history(Path(config.model)),
     )
 
@@ -117,15 +132,11 @@ def _load(config: ExportConfig) -> Model:
     return model
 
 
-def _history(folder: Path) -> dict[str, Any]:
+def _history(folder: Path) -> RunFacts | None:
     """What is known of the run that made the model: from its report, or what an earlier export kept of it."""
     if (folder / stages.REPORT).is_file():
-        found = mapping(read_json(folder / stages.REPORT))
-    elif (folder / RECORD).is_file():
-        found = part(read_json(folder / RECORD), "run")
-    else:
-        return {}
-    return {name: found[name] for name in KEPT_OF_RUN if name in found}
+        return facts_of(read(Report, folder / stages.REPORT, DAMAGED))
+    return read(ExportRecord, folder / RECORD, DAMAGED).run if (folder / RECORD).is_file() else None
 
 
 def _texts(config: ExportConfig, model: Model) -> Texts:
@@ -157,7 +168,7 @@ def _texts(config: ExportConfig, model: Model) -> Texts:
         return Texts(source=other, data=dataset.load(other, train=False), missing=missing)
 
 
-def _with_vocabulary(config: ExportConfig, model: Model, data: TaskData) -> tuple[Model, dict[str, Any]]:
+def _with_vocabulary(config: ExportConfig, model: Model, data: TaskData) -> tuple[Model, Vocabulary, str]:
     """The model with the tokens that `--vocab` keeps, and what that does to held-out text."""
     held_out = next(iter(data.evals.values()))
     if config.vocab == "task":
@@ -169,43 +180,41 @@ def _with_vocabulary(config: ExportConfig, model: Model, data: TaskData) -> tupl
         texts = [split for split in (data.train, *data.evals.values()) if split is not None]
         vocabulary.check_known(model.tokenizer, reduced.tokenizer, texts, config.vocab)
     found = vocabulary.coverage(model.tokenizer, reduced.tokenizer, held_out)
-    return reduced, {"kept": len(reduced.tokenizer), "of": len(model.tokenizer), "split": held_out.name, **found}
-
-
-def _vocabulary_note(found: dict[str, Any]) -> str:
-    return (
-        f"vocabulary: {found['kept']:,} of {found['of']:,} tokens; unknown on {found['split']}: "
-        f"{found['unknown_rate']['after']:.3%} of the tokens, {found['unknown_rate']['before']:.3%} before"
+    kept, of = len(reduced.tokenizer), len(model.tokenizer)
+    rates = found.unknown_rate
+    note = (
+        f"vocabulary: {kept:,} of {of:,} tokens; unknown on {held_out.name}: "
+        f"{rates.after:.3%} of the tokens, {rates.before:.3%} before"
     )
+    return reduced, replace(found, kept=kept, of=of, split=held_out.name), note
 
 
 # Without writing -----------------------------------------------------------------------------------------------------
 
 
-def plan(config: ExportConfig) -> Generator[Event, None, dict[str, Any]]:
+def plan(config: ExportConfig) -> Generator[Event, None, ExportPlan]:
     """What every format would take and give, with these options where they apply; nothing is written."""
     job = yield from _job(config)
     smaller, rows = slice_model(job.model), []
     for name in FORMATS:
         yield Event(phase="plan", note=f"sizing {name}")
         rows.append(_planned(job, name, smaller if name in SLICED_FORMATS else job.model))
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": shortened(config.model),
-        "dense_bytes": 4 * job.original.before_slicing.total,
-        "formats": rows,
-        "notes": [job.known.missing] if job.known.missing else [],
-    }
+    return ExportPlan(
+        model=shortened(config.model),
+        dense_bytes=4 * job.original.before_slicing.total,
+        formats=tuple(rows),
+        notes=(job.known.missing,) if job.known.missing else (),
+    )
 
 
-def _planned(job: Export, name: str, model: Model) -> dict[str, Any]:
+def _planned(job: Export, name: str, model: Model) -> FormatPlan:
     """One row of the plan: bytes of the weights on disk and in memory, and the share of the matrices that is left."""
     config = job.config
     try:
         check_format(model, name)
     except CapError as error:
-        return {"format": name, "refused": error.message}
-    dtype = config.dtype if name in ARTEFACT_FORMATS or (name == "dense" and config.dtype != "int8") else "fp32"
+        return FormatPlan(format=name, refused=error.message)
+    dtype = job.dtype_for(name)
     size = memory = total_bytes(model.net, storage.DTYPES[dtype].itemsize)
     if name in ARTEFACT_FORMATS:
         pruned = list(model.prunable())
@@ -216,37 +225,39 @@ def _planned(job: Export, name: str, model: Model) -> dict[str, Any]:
         kinds = (torch.nn.Linear, torch.nn.Embedding)
         size = memory = size - 3 * sum(m.weight.numel() for m in model.net.modules() if isinstance(m, kinds))
     left = sum(linear.weight.numel() for linear in model.prunable().values()) / job.original.before_slicing.prunable
-    return {"format": name, "weights_bytes": size, "memory_bytes": memory, "matrices_left": left}
+    return FormatPlan(format=name, weights_bytes=size, memory_bytes=memory, matrices_left=left)
 
 
 # The record ----------------------------------------------------------------------------------------------------------
 
 
-def _record(job: Export) -> dict[str, Any]:
+def _record(job: Export, measured: Measurements) -> ExportRecord:
     config, slices = job.config, job.model.slices
-    found = {
-        "schema_version": SCHEMA_VERSION,
-        "model": config.model,
-        "format": config.to,
-        "out": shortened(str(config.out_folder)),
-        "command": command_line(sys.argv[1:]),
-        "versions": machine.versions(),
-        **{name: getattr(config, name) for name in ("dtype", "embeddings", "int8", "vocab", "threshold")},
-        "vocabulary": job.words,
-        "settings": artifact.settings_record(job.model, settings(job), config.out_folder),
-        "layers": {name: vars(size) for name, size in slices.sizes.items()} if slices else None,
-        "run": job.history,
-    }
-    return dict(portable(found, config))
+    return ExportRecord(
+        model=config.model,
+        format=config.to,
+        out=shortened(str(config.out_folder)),
+        command=command_line(sys.argv[1:]),
+        versions=machine.versions(),
+        dtype=job.dtype,
+        embeddings=config.embeddings,
+        int8=config.int8,
+        vocab=config.vocab,
+        threshold=config.threshold,
+        vocabulary=job.words,
+        settings=artifact.settings_record(job.model, settings(job), config.out_folder),
+        layers={name: LayerSize(**vars(size)) for name, size in slices.sizes.items()} if slices else None,
+        run=job.history,
+        **vars(measured),
+    )
 
 
-def _describe(job: Export, record: dict[str, Any], staging: Path) -> None:
+def _describe(job: Export, record: ExportRecord, staging: Path) -> None:
     """Write the model card, and in a stock folder the results as the hub reads them."""
     found, config, source = _report(job, record), job.config, job.known.source
-    base = found.get("base_model")
     card = render_card(
         found,
-        base_model=base if isinstance(base, str) else None,
+        base_model=found.base_model,
         pipeline_tag=KINDS[job.original.kind].tag,
         form=config.to,
         exported=record,
@@ -260,38 +271,48 @@ def _describe(job: Export, record: dict[str, Any], staging: Path) -> None:
             files.write_text(staging / ".eval_results" / name, text)
 
 
-def _report(job: Export, record: dict[str, Any]) -> dict[str, Any]:
+def _report(job: Export, record: ExportRecord) -> Report:
     """The report of the run with the figures of the export; metrics only where they hold for what was written."""
-    found: dict[str, Any] = {"model": job.original.source, **job.history}
-    total, kept = job.original.before_slicing, record["check"]["nonzero_weights"]["after"]
-    found["sparsity"] = {
-        **{name: value for name, value in part(found, "sparsity").items() if name == "requested"},
-        "achieved": 1 - kept / total.prunable,
-        "whole_model": (total.prunable - kept) / total.total,
-        "prunable_weights": total.prunable,
-        "kept_weights": kept,
-    }
-    found["size"] = {name: record["size"][name] for name in ("dense_bytes", "weights_bytes")}
-    metrics = record["metrics"]
-    if metrics:
-        dense, same = part(found, "metrics", "dense"), part(found, "metrics").get("n_examples") == metrics["n_examples"]
-        found["metrics"] = {
-            **{name: metrics[name] for name in ("primary", "split", "n_examples", "confidence_95")},
-            "dense": dense if same else {},
-            "pruned": metrics["after"],
-            "retention": scoring.retention(metrics["after"], dense) if same else {},
-        }
-    elif job.lossy:
-        found["metrics"] = {}
-    notes = found.get("notes")
-    found["notes"] = [*(notes if isinstance(notes, list) else []), _treatment(job), *record["notes"]]
-    return dict(portable(found, job.config))
+    found = job.history.report() if job.history else Report()
+    total, kept = job.original.before_slicing, round(record.check.nonzero_weights.after or 0)
+    known = replace(
+        found,
+        model=found.model or job.original.source,
+        sparsity=Sparsity(
+            requested=found.sparsity.requested,
+            achieved=1 - kept / total.prunable,
+            whole_model=(total.prunable - kept) / total.total,
+            prunable_weights=total.prunable,
+            kept_weights=kept,
+        ),
+        size=Size(dense_bytes=record.size.dense_bytes, weights_bytes=record.size.weights_bytes),
+        metrics=_metrics(job, record, found.metrics),
+        notes=(*found.notes, _treatment(job), *record.notes),
+    )
+    return portable(known, job.config)
+
+
+def _metrics(job: Export, record: ExportRecord, of_run: Metrics) -> Metrics:
+    """Those that hold for what was written: measured again, those of the run for the same answers, or none."""
+    again = record.metrics
+    if again is None:
+        return Metrics() if job.lossy else of_run
+    dense = of_run.dense if of_run.n_examples == again.n_examples else {}
+    return Metrics(
+        primary=again.primary,
+        split=again.split,
+        n_examples=again.n_examples,
+        confidence_95=again.confidence_95,
+        dense=dense,
+        pruned=again.after,
+        retention=scoring.retention(again.after, dense),
+    )
 
 
 def _treatment(job: Export) -> str:
     """The options that made this folder, in words."""
     config = job.config
-    parts = [f"cap export --to {config.to}", f"--dtype {config.dtype}"]
+    parts = [f"cap export --to {config.to}", f"--dtype {job.dtype}"]
     parts += [f"--embeddings {config.embeddings}"] * (config.embeddings != "keep") + ["--int8"] * config.int8
     parts += [f"--vocab {config.vocab}"] if config.vocab else []
     return f"Exported with {' '.join(parts)}."

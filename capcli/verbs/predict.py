@@ -30,8 +30,9 @@ from capcli.models import artifact, devices
 from capcli.predicting import inputs, pipeline, replies
 from capcli.predicting.inputs import Place
 from capcli.predicting.pipeline import Answered, Pipeline
+from capcli.records.predicted import Predictions
+from capcli.reporting.text import counted
 
-SCHEMA_VERSION = 1
 DIGITS = 6  # of a score in the output
 STDIN = 0  # its file descriptor
 OTHERS = (*(suffix for suffix in TEXT_FILES if suffix != ".jsonl"), *PACKINGS)  # endings that promise something else
@@ -41,7 +42,7 @@ Put = Callable[[str], None]
 
 def predict(
     config: PredictConfig, *, flag: StopFlag | None = None, put: Put | None = None
-) -> Generator[Event, None, dict[str, Any]]:
+) -> Generator[Event, None, Predictions]:
     """Answer the texts of `config.file`; yields events and returns a summary.
 
     The answers go to the file `config.out`, which appears when it is complete, or without one chunk by chunk to `put`.
@@ -65,7 +66,7 @@ def predict(
     for note in notes:
         yield Event(phase="predict", overall=1.0, note=note)
     seconds = time.monotonic() - began
-    return dict(portable(_summary(config, model, done, seconds, [*texts.notes, *model.model.notes, *notes]), config))
+    return portable(_summary(config, model, done, seconds, [*texts.notes, *model.model.notes, *notes]), config)
 
 
 def _stops(config: PredictConfig, flag: StopFlag) -> Callable[[], None]:
@@ -166,7 +167,8 @@ def _answered(
 
 def _event(texts: Incoming, done: int) -> Event:
     share = done / texts.n_rows if texts.n_rows else 0.0
-    return Event(phase="predict", done=done, total=texts.n_rows, overall=share, status=f"{done:,} texts")
+    status = f"{done:,} of {counted(texts.n_rows, 'text')}" if texts.n_rows else counted(done, "text")
+    return Event(phase="predict", done=done, total=texts.n_rows, overall=share, status=status)
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -182,23 +184,20 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _summary(
-    config: PredictConfig, model: Pipeline, n_texts: int, seconds: float, notes: Sequence[str]
-) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": config.model,
-        "kind": model.kind,
-        "labels": list(model.model.labels),
-        "file": config.file,
-        "out": config.out,
-        "n_texts": n_texts,
-        "seconds": seconds,
-        "texts_per_second": n_texts / seconds,
-        "max_length": model.length,
-        "runtime": model.model.row,
-        "notes": list(notes),
-    }
+def _summary(config: PredictConfig, model: Pipeline, n_texts: int, seconds: float, notes: Sequence[str]) -> Predictions:
+    return Predictions(
+        model=config.model,
+        kind=model.kind,
+        labels=model.model.labels,
+        file=config.file,
+        out=config.out,
+        n_texts=n_texts,
+        seconds=seconds,
+        texts_per_second=n_texts / seconds,
+        max_length=model.length,
+        runtime=model.model.row,
+        notes=tuple(notes),
+    )
 
 
 # Where they go -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,19 @@ from capcli.data.batches import Examples, collate
 from capcli.data.kinds import KINDS, NO_LABEL
 from capcli.data.splits import Split, TaskData
 from capcli.errors import ConfigError, FileError
-from capcli.events import Event, told
+from capcli.events import Event, finished, told
 from capcli.measuring import answers, classifiers, gates, latency, metrics, noise, vectors
 from capcli.measuring.probing import MEAN, SHARE, Array, Score
+from capcli.records.codec import from_json
+from capcli.records.measured import ProbeBaseline, ProbeResult, TaskScore
+from capcli.records.parts import Latency, ModelSize
 from capcli.reporting.text import named
-from capcli.stored import mapping, part, read_json
+from capcli.stored import part, read_json
 
-SCHEMA_VERSION = 1
 SPARE = 0.2  # of a task without test examples that is held out
 BATCH_SIZE = 32
 CACHE_FORMAT = 2
+TAKES = "--baseline takes models and files written by cap probe --json"
 Maker = Callable[..., Event]
 
 
@@ -44,22 +47,21 @@ class Probed:
     """One task: the scores of its layers, from the lowest to the one that counts, and what is told about them."""
 
     scores: tuple[Score, ...]
-    about: Mapping[str, Any]
+    about: TaskScore
 
     @property
     def score(self) -> Score:
         """That of the highest layer."""
         return self.scores[-1]
 
-    def row(self, layer: str) -> dict[str, Any]:
+    def row(self, layer: str) -> TaskScore:
         """For the result."""
-        found = {**self.about, **self.score.row()}
-        if layer == "all":
-            found["layers"] = [{"layer": index, **score.row()} for index, score in enumerate(self.scores)]
-        return found
+        layers = tuple(score.layer(index) for index, score in enumerate(self.scores))
+        last = {name: value for name, value in vars(layers[-1]).items() if name != "layer"}
+        return replace(self.about, **last, layers=layers if layer == "all" else None)
 
 
-def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
+def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
     """Train classifiers on frozen vectors of the model for each task; yields events, returns the result.
 
     Per task, each of `config.seeds` probes is trained on a random part of the same training examples, and all are
@@ -89,42 +91,43 @@ def probe(config: ProbeConfig) -> Generator[Event, None, dict[str, Any]]:
         else _measured(source, ours, found[source], config.layer)
         for source in config.baselines
     ]
-    result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": config.model,
-        "sha256": encoder.sha256,
-        "runtime": encoder.computing,
-        **{name: getattr(config, name) for name in ("probe", "layer", "pooling", "seeds", "seed")},
-        **_table(ours, config.layer),
-        "baselines": [baseline.shown() for baseline in baselines],
-        "size": {"weights_bytes": encoder.weights_bytes},
-        "latency": _latency(encoder, config),
-        "notes": notes,
-    }
-    first = baselines[0] if baselines else None
-    result["gates"] = gates.check(config.gates, _evidence(ours, first, encoder, result["latency"]))
-    result["passed"] = all(gate["passed"] for gate in result["gates"])
-    return dict(portable(result, config))
+    first, speed = baselines[0] if baselines else None, _latency(encoder, config)
+    checked = gates.check(config.gates, _evidence(ours, first, encoder, speed))
+    result = ProbeResult(
+        model=config.model,
+        sha256=encoder.sha256,
+        runtime=encoder.computing,
+        probe=config.probe,
+        layer=config.layer,
+        pooling=config.pooling,
+        seeds=config.seeds,
+        seed=config.seed,
+        tasks={name: one.row(config.layer) for name, one in ours.items()},
+        mean=_scores(ours)[MEAN].estimate.row(),
+        baselines=tuple(baseline.shown() for baseline in baselines),
+        size=ModelSize(weights_bytes=encoder.weights_bytes),
+        latency=speed,
+        notes=tuple(notes),
+        gates=checked,
+        passed=all(gate.passed for gate in checked),
+    )
+    return portable(result, config)
 
 
 def _encoder(config: ProbeConfig, source: str, runtime: str) -> vectors.Encoder:
-    return vectors.Encoder(
-        source=source,
-        layer=config.layer,
-        pooling=config.pooling,
-        hardware=config.hardware,
-        seed=config.seed,
-        runtime=runtime,
-    )
+    same = {name: getattr(config, name) for name in ("layer", "pooling", "hardware", "seed")}
+    return vectors.Encoder(source=source, runtime=runtime, **same)
 
 
 def _task_data(config: ProbeConfig, name: str) -> TaskData:
     return dataset.load(config.source(name), max_train=config.max_train_samples, seed=config.seed, spare=SPARE)
 
 
-def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> dict[str, Any]:
+def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> Latency | None:
     """Milliseconds of one input of 128 tokens; only measured for a gate."""
-    return latency.latency(encoder.model, 1, 128) if config.gates.max_latency_ms else {}
+    if not config.gates.max_latency_ms:
+        return None
+    return finished(latency.fixed({"": latency.of(encoder.model)}))[""]
 
 
 def _probe_of(config: ProbeConfig, data: TaskData) -> str:
@@ -171,17 +174,17 @@ def _probed(
     known = yield from _vectors(encoder, data.train, source, share.progress(phase, 0.0, 0.4))
     asked = yield from _vectors(encoder, test, source, share.progress(phase, 0.4, 0.4))
     outputs = yield from _outputs(config, known, asked, data, share.progress(phase, 0.8, 0.2))
-    about = {
-        "metric": data.primary,
-        "probe": _probe_of(config, data),
-        "vector": "token" if KINDS[data.kind].per_token else config.pooling,
-        "split": test.name,
-        "data": test.fingerprint,
-        "max_length": source.longest,
-        "n_train": len(_part(len(data.train), 0)),
-        "n_examples": len(test),
-        "n_classes": len(data.labels),
-    }
+    about = TaskScore(
+        metric=data.primary,
+        probe=_probe_of(config, data),
+        vector="token" if KINDS[data.kind].per_token else config.pooling,
+        split=test.name,
+        data=test.fingerprint,
+        max_length=source.longest,
+        n_train=len(_part(len(data.train), 0)),
+        n_examples=len(test),
+        n_classes=len(data.labels),
+    )
     return Probed(scores=_scored(data, asked, outputs, [config.seed, zlib.crc32(data.name.encode())]), about=about)
 
 
@@ -305,14 +308,14 @@ def _batches(
 class Baseline:
     """What the model is compared with: scores by task and `mean`, and how far those of the model are from them."""
 
-    row: Mapping[str, Any]
+    row: ProbeBaseline
     values: Mapping[str, float]
     differences: Mapping[str, noise.Estimate]
     ratios: Mapping[str, noise.Estimate]
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> ProbeBaseline:
         """For the result."""
-        return {**self.row, "differences": {name: one.row() for name, one in self.differences.items()}}
+        return replace(self.row, differences={name: one.row() for name, one in self.differences.items()})
 
 
 def _scores(found: Mapping[str, Probed]) -> dict[str, Score]:
@@ -324,15 +327,15 @@ def _scores(found: Mapping[str, Probed]) -> dict[str, Score]:
     return {**scores, MEAN: Score(values=values, draws=draws)}
 
 
-def _table(found: Mapping[str, Probed], layer: str) -> dict[str, Any]:
-    return {"tasks": {name: one.row(layer) for name, one in found.items()}, MEAN: _scores(found)[MEAN].estimate.row()}
-
-
 def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Probed], layer: str) -> Baseline:
     """A baseline with the same examples and seeds."""
     pairs = {name: (one, _scores(theirs)[name]) for name, one in _scores(ours).items()}
     return Baseline(
-        row={"model": source, **_table(theirs, layer)},
+        row=ProbeBaseline(
+            model=source,
+            tasks={name: one.row(layer) for name, one in theirs.items()},
+            mean=_scores(theirs)[MEAN].estimate.row(),
+        ),
         values={name: b.mean for name, (_, b) in pairs.items()},
         differences={name: noise.sampled(a.mean - b.mean, a.draws - b.draws) for name, (a, b) in pairs.items()},
         ratios={
@@ -341,39 +344,37 @@ def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Prob
     )
 
 
-def _stored(path: str, config: ProbeConfig) -> dict[str, Any]:
+def _stored(path: str, config: ProbeConfig) -> ProbeResult:
     """The result of an earlier `cap probe`. Raises `FileError` or `ConfigError`."""
-    found = mapping(read_json(Path(path)))
-    theirs = part(found, "tasks")
-    if not theirs or MEAN not in found:
-        raise FileError(
-            f"{path} is not a result of cap probe", "--baseline takes models and files written by cap probe --json"
-        )
-    if lost := [name for name in config.task_names if name not in theirs]:
-        raise ConfigError(f"{path} has no probe of {', '.join(lost)}, only of {', '.join(map(str, theirs))}")
+    data = read_json(Path(path))
+    if not part(data, "tasks") or MEAN not in data:
+        raise FileError(f"{path} is not a result of cap probe", TAKES)
+    found = from_json(ProbeResult, data, path, TAKES)
+    if lost := [name for name in config.task_names if name not in found.tasks]:
+        raise ConfigError(f"{path} has no probe of {', '.join(lost)}, only of {', '.join(found.tasks)}")
     for name in ("probe", "layer", "pooling"):
-        if found.get(name) != getattr(config, name):
-            raise ConfigError(f"{path} was made with --{name} {found.get(name)}, not {getattr(config, name)}")
-    return dict(found)
+        if getattr(found, name) != getattr(config, name):
+            raise ConfigError(f"{path} was made with --{name} {getattr(found, name)}, not {getattr(config, name)}")
+    return found
 
 
-def _from_file(path: str, ours: Mapping[str, Probed], found: Mapping[str, Any]) -> Baseline:
+def _from_file(path: str, ours: Mapping[str, Probed], found: ProbeResult) -> Baseline:
     """A baseline of which only the intervals are known."""
-    rows = {name: part(found, "tasks", name) for name in ours}
+    rows = {name: found.tasks[name] for name in ours}
     for name, one in ours.items():
         if what := noise.differing(rows[name], one.about, noise.MEASURED_ON):
             raise ConfigError(
-                f"{path}: the {what} of {name} is {named(rows[name].get(what))}, here {one.about[what]}",
+                f"{path}: the {what} of {name} is {named(getattr(rows[name], what))}, here {getattr(one.about, what)}",
                 "compare results measured in the same way: same data, length and numbers of examples",
             )
-    theirs = {name: noise.stored(row.get("mean"), row.get("confidence_95")) for name, row in rows.items()}
-    if set(ours) == set(part(found, "tasks")):
-        theirs[MEAN] = noise.stored(part(found, MEAN).get("value"), part(found, MEAN).get("confidence_95"))
+    theirs = {name: noise.stored(row.mean, row.confidence_95) for name, row in rows.items()}
+    if found.mean and set(ours) == set(found.tasks):
+        theirs[MEAN] = noise.stored(found.mean.value, found.mean.confidence_95)
     else:
         theirs[MEAN] = noise.mean(list(theirs.values()))
     mine = {name: score.estimate for name, score in _scores(ours).items()}
     return Baseline(
-        row={"model": path, "tasks": rows, MEAN: theirs[MEAN].row()},
+        row=ProbeBaseline(model=path, tasks=rows, mean=theirs[MEAN].row()),
         values={name: one.value for name, one in theirs.items()},
         differences={name: noise.difference(mine[name], one) for name, one in theirs.items()},
         ratios={name: noise.ratio(mine[name], one) for name, one in theirs.items() if one.value > 0},
@@ -381,7 +382,7 @@ def _from_file(path: str, ours: Mapping[str, Probed], found: Mapping[str, Any]) 
 
 
 def _evidence(
-    ours: Mapping[str, Probed], baseline: Baseline | None, encoder: vectors.Encoder, speed: Mapping[str, Any]
+    ours: Mapping[str, Probed], baseline: Baseline | None, encoder: vectors.Encoder, speed: Latency | None
 ) -> gates.Evidence:
     """What the gates see: the tasks and `mean`, and the first baseline."""
     return gates.Evidence(
@@ -391,5 +392,5 @@ def _evidence(
         differences=baseline.differences if baseline else {},
         ratios=baseline.ratios if baseline else {},
         weights_bytes=encoder.weights_bytes,
-        latency_ms=noise.stored(speed.get("median_ms"), speed.get("confidence_95")),
+        latency_ms=noise.stored(speed.median_ms, speed.confidence_95) if speed else None,
     )

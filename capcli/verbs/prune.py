@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 from capcli import machine, run, stages
 from capcli.config.names import BUILTIN_TASKS
@@ -23,13 +22,14 @@ from capcli.pruning.record import write_artefact
 from capcli.pruning.setup import describe_device, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.student import train_student
 from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank
+from capcli.records.pruned import Report
 from capcli.sources import hub
 from capcli.stages import Bound, RunFolder
 
 
 def prune(
     config: PruneConfig, *, flag: StopFlag | None = None, overwrite: bool = False
-) -> Generator[Event, None, dict[str, Any]]:
+) -> Generator[Event, None, Report]:
     """Prune `config.model` for its task into `config.out_folder`; yields events and returns the report.
 
     A finished run of the same configuration is returned as it is; a stopped one goes on.
@@ -45,14 +45,14 @@ def prune(
         return done
     with run.open_run(config, flag, overwrite=overwrite) as folder, _memory(folder):
         if not overwrite and (done := (yield from _finished(config, flag))):  # by another process, a moment ago
-            run.finish(folder, done["config"].get("keep_work", False))
+            run.finish(folder, done.config.get("keep_work", False))
             return done
         result = yield from _prune(config, folder, overwrite)
         run.finish(folder, config.keep_work)
     return result
 
 
-def _finished(config: PruneConfig, flag: StopFlag) -> Generator[Event, None, dict[str, Any] | None]:
+def _finished(config: PruneConfig, flag: StopFlag) -> Generator[Event, None, Report | None]:
     """The report of a finished run of this configuration and these inputs, or None; see `run.finished_report`."""
     done = run.finished_report(config)
     if done is None:
@@ -61,7 +61,7 @@ def _finished(config: PruneConfig, flag: StopFlag) -> Generator[Event, None, dic
         found = Bound(
             fingerprints=inputs.fingerprints(config, read_data(config), flag.check), versions=machine.versions()
         )
-        notes = run.check_inputs(config.out_folder, found, done)
+        notes = run.check_finished(config.out_folder, found, done)
     except CapError as error:
         if isinstance(error, ConfigError | Stopped) or _are_here(config):
             raise
@@ -93,7 +93,7 @@ def _memory(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator[Event, None, dict[str, Any]]:
+def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator[Event, None, Report]:
     yield Event(phase="load", note=f"loading {config.model}")
     on, data = devices.compute(config.hardware), read_data(config)
     student = load_student(config, data)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from capcli.artifact import codings
 from capcli.errors import FileError
+from capcli.stored import show
 
 GAPS = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 300), st.integers(0, 200_000)), max_size=60)
 FLOATS = st.lists(st.floats(-(2.0**100), 2.0**100, width=32), max_size=600)
@@ -91,5 +92,5 @@ def test_bad_scales_and_codes_are_refused():
 def test_messages_show_numbers_of_numpy_as_numbers():
     with pytest.raises(FileError, match=r"x: rank: expected 1 to 5, got 6$"):
         codings.check(False, "x", "rank", "1 to 5", np.int64(6))
-    shown = [codings.show(value) for value in (np.int64(12_345), np.float32(0.5), np.array([1, 2]), 7, "a")]
+    shown = [show(value) for value in (np.int64(12_345), np.float32(0.5), np.array([1, 2]), 7, "a")]
     assert shown == ["12,345", "0.5", "[1, 2]", "7", "'a'"]

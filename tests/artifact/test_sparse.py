@@ -43,6 +43,7 @@ from capcli.artifact.entry import (
     entropy_bits,
 )
 from capcli.errors import ConfigError, FileError
+from capcli.stored import show
 
 FUZZ = int(os.environ.get("CAP_FUZZ", "2000"))
 PAGE = (ROOT / "docs" / "format.md").read_text("utf-8")
@@ -1351,7 +1352,7 @@ def test_positions_beyond_32_bits():
 
 
 def test_numbers_in_errors_are_plain():
-    assert codings.show(np.int64(6)) == "6" and codings.show(np.float32(0.5)) == "0.5"
+    assert show(np.int64(6)) == "6" and show(np.float32(0.5)) == "0.5"
     with pytest.raises(FileError, match=r"last position: expected below 4, got 6$"):
         codings.unpack_gaps("w", codings.pack(np.array([6], np.uint16), 4), 4, 1, 4, 1)
 

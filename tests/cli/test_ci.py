@@ -252,7 +252,7 @@ OLDER = "##[error]x"  # a command wherever it stands in a line
 
 def test_no_name_is_an_older_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in errors, tables, annotations and summary nor in JSON, which stays what it is."""
-    data = evaluated(task=OLDER, n_examples=f"a {OLDER}")
+    data = evaluated(task=OLDER, split=f"a {OLDER}")
     data["metrics"][OLDER] = 0.5
     gates = ("--min", f"{OLDER}=1,accuracy=1")
     asked = [
@@ -482,13 +482,14 @@ def test_probes_compare_on_the_tasks_that_both_have(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["data", "max_length"])
 def test_other_examples_do_not_compare_unless_nobody_knows(folder: Path, name: str) -> None:
-    old, new = evaluated(**{name: 1}), evaluated(**{name: 2})
-    assert f"differ in {name}: 1 and 2" in compared("eval", old, new).stderr
+    values: list[Any] = ["a", "b"] if name == "data" else [1, 2]
+    old, new = (evaluated(**{name: value}) for value in values)
+    assert f"differ in {name}: {values[0]} and {values[1]}" in compared("eval", old, new).stderr
     assert list(rows(compared("eval", old, evaluated()))) == ["accuracy", "ece"]
     probes = [probed(mr=0.5), probed(mr=0.5)]
-    for place, one in enumerate(probes):
-        one["tasks"]["mr"][name] = place
-    assert f"the {name} of mr is 0, now 1" in compared("probe", *probes).stderr
+    for value, one in zip(values, probes, strict=True):
+        one["tasks"]["mr"][name] = value
+    assert f"the {name} of mr is {values[0]}, now {values[1]}" in compared("probe", *probes).stderr
     assert list(rows(compared("probe", probes[0], probed(mr=0.5)))) == ["mr", "mean"]
 
 
@@ -502,7 +503,11 @@ def test_other_examples_do_not_compare_unless_nobody_knows(folder: Path, name: s
         ("eval", evaluated(), probed(mr=0.5), "new.json is a result of cap probe"),
         ("probe", evaluated(), probed(mr=0.5), "old.json is a result of cap eval"),
         ("eval", evaluated(), {"metrics": {"n_examples": 3, "pruned": {}}}, "new.json contains no result of cap eval"),
-        ("eval", evaluated(), evaluated(schema_version=2), "schema_version 2"),
+        ("eval", evaluated(), evaluated(schema_version=2), "new.json has schema_version 2, this cap reads 1"),
+        ("eval", evaluated(schema_version=True), evaluated(), "old.json: schema_version is true, not a number"),
+        ("eval", evaluated(), evaluated(latency={"median_ms": "fast"}), "new.json: latency.median_ms is a text, not a"),
+        ("eval", evaluated(n_examples=0.5), evaluated(), "old.json: n_examples is the number 0.5, not a whole number"),
+        ("probe", probed(mr=0.5), {**probed(mr=0.5), "mean": []}, "new.json: mean is a list, not a JSON object"),
         ("eval", evaluated(), "[1]", "contains no result"),
         ("eval", evaluated(), "{", "new.json is not valid JSON"),
     ],

@@ -241,6 +241,16 @@ def test_data_of_several_tasks_are_folders_of_theirs(tmp_path: Path) -> None:
     assert [config.source(task).data for task in ("mr", "subj")] == [str(tmp_path / "mr"), ""]
 
 
+def test_a_probe_reads_its_tasks_as_it_was_told() -> None:
+    """Every option of a task but its stride, which the command does not have, and its data, see above."""
+    chosen: dict[str, Any] = {"text_column": "t", "pair_column": "p", "label_column": "l", "label_map": "0=a"}
+    chosen |= {"max_length": 40, "max_eval_samples": 7}
+    assert flatten(ProbeConfig(**chosen).source("mr")) == {"task": "mr", "data": "", "stride": 0, **chosen}
+    columns = ("text_column", "pair_column", "label_column", "label_map")
+    ours, theirs = ({item.name: item.metadata for item, _ in leaves(cls)} for cls in (ProbeConfig, TaskConfig))
+    assert [ours[name] for name in columns] == [theirs[name] for name in columns]
+
+
 # Layers --------------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from capcli.config.measure import Gates
 from capcli.errors import ConfigError
 from capcli.measuring import gates
 from capcli.measuring.noise import Estimate
+from capcli.records.codec import to_json
 
 
 def noisy(value: float, half: float = 0.02) -> Estimate:
@@ -31,12 +32,12 @@ def evidence(**chosen: Any) -> gates.Evidence:
 
 def checked(found: gates.Evidence | None = None, **limits: Any) -> dict[str, Any]:
     (row,) = gates.check(Gates(**limits), found or evidence())
-    return row
+    return dict(to_json(row))
 
 
 def test_no_gates_no_rows() -> None:
-    assert gates.check(Gates(), evidence()) == []
-    assert gates.check(Gates(confidence=0.95), evidence()) == []
+    assert gates.check(Gates(), evidence()) == ()
+    assert gates.check(Gates(confidence=0.95), evidence()) == ()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_each_gate_has_its_row_in_order() -> None:
         max_latency_ms=9,
     )
     rows = gates.check(limits, evidence())
-    assert [(row["name"], row["metric"], row["op"], row["limit"]) for row in rows] == [
+    assert [(row.name, row.metric, row.op, row.limit) for row in rows] == [
         ("min accuracy", "accuracy", ">=", 0),
         ("min f1", "f1", ">=", 0),
         ("max ece", "ece", "<=", 1),
@@ -90,7 +91,7 @@ def test_each_gate_has_its_row_in_order() -> None:
         ("max bytes", "weights_bytes", "<=", 1),
         ("max latency", "median_ms", "<=", 9),
     ]
-    assert [row["value"] for row in rows] == pytest.approx([0.8, 0.7, 0.1, 0.04, 0, 0.8 / 0.84, 1000, 5])
+    assert [row.value for row in rows] == pytest.approx([0.8, 0.7, 0.1, 0.04, 0, 0.8 / 0.84, 1000, 5])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_gates_that_may_hold_or_not_are_welcome() -> None:
 )
 def test_gates_are_said_in_the_units_of_readers(limits: dict[str, Any], found: dict[str, Any], said: str) -> None:
     (row,) = gates.check(Gates(**limits), gates.Evidence(**{"primary": "a", "metrics": {}, **found}))
-    assert row["message"] == said
+    assert row.message == said
 
 
 def test_nothing_measured_at_all() -> None:
@@ -199,8 +200,8 @@ def test_nothing_measured_at_all() -> None:
     )
     rows = gates.check(limits, gates.Evidence(primary="a", metrics={}))
     assert len(rows) == 7
-    assert not any(row["passed"] for row in rows)
-    assert all("was not measured (" in row["message"] for row in rows)
+    assert not any(row.passed for row in rows)
+    assert all("was not measured (" in str(row.message) for row in rows)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -221,7 +222,7 @@ def test_what_is_not_finite_fails(value: float, confidence: float) -> None:
     )
     rows = gates.check(limits, found)
     assert len(rows) == 6
-    assert [(row["passed"], row["value"], row["interval"]) for row in rows] == [(False, None, None)] * 6
+    assert [(row.passed, row.value, row.interval) for row in rows] == [(False, None, None)] * 6
 
 
 @pytest.mark.parametrize("baseline", [0.0, -0.2])

@@ -1,6 +1,7 @@
 """Estimates and the noise of their differences and ratios: published values, values by hand, and simulation."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from capcli.measuring import metrics, noise
 from capcli.measuring.noise import Estimate
+from capcli.records.measured import TaskScore
 
 
 def share(hits: int, n: int) -> Estimate:
@@ -143,9 +145,10 @@ def test_intervals_of_the_same_examples_are_too_wide_and_not_too_narrow() -> Non
 
 
 def test_results_differ_in_what_both_hold() -> None:
-    row = dict.fromkeys(noise.MEASURED_ON, 1)
-    assert noise.differing(row, dict(row), noise.MEASURED_ON) is None
+    row = TaskScore(metric="f1", split="test", n_train=1, n_examples=1, n_classes=1, data="a", max_length=1)
+    assert noise.differing(row, replace(row), noise.MEASURED_ON) is None
     for name in noise.MEASURED_ON:
-        assert noise.differing(row, {**row, name: 2}, noise.MEASURED_ON) == name
-        older = {key: value for key, value in row.items() if key != name}
+        other: Any = 2 if isinstance(getattr(row, name), int) else "other"
+        assert noise.differing(row, replace(row, **{name: other}), noise.MEASURED_ON) == name
+        older = replace(row, **{name: None})
         assert noise.differing(row, older, noise.MEASURED_ON) == (None if name in noise.DATA else name)

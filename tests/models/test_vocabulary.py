@@ -23,6 +23,8 @@ from capcli.errors import DataError, FileError, ModelError
 from capcli.models import artifact, loading, predict, tokenizers, vocabulary
 from capcli.models.model import Model
 from capcli.models.stock import save_dense
+from capcli.records.codec import to_json
+from capcli.records.exported import BeforeAfter
 from capcli.sources import checkpoint
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -568,7 +570,7 @@ def refused(action: Callable[[], Any]) -> str:
         (b"x" * 100_000, "has 1 token that the tokenizer does not have: 'xxxx"),
         (b"film\t-3.2\n", "without scores"),
         (b"<s>\n</s>\n<unk>\n<mask>\nfilm", "drops '<pad>', which the model needs | add 1 line for '<pad>'"),
-        (b"film", "drops '<s>', '<pad>', '</s>', …, which the model needs | add 5 lines"),
+        (b"film", "drops '<s>', '<pad>', '</s>' and 2 more, which the model needs | add 5 lines"),
     ],
 )
 def test_files_that_are_refused(content: bytes, expected: str, tmp_path: Path) -> None:
@@ -624,7 +626,10 @@ def test_coverage_of_held_out_texts() -> None:
     model = model_of(tokenizer_of("lookup"))
     small = vocabulary.reduced(model, {*specials(model.tokenizer), *model.tokenizer("a good film")["input_ids"]})
     split = split_of(["a good film", "a great film ☃", "long"], ["a", "☃", "film"])
-    assert vocabulary.coverage(model.tokenizer, small.tokenizer, split) == {
+    assert to_json(vocabulary.coverage(model.tokenizer, small.tokenizer, split)) == {
+        "kept": None,
+        "of": None,
+        "split": None,
         "texts": 6,
         "same_texts": 4,
         "tokens_per_text": {"before": 11 / 6, "after": 11 / 6},
@@ -632,10 +637,10 @@ def test_coverage_of_held_out_texts() -> None:
     }
     pieced, spelled = small_of("words")
     found = vocabulary.coverage(pieced.tokenizer, spelled.tokenizer, split_of(["acting greatly"]))
-    assert found["tokens_per_text"]["after"] > found["tokens_per_text"]["before"]
-    assert found["unknown_rate"] == {"before": 0.0, "after": 0.0}
+    assert (found.tokens_per_text.after or 0) > (found.tokens_per_text.before or 0)
+    assert found.unknown_rate == BeforeAfter(before=0.0, after=0.0)
     nothing = vocabulary.coverage(model.tokenizer, small.tokenizer, split_of([]))
-    assert nothing["texts"] == 0 and nothing["unknown_rate"] == {"before": 0.0, "after": 0.0}
+    assert nothing.texts == 0 and nothing.unknown_rate == BeforeAfter(before=0.0, after=0.0)
 
 
 # What cannot be reduced ----------------------------------------------------------------------------------------------

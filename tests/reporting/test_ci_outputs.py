@@ -14,15 +14,24 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_report import GATES, NASTY, Page, check_inert
+from test_report import GATES, NASTY, Page, check_inert, gates
 
+from capcli.errors import FileError
+from capcli.records.codec import from_json
+from capcli.records.measured import Comparison, EvalResult, ProbeResult
+from capcli.records.parts import Gate
 from capcli.reporting import ci, documents, tables, terminal
 from capcli.reporting.charts import STRIP_EDGE, STRIP_WIDTH, Mark, strips
 from capcli.reporting.text import plain
 
 COMMANDS = ("eval", "probe", "compare")
-SUMMARIES = {"eval": terminal.eval_summary, "probe": terminal.probe_summary, "compare": terminal.moves_summary}
+KINDS: dict[str, type[Any]] = {"eval": EvalResult, "probe": ProbeResult, "compare": Comparison}
 JUNK = [None, [], {}, "text", -1.5, True, float("nan"), float("inf"), 10**400, 1e308]
+
+
+def read(command: str, data: Any) -> Any:
+    """The record of a result, as it is read from a file."""
+    return from_json(KINDS[command], data, "result.json")
 
 
 def difference(value: float) -> dict[str, Any]:
@@ -50,7 +59,8 @@ def eval_result(name: str = "m") -> dict[str, Any]:
         "size": {"artifact_bytes": 1234567, "weights_bytes": 1200000, "codings": {name: 3}}, "notes": [name],
         "latency": {
             "median_ms": 3.21, "p10_ms": 3.0, "p90_ms": 4.0, "confidence_95": [3.1, 3.3], "batch": 1, "length": 128,
-            "threads": 2, "device": name,
+            "threads": 2, "device": name, "runtime": name, "processor": name,
+            "own_lengths": {"median_ms": 2.1, "p95_ms": 3.4, "texts": 200, "median_tokens": 21},
         },
         "gates": gates_of(name), "passed": False,
     }  # fmt: skip
@@ -105,7 +115,7 @@ def printed(renderable: Any, width: int = 200) -> str:
 
 
 def parsed_csv(command: str, result: Any) -> list[dict[str, str]]:
-    text = ci.csv_text(command, result)
+    text = ci.csv_text(read(command, result))
     text.encode("utf-8")
     rows = list(csv.reader(io.StringIO(text)))
     assert rows[0] == list(ci.COLUMNS) and {len(row) for row in rows} == {len(ci.COLUMNS)}
@@ -114,7 +124,7 @@ def parsed_csv(command: str, result: Any) -> list[dict[str, str]]:
 
 def parsed_markdown(command: str, result: Any) -> str:
     """The text, after a look at every line: tables are even, and nothing begins a block that is not ours."""
-    text = ci.markdown_text(command, result)
+    text = ci.markdown_text(read(command, result))
     text.encode("utf-8")
     tokens = [token for block in MARKDOWN.parse(text) for token in (block, *(block.children or ()))]
     kinds = {token.tag for token in tokens} - {""}
@@ -135,11 +145,11 @@ def parsed_markdown(command: str, result: Any) -> str:
 
 def check_all(command: str, result: Any) -> Page:
     """Every form of a result, each read back."""
-    printed(SUMMARIES[command](result))
+    printed(terminal.result_summary(read(command, result)))
     parsed_csv(command, result)
     parsed_markdown(command, result)
-    html = documents.render_result_html(command, result)
-    assert html == documents.render_result_html(command, copy.deepcopy(result)) and html.endswith("</html>\n")
+    html = documents.render_result_html(read(command, result))
+    assert html == documents.render_result_html(read(command, copy.deepcopy(result))) and html.endswith("</html>\n")
     return check_inert(html)
 
 
@@ -152,7 +162,7 @@ def test_hostile_names(command: str, nasty: str) -> None:
     page = check_all(command, RESULTS[command](nasty))
     shown = plain(nasty, 40) or "(empty)"
     assert " ".join(shown.rstrip("…").split())[:39] in page.words()
-    text = printed(SUMMARIES[command](RESULTS[command](nasty)))
+    text = printed(terminal.result_summary(read(command, RESULTS[command](nasty))))
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
 
 
@@ -172,14 +182,20 @@ def replaced(data: Any, junk: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("junk", JUNK, ids=lambda junk: ascii(junk)[:12])
 def test_any_part_may_be_junk(command: str, junk: Any) -> None:
-    """Tables and CSV of every damage; of each twelfth, another one for each junk, the documents too."""
+    """What is of another type is refused by its place. Of the rest tables and CSV of every damage; of each twelfth,
+    another one for each junk, the documents too."""
     for number, broken in enumerate(replaced(RESULTS[command](), junk)):
-        ci.csv_text(command, broken)
-        tables.tables(command, broken)
+        try:
+            result = read(command, broken)
+        except FileError as error:
+            assert error.message.startswith("result.json"), error.message
+            continue
+        ci.csv_text(result)
+        tables.tables(result)
         if number % 12 == JUNK.index(junk):
-            printed(SUMMARIES[command](broken))
-            ci.markdown_text(command, broken)
-            documents.render_result_html(command, broken)
+            printed(terminal.result_summary(result))
+            ci.markdown_text(result)
+            documents.render_result_html(result)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -187,7 +203,8 @@ def test_nothing_measured_claims_nothing(command: str) -> None:
     words = check_all(command, {}).words()
     assert "No gate was set" in words and "No metric was measured" in words
     assert not re.search(r"\d", words.replace("95 %", ""))
-    check_all(command, {"gates": [None], "tasks": {"a": None}, "rows": [None], "metrics": {"a": None}})
+    check_all(command, {"gates": [{}], "rows": [{}]} | ({"tasks": {"a": {}}} if command == "probe" else {}))
+    check_all(command, {"metrics": {"a": None}} if command == "eval" else {})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -196,8 +213,8 @@ def test_huge_results_stay_small(command: str) -> None:
     many = {f"name {i}": 0.5 for i in range(5000)}
     result |= {"metrics": many, "notes": ["x"] * 5000, "gates": GATES * 2000, "rows": result.get("rows", []) * 2000}
     result |= {"tasks": {name: {"mean": 0.5, "layers": [{"layer": 1, "mean": 1}]} for name in many}}
-    assert len(documents.render_result_html(command, result)) < 2_000_000
-    assert len(ci.markdown_text(command, result)) < 1_000_000  # GitHub takes 1 MiB of a step summary
+    assert len(documents.render_result_html(read(command, result))) < 2_000_000
+    assert len(ci.markdown_text(read(command, result))) < 1_000_000  # GitHub takes 1 MiB of a step summary
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
@@ -205,7 +222,10 @@ def test_huge_results_stay_small(command: str) -> None:
 
 def test_an_evaluation_shows_its_figures() -> None:
     wanted = ("0.8168", "[0.8000, 0.8300]", "-0.0833", "0.0412", "97.25 %", "-0.0613", "90.75 %", "3.21 ms", "typos")
-    for text in (printed(terminal.eval_summary(eval_result())), check_all("eval", eval_result()).words()):
+    for text in (
+        printed(terminal.result_summary(read("eval", eval_result()))),
+        check_all("eval", eval_result()).words(),
+    ):
         assert not [word for word in wanted if word not in text]
     text = parsed_markdown("eval", eval_result())
     assert "| m | 0.9000 | -0.0833 | \\[-0.1033, -0.0732\\] | 90.75 % |" in text and "❌ 2 of 3 gates failed." in text
@@ -213,15 +233,18 @@ def test_an_evaluation_shows_its_figures() -> None:
 
 def test_a_probe_shows_its_figures() -> None:
     wanted = ("0.7124 ± 0.0042", "[0.6923, 0.7324]", "-0.0376", "mean of tasks", "0.7224", "Against m")
-    for text in (printed(terminal.probe_summary(probe_result())), check_all("probe", probe_result()).words()):
+    for text in (
+        printed(terminal.result_summary(read("probe", probe_result()))),
+        check_all("probe", probe_result()).words(),
+    ):
         assert not [word for word in wanted if word not in text]
     one_seed = probe_result()
     one_seed["tasks"]["m"]["deviation"] = None
-    assert "±" not in printed(terminal.probe_summary(one_seed))
+    assert "±" not in printed(terminal.result_summary(read("probe", one_seed)))
 
 
 def test_a_comparison_says_what_moved() -> None:
-    text = printed(terminal.moves_summary(compare_result()))
+    text = printed(terminal.result_summary(read("compare", compare_result())))
     assert re.findall("yes, down|unknown| no$", text, re.MULTILINE)[:3] == ["yes, down", "unknown", " no"]
     assert "-800.0 kB" in text and "+2.00 points" in text
     words = check_all("compare", compare_result()).words()
@@ -231,16 +254,16 @@ def test_a_comparison_says_what_moved() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_summaries_fit_a_terminal_of_80(command: str) -> None:
     result = json.loads(json.dumps(RESULTS[command]()).replace('"m"', '"matthews"'))
-    for line in printed(SUMMARIES[command](result), 80).split("\n"):
+    for line in printed(terminal.result_summary(read(command, result)), 80).split("\n"):
         assert len(line) <= 80
-    assert "[0.8000, 0.8300]" in printed(terminal.eval_summary(eval_result()), 80)
+    assert "[0.8000, 0.8300]" in printed(terminal.result_summary(read("eval", eval_result())), 80)
 
 
 def test_layers_are_rows_and_tasks_columns() -> None:
     result = probe_result()
     result["tasks"] = {f"task{i}": copy.deepcopy(result["tasks"]["m"]) for i in range(8)}
     del result["tasks"]["task7"]["layers"][1]
-    first, second = tables.layer_tables(result)
+    first, second = tables.layer_tables(read("probe", result))
     assert first.columns == ("layer", *(f"task{i}" for i in range(6))) and [row[0] for row in first.rows] == list("012")
     assert second.columns == ("layer", "task6", "task7") and second.rows[1][2] == "–"
 
@@ -252,7 +275,7 @@ def test_layer_curves(baselines: int) -> None:
     result["baselines"] = result["baselines"][:baselines]
     if baselines:
         result["baselines"][0] = {**result["baselines"][0], "model": "theirs"}
-    page = check_inert(documents.render_result_html("probe", result))
+    page = check_inert(documents.render_result_html(read("probe", result)))
     charts = [value for name, value in page.attributes if name == "aria-labelledby"]
     assert len(charts) == (2 if baselines else 1)
     bands = [value for name, value in page.attributes if name == "class" and value.startswith("band ")]
@@ -316,7 +339,7 @@ def test_ordinary_names_are_kept_in_csv() -> None:
 
 
 def test_numbers_that_are_not_finite_are_empty_cells() -> None:
-    result = {"metrics": {"m": float("nan")}, "confidence_95": {"m": [0.1, float("inf")]}, "n_examples": 10**400}
+    result = {"metrics": {"m": float("nan")}, "confidence_95": {"m": [0.1, float("inf")]}, "n_examples": None}
     row = parsed_csv("eval", result)[0]
     assert row["value"] == row["low"] == row["high"] == row["examples"] == ""
 
@@ -325,7 +348,7 @@ def test_numbers_that_are_not_finite_are_empty_cells() -> None:
 
 
 def test_junit_counts_and_names_failures() -> None:
-    root = ElementTree.fromstring(ci.junit_xml("cap eval", GATES, 12.3456))
+    root = ElementTree.fromstring(ci.junit_xml("cap eval", gates(), 12.3456))
     suite = root.find("testsuite")
     assert suite is not None
     for element in (root, suite):
@@ -345,7 +368,7 @@ def test_junit_without_gates_and_with_equal_names() -> None:
     suite = ElementTree.fromstring(ci.junit_xml("cap eval", [])).find("testsuite")
     assert suite is not None and suite.attrib["tests"] == "1"
     assert [case.attrib["name"] for case in suite] == ["finished"]
-    suite = ElementTree.fromstring(ci.junit_xml("cap eval", [GATES[0], GATES[0], None])).find("testsuite")
+    suite = ElementTree.fromstring(ci.junit_xml("cap eval", [gates()[0], gates()[0], Gate()])).find("testsuite")
     assert suite is not None
     assert [case.attrib["name"] for case in suite] == ["quality", "quality (2)", "not recorded"]
 
@@ -366,23 +389,24 @@ def test_junit_of_an_error(nasty: str) -> None:
 
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_gates_with_hostile_strings(nasty: str) -> None:
-    gates = [dict.fromkeys(("name", "metric", "op", "message", "limit", "value"), nasty) for _ in range(3)]
-    case = ElementTree.fromstring(ci.junit_xml(nasty, gates)).find("testsuite/testcase")
+    row = dict.fromkeys(("name", "metric", "op", "message"), nasty)
+    hostile = [from_json(Gate, row, "result.json") for _ in range(3)]
+    case = ElementTree.fromstring(ci.junit_xml(nasty, hostile)).find("testsuite/testcase")
     assert case is not None and case.attrib["name"] == (plain(nasty, 120) or "(empty)")
-    for line in ci.github_annotations(gates):
+    for line in ci.github_annotations(hostile):
         assert len(line.splitlines()) == 1 and re.fullmatch(r"::error title=[^:,]*::.*", line)
         title = line.removeprefix("::error title=").partition("::")[0]
         decoded = re.sub("%(25|0A|0D|3A|2C)", lambda code: chr(int(code[1], 16)), title)
         assert decoded == (plain(nasty, 100) or "(empty)")
-    lines = parsed_markdown("eval", {"gates": gates}).split("\n")
+    lines = parsed_markdown("eval", {"gates": [row] * 3}).split("\n")
     assert not any(line.startswith("::") for line in lines)
 
 
 def test_annotations_are_few() -> None:
-    lines = ci.github_annotations([GATES[0]] * 20)
+    lines = ci.github_annotations([gates()[0]] * 20)
     assert len(lines) == ci.MAX_ANNOTATIONS and "13 more gates failed" in lines[-1]
-    assert ci.github_annotations([GATES[2]] * 20) == []
-    assert len(ci.github_annotations([GATES[0]] * 8)) == 8
+    assert ci.github_annotations([gates()[2]] * 20) == []
+    assert len(ci.github_annotations([gates()[0]] * 8)) == 8
     assert lines[0] == "::error title=quality::low"
 
 

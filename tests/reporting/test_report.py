@@ -13,6 +13,11 @@ import pytest
 import yaml
 from rich.console import Console
 
+from capcli.errors import FileError
+from capcli.records.codec import from_json
+from capcli.records.measured import EvalResult, ProbeResult
+from capcli.records.parts import Gate, MatrixSparsity
+from capcli.records.pruned import Report
 from capcli.reporting import charts, documents, heat_map, terminal
 from capcli.reporting.card import render_card
 from capcli.reporting.run_page import view
@@ -20,6 +25,7 @@ from capcli.reporting.text import (
     byte_size,
     counted,
     duration,
+    first_few,
     interval,
     markdown,
     milliseconds,
@@ -78,6 +84,13 @@ def full_report(name: str = "bert", n_layers: int = 12, n_history: int = 2000) -
             "dense_bytes": 437_951_328, "artifact_bytes": 108_300_211, "weights_bytes": 107_100_311,
             "bound_bytes": 106_400_000, "codings": {"gaps": 70, name: 2},
         },
+        "latency": {
+            model: {
+                "median_ms": 3.21, "batch": 1, "length": 128, "runtime": name, "threads": 2, "device": "cpu",
+                "processor": name, "precision": name, "throughput": {"texts_per_second": 310.2, "batch": 32},
+            }
+            for model in ("dense", "pruned")
+        },
         "timing": {
             "teacher_seconds": 1922.3, "banks_seconds": 3.21, "prune_seconds": 12_088.8, "total_seconds": 14_388.1,
             "examples_per_second": 288.31,
@@ -95,6 +108,10 @@ MINIMAL = {
     "history": [{"step": 3, "losses": {"ce": 1.0}}],
 }
 REPORTS = {"full": full_report(), "minimal": MINIMAL, "empty": {}}
+
+
+def read(data: dict[str, Any]) -> Report:
+    return from_json(Report, data, "report.json")
 
 
 class Page(HTMLParser):
@@ -148,32 +165,32 @@ def check_inert(html: str) -> Page:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_page_is_whole_inert_and_deterministic(name: str) -> None:
-    html = documents.render_html(REPORTS[name])
+    html = documents.render_html(read(REPORTS[name]))
     check_inert(html)
-    assert html == documents.render_html(json.loads(json.dumps(REPORTS[name])))
+    assert html == documents.render_html(read(json.loads(json.dumps(REPORTS[name]))))
 
 
 def test_page_shows_the_figures() -> None:
-    words = check_inert(documents.render_html(full_report())).words()
+    words = check_inert(documents.render_html(read(full_report()))).words()
     for text in ("97.00 %", "0.9060", "99.22 %", "99.00 %", "108.4 MB", "3 h 59 min", "[0.9031, 0.9088]", "query"):
         assert text in words
 
 
 def test_long_histories_stay_small() -> None:
-    assert len(documents.render_html(full_report())) < 300_000
+    assert len(documents.render_html(read(full_report()))) < 300_000
     many = full_report(n_layers=400, n_history=20_000)
-    assert len(documents.render_html(many)) < 1_500_000
+    assert len(documents.render_html(read(many))) < 1_500_000
 
 
 def test_empty_report_claims_nothing() -> None:
-    words = check_inert(documents.render_html({})).words()
+    words = check_inert(documents.render_html(Report())).words()
     assert "not measured" in words and "No metric was measured" in words and "No history was recorded" in words
     assert not re.search(r"\d", words.replace("95 %", "").replace("sha256", ""))
 
 
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_page_with_hostile_strings(nasty: str) -> None:
-    page = check_inert(documents.render_html(full_report(nasty, n_layers=2, n_history=60)))
+    page = check_inert(documents.render_html(read(full_report(nasty, n_layers=2, n_history=60))))
     shown = plain(nasty, 60) or "(empty)"
     assert any(shown == text.strip() for text in page.text) or shown.strip() in page.words()
 
@@ -182,11 +199,17 @@ def test_page_with_hostile_strings(nasty: str) -> None:
     "junk", [None, [], {}, "text", 3, -1.5, True, float("nan"), float("inf"), 10**400, 1e308, -1e308, 5e-324]
 )
 def test_any_part_may_be_junk(junk: Any) -> None:
+    """What is of another type is refused by its place; what is of the right type is shown, whatever its value."""
     whole = full_report(n_layers=1, n_history=20)
     for broken in _replaced(whole, junk):
-        assert documents.render_html(broken).endswith("</html>\n")
-        render_card(broken)
-        Console(file=io.StringIO()).print(terminal.prune_summary(broken))
+        try:
+            report = read(broken)
+        except FileError as error:
+            assert re.fullmatch(r"report\.json(: [\w.\[\]]+ is .+, not .+| has schema_version .+)", error.message)
+            continue
+        assert documents.render_html(report).endswith("</html>\n")
+        render_card(report)
+        Console(file=io.StringIO()).print(terminal.prune_summary(report))
 
 
 def _replaced(whole: dict[str, Any], junk: Any) -> list[dict[str, Any]]:
@@ -266,13 +289,17 @@ def test_labels_tell_stacks_apart() -> None:
     ]
 
 
+def matrices(rows: list[dict[str, Any]]) -> list[MatrixSparsity]:
+    return [from_json(MatrixSparsity, row, "report.json") for row in rows]
+
+
 def test_heat_map_is_in_reading_order_and_pools_its_margins() -> None:
     rows = [
         {"name": name.format(i), "shape": [10, 10], "kept": 10 * i, "sparsity": 1 - i / 10}
         for name in sorted(ARCHITECTURES, reverse=True)
         for i in (10, 2, 0)
     ]
-    heat = heat_map.heat_map(rows)
+    heat = heat_map.heat_map(matrices(rows))
     assert heat is not None
     assert [label for _, label in heat.rows] == ["0", "2", "10", ""]
     assert [label for _, label in heat.columns] == [*ARCHITECTURES.values(), ""]
@@ -282,16 +309,16 @@ def test_heat_map_is_in_reading_order_and_pools_its_margins() -> None:
 
 def test_heat_map_counts_what_it_does_not_draw() -> None:
     rows = [{"name": f"layer.{i}.q", "sparsity": 0.5} for i in range(heat_map.MAX_LAYERS + 7)]
-    heat = heat_map.heat_map([*rows, {"name": "x"}, None, {"name": "y", "sparsity": 1.5}])
+    heat = heat_map.heat_map(matrices([*rows, {"name": "x"}, {}, {"name": "y", "sparsity": 1.5}]))
     assert heat is not None and heat.n_hidden == 10
-    assert heat_map.heat_map([]) is None and heat_map.heat_map(None) is None
+    assert heat_map.heat_map([]) is None
 
 
 def test_charts_keep_spikes_and_count_what_is_not_finite() -> None:
     points = [(float(i), 1000.0 if i == 777 else 1.0) for i in range(5000)]
     assert (777.0, 1000.0) in charts.thin(points) and len(charts.thin(points)) <= charts.MAX_POINTS
     rows = [{"step": 1, "losses": {"ce": 1.0}}, {"step": 2, "losses": {"ce": None}}]
-    (_, (chart,)), = view({"history": rows})["phases"]  # fmt: skip
+    (_, (chart,)), = view(read({"history": rows}))["phases"]  # fmt: skip
     assert chart.curves[0].dots and "1 value" in chart.notes[0]
 
 
@@ -310,7 +337,7 @@ def test_charts_of_any_range_stay_inside(values: list[float]) -> None:
 @pytest.mark.parametrize("width", [24, 40, 80, 200])
 def test_no_number_breaks_on_a_narrow_terminal(width: int) -> None:
     out = io.StringIO()
-    Console(file=out, width=width).print(terminal.prune_summary(full_report(), "runs/x"))
+    Console(file=out, width=width).print(terminal.prune_summary(read(full_report()), "runs/x"))
     for text in ("0.9060", "99.22 %", "[0.9031, 0.9088]" if width > 24 else "0.9088]"):
         assert text in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= width
@@ -360,6 +387,13 @@ def test_numbers_are_rounded_and_sizes_rounded_up() -> None:
         assert what(None) == what(float("nan")) == "not measured"
 
 
+def test_the_first_few_names_say_how_many_more_there_are() -> None:
+    assert first_few([]) == "" and first_few(["a", "b"], 2) == "a, b"
+    assert first_few(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert first_few([str(n) for n in range(1234)], 1, "; ") == "0 and 1,233 more"
+    assert first_few(["a\x1b", "b", "c"], 2, "; ") == "'a\\x1b'; b and 1 more"
+
+
 # ----------------------------------------------------------------------------------------------------------- plain text
 
 
@@ -390,7 +424,7 @@ def front_matter(card: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_card_front_matter_reads_back(nasty: str) -> None:
     card = render_card(
-        full_report(nasty, n_history=2), base_model=nasty, license=nasty, language=[nasty, "en"], datasets=[nasty]
+        read(full_report(nasty, n_history=2)), base_model=nasty, license=nasty, language=[nasty, "en"], datasets=[nasty]
     )
     data, body = front_matter(card)
     if nasty:
@@ -405,20 +439,22 @@ def test_card_front_matter_reads_back(nasty: str) -> None:
 
 def test_card_is_read_by_the_hub_library() -> None:
     hub = pytest.importorskip("huggingface_hub")
-    card = hub.ModelCard(render_card(full_report("acc"), base_model="a/b", license="mit", datasets=["nyu-mll/glue"]))
+    card = hub.ModelCard(
+        render_card(read(full_report("acc")), base_model="a/b", license="mit", datasets=["nyu-mll/glue"])
+    )
     assert card.data.base_model == "a/b" and card.data.eval_results[0].metric_value == 0.90596
     assert card.data.tags[:3] == ["pruned", "cap", "capcli"]
 
 
 def test_card_leaves_out_what_is_not_known() -> None:
-    data, body = front_matter(render_card({}))
+    data, body = front_matter(render_card(Report()))
     assert data == {"library_name": "capcli", "tags": ["pruned", "cap", "capcli"]}
     assert "No metric was measured" in body and "not measured" in body
 
 
 def test_numbers_in_front_matter_stay_numbers() -> None:
     for value in (1e-5, 0.5, 1e20, -3.0, 7):
-        card = render_card({"metrics": {"pruned": {"accuracy": value}}})
+        card = render_card(read({"metrics": {"pruned": {"accuracy": value}}}))
         assert front_matter(card)[0]["model-index"][0]["results"][0]["metrics"][0]["value"] == value
 
 
@@ -427,12 +463,12 @@ def test_numbers_in_front_matter_stay_numbers() -> None:
 )
 def test_front_matter_strings_are_strings_for_every_reader(text: str) -> None:
     """Quoted and on one line: YAML 1.2 and 1.1 differ in which bare words are numbers or truth values."""
-    (line,) = (line for line in render_card({}, license=text).splitlines() if line.startswith("license: "))
+    (line,) = (line for line in render_card(Report(), license=text).splitlines() if line.startswith("license: "))
     assert line[9] in "\"'" and yaml.safe_load(line) == {"license": text}
 
 
 def test_code_fence_cannot_be_closed() -> None:
-    body = front_matter(render_card({"command": "a ``` b ````` c"}))[1]
+    body = front_matter(render_card(Report(command="a ``` b ````` c")))[1]
     assert "\n``````\na ``` b ````` c\n``````\n" in body
 
 
@@ -460,36 +496,38 @@ GATES = [
 ]
 
 
+def gates() -> tuple[Gate, ...]:
+    return tuple(from_json(Gate, row, "result.json") for row in GATES)
+
+
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda text: ascii(text[:12]))
 def test_terminal_shows_hostile_strings_as_they_are(nasty: str) -> None:
-    text = printed(terminal.prune_summary(full_report(nasty, n_history=2), nasty))
+    text = printed(terminal.prune_summary(read(full_report(nasty, n_history=2)), nasty))
     assert (plain(nasty, 60) or "(empty)").rstrip() in text or len(nasty) > 60
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
 
 
 def test_terminal_colours_only_its_own_words() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
-    console.print(terminal.eval_summary({"model": "[bold red]x[/] http://x :smile:", "gates": GATES}))
+    console.print(terminal.result_summary(EvalResult(model="[bold red]x[/] http://x :smile:", gates=gates())))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[bold red]x[/] http://x :smile:" in text and "\x1b]8" not in text
 
 
 def test_summaries_show_the_figures() -> None:
-    text = printed(terminal.prune_summary(full_report(), "runs/x"))
+    text = printed(terminal.prune_summary(read(full_report()), "runs/x"))
     assert all(
         word in text
         for word in ("97.00 % (30,040 kept), requested 97.00 %", "0.9060", "99.22 %", "4.0× smaller", "runs/x")
     )
-    text = printed(terminal.eval_summary({"metrics": {"accuracy": 0.81678}, "gates": GATES}))
+    text = printed(terminal.result_summary(EvalResult(metrics={"accuracy": 0.81678}, gates=gates())))
     assert all(word in text for word in ("0.8168", "failed  low", "failed  bytes <= 100, measured not measured"))
 
 
-@pytest.mark.parametrize(
-    "data", [{}, {"metrics": None, "tasks": [], "gates": "x"}, {"tasks": {"a": None}, "gates": [None]}]
-)
-def test_summaries_of_nothing(data: dict[str, Any]) -> None:
-    for summary in (terminal.prune_summary, terminal.eval_summary, terminal.probe_summary):
-        assert printed(summary(data))
+def test_summaries_of_nothing() -> None:
+    assert printed(terminal.prune_summary(Report()))
+    for result in (EvalResult(), ProbeResult(), EvalResult(gates=(Gate(),))):
+        assert printed(terminal.result_summary(result))
 
 
 def test_markdown_is_inert() -> None:

@@ -7,6 +7,7 @@ import functools
 import html
 import html.parser
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from tiny import (
 )
 
 import capcli
+from capcli.artifact import reader
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig
 from capcli.config.names import METHODS
@@ -57,6 +59,7 @@ NAMES: dict[str, set[str]] = {
         "sparsity",
         "metrics",
         "size",
+        "latency",
         "timing",
         "memory",
         "history",
@@ -69,6 +72,7 @@ NAMES: dict[str, set[str]] = {
     },
     "metrics": {"dense", "pruned", "retention", "n_examples", "confidence_95"},
     "size": {"dense_bytes", "artifact_bytes", "weights_bytes", "bound_bytes"},
+    "latency": {"dense", "pruned"},
     "timing": {"teacher_seconds", "banks_seconds", "prune_seconds", "total_seconds", "examples_per_second"},
     "memory": {"peak_host_bytes", "peak_device_bytes"},
 }
@@ -152,8 +156,24 @@ def test_report_has_every_name(runs: Any, method: str) -> None:
     for name in ("accuracy", "macro_f1"):
         low, high = report["metrics"]["confidence_95"][name]
         assert 0 <= low <= report["metrics"]["pruned"][name] <= high <= 1
+    check_latencies(report["latency"], n_texts=report["metrics"]["n_examples"])
     assert all(report["timing"][name] > 0 for name in NAMES["timing"])
     assert report["memory"]["peak_host_bytes"] > 0
+
+
+def check_latencies(found: dict[str, Any], n_texts: int) -> None:
+    """Two models, asked the same in one process: what was asked and where are equal; the times are possible."""
+    dense, pruned = found["dense"], found["pruned"]
+    measured = ("median_ms", "p10_ms", "p90_ms", "confidence_95", "own_lengths", "throughput")
+    where = [{name: value for name, value in one.items() if name not in measured} for one in (dense, pruned)]
+    assert where[0] == where[1]
+    assert {"batch", "length", "runtime", "threads", "processor", "device", "hardware", "precision"} == set(where[0])
+    assert (dense["runtime"], dense["device"], dense["batch"]) == ("torch", "cpu", 1)
+    for one in (dense, pruned):
+        own, batches = one["own_lengths"], one["throughput"]
+        assert 0 < one["p10_ms"] <= one["median_ms"] <= one["p90_ms"] and 0 < own["median_ms"] <= own["p95_ms"]
+        assert (own["texts"], batches["batch"]) == (min(n_texts, 200), 32) and batches["texts"] % 32 == 0
+        assert batches["texts_per_second"] > 0 and 2 < own["median_tokens"] <= one["length"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -559,7 +579,7 @@ def test_holdout_chooses_the_best_epoch(tiny: Tiny, tmp_path: Path) -> None:
     assert best["step"] == rows[values.index(max(values))]["step"]
     tensors = read_tensors(out / "work" / "best" / "best.safetensors")
     expected = tensors["net.classifier.weight"]
-    assert torch.equal(capcli.load(out).classifier.weight, expected)
+    assert torch.equal(capcli.load(out).classifier.weight, expected.half().float())
     assert report["metrics"]["split"] == "validation"
 
 
@@ -731,3 +751,57 @@ def test_overwrite_with_a_model_or_data_that_does_not_load_loses_nothing(tiny: T
     for changes in ({"model": "no/such/folder/here"}, {"data": str(pruned / "nothing")}):
         assert again(tiny, pruned, overwrite=True, **changes).exit_code == 2
     assert {path.name: digest(path) for path in pruned.iterdir() if path.is_file()} == before
+
+
+# The types of the file -----------------------------------------------------------------------------------------------
+
+
+def test_the_file_holds_16_bits_unless_all_are_asked_for(tiny: Tiny, runs: Any, tmp_path: Path) -> None:
+    """Same training, so the 16-bit values are those of the 32-bit file, rounded; the report measures what is stored."""
+    narrow, wide = runs("cap-soft"), tmp_path / "wide"
+    tiny.prune(wide, method="cap-soft", store="fp32")
+    of_narrow, of_wide = (reader.load(out / "model.cap.safetensors") for out in (narrow, wide))
+    floats = {name for name, tensor in of_wide.items() if tensor.is_floating_point()}
+    assert {of_narrow[name].dtype for name in floats} == {torch.float16}
+    assert {of_wide[name].dtype for name in floats} == {torch.float32}
+    for name in floats:
+        torch.testing.assert_close(of_narrow[name].float(), of_wide[name], rtol=2**-11, atol=2**-24)
+        assert of_narrow[name].count_nonzero() == of_wide[name].count_nonzero() or "layer" not in name
+    ours, theirs = stored(narrow), stored(wide)
+    assert ours["sparsity"] == theirs["sparsity"]
+    dense = sum(4 * tensor.numel() if name in floats else tensor.nbytes for name, tensor in of_wide.items())
+    assert ours["size"]["dense_bytes"] == theirs["size"]["dense_bytes"] == dense
+    given = (Path(tiny.model) / "model.safetensors").stat().st_size
+    assert ours["size"]["given_bytes"] == theirs["size"]["given_bytes"] == given
+    assert ours["size"]["weights_bytes"] < 0.7 * theirs["size"]["weights_bytes"]
+
+
+def test_values_too_large_for_16_bits(tiny: Tiny, tmp_path: Path) -> None:
+    """A tensor with such a value stays in 32 bits, and the report says so."""
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny.model, model)
+    tensors = load_file(model / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("position_embeddings.weight"))
+    tensors[name][-1] = 1e5  # of a place that no text reaches
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    report = tiny.prune(tmp_path / "out", model=str(model))
+    (note,) = [note for note in report["notes"] if "32 bits" in note]
+    assert note == f"bert.{name.removeprefix('bert.')}: stored in 32 bits, too large for fp16"
+    entries = {entry.name: entry.dtype for entry in reader.inspect(tmp_path / "out" / "model.cap.safetensors")}
+    assert [name for name, dtype in entries.items() if dtype == "F32"] == [note.partition(":")[0]]
+
+
+def test_an_export_keeps_the_type_of_the_file(runs: Any, tmp_path: Path) -> None:
+    """So it is exact, and no larger than the artefact."""
+    narrow = runs("cap-soft")
+    found = capcli.export(export_config(narrow, tmp_path / "sparse", to="sparse"))
+    assert found["dtype"] == "fp16" and found["metrics"] is None and found["check"]["largest_difference"] == 0
+    assert found["size"]["weights_bytes"] == stored(narrow)["size"]["weights_bytes"]
+    wide = capcli.export(export_config(narrow, tmp_path / "dense", to="dense"))
+    assert wide["dtype"] == "fp32" and wide["metrics"] is None and wide["check"]["largest_difference"] == 0
+
+
+def export_config(model: Path, out: Path, **chosen: Any) -> ExportConfig:
+    return ExportConfig(model=str(model), out=str(out), threads=1, **chosen)

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scipy import stats
 from tiny import SETTINGS, WEIGHTS, Tiny, invoke, write_csv, write_jsonl
 
 import capcli
 from capcli.artifact import reader, writer
 from capcli.config.export import ExportConfig
 from capcli.data.perturb import Change
-from capcli.measuring import answers, latency, metrics, noise, scoring
+from capcli.measuring import answers, metrics, noise, scoring
 from capcli.measuring.scoring import Measured
 
 FAST = ("--threads", "1", "--latency-length", "8", "--json", "-q")
@@ -108,22 +107,6 @@ def test_what_was_not_read_and_equal_answers_are_in_every_document(tiny: Tiny, p
         assert note in notes
         assert all(note in page for page in pages)
         assert note in " ".join(table.split()) or "baseline" in note
-
-
-def test_the_interval_of_a_median_by_order() -> None:
-    """Of 30: P(fewer than 10 of 30 below the median) = 0.0214 <= 0.025 < 0.0494, so the 10th and the 21st value."""
-    assert latency.median_interval(list(range(1, 31))) == [10, 21]
-    assert latency.median_interval(list(range(1, 31)), 0.99) == [8, 23]
-    assert all(map(math.isnan, latency.median_interval([1.0, 2.0, 3.0])))
-    assert latency.median_interval([1.0, 2.0, 3.0], 0.7) == [1, 3]
-
-
-def test_the_interval_of_a_median_covers_it() -> None:
-    rng = np.random.default_rng(3)
-    draws = np.sort(rng.lognormal(size=(3000, 30)), axis=1)  # median 1
-    inside = np.mean([low <= 1 <= high for low, high in map(latency.median_interval, draws)])
-    exact = 1 - 2 * stats.binom.cdf(9, 30, 0.5)
-    assert inside == pytest.approx(exact, abs=0.015) and exact > 0.95
 
 
 def test_estimates_have_the_intervals_of_the_metrics_at_every_level() -> None:
@@ -361,7 +344,7 @@ def test_a_model_and_its_report_differ_by_as_much_but_the_report_is_less_sure(
 
 def test_a_report_without_intervals_counts_as_exact_and_the_result_says_so(pruned: Path, tmp_path: Path) -> None:
     path = tmp_path / "published.json"
-    path.write_text('{"metrics": {"accuracy": 0.5, "other": 1, "macro_f1": null, "flag": true}}')
+    path.write_text('{"metrics": {"accuracy": 0.5, "other": 1, "macro_f1": null}, "flag": true}')
     found = evaluated(pruned, "--baseline", str(path))
     assert found["baseline"]["metrics"] == {"accuracy": 0.5, "other": 1.0}
     own = found["confidence_95"]["accuracy"]
@@ -381,11 +364,29 @@ def test_noise_excuses_a_fall_that_is_none(pruned: Path, worse: Path, tmp_path: 
     evaluated(worse, "--max-drop", "accuracy=0.005", "--baseline", str(pruned), "--confidence", "0.9", code=1)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"metrics": 3}', '{"metrics": {"pruned": []}}', '"x"'])
-def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "bad.json contains a list, not a JSON object"),
+        ('"x"', "bad.json contains a text, not a JSON object"),
+        ("{}", "bad.json contains no metrics"),
+        ('{"metrics": {"accuracy": null}}', "bad.json contains no metrics"),
+        ('{"metrics": 3}', "bad.json: metrics is the number 3, not a JSON object"),
+        ('{"metrics": {"accuracy": true}}', "bad.json: metrics.accuracy is true, not a number"),
+        ('{"metrics": {"pruned": []}}', "bad.json: metrics.pruned is a list, not a JSON object"),
+        (
+            '{"metrics": {"accuracy": 0.5}, "confidence_95": {"accuracy": [0.4]}}',
+            "bad.json: confidence_95.accuracy is a list, not a list of 2",
+        ),
+        ('{"schema_version": 2, "metrics": {"accuracy": 0.5}}', "bad.json has schema_version 2, this cap reads 1"),
+        ('{"schema_version": "1", "metrics": {}}', "bad.json: schema_version is a text, not a number from 1 on"),
+    ],
+)
+def test_a_report_that_is_none_is_one_line(pruned: Path, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     result = invoke("eval", str(pruned), *FAST, "--baseline", str(tmp_path / "bad.json"))
-    assert result.exit_code == 2 and "contains no metrics" in result.stderr
+    assert result.exit_code == 2 and said in result.stderr
+    assert result.stderr.count("error: ") == result.stderr.count("hint: ") == 1 and "measuring" not in result.stderr
 
 
 def test_a_baseline_whose_labels_do_not_fit_is_refused_before_anything_is_measured(
@@ -431,6 +432,15 @@ def test_latency_has_an_interval(pruned: Path) -> None:
     speed = evaluated(pruned)["latency"]
     low, high = speed["confidence_95"]
     assert speed["p10_ms"] <= low <= speed["median_ms"] <= high <= speed["p90_ms"]
+
+
+def test_a_baseline_is_timed_in_turn_and_a_stored_result_is_not(pruned: Path) -> None:
+    found = evaluated(pruned, "--baseline", str(pruned))
+    ours, theirs = found["latency"], found["baseline"]["latency"]
+    assert ours.keys() == theirs.keys() and ours != theirs, "two measurements"
+    assert [one["own_lengths"]["texts"] for one in (ours, theirs)] == [found["n_examples"]] * 2
+    assert [(one["length"], one["throughput"]["texts"]) for one in (ours, theirs)] == [(8, 32)] * 2
+    assert "latency" not in evaluated(pruned, "--baseline", str(pruned / "report.json"))["baseline"]
 
 
 # Other data ----------------------------------------------------------------------------------------------------------

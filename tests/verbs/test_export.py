@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from capcli.exporting import checks, onnx_model
 from capcli.models import artifact, loading, predict
 from capcli.models.devices import Compute
 from capcli.models.model import Model
+from capcli.records.exported import Speed, Timed
+from capcli.records.pruned import Metrics, Report
 from capcli.reporting.card import eval_results
 from capcli.runtime.graph import Graph
 from capcli.sources import hub
@@ -37,6 +39,13 @@ EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 def structured(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("structured") / "out"
     tiny.prune(out, method="cap-f", sparsity=0.6)
+    return out
+
+
+@pytest.fixture(scope="module")
+def in_32_bits(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("in-32-bits") / "out"
+    tiny.prune(out, store="fp32")
     return out
 
 
@@ -162,8 +171,8 @@ def test_the_card_says_whose_metrics_it_shows(pruned: Path, tmp_path: Path, made
     assert SAME_ANSWERS in card_of(tmp_path / "exact")[1]
 
 
-def test_some_examples_are_not_compared_with_all(pruned: Path, tmp_path: Path) -> None:
-    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", "fp16", "--max-eval-samples", "5")
+def test_some_examples_are_not_compared_with_all(in_32_bits: Path, tmp_path: Path) -> None:
+    found = exported(in_32_bits, tmp_path / "out", "--to", "sparse", "--dtype", "fp16", "--max-eval-samples", "5")
     assert found["metrics"]["n_examples"] == 5 and set(found["metrics"]["before"]) == set(found["metrics"]["after"])
     _, text = card_of(tmp_path / "out")
     assert "Examples: 5, split:" in text and "the rest keeps" not in text
@@ -194,30 +203,38 @@ def test_the_base_model_is_what_the_run_knew(
         assert ("base_model_relation" in front) == bool(hub_id) and "license" not in front
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[]",
-        "null",
-        '"text"',
-        '{"metrics": null}',
-        '{"metrics": [1], "sparsity": 3, "notes": "x", "labels": 7, "losses": {}, "versions": [], "base_model": 5}',
-        '{"metrics": {"dense": null, "pruned": [], "n_examples": "x"}, "model": null, "task": [], "notes": null}',
-    ],
-)
+@pytest.mark.parametrize("content", ["{}", '{"metrics": {}, "status": "complete", "new": [1]}'])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_a_report_that_was_edited(pruned: Path, tmp_path: Path, content: str, dtype: str) -> None:
-    run = edited(pruned, tmp_path / "run", "report.json", lambda _: json.loads(content))
+def test_a_report_that_says_little(in_32_bits: Path, tmp_path: Path, content: str, dtype: str) -> None:
+    run = edited(in_32_bits, tmp_path / "run", "report.json", lambda _: json.loads(content))
     found = exported(run, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
     assert (found["metrics"] is None) == (dtype == "fp32")
-    assert "base_model" not in card_of(tmp_path / "out")[0]
+    assert "new" not in found["run"] and "base_model" not in card_of(tmp_path / "out")[0]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"run": null}', '{"run": {"metrics": 3, "command": [], "notes": {}}}'])
-def test_a_record_that_was_edited(made: Callable[..., Path], tmp_path: Path, content: str) -> None:
-    run = edited(made("soft", "sparse"), tmp_path / "run", "export.json", lambda _: json.loads(content))
-    exported(run, tmp_path / "out", "--to", "sparse")
-    assert "model-index" not in card_of(tmp_path / "out")[0]
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("report.json", "[]", "contains a list, not a JSON object"),
+        ("report.json", "null", "contains null, not a JSON object"),
+        ("report.json", '{"metrics": null}', "metrics is null, not a JSON object"),
+        ("report.json", '{"notes": "x"}', "notes is a text, not a list"),
+        ("report.json", '{"base_model": 5}', "base_model is the number 5, not a text"),
+        ("report.json", '{"sparsity": {"per_matrix": [{}, {"kept": 0.5}]}}', "sparsity.per_matrix[1].kept is the num"),
+        ("report.json", '{"schema_version": 2}', "has schema_version 2, this cap reads 1"),
+        ("export.json", "[]", "contains a list, not a JSON object"),
+        ("export.json", '{"run": 3}', "run is the number 3, not a JSON object"),
+        ("export.json", '{"run": {"metrics": 3}}', "run.metrics is the number 3, not a JSON object"),
+    ],
+)
+def test_a_record_of_other_types_is_named(
+    pruned: Path, made: Callable[..., Path], tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    source = pruned if name == "report.json" else made("soft", "sparse")
+    run = edited(source, tmp_path / "run", name, lambda _: json.loads(content))
+    found = refused(2, str(run), "--to", "sparse", "-o", str(tmp_path / "out"))
+    assert name in found and said in found and found.count("hint: ") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_report_that_is_no_json(pruned: Path, tmp_path: Path) -> None:
@@ -240,12 +257,12 @@ def test_same_command_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_dense_in_16_bits(pruned: Path, tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
+def test_dense_in_16_bits(in_32_bits: Path, tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    found = exported(pruned, tmp_path / "out", "--dtype", dtype)
+    found = exported(in_32_bits, tmp_path / "out", "--dtype", dtype)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto")
-    ours = dict(capcli.load(pruned).named_parameters())
+    ours = dict(capcli.load(in_32_bits).named_parameters())
     for name, parameter in stock.named_parameters():
         assert parameter.dtype == kind
         assert torch.equal(parameter, ours[name].to(kind)), name
@@ -256,8 +273,8 @@ def test_dense_in_16_bits(pruned: Path, tmp_path: Path, dtype: str, kind: torch.
 
 def test_results_for_the_hub() -> None:
     """One score of one benchmark in each file, as the hub reads them."""
-    found = {"metrics": {"split": "validation", "n_examples": 872, "pruned": {"accuracy": 0.5, "f1": float("nan")}}}
-    made = eval_results(found, "nyu-mll/glue", "sst2")
+    metrics = Metrics(split="validation", n_examples=872, pruned={"accuracy": 0.5, "f1": float("nan")})
+    made = eval_results(Report(metrics=metrics), "nyu-mll/glue", "sst2")
     assert list(made) == ["sst2-accuracy.yaml"]
     (row,) = yaml.safe_load(made["sst2-accuracy.yaml"])
     assert row["dataset"] == {"id": "nyu-mll/glue", "task_id": "sst2"}
@@ -273,11 +290,11 @@ def test_sparse_as_it_is_changes_nothing(pruned: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
-def test_types_of_sparse_values(pruned: Path, tmp_path: Path, dtype: str) -> None:
+def test_types_of_sparse_values(in_32_bits: Path, tmp_path: Path, dtype: str) -> None:
     """16 bits are a cast; 8 bits are half a step away at most; no zero becomes anything else."""
-    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
-    before, after = (dict(capcli.load(folder).state_dict()) for folder in (pruned, tmp_path / "out"))
-    pruned_names = [e.name for e in reader.inspect(pruned / WEIGHTS) if e.kept is not None]
+    found = exported(in_32_bits, tmp_path / "out", "--to", "sparse", "--dtype", dtype)
+    before, after = (dict(capcli.load(folder).state_dict()) for folder in (in_32_bits, tmp_path / "out"))
+    pruned_names = [e.name for e in reader.inspect(in_32_bits / WEIGHTS) if e.kept is not None]
     for name, tensor in before.items():
         if not tensor.is_floating_point():
             continue
@@ -289,14 +306,14 @@ def test_types_of_sparse_values(pruned: Path, tmp_path: Path, dtype: str) -> Non
             assert torch.equal(after[name], tensor.to(kind).float()), name
         assert not bool(after[name][tensor == 0].any()), name
     assert found["check"]["nonzero_weights"]["after"] <= found["check"]["nonzero_weights"]["before"]
-    assert (tmp_path / "out" / WEIGHTS).stat().st_size < (pruned / WEIGHTS).stat().st_size
+    assert (tmp_path / "out" / WEIGHTS).stat().st_size < (in_32_bits / WEIGHTS).stat().st_size
     assert found["metrics"]["n_examples"] == 48
 
 
 @pytest.mark.parametrize(("embeddings", "error"), [("fp16", 1e-3), ("int8", 5e-3), ("svd:8", 1.0)])
-def test_treatment_of_the_embeddings(pruned: Path, tmp_path: Path, embeddings: str, error: float) -> None:
-    found = exported(pruned, tmp_path / "out", "--to", "sparse", "--embeddings", embeddings)
-    before, after = (dict(capcli.load(folder).state_dict()) for folder in (pruned, tmp_path / "out"))
+def test_treatment_of_the_embeddings(in_32_bits: Path, tmp_path: Path, embeddings: str, error: float) -> None:
+    found = exported(in_32_bits, tmp_path / "out", "--to", "sparse", "--embeddings", embeddings)
+    before, after = (dict(capcli.load(folder).state_dict()) for folder in (in_32_bits, tmp_path / "out"))
     for name in before:
         if name != EMBEDDINGS:
             assert torch.equal(before[name], after[name]), name
@@ -726,9 +743,14 @@ def test_logits_that_differ(structured: Path, tmp_path: Path, monkeypatch: pytes
 
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports that do not take the time to measure latencies."""
-    row = {"before_ms": 1.0, "ms": 1.0, "times": 1.0, "runs": 1}
-    speed = {"batch_1": row, "batch_32": row, "length": 64, "threads": 1, "hardware": "none"}
-    monkeypatch.setattr(checks, "_speed", lambda job, opened: speed)
+    row = Timed(before_ms=1.0, ms=1.0, times=1.0, runs=1)
+    speed = Speed(batch_1=row, batch_32=row, length=64, threads=1, hardware="none")
+
+    def at_once(*_: Any) -> Generator[Any, None, Speed]:
+        yield from ()
+        return speed
+
+    monkeypatch.setattr(checks, "_speed", at_once)
 
 
 def converted(monkeypatch: pytest.MonkeyPatch, graph: Path, change: Callable[[Any], None] = lambda proto: None) -> None:

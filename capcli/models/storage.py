@@ -29,12 +29,20 @@ class StoredWeights:
 
 
 def stored(
-    model: Model, pruned: Collection[str], dtype: str = "fp32", embeddings: str = "keep", rank: int = 0
+    model: Model,
+    pruned: Collection[str],
+    dtype: str = "fp32",
+    embeddings: str = "keep",
+    rank: int = 0,
+    *,
+    wide: Collection[str] = (),
 ) -> StoredWeights:
     """The tensors of `model` with the chosen types.
 
     dtype: fp32, fp16 or bf16 for every float tensor; int8 for the values of the `pruned` matrices and for factors, with
-    fp16 for all others. embeddings: what the word embeddings [V, H] become instead: fp16, int8, or factors of `rank`.
+    fp16 for all others. A weight of a `pruned` matrix that is not zero stays so: what is too small for 16 bits becomes
+    the smallest number that they hold. embeddings: what the word embeddings [V, H] become instead: fp16, int8, or
+    factors of `rank`. wide: names of tensors that stay in 32 bits.
 
     Raises:
         ModelError: a value that the type cannot hold. ConfigError: a rank that saves nothing.
@@ -49,8 +57,10 @@ def stored(
             exact = writer.factorised(tensor.cpu().float(), rank)
             kind = torch.float32 if name in quantised else wanted
             tensors[name] = Factors(_cast(name, exact.left, kind), _cast(name, exact.right, kind))
-        elif name in quantised or not tensor.is_floating_point():
+        elif name in quantised or name in wide or not tensor.is_floating_point():
             tensors[name] = tensor.cpu()
+        elif name in pruned:
+            tensors[name] = _kept(_cast(name, tensor.cpu(), wanted), tensor.cpu())
         else:
             tensors[name] = _cast(name, tensor.cpu(), wanted)
     return StoredWeights(tensors=tensors, quantised=frozenset(quantised))
@@ -67,6 +77,20 @@ def embedding_names(model: Model) -> frozenset[str]:
         raise ModelError(f"{model.source} has no word embeddings", "use --embeddings keep") from error
     parameters = model.net.named_parameters(remove_duplicate=False)
     return frozenset(name for name, tensor in parameters if tensor is weight)
+
+
+def too_large(model: Model, dtype: str) -> list[str]:
+    """The names of tensors with values that the type cannot hold."""
+    limit = torch.finfo(DTYPES[dtype]).max
+    floats = {name: tensor for name, tensor in model.net.state_dict().items() if tensor.is_floating_point()}
+    return [name for name, tensor in floats.items() if tensor.numel() and float(tensor.abs().max()) > limit]
+
+
+def _kept(cast: Tensor, exact: Tensor) -> Tensor:
+    """`cast`, with the smallest number of its type where it is zero and `exact` is not."""
+    smallest = torch.finfo(cast.dtype).smallest_normal * torch.finfo(cast.dtype).eps
+    lost = (cast == 0) & (exact != 0)
+    return torch.where(lost, torch.copysign(torch.tensor(smallest), exact).to(cast.dtype), cast)
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,7 @@ from torch import nn
 from capcli.artifact import reader, writer
 from capcli.artifact.entry import Factors
 from capcli.errors import CheckFailed, ModelError
-from capcli.exporting import storage
-from capcli.models import artifact, loading, stock
+from capcli.models import artifact, loading, stock, storage
 from capcli.models.model import Model
 
 
@@ -126,3 +125,32 @@ def test_tied_embeddings_in_a_stock_folder(tmp_path: Path, dtype: str) -> None:
     found = stock.reload_dense(tmp_path / "out", model.kind)
     storage.check(wanted, found)
     assert {parameter.dtype for parameter in found.parameters()} == {storage.DTYPES[dtype]}
+
+
+@pytest.mark.parametrize(("dtype", "smallest"), [("fp16", 2.0**-24), ("bf16", 2.0**-133)])
+def test_a_kept_weight_stays_in_16_bits_however_small(tmp_path: Path, dtype: str, smallest: float) -> None:
+    """1e-42 rounds to zero in both types, and a zero is a weight that was removed."""
+    matrix = torch.tensor([[1e-42, -1e-42, 0.0], [0.5, 0.0, -1e-42]])
+    net = network(matrix)
+    wanted = storage.stored(model_of(net), ["0.weight"], dtype)
+    sizes = writer.save(tmp_path / "file", wanted.tensors, ["0.weight"])
+    found = network(torch.zeros(2, 3))
+    found.load_state_dict(reader.load(tmp_path / "file"))
+    storage.check(wanted, found)
+    assert found[0].weight.tolist() == [[smallest, -smallest, 0.0], [0.5, 0.0, -smallest]]
+    assert sizes.pruned_bytes < 4 * 4
+
+
+def test_what_16_bits_cannot_hold_stays_in_32(tmp_path: Path) -> None:
+    net = network(torch.tensor([[7e4, 0.0], [0.0, 1.0]]), torch.ones(2, 2))
+    model = model_of(net)
+    with pytest.raises(ModelError, match=r"0\.weight has values that do not fit into float16: the largest is 7e\+04"):
+        storage.stored(model, ["0.weight"], "fp16")
+    wide = storage.too_large(model, "fp16")
+    assert wide == ["0.weight"] and storage.too_large(model, "bf16") == storage.too_large(model, "fp32") == []
+    wanted = storage.stored(model, ["0.weight"], "fp16", wide=wide)
+    writer.save(tmp_path / "file", wanted.tensors, ["0.weight"])
+    assert {entry.name: entry.dtype for entry in reader.inspect(tmp_path / "file")} == {
+        "0.weight": "F32", "0.bias": "F16", "1.weight": "F16", "1.bias": "F16",
+    }  # fmt: skip
+    assert reader.load(tmp_path / "file")["0.weight"].tolist() == net[0].weight.tolist()

@@ -1,0 +1,204 @@
+"""`export.json`, and what `cap export --plan` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from capcli.records.codec import ABSENT, EMPTY, Versioned
+from capcli.records.parts import FileFacts, Intervals, Sparsity, Values
+from capcli.records.pruned import Metrics, Report, Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What an export keeps of the report of the run; None is what was not known of it."""
+
+    model: str | None = field(default=None, metadata=ABSENT)
+    base_model: str | None = None
+    task: str | None = field(default=None, metadata=ABSENT)
+    method: str | None = field(default=None, metadata=ABSENT)
+    losses: tuple[str, ...] | None = field(default=None, metadata=ABSENT)
+    seed: int | None = field(default=None, metadata=ABSENT)
+    command: str | None = field(default=None, metadata=ABSENT)
+    versions: Mapping[str, str] | None = field(default=None, metadata=ABSENT)
+    device: str | None = field(default=None, metadata=ABSENT)
+    labels: tuple[str, ...] | None = field(default=None, metadata=ABSENT)
+    teacher: Teacher | None = field(default=None, metadata=ABSENT)
+    sparsity: Sparsity | None = field(default=None, metadata=ABSENT)
+    metrics: Metrics | None = field(default=None, metadata=ABSENT)
+    notes: tuple[str, ...] | None = field(default=None, metadata=ABSENT)
+
+    def report(self) -> Report:
+        """As much of the report as is known."""
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(Report(), **{name: value for name, value in known.items() if value is not None})
+
+
+def facts_of(report: Report) -> RunFacts:
+    """What an export keeps of a report."""
+    return RunFacts(**{one.name: getattr(report, one.name) for one in fields(RunFacts)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter:
+    """A number of the model as it was loaded, and of what was written."""
+
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """How many tokens were kept, and what that does to a held-out split."""
+
+    kept: int | None = None
+    of: int | None = None
+    split: str | None = None
+    texts: int | None = None
+    same_texts: int | None = None
+    tokens_per_text: BeforeAfter = field(default_factory=BeforeAfter)
+    unknown_rate: BeforeAfter = field(default_factory=BeforeAfter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSize:
+    """The size of a sliced layer."""
+
+    heads: int | None = None
+    head_size: int | None = None
+    neurons: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The comparison of logits with those of the model as it was loaded."""
+
+    texts: int | None = None
+    of: str | None = None
+    exact: bool | None = None
+    largest_difference: float | None = None
+    largest_logit: float | None = None
+    tolerance: float | None = None
+    argmax_agreement: float | None = None
+    nonzero_weights: BeforeAfter = field(default_factory=BeforeAfter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSize:
+    """Bytes of the model in 32 bits, of the export on disk and in memory."""
+
+    dense_bytes: int | None = None
+    weights_bytes: int | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportMetrics:
+    """Metrics before and after, on the same examples."""
+
+    split: str | None = None
+    primary: str | None = None
+    before: Values = field(default_factory=dict)
+    n_examples: int | None = None
+    confidence_95: Intervals = field(default_factory=dict)
+    after: Values = field(default_factory=dict)
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Median milliseconds, measured in turn, and the median of their ratios."""
+
+    before_ms: float | None = None
+    ms: float | None = None
+    times: float | None = None
+    runs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How much faster by batch size, and under which conditions."""
+
+    batch_1: Timed = field(default_factory=Timed)
+    batch_32: Timed = field(default_factory=Timed)
+    length: int | None = None
+    threads: int | None = None
+    hardware: str | None = None
+
+    @property
+    def batches(self) -> dict[str, Timed]:
+        """By name of the field."""
+        return {"batch_1": self.batch_1, "batch_32": self.batch_32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gives:
+    """By what factors the export is smaller, lighter, faster; `faster` by batch, None where nothing can be."""
+
+    smaller_file: float | None = None
+    less_memory: float | None = None
+    faster: Values | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What was measured on an export that was opened again."""
+
+    check: Check = field(default_factory=Check)
+    size: ExportSize = field(default_factory=ExportSize)
+    metrics: ExportMetrics | None = None
+    speed: Speed | None = None
+    batching: str | None = None
+    notes: tuple[str, ...] = ()
+    gives: Gives = field(default_factory=Gives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord(Versioned):
+    """`export.json`: what was exported and how, what was measured on it, its files."""
+
+    model: str | None = None
+    format: str | None = None
+    out: str | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    dtype: str | None = None
+    embeddings: str | None = None
+    int8: bool | None = None
+    vocab: str | None = None
+    threshold: str | None = None
+    vocabulary: Vocabulary | None = None
+    settings: Mapping[str, Any] | None = field(default=None, metadata=ABSENT)
+    layers: Mapping[str, LayerSize] | None = None
+    run: RunFacts | None = field(default=None, metadata=EMPTY)
+    check: Check = field(default_factory=Check)
+    size: ExportSize = field(default_factory=ExportSize)
+    metrics: ExportMetrics | None = None
+    speed: Speed | None = None
+    batching: str | None = None
+    notes: tuple[str, ...] = ()
+    gives: Gives = field(default_factory=Gives)
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatPlan:
+    """One format: why it is refused, or what it would take and how much of the matrices it computes."""
+
+    format: str
+    refused: str | None = field(default=None, metadata=ABSENT)
+    weights_bytes: int | None = field(default=None, metadata=ABSENT)
+    memory_bytes: int | None = field(default=None, metadata=ABSENT)
+    matrices_left: float | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan(Versioned):
+    """What every format would take."""
+
+    model: str
+    dense_bytes: int
+    formats: tuple[FormatPlan, ...]
+    notes: tuple[str, ...]

@@ -1,0 +1,223 @@
+"""The results of `cap eval` and `cap probe`, and of `--compare` of two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from capcli.errors import FileError
+from capcli.records.codec import ABSENT, EMPTY, Versioned, from_json
+from capcli.records.parts import (
+    Gate,
+    Interval,
+    Intervals,
+    Latency,
+    ModelSize,
+    ModelSparsity,
+    Noisy,
+    Runtime,
+    Scores,
+    Values,
+)
+from capcli.records.pruned import Report
+from capcli.stored import part, read_json
+
+# cap eval ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbed:
+    """A model on changed texts, compared with itself on the same texts as they are."""
+
+    metrics: Values = field(default_factory=dict)
+    confidence_95: Intervals = field(default_factory=dict)
+    differences: Mapping[str, Noisy] = field(default_factory=dict)
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What an evaluation was compared with; `n_examples` of a model, not of a stored result."""
+
+    model: str | None = None
+    metrics: Values = field(default_factory=dict)
+    confidence_95: Intervals = field(default_factory=dict)
+    n_examples: int | None = field(default=None, metadata=ABSENT)
+    perturbed: Mapping[str, Scores] = field(default_factory=dict)
+    latency: Latency | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult(Versioned):
+    """The result of `cap eval`."""
+
+    model: str | None = None
+    task: str | None = None
+    split: str | None = None
+    primary: str | None = None
+    labels: tuple[str, ...] = ()
+    data: str | None = None
+    max_length: int | None = None
+    metrics: Values = field(default_factory=dict)
+    confidence_95: Intervals = field(default_factory=dict)
+    n_examples: int | None = None
+    splits: Mapping[str, Scores] = field(default_factory=dict)
+    perturbed: Mapping[str, Perturbed] = field(default_factory=dict)
+    seed: int | None = None
+    runtime: Runtime | None = field(default=None, metadata=ABSENT)
+    sparsity: ModelSparsity | None = None
+    size: ModelSize = field(default_factory=ModelSize)
+    notes: tuple[str, ...] = ()
+    latency: Latency | None = field(default=None, metadata=EMPTY)
+    baseline: Baseline | None = None
+    retention: Values = field(default_factory=dict)
+    differences: Mapping[str, Noisy] = field(default_factory=dict)
+    agreement: float | None = None
+    gates: tuple[Gate, ...] = ()
+    passed: bool = True
+
+
+def stored_scores(path: str, hint: str) -> EvalResult:
+    """The scores in a report of `cap prune` or a result of `cap eval`. Raises `FileError` with `hint`."""
+    data = read_json(Path(path))
+    if "pruned" not in part(data, "metrics"):
+        return from_json(EvalResult, data, path, hint)
+    report = from_json(Report, data, path, hint)
+    return EvalResult(
+        model=report.model,
+        task=report.task,
+        split=report.metrics.split,
+        metrics=report.metrics.pruned,
+        confidence_95=report.metrics.confidence_95,
+        n_examples=report.metrics.n_examples,
+    )
+
+
+# cap probe -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerScore:
+    """The probes on the vectors of one layer; 0 are the embeddings."""
+
+    layer: int | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    confidence_95: Interval | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """The probes of one task: what they were trained and tested on, their mean over the seeds and its noise."""
+
+    metric: str | None = None
+    probe: str | None = field(default=None, metadata=ABSENT)
+    vector: str | None = field(default=None, metadata=ABSENT)
+    split: str | None = None
+    data: str | None = field(default=None, metadata=ABSENT)
+    max_length: int | None = field(default=None, metadata=ABSENT)
+    n_train: int | None = None
+    n_examples: int | None = None
+    n_classes: int | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    confidence_95: Interval | None = None
+    values: tuple[float, ...] = ()
+    layers: tuple[LayerScore, ...] | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeBaseline:
+    """A model that was probed in the same way; differences are those of the result's model from it."""
+
+    model: str | None = None
+    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+    mean: Noisy | None = None
+    differences: Mapping[str, Noisy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult(Versioned):
+    """The result of `cap probe`."""
+
+    model: str | None = None
+    sha256: str | None = None
+    runtime: str | None = field(default=None, metadata=ABSENT)
+    probe: str | None = None
+    layer: str | None = None
+    pooling: str | None = None
+    seeds: int | None = None
+    seed: int | None = None
+    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+    mean: Noisy | None = None
+    baselines: tuple[ProbeBaseline, ...] = ()
+    size: ModelSize = field(default_factory=ModelSize)
+    latency: Latency | None = field(default=None, metadata=EMPTY)
+    notes: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    passed: bool = True
+
+
+# --compare -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """A value in two results; `moved`: whether 0 is outside the interval of the change, None if nobody knows."""
+
+    name: str | None = None
+    old: float | None = None
+    new: float | None = None
+    old_confidence_95: Interval | None = None
+    new_confidence_95: Interval | None = None
+    change: float | None = None
+    interval: Interval | None = None
+    moved: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What is counted, not estimated, in two results."""
+
+    name: str | None = None
+    old: float | None = None
+    new: float | None = None
+    change: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Versioned):
+    """The result of `--compare`; `kind` is that of the two results, task, split and examples those of `eval`."""
+
+    kind: str | None = None
+    old: str | None = None
+    new: str | None = None
+    task: str | None = field(default=None, metadata=ABSENT)
+    split: str | None = field(default=None, metadata=ABSENT)
+    n_examples: int | None = field(default=None, metadata=ABSENT)
+    rows: tuple[Moved, ...] = ()
+    sizes: tuple[Counted, ...] = ()
+    latency: tuple[Moved, ...] = ()
+    notes: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    passed: bool = True
+
+
+Result = EvalResult | ProbeResult | Comparison
+
+
+def result_of(command: str, path: str) -> Any:
+    """The `EvalResult` or `ProbeResult` in a file, whichever `command` writes. Raises `FileError`."""
+    data = read_json(Path(path))
+    of_eval = part(data, "metrics") and isinstance(data.get("confidence_95"), dict)
+    kind = "probe" if part(data, "tasks") else "eval" if of_eval else ""
+    if not kind:
+        raise FileError(
+            f"{path} contains no result of cap {command}", f"--compare takes files written by cap {command} --json"
+        )
+    if kind != command:
+        raise FileError(f"{path} is a result of cap {kind}, not of cap {command}", f"use cap {kind} --compare")
+    return from_json(EvalResult if kind == "eval" else ProbeResult, data, path, "measure it again")

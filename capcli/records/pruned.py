@@ -1,0 +1,158 @@
+"""`report.json`, and what `cap prune --plan` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from capcli.records.codec import ABSENT, Versioned
+from capcli.records.parts import FileFacts, Intervals, Latency, Sparsity, Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitScores:
+    """A model on one split, as the stages of a run keep it; `constant` is its answer, where that is always the same."""
+
+    metrics: Values = field(default_factory=dict)
+    confidence_95: Intervals = field(default_factory=dict)
+    n_examples: int | None = None
+    constant: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitMetrics:
+    """Metrics of one split before and after."""
+
+    dense: Values = field(default_factory=dict)
+    pruned: Values = field(default_factory=dict)
+    retention: Values = field(default_factory=dict)
+    n_examples: int | None = None
+    confidence_95: Intervals = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Metrics of the first split, and of each."""
+
+    primary: str | None = None
+    split: str | None = None
+    dense: Values = field(default_factory=dict)
+    pruned: Values = field(default_factory=dict)
+    retention: Values = field(default_factory=dict)
+    n_examples: int | None = None
+    confidence_95: Intervals = field(default_factory=dict)
+    splits: Mapping[str, SplitMetrics] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Bytes of the dense model in 32 bits and of the file that it came in, of the pruned model, and the bound."""
+
+    dense_bytes: int | None = None
+    given_bytes: int | None = None
+    artifact_bytes: int | None = None
+    weights_bytes: int | None = None
+    bound_bytes: int | None = None
+    codings: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latencies:
+    """Latency of the dense and of the pruned model, measured in turn."""
+
+    dense: Latency = field(default_factory=Latency)
+    pruned: Latency = field(default_factory=Latency)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of the phases."""
+
+    teacher_seconds: float | None = None
+    banks_seconds: float | None = None
+    prune_seconds: float | None = None
+    total_seconds: float | None = None
+    examples_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The most memory that the process took."""
+
+    peak_host_bytes: int | None = None
+    peak_device_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Where the teacher is from, and how good it is."""
+
+    source: str | None = None
+    metrics: Values = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryRow:
+    """Means over the steps since the last row."""
+
+    phase: str | None = None
+    step: int | None = None
+    epoch: float | None = None
+    sparsity: float | None = None
+    losses: Values = field(default_factory=dict)
+    metrics: Values = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveExamples:
+    """On what the metrics of the history were measured."""
+
+    n_examples: int | None = None
+    held_out: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Versioned):
+    """The result of `cap prune`; docs/reference/report.md says what each field means."""
+
+    status: str | None = None
+    model: str | None = None
+    task: str | None = None
+    method: str | None = None
+    losses: tuple[str, ...] = ()
+    seed: int | None = None
+    command: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+    labels: tuple[str, ...] = ()
+    metrics: Metrics = field(default_factory=Metrics)
+    teacher: Teacher = field(default_factory=Teacher)
+    timing: Timing = field(default_factory=Timing)
+    memory: Memory = field(default_factory=Memory)
+    history: tuple[HistoryRow, ...] = ()
+    curve: CurveExamples = field(default_factory=CurveExamples)
+    notes: tuple[str, ...] = ()
+    sparsity: Sparsity = field(default_factory=Sparsity)
+    size: Size = field(default_factory=Size)
+    latency: Latencies | None = field(default=None, metadata=ABSENT)
+    base_model: str | None = None
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan(Versioned):
+    """What a run would take."""
+
+    model: str
+    task: str
+    method: str
+    prunable_weights: int
+    kept_weights: int
+    sparsity: float
+    artifact_bytes: int
+    work_bytes: int
+    memory_bytes: int
+    minutes: float
