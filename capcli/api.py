@@ -1,4 +1,4 @@
-"""The commands as functions that run to their end, `load` and `pipeline`. Results are what `--json` prints, as a dict."""
+"""The commands as functions that run to their end, `load` and `pipeline`. A result is what `--json` prints."""
 
 from __future__ import annotations
 

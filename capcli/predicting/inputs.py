@@ -28,7 +28,7 @@ Place = Callable[[int], str]
 """How messages call the item with this index."""
 
 # What annotated sentences have as words of their own, written before or behind another word.
-_BEFORE, _BEHIND = "([{\"'“‘«¿¡", ")]}\"'”’»,;:.!?…"
+_BEFORE, _BEHIND = "([{\"'“‘«¿¡", ")]}\"'”’»,;:.!?…。，、；：！？"
 _CLITICS = ("'s", "’s")
 _ABBREVIATION = re.compile(r"(?:\w\.){2,}")
 
