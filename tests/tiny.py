@@ -391,8 +391,8 @@ def pruned(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def asked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Makes `asked(kind, format)`: a finished run of this kind, `pairs` too, or an export of it; the same call, the same
-    folder, to read from."""
+    """Makes `asked(kind, format)`: a finished run of this kind, `pairs` too, or an export of it, to read from; the same
+    call, the same folder."""
     found: dict[tuple[str, str], Path] = {}
 
     def make(kind: str, to: str = "") -> Path:
