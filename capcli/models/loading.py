@@ -116,13 +116,14 @@ def load_stock(folder: Path) -> Model:
 def kind_of(config: Any, source: str) -> str:
     """The kind of task that a configuration is for, by the class of network that it names. Raises `ModelError`."""
     named = (config.architectures or [""])[0]
-    heads = {row.head: kind for kind, row in reversed(KINDS.items()) if class_name(config, kind) == named}
-    if not heads:
+    found = [kind for kind in KINDS if class_name(config, kind) == named]
+    if not found:
         raise ModelError(f"config.json of {source} names no network for a task: {named!r}")
-    (kind,) = heads.values()
-    if kind == "classification" and config.num_labels == 1:
-        return "regression"
-    return "multilabel" if kind == "classification" and config.problem_type == KINDS["multilabel"].problem else kind
+    for kind in found:  # that share the head
+        row = KINDS[kind]
+        if (row.numbers and config.num_labels == 1) or (row.several and config.problem_type == row.problem):
+            return kind
+    return found[0]
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:
