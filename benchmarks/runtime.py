@@ -1,9 +1,9 @@
 """Sparse weights on a CPU beside torch, onnxruntime and OpenVINO: time, memory and time to load.
 
-    python benchmarks/runtime.py [MODEL] [-o runtime.json] [--threads 1,2] [--batches 1,8,32] [--lengths 16,128]
+    python benchmarks/runtime.py [MODEL] [--json runtime.json] [--threads 1,2] [--batches 1,8,32] [--lengths 16,128]
     python benchmarks/runtime.py --table runtime.json [--write docs/benchmarks.md]
 
-Two networks: BERT-base with random weights, and MODEL, a folder of the MiniLM kind, if one is given. Matrices of the
+Two networks: BERT-base with random weights, and MODEL, such as MiniLM, if one is given. Matrices of the
 layers are pruned by magnitude; the other systems run the dense network, which costs them the same. All systems of a
 network are loaded into one process for each number of threads and take turns, one call each, so that a busy machine is
 busy for all of them. Wall and CPU milliseconds are medians, with quartiles in the file; on one thread read the CPU's.
@@ -37,7 +37,6 @@ SPARSITIES = (80, 90, 95, 97)  # percent
 DENSE = ("torch fp32", "torch bf16", "onnxruntime fp32", "onnxruntime int8")
 OPENVINO = {"OpenVINO fp32": "f32", "OpenVINO bf16": "bf16", "OpenVINO int8": "f32"}
 SPARSE = tuple(f"sparse {percent} %" for percent in SPARSITIES)
-LONGEST = 512
 Call = Callable[[Any, Any], Any]
 """ids and mask [B, S] -> logits."""
 
@@ -53,7 +52,8 @@ def main() -> None:
         print(json.dumps(loaded(Path(args.measure_in), args.load)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        networks = {"BERT-base": None, **({"MiniLM": args.model} if args.model else {})}
+        networks: dict[str, str | None] = {} if args.without_base else {"BERT-base": None}
+        networks |= {Path(args.model).name: args.model} if args.model else {}
         rows, loads = [], []
         for name, source in networks.items():
             folder = Path(scratch) / name
@@ -77,19 +77,20 @@ def main() -> None:
             "loads": loads,
         }
     text = json.dumps(found, indent=1) + "\n"
-    Path(args.out).write_text(text) if args.out else print(text)
+    Path(args.json).write_text(text) if args.json else print(text)
     print(render(found))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="", help="a dense model of the MiniLM kind")
+    parser.add_argument("model", nargs="?", default="", help="a dense model")
+    parser.add_argument("--without-base", action="store_true", help="MODEL alone")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--lengths", default="16,128")
     parser.add_argument("--rounds", type=int, default=15, help="calls of each system at most")
     parser.add_argument("--seconds", type=float, default=60.0, help="of a batch and length, after three rounds")
-    parser.add_argument("-o", "--out", default="")
+    parser.add_argument("--json", default="", help="where the figures are written")
     for hidden in ("--measure", "--measure-in", "--load"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -139,7 +140,9 @@ def prepare(folder: Path, source: str | None) -> None:
         source = str(write_base(folder / "base"))
     model = loading.load_dense(source, ("no", "yes"), "classification", 0)
     stock.save_dense(model, folder / "dense")
-    onnx_model.quantise(onnx_model.convert(model, folder / "onnx", LONGEST), folder / "int8.onnx")
+    onnx_model.quantise(
+        onnx_model.convert(model, folder / "onnx", model.net.config.max_position_embeddings), folder / "int8.onnx"
+    )
     for percent in SPARSITIES:
         with torch.no_grad():
             for linear in model.prunable().values():
@@ -167,6 +170,15 @@ def write_base(folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(mini / name, folder)
     return folder
+
+
+def texts(folder: Path, batch: int, length: int, seed: int) -> Any:
+    """Random ids [batch, length], no longer than the network can read."""
+    import torch
+
+    config = json.loads((folder / "dense" / "config.json").read_text())
+    size = batch, min(length, config["max_position_embeddings"])
+    return torch.randint(5, config["vocab_size"], size, generator=torch.Generator().manual_seed(seed))
 
 
 # One system ----------------------------------------------------------------------------------------------------------
@@ -242,7 +254,7 @@ def loaded(folder: Path, system: str) -> dict[str, Any]:
     import transformers.models.auto.modeling_auto  # noqa: F401  what ours and torch's need, counted as a library
 
     before = peak_bytes()
-    ids = torch.randint(1000, 2000, (1, 128))
+    ids = texts(folder, 1, 128, 0)
     began = time.perf_counter()
     run = opened(folder, system)
     seconds = time.perf_counter() - began
@@ -257,8 +269,6 @@ def loaded(folder: Path, system: str) -> dict[str, Any]:
 
 def timed(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each system, batch and length."""
-    import torch
-
     calls: dict[str, Call] = {}
     for system in systems():
         try:
@@ -270,7 +280,7 @@ def timed(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     for batch in numbers(args.batches):
         for length in numbers(args.lengths):
             say(f"{folder.name}, {threads_here()} threads, {batch} x {length}")
-            ids = torch.randint(1000, 2000, (batch, length), generator=torch.Generator().manual_seed(1))
+            ids = texts(folder, batch, length, 1)
             for system, found in in_turns(calls, ids, args).items():
                 known = {"difference": differences[system]} if system in SPARSE else {}
                 rows.append({"system": system, "batch": batch, "length": length, **found, **known})
@@ -284,8 +294,8 @@ def difference(folder: Path, system: str, call: Call) -> float:
     import capcli
 
     net = capcli.load(folder / system.split()[1])
-    ids = torch.randint(1000, 2000, (4, 128), generator=torch.Generator().manual_seed(2))
-    mask = (torch.arange(128) < torch.tensor([[128], [17], [64], [1]])).long()
+    ids = texts(folder, 4, 128, 2)
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([[128], [17], [64], [1]])).long()
     with torch.inference_mode():
         return float((net(input_ids=ids, attention_mask=mask).logits - call(ids, mask)).abs().max())
 

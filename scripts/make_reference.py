@@ -20,7 +20,16 @@ from capcli import stages
 from capcli.cli import app
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig, ProbeConfig
-from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, CONFIG_FILE, METHODS, PRESETS, TASK_NAMES
+from capcli.config.names import (
+    ALIASES,
+    BUILTIN_MODEL,
+    BUILTIN_TASKS,
+    CONFIG_FILE,
+    METHODS,
+    OF_CRITERION,
+    PRESETS,
+    TASK_NAMES,
+)
 from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
@@ -152,9 +161,9 @@ def configuration() -> str:
         "names. `cap prune` reads a file only with `--config`, `cap export` and `cap predict` none. The tables "
         "`[prune]`, `[eval]` and `[probe]` hold options of one command and override those above the first table, which "
         "apply to both `cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, the argument "
-        "`MODEL` is called `model`. All names and types are checked, also in the tables of other commands. Switches that say where the "
-        "result goes, such as `--json` and `--junit`, work only on the command line. Paths are relative to the "
-        "current folder.\n",
+        "`MODEL` is called `model`. All names and types are checked, also in the tables of other commands. Switches "
+        "that say where the result goes, such as `--json` and `--junit`, work only on the command line. Paths are "
+        "relative to the current folder.\n",
         '```toml\n# run.toml, for cap prune MODEL --config run.toml\ntask = "mr"\nsparsity = 0.95\nepochs = 6\n```\n',
         '```toml\n# cap.toml\nmodel = "runs/mr"\n\n[eval]\nmin = "accuracy=0.8"\n```\n',
         'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` combines presets and options likewise.\n',
@@ -224,16 +233,18 @@ def methods() -> str:
 
 def presets() -> str:
     """What each preset changes."""
+    layers_of = {"(any)": OF_CRITERION, **PRESETS}
     rows = [
         (code(preset), "any" if name == "*" else code(name), code(option), code(value(given)))
-        for preset, layers in PRESETS.items()
+        for preset, layers in layers_of.items()
         for name, options in layers.items()
         for option, given in options.items()
     ]
     return "\n".join(
         [
             "## Presets\n",
-            "A preset changes defaults; all other options keep theirs. `default` changes nothing. `paper` follows the "
+            "A preset changes defaults; all other options keep theirs. `default` changes nothing. Rows of `(any)` are "
+            "defaults of a criterion, also with a preset that does not name it. `paper` follows the "
             "values of the reference code on GLUE, with lengths of phases as shares of the run.\n",
             table(("preset", "criterion", "name", "value"), rows),
         ]

@@ -229,3 +229,47 @@ class OutputGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) * self.gate
+
+
+def fisher(net: nn.Module, names: Sequence[str], batches: Sequence[tuple[dict[str, Tensor], Tensor]]) -> Tensor:
+    """Mean over batches of the squared gradient of the cross-entropy, one batch and one matrix after another."""
+    sums = [torch.zeros_like(net.get_submodule(name).weight) for name in names]  # type: ignore[arg-type]
+    for inputs, labels in batches:
+        net.zero_grad()
+        logits = net(**inputs).logits
+        (-logits.log_softmax(dim=1)[range(len(labels)), labels].sum() / len(labels)).backward()
+        for total, name in zip(sums, names, strict=True):
+            total += net.get_submodule(name).weight.grad ** 2  # type: ignore[operator, union-attr]
+    return torch.cat([total.flatten() / len(batches) for total in sums])
+
+
+def refitted_row(
+    x: Sequence[Vector],
+    y: Vector,
+    weight: Vector,
+    kept: Sequence[bool],
+    damping: float,
+    rounding: float,
+    bias: bool,
+) -> tuple[list[float], float]:
+    """Weights of one output by ridge regression towards `weight` over the kept inputs, and its bias, by Gauss."""
+    tokens, inputs = range(len(x)), range(len(weight))
+    means = [math.fsum(x[t][i] for t in tokens) / len(x) if bias else 0.0 for i in inputs]
+    mean = math.fsum(y) / len(y) if bias else 0.0
+    centred = [[x[t][i] - means[i] for i in inputs] for t in tokens]
+    ridge = damping * math.fsum(centred[t][i] ** 2 for t in tokens for i in inputs) / len(weight)
+    ridge += rounding * math.fsum(x[t][i] ** 2 for t in tokens for i in inputs) / len(weight)
+    columns = [i for i in inputs if kept[i]]
+    rows = []
+    for i in columns:
+        gram = [math.fsum(centred[t][i] * centred[t][j] for t in tokens) + (ridge if i == j else 0) for j in columns]
+        rows.append([*gram, math.fsum(centred[t][i] * (y[t] - mean) for t in tokens) + ridge * weight[i]])
+    for a in range(len(rows)):  # to the identity
+        rows[a] = [value / rows[a][a] for value in rows[a]]
+        for b in range(len(rows)):
+            if b != a:
+                rows[b] = [u - rows[b][a] * v for u, v in zip(rows[b], rows[a], strict=True)]
+    found = [0.0] * len(weight)
+    for row, i in zip(rows, columns, strict=True):
+        found[i] = row[-1]
+    return found, mean - dot(found, means) if bias else 0.0

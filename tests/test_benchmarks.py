@@ -46,6 +46,18 @@ def test_a_benchmark_runs(tiny: Tiny, tmp_path: Path, script: str, options: list
     assert "| ---" in shown.stdout, shown.stderr[-2000:]
 
 
+def test_the_benchmark_of_sparse_weights_runs(tiny: Tiny, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    options = ["--without-base", "--threads", "1", "--batches", "2", "--lengths", "16", "--rounds", "3"]
+    command = [sys.executable, str(FOLDER / "runtime.py"), tiny.model, *options, "--json", str(result)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(result.read_text())
+    assert {row["system"] for row in found["rows"]} >= {"torch fp32", "onnxruntime int8", "sparse 97 %"}
+    assert max(row.get("difference", 0) for row in found["rows"]) < 1e-4
+    assert len(found["loads"]) >= 8
+
+
 def test_the_benchmark_of_exports_runs(tiny: Tiny, tmp_path: Path) -> None:
     """A structured run in two formats, one with a comma in its name, beside dense PyTorch and the dense graph."""
     write_model(tmp_path / "model", max_position_embeddings=128)  # the length that is measured

@@ -154,7 +154,13 @@ HIDDEN = {"losses": "ce,kd,snc,hid"}
 
 
 @pytest.mark.parametrize(
-    "chosen", [{"method": "cap-f", "structure": "dimensions", **HIDDEN}, {"method": "cap-m", **HIDDEN}], ids=str
+    "chosen",
+    [
+        {"method": "cap-f", "structure": "dimensions", **HIDDEN},
+        {"method": "cap-m", **HIDDEN},
+        {"method": "cap-fisher", "sparsity": 0.95},
+    ],
+    ids=str,
 )
 def test_killed_with_units_and_projections(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any]) -> None:
     """Importance, what is alive, and the projections with their moments are all in a checkpoint."""

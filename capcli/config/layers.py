@@ -1,6 +1,7 @@
 """From layers of options to a configuration, and back to a flat table.
 
-Order of precedence, later wins: field default, preset, preset for the criterion, file, command line.
+Order of precedence, later wins: field default, preset, default of the criterion, preset for the criterion, file,
+command line.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from capcli.config.measure import EvalConfig, ProbeConfig
-from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, PRESETS
+from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, OF_CRITERION, PRESETS
 from capcli.config.options import check_name, flag_name, leaves, share, typed_fields
 from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
@@ -60,8 +61,8 @@ def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     method = layers.get("method", "cap-soft")
     check_name("preset", preset, PRESETS)
     check_name("method", method, METHODS)
-    table = PRESETS[preset]
-    flat = {**table.get("*", {}), **table.get(METHODS[method].criterion, {}), **layers}
+    table, criterion = PRESETS[preset], METHODS[method].criterion
+    flat = {**table.get("*", {}), **OF_CRITERION.get(criterion, {}), **table.get(criterion, {}), **layers}
     found: PruneConfig = build(PruneConfig, flat)
     return found
 

@@ -60,12 +60,14 @@ NUMERIC_GATES = ("min_retention", "max_bytes", "max_latency_ms")  # of which 0 i
 class Method:
     """A pruning method: a criterion that says what a weight is worth, and the losses it is trained with.
 
-    structured: whole units are removed (`STRUCTURES`), not single weights.
+    structured: whole units are removed (`STRUCTURES`), not single weights. staged: the sparsity rises in a few stairs,
+    at each of which scores are measured anew; can also do without training.
     """
 
     criterion: str
     losses: tuple[str, ...]
     structured: bool = False
+    staged: bool = False
 
 
 _CAP, _PLAIN = ("ce", "kd", "prc", "snc", "fic"), ("ce", "kd")
@@ -77,9 +79,16 @@ METHODS = {
     "movement": Method(criterion="movement", losses=_PLAIN),
     "first-order": Method(criterion="first-order", losses=_PLAIN, structured=True),
     "magnitude": Method(criterion="magnitude", losses=_PLAIN),
+    "cap-fisher": Method(criterion="fisher", losses=_CAP, staged=True),
+    "fisher": Method(criterion="fisher", losses=_PLAIN, staged=True),
     "cap-pins": Method(criterion="pins", losses=_CAP),
     "pins": Method(criterion="pins", losses=_PLAIN),
     "platon": Method(criterion="platon", losses=_PLAIN),
+}
+
+# Defaults of a criterion that differ from those of the options. A preset goes over them where it names the criterion.
+OF_CRITERION: dict[str, dict[str, Any]] = {
+    "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle"},
 }
 
 # Section 5 of the design's ALGORITHM: the reference's values on GLUE. Warm-up lengths are shares of the run, so that

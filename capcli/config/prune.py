@@ -7,6 +7,7 @@ file, the docs and the stored configuration of a run are all derived from these 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -28,7 +29,18 @@ from capcli.config.options import at_least, check_name, flag_name, option, parse
 from capcli.errors import ConfigError
 
 LENGTH, WINDOW = 128, 384  # tokens of the longest input; of a window of a question's context
+FIRST_STAIR = 0.8  # what a staged method removes at once
+UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
 LABEL_MAP = "rename labels of the data or of a model: LABEL_0=negative,2=neutral"
+
+
+def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
+    """Sparsities from `first` to `sparsity`: what stays shrinks by the same factor each time, at most by half."""
+    if sparsity <= first:
+        return (sparsity,)
+    ratio = (1 - sparsity) / (1 - first)
+    n_rises = math.ceil(math.log2(1 / ratio) - 1e-9)
+    return (*(1 - (1 - first) * ratio ** (i / n_rises) for i in range(n_rises)), sparsity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +143,9 @@ class PruneConfig:
         panel="Task",
     )
     seed: int = option(1, "random seed", panel="Training")
-    epochs: int = option(4, "passes over the training set while pruning", panel="Training")
+    epochs: int = option(
+        4, "passes over the training set while pruning; 0 with fisher: no training, calibration only", panel="Training"
+    )
     teacher_epochs: int = option(
         0,
         "passes over the training set for the teacher; 0 for 2, or on small sets enough for 150 steps, at most 8",
@@ -158,6 +172,22 @@ class PruneConfig:
         "run",
         "learning rates: run (rise and fall once), or cycle (again after each increase of the sparsity)",
         panel="Training",
+    )
+    stairs: str = option(
+        "",
+        "sparsities one after another (fisher), such as 0.8,0.9,0.95; by default 0.8, then what stays is about halved",
+        panel="Pruning",
+    )
+    calibration: int = option(
+        512, "training examples that scores and refit are measured on at each stair (fisher)", panel="Pruning"
+    )
+    refit: bool = option(
+        True, "after a selection, fit the weights that stay to the layers' outputs before it (fisher)", panel="Pruning"
+    )
+    refit_target: str = option(
+        "student",
+        "whose outputs the refit aims at: student (as it was before the selection), or teacher",
+        panel="Pruning",
     )
     structure: str = option(
         "heads",
@@ -203,10 +233,17 @@ class PruneConfig:
         check_name("score-init", self.score_init, ("zero", "magnitude"))
         check_name("store", self.store, ("fp16", "fp32"))
         check_name("init", self.init, ("teacher", "pretrained"))
+        check_name("refit-target", self.refit_target, ("student", "teacher"))
         check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
         for name in self.loss_names:
             check_name("loss", name, LOSSES)
-        if not {"ce", "kd"} & set(self.loss_names):
+        self._check_stairs()
+        if self.refit_target == "teacher" and self.init != "teacher":
+            raise ConfigError(
+                "--refit-target teacher needs a student that starts from the teacher's weights",
+                "use --init teacher, or --refit-target student",
+            )
+        if self.epochs and not {"ce", "kd"} & set(self.loss_names):
             raise ConfigError("--losses must include ce or kd: the other terms alone do not teach the task")
         if self.structure != STRUCTURES[0] and not METHODS[self.method].structured:
             raise ConfigError(
@@ -220,7 +257,8 @@ class PruneConfig:
             0, max_train_samples=self.max_train_samples, teacher_epochs=self.teacher_epochs, max_time=self.max_time
         )
         at_least(0, extra_examples=self.extra_examples, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
-        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(1, batch_size=self.batch_size, calibration=self.calibration)
+        at_least(0 if self.staged else 1, epochs=self.epochs)
         positive = {
             "lr": self.lr,
             "teacher_lr": self.teacher_lr,
@@ -243,18 +281,64 @@ class PruneConfig:
                 f"--initial-sparsity {self.initial_sparsity:g} is more than --sparsity {self.sparsity:g}",
                 "it is the part that is removed at once when pruning begins; choose less",
             )
+        if self.initial_sparsity and self.staged:
+            raise ConfigError(
+                f"--initial-sparsity has no effect on {self.method}, whose sparsity rises in stairs",
+                f"leave it out, or use --stairs {self.initial_sparsity:g},…,{self.sparsity:g}",
+            )
         if self.initial_sparsity and METHODS[self.method].structured and self.structure == STRUCTURES[0]:
             raise ConfigError(
                 f"--initial-sparsity has no effect on {self.method}, which removes heads in equal steps",
                 "leave it out, or use --structure dimensions",
             )
-        if self.lr_schedule == "cycle" and not METHODS[self.method].structured and not self.update_every:
+        if self.lr_schedule == "cycle" and self.rises_often and not self.update_every:
             raise ConfigError(
                 f"--lr-schedule cycle restarts at each rise of the sparsity, which with {self.method} is every step",
                 "set --update-every as well, such as 0.05",
             )
         if self.dense_share + self.final_share > 1:
             raise ConfigError("--dense-share and --final-share together exceed 1, which leaves no steps for pruning")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher itself is asked while the student is pruned, not only what it once answered."""
+        return "hid" in self.loss_names or (self.staged and self.refit and self.refit_target == "teacher")
+
+    def _check_stairs(self) -> None:
+        """Raise `ConfigError` for stairs that do not lead up to the sparsity."""
+        if not self.stairs:
+            return
+        if not self.staged:
+            raise ConfigError(f"--stairs has no effect on {self.method}", "leave it out, or use --method fisher")
+        found = self.stair_list
+        rising = all(a < b for a, b in itertools.pairwise((0.0, *found)))
+        if not (found and rising and found[-1] == self.sparsity):
+            raise ConfigError(
+                f"--stairs must rise from above 0 to --sparsity {self.sparsity:g}, got {self.stairs!r}",
+                f"for example --stairs {','.join(f'{s:.4g}' for s in halving(self.sparsity))}",
+            )
+
+    @property
+    def stair_list(self) -> tuple[float, ...]:
+        """The sparsities of a staged method one after another, the last of them `sparsity`; of other methods none."""
+        if not self.staged:
+            return ()
+        if not self.stairs:
+            return halving(self.sparsity, FIRST_STAIR if self.epochs else UNTRAINED_STAIR)
+        try:
+            return tuple(float(part) for part in self.stairs.split(",") if part.strip())
+        except ValueError as error:
+            raise ConfigError(f"--stairs needs numbers, got {self.stairs!r}", "for example --stairs 0.8,0.9") from error
+
+    @property
+    def staged(self) -> bool:
+        """Whether the sparsity rises in a few stairs, at each of which scores are measured anew."""
+        return METHODS[self.method].staged
+
+    @property
+    def rises_often(self) -> bool:
+        """Whether the sparsity rises at every step, unless `update_every` says otherwise."""
+        return not (METHODS[self.method].structured or self.staged)
 
     def teacher_passes(self, n_examples: int) -> int:
         """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""
@@ -269,7 +353,9 @@ class PruneConfig:
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """The losses in the order of `LOSSES`, each once."""
+        """The losses in the order of `LOSSES`, each once; none when nothing is trained."""
+        if not self.epochs:
+            return ()
         chosen = [name.strip() for name in self.losses.split(",") if name.strip()] or METHODS[self.method].losses
         return tuple(
             sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))

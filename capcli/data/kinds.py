@@ -7,6 +7,7 @@ What takes a function per kind is a table by the same names where that function 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 NO_LABEL = -100  # of a token, which the loss leaves out
@@ -106,3 +107,10 @@ KINDS = {
         agreement="exact_match",
     ),
 }
+
+
+def meant(possible: Sequence[str], problem: str | None, n_labels: int) -> str:
+    """Which of the kinds that share a head a configuration is for: as it says, or by its number of labels."""
+    named = [kind for kind in possible if KINDS[kind].problem and KINDS[kind].problem == problem]
+    sized = [kind for kind in possible if len(KINDS[kind].outputs) == n_labels]
+    return [*named, *sized, *possible][0]

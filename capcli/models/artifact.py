@@ -134,23 +134,21 @@ def load_artifact(folder: Path) -> Model:
 
 
 def load_packed(folder: Path) -> tuple[Model, dict[str, Tensor | Kept]]:
-    """The same model with the matrices of its layers on `meta`, and all tensors; those matrices as they are stored.
+    """The same model with the prunable matrices on `meta`, and these by the names of their weights, as they are stored.
 
-    Nothing as large as the dense layers is made. Raises what `load_artifact` raises, and `ModelError` for a family
-    outside the table.
+    Nothing as large as the dense layers is made. Raises what `load_artifact` raises.
     """
     settings = read_json(folder / CONFIG_FILE)
     net, slices = _build(settings, folder)
-    matrices = families.prunable(net, families.FAMILIES.get(net.config.model_type))
-    tensors = reader.load_kept(folder / WEIGHTS_FILE, matrices.keys())
+    linears = families.prunable(net, families.FAMILIES.get(net.config.model_type))
+    tensors = reader.load_kept(folder / WEIGHTS_FILE, linears.keys())
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
-    for linear in matrices.values():
+    for linear in linears.values():
         linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)
-    others = {name: tensor for name, tensor in tensors.items() if name not in matrices}
-    net.load_state_dict(others, strict=False)
-    held = {name: tensor.values if isinstance(tensor, Kept) else tensor for name, tensor in tensors.items()}
-    check_finite(((name, held[name]) for name in matrices), str(folder))
-    return _finished(net, slices, settings, folder), tensors
+    matrices = {name: tensors.pop(name) for name in linears}
+    net.load_state_dict(tensors, strict=False)
+    check_finite(((name, m.values if isinstance(m, Kept) else m) for name, m in matrices.items()), str(folder))
+    return _finished(net, slices, settings, folder), matrices
 
 
 def _finished(net: Any, slices: Slices | None, settings: Mapping[str, Any], folder: Path) -> Model:

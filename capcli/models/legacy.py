@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capcli.data import kinds
 from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
 from capcli.models import loading
@@ -83,12 +84,10 @@ def _kind(config: Mapping[str, Any], folder: Path) -> str:
             f"{folder / CONFIG}: architectures: expected one that ends in {', '.join(ENDS)}, got {show(stated)}",
             "a model without the head of a task has nothing to evaluate",
         )
-    found = {kind: row for kind, row in KINDS.items() if row.head.endswith(end)}
-    names, problem = config.get("id2label"), str(config.get("problem_type"))
+    names = config.get("id2label")
     n_labels = config.get("num_labels", len(names) if isinstance(names, dict) else 2)
-    named = [kind for kind, row in found.items() if row.problem and row.problem == problem]
-    sized = [kind for kind, row in found.items() if len(row.outputs) == n_labels]
-    return [*named, *sized, *found][0]
+    possible = [kind for kind, row in KINDS.items() if row.head.endswith(end)]
+    return kinds.meant(possible, str(config.get("problem_type")), n_labels)
 
 
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:

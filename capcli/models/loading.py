@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capcli.data import kinds
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families
@@ -116,14 +117,10 @@ def load_stock(folder: Path) -> Model:
 def kind_of(config: Any, source: str) -> str:
     """The kind of task that a configuration is for, by the class of network that it names. Raises `ModelError`."""
     named = (config.architectures or [""])[0]
-    found = [kind for kind in KINDS if class_name(config, kind) == named]
-    if not found:
+    possible = [kind for kind in KINDS if class_name(config, kind) == named]
+    if not possible:
         raise ModelError(f"config.json of {source} names no network for a task: {named!r}")
-    for kind in found:  # that share the head
-        row = KINDS[kind]
-        if (row.numbers and config.num_labels == 1) or (row.several and config.problem_type == row.problem):
-            return kind
-    return found[0]
+    return kinds.meant(possible, config.problem_type, config.num_labels)
 
 
 def _check_proportion(config: Any, kind: str, path: str, source: str) -> None:

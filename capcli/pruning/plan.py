@@ -34,6 +34,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     criterion = CRITERIA[config.criterion]
     seconds = _seconds_per_example(setup, student)
     state = 4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight))
+    networks = 1 + config.needs_teacher + config.staged  # a refit compares with a copy of the student
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     return PrunePlan(
@@ -45,7 +46,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
         sparsity=1 - kept / n,
         artifact_bytes=round(4 * (total - n + kept) + entry.entropy_bits(n, kept) / 8),
         work_bytes=stages.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
-        memory_bytes=state + 4 * (total + n + total * ("hid" in config.loss_names)) + (machine.peak_bytes() or 0),
+        memory_bytes=state + 4 * (total * networks + n) + (machine.peak_bytes() or 0),
         minutes=setup.meter.total * seconds / 60,
     )
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from capcli.config.prune import PruneConfig
 from capcli.models.model import Model
+from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.movement import initial_scores
-from capcli.pruning.criteria.seat import Criterion, State, Step, Subject, window_of
+from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Step, Subject, window_of
 from capcli.pruning.masked import Matrices, attach
-from capcli.pruning.schedules import Schedule
+from capcli.pruning.schedules import Schedule, one_by_one, stairs
 from capcli.pruning.structures import Structure, structure_of
 
 
@@ -73,17 +74,34 @@ class Pruner:
         window = window_of(self.subject.total_steps)
         return {"rise": False, "step": True, "window": step % window == 0}[self.criterion.due] or self.rises(step)
 
+    def measures(self, step: int) -> bool:
+        """Whether `update` runs the network at `step`, which takes a while."""
+        return self.criterion.prepare is not None and self.rises(step)
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Choose the masks for `step`."""
         due, self.sparsity = self.due(step), self.scheduled(step)
         if self.sparsity == 0 or not due:
             return
+        if self.criterion.prepare is not None:
+            self.criterion.prepare(self.state, self.subject, step)
         scores = self.criterion.scores(self.state, self.subject)
         self.alive = self.structure.select(scores, self.sparsity, self.alive)
         self.matrices.mask.copy_(self.structure.expand(self.alive))
         if self.criterion.revise is not None:
-            self.criterion.revise(self.state, self.subject)
+            self.criterion.revise(self.state, self.subject, step)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """What the last refit left of the error of each matrix, by its name; empty where nothing is fitted."""
+        found = self.state.get(ERRORS)
+        return {} if found is None else dict(zip(self.matrices.names, found.tolist(), strict=True))
+
+    @property
+    def few_rises(self) -> bool:
+        """Whether the sparsity rises in a few large steps, before each of which snapshots are taken."""
+        return self.structure.few_rises or self.criterion.calibrated
 
     @property
     def observes(self) -> bool:
@@ -114,19 +132,25 @@ def planned(model: Model, config: PruneConfig) -> Structure:
     return structure_of(model, config, structured=criterion.structured, scope=criterion.scope)
 
 
-def make_pruner(model: Model, config: PruneConfig, total_steps: int) -> Pruner:
-    """Put masks on the model. Raises `ConfigError` when the sparsity cannot be reached with this structure."""
+def make_pruner(model: Model, config: PruneConfig, total_steps: int, calibration: Calibration | None = None) -> Pruner:
+    """Put masks on the model; of a run of 0 steps, `update` then takes one stair at a time.
+
+    Raises `ConfigError` when the sparsity cannot be reached with this structure.
+    """
     criterion, structure = CRITERIA[config.criterion], planned(model, config)
     matrices = attach(model.prunable(), learned="scores" in criterion.trains, dense=criterion.gradient == "dense")
     if matrices.scores is not None and config.score_init == "magnitude":
         matrices.scores.copy_(initial_scores(matrices))
-    subject = Subject(matrices=matrices, structure=structure, total_steps=total_steps)
+    staged = stairs if total_steps else one_by_one
+    total_steps = total_steps or len(config.stair_list)
+    subject = Subject(matrices=matrices, structure=structure, total_steps=total_steps, calibration=calibration)
     schedule = Schedule(
         total=total_steps,
         final=config.sparsity,
         dense_share=config.dense_share,
-        final_share=config.final_share,
-        shape=structure.shape,
+        final_share=config.final_share if staged is stairs else 0.0,
+        shape=staged if criterion.calibrated else structure.shape,
+        stairs=config.stair_list,
         initial=config.initial_sparsity,
         every=max(1, round(config.update_every * total_steps)),
         earliest=window_of(total_steps) if criterion.due == "window" else int(structure.few_rises),

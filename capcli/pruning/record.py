@@ -25,6 +25,7 @@ from capcli.predicting.usage import usage
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
+from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
@@ -70,7 +71,7 @@ def write_artefact(
     pruned = yield from measure_splits(setup, reopened, event)
     for note in _same_answers("the pruned model", pruned):
         yield setup.meter.of("evaluate pruned")(done=1, total=1, note=note)
-    counted = _sparsity(reopened, out, config.sparsity)
+    counted = _sparsity(reopened, out, config.sparsity, pruner.errors if config.refit else {})
     if (counted.kept_weights or 0) > kept:
         raise RunFailed(
             f"{out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: the file is not what was trained"
@@ -113,8 +114,8 @@ def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, No
     return Latencies(dense=found["dense"], pruned=found["pruned"])
 
 
-def _sparsity(model: Model, out: Path, requested: float) -> Sparsity:
-    """Zeros, counted in the re-opened file."""
+def _sparsity(model: Model, out: Path, requested: float, errors: Mapping[str, float]) -> Sparsity:
+    """Zeros, counted in the re-opened file; with the `errors` that the last refit left, by matrix."""
     prunable = model.prunable()
     entries = sorted(
         (entry for entry in reader.inspect(out / WEIGHTS_FILE) if entry.name in prunable),
@@ -130,7 +131,13 @@ def _sparsity(model: Model, out: Path, requested: float) -> Sparsity:
         encoder=(n - kept) / model.encoder_parameters(),
         whole_model=(n - kept) / total,
         per_matrix=tuple(
-            MatrixSparsity(name=e.name, shape=tuple(e.shape), kept=e.kept, sparsity=1 - (e.kept or 0) / e.elements)
+            MatrixSparsity(
+                name=e.name,
+                shape=tuple(e.shape),
+                kept=e.kept,
+                sparsity=1 - (e.kept or 0) / e.elements,
+                output_error=errors.get(e.name),
+            )
             for e in entries
         ),
     )
@@ -179,6 +186,7 @@ def _record(
         notes=(
             *setup.notes,
             *(other_steps(setup) if teacher else []),
+            *untrained(setup),
             *_same_answers("the dense model", dense),
             *_same_answers("the pruned model", pruned),
         ),

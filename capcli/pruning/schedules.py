@@ -23,6 +23,7 @@ class Schedule:
     shape: (schedule, steps since the dense part, steps of the rise) -> sparsity.
     initial: removed at once at the end of the dense part (GMP★, arXiv 2210.06384; 0 for none).
     every: at least so many steps lie between two rises. earliest: no rise before this step; scores are not known yet.
+    stairs: the values of `stairs`, the last of which is `final`.
     """
 
     total: int
@@ -33,6 +34,7 @@ class Schedule:
     initial: float = 0.0
     every: int = 1
     earliest: int = 0
+    stairs: Sequence[float] = ()
 
     def __call__(self, step: int) -> float:
         """The sparsity that holds during `step`."""
@@ -68,6 +70,22 @@ def equal_steps(schedule: Schedule, done: int, length: int) -> float:
     n_rises = max(1, math.ceil(schedule.final / RISE_OF_UNITS - 1e-9))
     reached = min(n_rises, 1 + done * n_rises // length)
     return schedule.final * (reached / n_rises)  # the last rise is exactly final
+
+
+def stairs(schedule: Schedule, done: int, length: int) -> float:
+    """The values of `Schedule.stairs`: of k before the last, the i-th holds for i shares of the rise.
+
+    A network that has lost more needs more steps; the last value has the final share of the run.
+    """
+    before = schedule.stairs[:-1]
+    shares = len(before) * (len(before) + 1) // 2
+    reached = sum(done * shares >= length * (i * (i + 1) // 2) for i in range(len(before)))
+    return before[reached - 1] if before else schedule.final
+
+
+def one_by_one(schedule: Schedule, done: int, length: int) -> float:
+    """The values of `Schedule.stairs`, one at each step: of a run that trains nothing."""
+    return schedule.stairs[done]
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:

@@ -21,6 +21,7 @@ from capcli.models import loading, predict, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.models.predict import Progress
+from capcli.pruning.calibration import check_enough
 from capcli.pruning.pruner import planned
 from capcli.records.parts import intervals
 from capcli.records.pruned import SplitScores
@@ -30,6 +31,7 @@ from capcli.stored import read_json
 
 CURVE_SAMPLES = 2000
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
+REFIT_SHARE = 5  # training steps: a refit, of as many examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ def make_setup(
     check = folder.flag.check
     reader = predictor.of_network(student, on)
     examples = scoring.encoded(reader, data.train, config.source, check)
+    if config.staged:
+        check_enough(len(examples))
     evals = {name: scoring.encoded(reader, split, config.source, check) for name, split in data.evals.items()}
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
@@ -148,17 +152,24 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
     """Size of each phase in training steps of one example; the bar's shares, not a promise."""
     names = config.loss_names
     n_banks = ("prc" in names) + ("fic" in names or "kd" in names)
-    snapshots = (config.epochs - 1) * n_train if "snc" in names else 0
+    snapshots = max(0, config.epochs - 1) * n_train if "snc" in names else 0
     return {
         "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
         "teacher": config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
-        "prune": config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
+        "prune": (_calibration_units(config, n_train) if config.staged else 0.0)
+        + config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
         + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
         "latency": 2 * FORWARD_SHARE * min(n_evals, latency.TEXTS + latency.TEXTS_AT_ONCE * latency.BATCHES),
     }
+
+
+def _calibration_units(config: PruneConfig, n_train: int) -> float:
+    """The calibrations of a staged run: gradients, and a refit of two networks in their parts."""
+    each = min(config.calibration, n_train) * (1 + REFIT_SHARE * config.refit)
+    return len(config.stair_list) * each
 
 
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -15,28 +16,31 @@ from capcli.data.kinds import KINDS
 from capcli.events import Event
 from capcli.models.model import Model
 from capcli.pruning import banks, train
+from capcli.pruning.calibration import Calibration
+from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.objective import Objective, Steps, make_projections
 from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
 from capcli.pruning.pruner import Pruner, make_pruner
 from capcli.pruning.setup import Setup, origin_of
 from capcli.pruning.teacher import make_bank
 from capcli.pruning.train import Progress
+from capcli.reporting.text import percent
 from capcli.stored import read_tensors
 
 
 def train_student(
     setup: Setup, student: Model, pretrained: Any, finetuned: Any, logits: Any, teacher: Model | None
 ) -> Generator[Event, None, tuple[Pruner, Progress]]:
-    """Prune the student; returns its pruner and the final state. `teacher` is there when its hidden states teach."""
+    """Prune the student; returns its pruner and the final state. `teacher` is there when `config.needs_teacher`."""
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
-    pruner = make_pruner(student, config, total)
+    pruner = make_pruner(student, config, total, _calibration(setup, student, teacher))
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
     single = KINDS[setup.data.kind].single  # else an example has no class that others share
     classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if single else None
     objective = Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
-    if teacher is not None:
+    if teacher is not None and "hid" in config.loss_names:
         teacher.net.eval().requires_grad_(False).zero_grad()  # it may have been trained in this run
         example = batches.collate(setup.train, np.arange(1), setup.on.device)
         projections = make_projections(teacher, example)
@@ -45,10 +49,43 @@ def train_student(
     yield from _check_snapshots(setup, due)
     yield from check_best(setup)
     snapshot = _snapshots(setup, student, table["snc"], due, total) if "snc" in table else None
+    seconds = 0.0
+    if not total:
+        began = time.monotonic()
+        stairs = config.stair_list
+        for step in range(len(stairs)):
+            yield setup.meter.of("prune")(done=step, total=len(stairs), status=f"calibrating, {percent(stairs[step])}")
+            pruner.update(step)
+        seconds = time.monotonic() - began
     state = yield from train.train(make_job(setup, student, "prune", objective, pruner, snapshot))
+    state.seconds += seconds
     if setup.data.holdout is not None and best_of(setup, state.history):
         _take_best(setup, student, pruner)
     return pruner, state
+
+
+def untrained(setup: Setup) -> list[str]:
+    """A note when nothing is trained."""
+    count = min(setup.config.calibration, len(setup.train))
+    fitted = "masks and weights come" if setup.config.refit else "the masks come"
+    return [] if setup.config.epochs else [f"nothing was trained: {fitted} from {count:,} calibration examples"]
+
+
+def _calibration(setup: Setup, student: Model, teacher: Model | None) -> Calibration | None:
+    """What a calibrated criterion measures with. A run without training has nothing to lose and stops at once."""
+    config = setup.config
+    if not CRITERIA[config.criterion].calibrated:
+        return None
+    return Calibration(
+        model=student,
+        examples=setup.train,
+        device=setup.on.device,
+        seed=config.seed,
+        count=config.calibration,
+        refit=config.refit,
+        target=teacher if config.refit_target == "teacher" else None,
+        check=(lambda: None) if config.epochs else setup.run.flag.check,
+    )
 
 
 def _take_best(setup: Setup, student: Model, pruner: Pruner) -> None:
@@ -67,7 +104,7 @@ def _take_best(setup: Setup, student: Model, pruner: Pruner) -> None:
 def _due(setup: Setup, pruner: Pruner, n_steps: int) -> list[int]:
     """Before which steps the student is added to the snapshot bank: at each epoch boundary, or before each rise of the
     sparsity."""
-    if pruner.structure.few_rises:
+    if pruner.few_rises:
         return pruner.rises_at()
     per_epoch = train.steps_per_epoch(setup.train, setup.config.batch_size)
     return list(range(per_epoch, n_steps, per_epoch))

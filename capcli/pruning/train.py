@@ -72,6 +72,8 @@ def train(job: Job) -> Generator[Event, None, Progress]:
         if order[0] != epoch:
             order = epoch, batches.training_order(job.examples, job.config.batch_size, job.config.seed, epoch)
         yield from job.snapshot(step)
+        if job.pruner is not None and job.pruner.measures(step):
+            yield job.event(done=step, total=total, status=f"step {step:,}/{total:,}, calibrating")
         terms = take_step(job, optimizer, scaler, step, total, order[1][position])
         _add(job, state, terms)
         state.step += 1

@@ -50,6 +50,7 @@ class MatrixSparsity:
     shape: tuple[int, ...] = ()
     kept: int | None = None
     sparsity: float | None = None
+    output_error: float | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)

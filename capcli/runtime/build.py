@@ -1,11 +1,8 @@
-"""From a network and its weights to the encoder: each layer read by the paths of its family.
-
-Letters: H hidden size.
-"""
+"""From a network and its weights to the encoder: each layer read by the paths of its family."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,23 +17,26 @@ from capcli.runtime.encoder import Encoder, Layer
 from capcli.runtime.families import Row
 from capcli.runtime.packing import Entries, Matrix, Unsupported, entries, pack, stacked
 
-Weights = Mapping[str, "Tensor | Kept"]
-"""The parameters of a network by their names."""
+Matrices = dict[str, "Tensor | Kept"]
+"""The prunable matrices of a network by the names of their weights."""
 
 
-def encoder(net: Any, family: Family, weights: Weights, threads: int) -> Encoder:
-    """The layers of `net` with these weights; those of `net` itself may be on `meta`, but for its norms.
+def encoder(net: Any, family: Family, matrices: Matrices, threads: int) -> Encoder:
+    """The layers of `net` with these matrices; its own may be on `meta`. Everything else is read from `net`.
 
-    Raises `Unsupported`.
+    `matrices` is emptied on the way, so that no matrix is there twice. Raises `Unsupported`.
     """
     row = rows.row_of(net)
     blocks = families.blocks(net, family)
-    norms, turns = _Norms(), row.turns(net.base_model)
+    norms, turns = _Norms(net.config.hidden_size), row.turns(net.base_model)
     kinds = list(turns)
-    built = {name: _layer(name, block, net, family, row, weights, norms, kinds) for name, block in blocks.items()}
+    built = {
+        name: _layer(_Block(name, block, matrices), family, row, norms, kinds, rows.activation_of(net, row))
+        for name, block in blocks.items()
+    }
     return Encoder(
         [built[name] for name in row.order(net.base_model, list(blocks))],
-        norms=norms.stacked(net),
+        norms=norms.stacked(),
         epsilon=norms.epsilon,
         threads=threads,
         distances=row.distances(net.base_model).numpy(),
@@ -47,75 +47,74 @@ def encoder(net: Any, family: Family, weights: Weights, threads: int) -> Encoder
 class _Norms:
     """The norms of the layers, in the order in which they were added."""
 
-    def __init__(self) -> None:
-        self.found: list[Tensor] = []
+    def __init__(self, hidden_size: int) -> None:
+        self.found: list[Tensor] = [torch.zeros(0, 2, hidden_size)]
         self.epsilon = 0.0
 
     def add(self, module: nn.Module) -> int:
         """The index of a norm; -1 where there is none. Raises `Unsupported` for another one than `LayerNorm`."""
         if isinstance(module, nn.Identity):
             return -1
-        if not isinstance(module, nn.LayerNorm) or (self.found and module.eps != self.epsilon):
+        if not isinstance(module, nn.LayerNorm) or (len(self.found) > 1 and module.eps != self.epsilon):
             raise Unsupported("the runtime for sparse weights takes layers with norms of one kind")
         self.epsilon = module.eps
-        self.found.append(rows.norm_of(module))
-        return len(self.found) - 1
+        self.found.append(rows.norm_of(module)[None])
+        return len(self.found) - 2
 
-    def stacked(self, net: Any) -> Any:
-        return torch.stack(self.found).numpy() if self.found else np.zeros((0, 2, net.config.hidden_size), np.float32)
+    def stacked(self) -> Any:
+        """Scale and shift of all [norms, 2, H]."""
+        return torch.cat(self.found).numpy()
 
 
-def _layer(
-    name: str,
-    block: nn.Module,
-    net: Any,
-    family: Family,
-    row: Row,
-    weights: Weights,
-    norms: _Norms,
-    kinds: list[str],
-) -> Layer:
-    def found(path: str) -> Entries:
-        return entries(weights[f"{name}.{path}.weight"])
+@dataclass(frozen=True)
+class _Block:
+    """One layer of a network, whose matrices are taken out of `matrices`."""
 
-    def bias(path: str) -> Tensor | None:
-        return weights.get(f"{name}.{path}.bias")  # type: ignore[return-value]
+    name: str
+    module: nn.Module
+    matrices: Matrices
 
-    def matrix(path: str) -> Matrix:
-        return pack(found(path), bias(path))
+    def part(self, path: str) -> Any:
+        return self.module.get_submodule(path)
 
-    attention = block.get_submodule(family.query_key_value[0].rpartition(".")[0])
+    def entries(self, path: str) -> Entries:
+        return entries(self.matrices.pop(f"{self.name}.{path}.weight"))
+
+    def matrix(self, path: str) -> Matrix:
+        return pack(self.entries(path), self.part(path).bias)
+
+    def projections(self, paths: tuple[str, ...], wide: int, scaling: float) -> Matrix:
+        """Queries, keys and values as one matrix; the first `wide` rows, the queries, times what scales products."""
+        found = stacked([self.entries(path) for path in paths])
+        end = int(np.searchsorted(found.places, wide * found.shape[1]))
+        values = found.values.copy()
+        values[:end] *= np.float32(scaling)
+        biases = [self.part(path).bias for path in paths]
+        bias = None if biases[0] is None else torch.cat(biases).detach().float().clone()
+        if bias is not None:
+            bias[:wide] *= scaling
+        return pack(Entries(shape=found.shape, places=found.places, values=values), bias)
+
+
+def _layer(block: _Block, family: Family, row: Row, norms: _Norms, kinds: list[str], activation: int) -> Layer:
+    attention = block.part(family.query_key_value[0].rpartition(".")[0])
     size = rows.head_size(attention)
-    qkv = stacked([found(path) for path in family.query_key_value])
-    wide = qkv.shape[0] // 3
-    biases = [bias(path) for path in family.query_key_value]
-    shift = None if biases[0] is None else torch.cat([one for one in biases if one is not None]).float()
+    wide = block.part(family.attention_output).in_features
     (up,) = family.ffn_in
-    kind, window = row.kind(block)
+    kind, window = row.kind(block.module)
     return Layer(
-        qkv=pack(*_scaled(qkv, shift, wide, rows.scaling(attention))),
-        out=matrix(family.attention_output),
-        up=matrix(up),
-        down=matrix(family.ffn_out),
-        attention_norm=norms.add(block.get_submodule(row.attention_norm)),
-        ffn_norm=norms.add(block.get_submodule(row.ffn_norm)),
+        qkv=block.projections(family.query_key_value, wide, rows.scaling(attention)),
+        out=block.matrix(family.attention_output),
+        up=block.matrix(up),
+        down=block.matrix(family.ffn_out),
+        attention_norm=norms.add(block.part(row.attention_norm)),
+        ffn_norm=norms.add(block.part(row.ffn_norm)),
         heads=wide // size,
         head_size=size,
-        neurons=block.get_submodule(family.ffn_out).in_features,  # type: ignore[arg-type]
-        activation=rows.activation_of(net, row),
+        neurons=block.part(family.ffn_out).in_features,
+        activation=activation,
         gated=row.gated,
         norm_first=row.norm_first,
         window=window,
         rotary=kinds.index(kind) if kinds else -1,
     )
-
-
-def _scaled(qkv: Entries, bias: Tensor | None, wide: int, scaling: float) -> tuple[Entries, Tensor | None]:
-    """Queries, keys and values with the scaling of the products in the queries, the first `wide` rows."""
-    end = int(np.searchsorted(qkv.places, wide * qkv.shape[1]))
-    values = qkv.values.copy()
-    values[:end] *= np.float32(scaling)
-    if bias is not None:
-        bias = bias.clone()
-        bias[:wide] *= scaling
-    return Entries(shape=qkv.shape, places=qkv.places, values=values), bias

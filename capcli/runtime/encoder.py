@@ -80,7 +80,10 @@ class Encoder:
         """States [B, S, H] after the layers; zeros where there is padding, but for the first place of a text.
 
         real [B, S]: which places are tokens. layers: which are run, all if not said.
+
+        Raises `ValueError` for shapes that do not fit, and for texts with more places than rotary positions are known.
         """
+        self._check(states, real)
         placed = arrangement.arrange(real, self.threads)
         source = np.ascontiguousarray(states, np.float32).reshape(-1, self.hidden_size)
         target = np.zeros_like(source)
@@ -91,6 +94,14 @@ class Encoder:
         finally:
             self._free.append(work)
         return target.reshape(states.shape)
+
+    def _check(self, states: Array, real: Array) -> None:
+        """The kernels check nothing."""
+        if real.dtype != bool or states.shape != (*real.shape, self.hidden_size):
+            raise ValueError(f"states {list(states.shape)} do not fit a mask {list(real.shape)} of {real.dtype}")
+        most = self.weights.turns.shape[2]
+        if len(self.weights.turns) and real.shape[1] > most:
+            raise ValueError(f"a text has {real.shape[1]:,} tokens; this model has positions for {most:,}")
 
     def _workplace(self) -> _Workplace:
         """A workplace that nobody uses; one that another process had before a fork has no threads any more."""

@@ -48,10 +48,6 @@ class Entries:
     places: Array
     values: Array
 
-    def scaled(self, factor: float) -> Entries:
-        """Each weight times `factor`, in 32 bits."""
-        return Entries(shape=self.shape, places=self.places, values=self.values * np.float32(factor))
-
 
 def entries(matrix: Tensor | Kept) -> Entries:
     """The kept weights of a matrix, in 32 bits; a dense one may hold zeros, NaN and infinities are kept."""

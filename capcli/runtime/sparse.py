@@ -21,6 +21,7 @@ from capcli.models.model import Model
 from capcli.runtime.packing import Unsupported
 
 if TYPE_CHECKING:
+    from capcli.runtime import build
     from capcli.runtime.encoder import Encoder
     from capcli.runtime.families import Row
 
@@ -36,8 +37,8 @@ def load(folder: Path, threads: int = 0) -> SparseModel:
     check_installed()
     if not tokenizers.is_artifact(str(folder)):
         return from_model(loading.load_stock(folder), threads)
-    model, weights = artifact.load_packed(folder)
-    return _made(model, weights, threads, notes)
+    model, matrices = artifact.load_packed(folder)
+    return _made(model, matrices, threads, notes)
 
 
 def from_model(model: Model, threads: int = 0) -> SparseModel:
@@ -47,11 +48,11 @@ def from_model(model: Model, threads: int = 0) -> SparseModel:
     family = family_of(model)
     if others := {parameter.device.type for parameter in model.net.parameters()} - {"cpu"}:
         raise Unsupported(f"the runtime for sparse weights is for a CPU, and {model.source} is on {others.pop()}")
-    packed = {id(linear.weight) for linear in families.prunable(model.net, family).values()}
+    matrices: build.Matrices = {name: linear.weight for name, linear in families.prunable(model.net, family).items()}
+    packed = set(map(id, matrices.values()))
     tensors = [*model.net.parameters(), *model.net.buffers()]
     memo = {id(tensor): _outline(tensor) if id(tensor) in packed else tensor for tensor in tensors}
-    weights = model.net.state_dict()
-    return _made(dataclasses.replace(model, net=deepcopy(model.net, memo)), weights, threads, notes)
+    return _made(dataclasses.replace(model, net=deepcopy(model.net, memo).eval()), matrices, threads, notes)
 
 
 class SparseModel:
@@ -131,12 +132,12 @@ class _Forward:
             return hf.base_output(last, self.row.pool(self.base, last), tuple(hidden) if output_hidden_states else None)
 
 
-def _made(model: Model, weights: Any, threads: int, notes: tuple[str, ...]) -> SparseModel:
+def _made(model: Model, matrices: build.Matrices, threads: int, notes: tuple[str, ...]) -> SparseModel:
     from capcli.runtime import build
     from capcli.runtime.families import row_of
 
     family = family_of(model)
-    encoder = build.encoder(model.net, family, weights, threads)
+    encoder = build.encoder(model.net, family, matrices, threads)
     base = model.net.base_model
     base.forward = _Forward(base, encoder, row_of(model.net))
     return SparseModel(dataclasses.replace(model, notes=(*model.notes, *notes)), encoder)

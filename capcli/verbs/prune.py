@@ -43,7 +43,7 @@ def prune(
     if not overwrite and (done := (yield from _finished(config, flag))):
         run.tidy(config, done)
         return done
-    with run.open_run(config, flag, overwrite=overwrite) as folder, _memory(folder):
+    with run.open_run(config, flag, overwrite=overwrite) as folder, _memory(config, folder):
         if not overwrite and (done := (yield from _finished(config, flag))):  # by another process, a moment ago
             run.finish(folder, done.config.get("keep_work", False))
             return done
@@ -79,7 +79,7 @@ def _are_here(config: PruneConfig) -> bool:
 
 
 @contextlib.contextmanager
-def _memory(folder: RunFolder) -> Iterator[None]:
+def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
     """Say of memory that runs out what helps, and what stays when that is done."""
     try:
         yield
@@ -87,7 +87,8 @@ def _memory(folder: RunFolder) -> Iterator[None]:
         if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate", str(error), re.IGNORECASE)):
             raise
         kept = stages.kept_stages(folder, ["batch_size"])
-        hint = "lower --batch-size" + (f" (this keeps: {', '.join(kept)})" if kept else "")
+        hint = "lower --batch-size or --calibration" if config.staged else "lower --batch-size"
+        hint += f" (this keeps: {', '.join(kept)})" if kept else ""
         raise RunFailed(
             "out of memory", f"{hint}, or start over with a shorter --max-length and --overwrite"
         ) from error
@@ -116,7 +117,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator
     finetuned, logits, dense = yield from teacher_bank(setup, teacher)
     if config.init == "teacher":
         student.net.load_state_dict(teacher.net.state_dict())
-    kept = teacher if "hid" in config.loss_names else None
+    kept = teacher if config.needs_teacher else None
     del teacher, given
     pruner, state = yield from train_student(setup, student, pretrained, finetuned, logits, kept)
     return (yield from write_artefact(setup, student, pruner, state, dense))

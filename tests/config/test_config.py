@@ -17,6 +17,7 @@ from capcli.config.names import (
     LOSSES,
     METHODS,
     NUMERIC_GATES,
+    OF_CRITERION,
     PRESETS,
     PROBE_TASKS,
     QUESTION_TASKS,
@@ -265,7 +266,8 @@ def test_defaults_are_those_of_the_fields() -> None:
 def test_every_preset_makes_a_valid_configuration_of_every_method(preset: str, method: str) -> None:
     made = flatten(prune_config({"task": "mr", "preset": preset, "method": method}))
     table = PRESETS[preset]
-    wanted = table.get("*", {}) | table.get(METHODS[method].criterion, {})
+    criterion = METHODS[method].criterion
+    wanted = table.get("*", {}) | OF_CRITERION.get(criterion, {}) | table.get(criterion, {})
     assert {name: made[name] for name in wanted} == wanted
     names = {item.name for item, _ in leaves(PruneConfig)}
     for values in table.values():

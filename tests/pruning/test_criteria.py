@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
 import registry
@@ -14,10 +15,12 @@ import torch.nn.functional as F
 
 from capcli.config.names import METHODS
 from capcli.config.prune import PruneConfig, TaskConfig
+from capcli.data.batches import Examples
 from capcli.errors import ConfigError
 from capcli.models import families, loading, predict
 from capcli.models.model import Model
 from capcli.pruning import losses, masked, pruner, structures, topk
+from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria import CRITERIA, first_order, movement
 from capcli.pruning.criteria.seat import Step
 
@@ -31,6 +34,7 @@ BY_CRITERION = {
     "first-order": "cap-f",
     "platon": "platon",
     "pins": "cap-pins",
+    "fisher": "fisher",
 }
 
 
@@ -40,6 +44,15 @@ def tiny(checkpoint: Make, family: str = "bert") -> Model:
 
 def config(**options: Any) -> PruneConfig:
     return PruneConfig(source=TaskConfig(task="mr"), **{"dense_share": 0.2, "final_share": 0.3, **options})
+
+
+def made(model: Model, options: PruneConfig, total_steps: int) -> pruner.Pruner:
+    """The pruner, with something to calibrate on where it needs that."""
+    rng = np.random.default_rng(2)
+    tokens, labels, offsets = rng.integers(5, 500, 96), rng.integers(0, 2, 16), np.arange(17) * 6
+    examples = Examples(tokens=tokens, types=None, offsets=offsets, labels=labels, pad_id=0)
+    cal = Calibration(model=model, examples=examples, device=torch.device("cpu"), seed=1, count=16)
+    return pruner.make_pruner(model, options, total_steps, cal if options.staged else None)
 
 
 def batch(seed: int, n: int = 6) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -232,7 +245,7 @@ def test_every_criterion_ends_at_exactly_the_sparsity(checkpoint: Make, criterio
     model = tiny(checkpoint, family)
     options = config(method=BY_CRITERION[criterion], sparsity=0.6)
     assert options.criterion == criterion
-    found = pruner.make_pruner(model, options, 12)
+    found = made(model, options, 12)
     seen = steps(model, found, 12)
     assert [s for s, _ in seen] == sorted(s for s, _ in seen)
     assert seen[0][0] == 0
@@ -407,12 +420,12 @@ def test_a_structured_sparsity_out_of_reach_is_refused_before_masks_are_put_on(c
 def test_restore_puts_back_what_tensors_gave(checkpoint: Make, chosen: dict[str, str]) -> None:
     options = config(**chosen, sparsity=0.6)
     model = tiny(checkpoint)
-    found = pruner.make_pruner(model, options, 12)
+    found = made(model, options, 12)
     steps(model, found, 8)
     saved = {name: tensor.clone() for name, tensor in found.tensors().items()}
     state = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     again = tiny(checkpoint)
-    other = pruner.make_pruner(again, options, 12)
+    other = made(again, options, 12)
     again.net.load_state_dict(state)
     other.restore(saved, found.sparsity)
     assert other.sparsity == found.sparsity > 0
@@ -428,7 +441,7 @@ def test_restore_puts_back_what_tensors_gave(checkpoint: Make, chosen: dict[str,
 def test_zero_sparsity_changes_nothing(checkpoint: Make) -> None:
     for method in BY_CRITERION.values():
         model = tiny(checkpoint)
-        found = pruner.make_pruner(model, config(method=method, sparsity=0.0), 6)
+        found = made(model, config(method=method, sparsity=0.0), 6)
         steps(model, found, 6)
         assert found.matrices.kept() == PRUNABLE
 
@@ -437,4 +450,5 @@ def test_table_matches_the_methods() -> None:
     assert {method.criterion for method in METHODS.values()} == set(CRITERIA) == set(BY_CRITERION)
     for method in METHODS.values():
         assert method.structured is CRITERIA[method.criterion].structured
+        assert method.staged is CRITERIA[method.criterion].calibrated
     assert [name for name, row in CRITERIA.items() if row.regularised] == ["soft-movement"]

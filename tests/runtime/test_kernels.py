@@ -295,6 +295,15 @@ def test_the_first_place_is_computed_even_where_it_is_padding_and_nothing_attend
     assert (found[0, [1, 2, 5, 19]] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("states", "real"), [((2, 9, 24), (2, 10)), ((2, 9, 24), (1, 9)), ((2, 9, 23), (2, 9)), ((2, 9, 24), (2, 1, 9, 9))]
+)
+def test_shapes_that_do_not_fit_are_refused(states: tuple[int, ...], real: tuple[int, ...]) -> None:
+    encoder = encoder_of([layer_of(np.random.default_rng(0), 24, 3, 8, 40, 0.6)], 3, 8, 1)
+    with pytest.raises(ValueError, match=r"^states \[2, 9, 2\d\] do not fit a mask \[.*\] of bool$"):
+        encoder(np.zeros(states, np.float32), np.ones(real, bool))
+
+
 def test_a_token_that_is_not_finite_spoils_its_text_alone() -> None:
     rng = np.random.default_rng(0)
     encoder = encoder_of([layer_of(rng, 24, 3, 8, 40, 0.5) for _ in range(2)], 3, 8, 1)

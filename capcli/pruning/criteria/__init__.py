@@ -1,6 +1,7 @@
 """What a weight is worth: one row per criterion (section 4 of the design's ALGORITHM, sections 3 and on of METHODS)."""
 
 from capcli.pruning.criteria.first_order import FIRST_ORDER
+from capcli.pruning.criteria.fisher import FISHER
 from capcli.pruning.criteria.magnitude import MAGNITUDE
 from capcli.pruning.criteria.movement import MOVEMENT, SOFT_MOVEMENT
 from capcli.pruning.criteria.seat import Criterion
@@ -11,6 +12,7 @@ CRITERIA: dict[str, Criterion] = {
     "movement": MOVEMENT,
     "soft-movement": SOFT_MOVEMENT,
     "first-order": FIRST_ORDER,
+    "fisher": FISHER,
     "platon": PLATON,
     "pins": PINS,
 }

@@ -34,7 +34,7 @@ def scores(state: State, subject: Subject) -> Tensor:
     return state["importance"]
 
 
-def revise(state: State, subject: Subject) -> None:
+def revise(state: State, subject: Subject, step: int) -> None:
     """What was added up before a rise does not decide the next one."""
     if subject.structure.few_rises:
         state["importance"].zero_()

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from capcli.pruning.calibration import Calibration
 from capcli.pruning.masked import Matrices
 from capcli.pruning.structures import Structure
 
@@ -19,11 +20,15 @@ State = dict[str, Tensor]  # all that a criterion remembers; goes into checkpoin
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What a criterion judges: the masked matrices, what is removed together, and the length of the run in steps."""
+    """What a criterion judges: the masked matrices, what is removed together, and the length of the run in steps.
+
+    calibration: what it may measure on examples, for criteria that are `calibrated`.
+    """
 
     matrices: Matrices
     structure: Structure
     total_steps: int
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class Step:
     scale: float = 1.0
 
 
+ERRORS = "errors"  # in the state of a criterion that fits weights: what is left of the error of each matrix
 WINDOW = 10  # steps
 
 
@@ -55,7 +61,8 @@ class Criterion:
     scores: -> [U], higher stays.
     init: the state at the start of a run.
     observe: called after each backward, before clipping; reads gradients, changes the state.
-    revise: called after a selection; changes the state.
+    prepare: called before a selection with the step; may run the network, changes the state.
+    revise: called after a selection with the step; changes the state, and may change the weights that stay.
     state_per_weight: floats of the state for each weight.
     trains: what the optimiser gets, of `weights` (all but the scores) and `scores`. With `scores`, each weight has one,
     trained straight through.
@@ -64,13 +71,15 @@ class Criterion:
     due: masks are chosen anew at every `step`, when the sparsity `rise`s, or after every `window` of steps, see
     `window_of`.
     scope: single weights are ranked within each `matrix` or all together (`global`), unless the user chooses.
-    structured: chooses whole units, not single weights. regularised: REG is added to the loss.
+    structured: chooses whole units, not single weights. regularised: REG is added to the loss. calibrated: needs
+    `Subject.calibration`, and the sparsity rises in the few stairs of `schedules.stairs`.
     """
 
     scores: Callable[[State, Subject], Tensor]
     init: Callable[[Subject], State] = stateless
     observe: Callable[[State, Subject, Step], None] | None = None
-    revise: Callable[[State, Subject], None] | None = None
+    prepare: Callable[[State, Subject, int], None] | None = None
+    revise: Callable[[State, Subject, int], None] | None = None
     trains: frozenset[str] = frozenset({"weights"})
     gradient: Literal["masked", "dense"] = "masked"
     due: Literal["step", "rise", "window"] = "rise"
@@ -78,3 +87,4 @@ class Criterion:
     structured: bool = False
     state_per_weight: int = 0
     regularised: bool = False
+    calibrated: bool = False

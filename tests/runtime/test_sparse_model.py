@@ -126,6 +126,14 @@ def test_local_attention_and_groups_of_layers(tmp_path: Path) -> None:
     check_same(shared, sparse.from_model(shared, threads=1), inputs_of(shared, SHORT))
 
 
+def test_more_tokens_than_rotary_positions_are_refused(tmp_path: Path) -> None:
+    model = make(tmp_path, "modernbert")
+    found = sparse.from_model(model, threads=1)
+    check_same(model, found, inputs_of(model, [66]))
+    with pytest.raises(ValueError, match=r"^a text has 67 tokens; this model has positions for 66$"):
+        found(**inputs_of(model, [67]))
+
+
 @pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet", "modernbert"])
 def test_sliced_layers(tmp_path: Path, family: str) -> None:
     size = {"dim": 48, "n_heads": 3, "hidden_dim": 40} if family == "distilbert" else {

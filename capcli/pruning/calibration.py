@@ -1,0 +1,90 @@
+"""What is measured before a selection: labelled examples of the training part, read by the network as it stands.
+
+Letters: B batch, n prunable weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from capcli.data import batches
+from capcli.data.batches import Batch, Examples
+from capcli.errors import DataError
+from capcli.models import predict, task_losses
+from capcli.models.model import Model
+from capcli.pruning.masked import Matrices
+
+LEAST_EXAMPLES = FISHER_BATCH = 8  # of one gradient
+REFIT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The network, and the examples that it is calibrated with.
+
+    count: how many are drawn each time. refit: whether the weights that stay are fitted again, see `refit.refit`;
+    target: the network whose outputs they are to give, None for the student itself as it was before the selection.
+    check: called between batches; what it raises ends the work.
+    """
+
+    model: Model
+    examples: Examples
+    device: torch.device
+    seed: int
+    count: int
+    refit: bool = True
+    target: Model | None = None
+    check: Callable[[], None] = lambda: None
+
+    def drawn(self, step: int, size: int) -> Iterator[Batch]:
+        """Batches of `size` of the examples that step `step` draws by the seed, those of like lengths together."""
+        wanted = min(len(self.examples), self.count)
+        rows = np.random.default_rng([self.seed, step]).choice(len(self.examples), wanted, replace=False)
+        rows = rows[np.argsort(self.examples.lengths[rows], kind="stable")]
+        for begin in range(0, wanted, size):
+            self.check()
+            yield batches.collate(self.examples, rows[begin : begin + size], self.device)
+
+    def fisher(self, matrices: Matrices, step: int) -> Tensor:
+        """Diagonal of the empirical Fisher information, [n]: the mean over small batches of (dL/dW'∘M)², L the task's
+        loss without dropout."""
+        weights = [matrices.original(i) for i in range(len(matrices.names))]
+        sums, count = [torch.zeros_like(weight) for weight in weights], 0
+        with evaluating(self.model), torch.enable_grad():
+            for batch in self.drawn(step, FISHER_BATCH):
+                with parametrize.cached():
+                    logits, _ = predict.forward(self.model, batch.inputs)
+                    loss = task_losses.task_loss(logits, batch.labels, self.model.kind, batch.inputs["attention_mask"])
+                    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total.addcmul_(gradient, gradient)
+                count += 1
+        return torch.cat([total.flatten() for total in sums]) / count
+
+
+def check_enough(n_examples: int) -> None:
+    """Raise `DataError` when there are too few examples for a single gradient."""
+    if n_examples < LEAST_EXAMPLES:
+        raise DataError(
+            f"calibration needs at least {LEAST_EXAMPLES} labelled training examples, there are {n_examples}",
+            "give more data, or use a method that measures nothing on examples, such as --method magnitude",
+        )
+
+
+@contextlib.contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The network without dropout."""
+    was_training = model.net.training
+    model.net.eval()
+    try:
+        yield
+    finally:
+        model.net.train(was_training)
