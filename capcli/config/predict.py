@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from capcli.config.measure import RUNTIME, check_runtime
-from capcli.config.options import at_least, option
-from capcli.config.prune import LENGTH, WINDOW, Hardware
+from capcli.config.options import at_least, option, same_option
+from capcli.config.prune import LENGTH, WINDOW, Hardware, TaskConfig
 from capcli.errors import ConfigError
 
 
@@ -17,19 +17,19 @@ class PredictConfig:
     model: str = ""
     file: str = ""
     out: str = option("", "file to write, one JSON object per line; stdout by default", flag="-o")
-    text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Texts")
-    pair_column: str = option("", "column of the second text, or of the context", panel="Texts")
+    text_column: str = same_option(TaskConfig, "text_column")
+    pair_column: str = same_option(TaskConfig, "pair_column")
     max_length: int = option(
         0,
         "longest input in tokens, longer texts are truncated; 0 for that of the run of the model, "
         f"else {LENGTH}, or {WINDOW} in question answering",
-        panel="Texts",
+        panel="Task",
     )
     stride: int = option(
-        0, "tokens that two windows of a long context share; 0 as in the run of the model", panel="Texts"
+        0, "tokens that two windows of a long context share; 0 as in the run of the model", panel="Task"
     )
     top_k: int = option(0, "give the N most probable labels, not the answer alone")
-    batch_size: int = option(0, "most texts of a batch; 0 for as many as 4,096 tokens hold, 65,536 on a GPU")
+    batch_size: int = option(0, "most texts of a batch; 0 to go by their tokens alone, as an evaluation does")
     runtime: str = option("", RUNTIME, panel="Hardware")
     hardware: Hardware = field(default_factory=Hardware)
 

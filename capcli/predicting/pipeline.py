@@ -56,7 +56,7 @@ class Pipeline:
         inputs_: a text; a pair of texts as a tuple, or by the names text and text_pair; a question with its context as
         a tuple, or by the names question and context; of models that label words, a tuple or list of words for a
         sentence that is divided already; or a list of any of these. top_k: so many labels, the most probable first.
-        batch_size: most texts of a batch, 0 for as many as 4,096 tokens hold (65,536 on a GPU).
+        batch_size: most texts of a batch; 0 to go by their tokens alone, as an evaluation does.
 
         An answer is, with numbers as Python has them:
 
