@@ -34,6 +34,7 @@ from capcli.exporting.job import SLICED_FORMATS, Export, Texts, check_free, tota
 from capcli.measuring import scoring
 from capcli.models import artifact, devices, legacy, storage, tokenizers, vocabulary
 from capcli.models.model import Model
+from capcli.predicting.usage import usage
 from capcli.records.codec import from_json, read, to_json
 from capcli.records.exported import (
     ExportPlan,
@@ -257,8 +258,8 @@ def _describe(job: Export, record: ExportRecord, staging: Path) -> None:
     found, config, source = _report(job, record), job.config, job.known.source
     card = render_card(
         found,
+        usage=usage(job.original.kind, source if job.known.ours else None),
         base_model=found.base_model,
-        pipeline_tag=KINDS[job.original.kind].tag,
         form=config.to,
         exported=record,
     )
