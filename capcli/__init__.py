@@ -1,8 +1,8 @@
 """Make a pre-trained language model small for one task, and prove that it still works.
 
-`load(OUT)` gives the pruned network as a ready transformers model. `prune`, `evaluate`, `export` and `probe` are the
-four commands as functions: each takes its configuration (`PruneConfig`, …) and runs to the end. Nothing heavy is
-imported before one of them is used.
+`load(OUT)` gives the pruned network as a ready transformers model, `pipeline(OUT)` answers texts with it. `prune`,
+`evaluate`, `export`, `predict` and `probe` are the commands as functions: each takes its configuration (`PruneConfig`,
+…) and runs to the end. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capcli.api import evaluate, export, load, load_tokenizer, probe, prune
+    from capcli.api import evaluate, export, load, load_tokenizer, pipeline, predict, probe, prune
     from capcli.config.export import ExportConfig
     from capcli.config.layers import prune_config
     from capcli.config.measure import EvalConfig, Gates, ProbeConfig
+    from capcli.config.predict import PredictConfig
     from capcli.config.prune import Hardware, PruneConfig, TaskConfig
     from capcli.errors import CapError
 
@@ -24,6 +25,7 @@ __all__ = [
     "ExportConfig",
     "Gates",
     "Hardware",
+    "PredictConfig",
     "ProbeConfig",
     "PruneConfig",
     "TaskConfig",
@@ -31,6 +33,8 @@ __all__ = [
     "export",
     "load",
     "load_tokenizer",
+    "pipeline",
+    "predict",
     "probe",
     "prune",
     "prune_config",
@@ -41,6 +45,7 @@ _HOMES = {
     "ExportConfig": "config.export",
     "Gates": "config.measure",
     "Hardware": "config.prune",
+    "PredictConfig": "config.predict",
     "ProbeConfig": "config.measure",
     "PruneConfig": "config.prune",
     "TaskConfig": "config.prune",

@@ -1,7 +1,8 @@
-"""The four commands as functions that run to their end, and `load`. Results are what `--json` prints, as a dict."""
+"""The commands as functions that run to their end, `load` and `pipeline`. A result is what `--json` prints."""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig, ProbeConfig
 from capcli.config.names import RUNTIMES
 from capcli.config.options import at_least, check_name
-from capcli.config.prune import PruneConfig
+from capcli.config.predict import PredictConfig
+from capcli.config.prune import Hardware, PruneConfig
 from capcli.errors import ModelError
 from capcli.events import finished
 from capcli.models import tokenizers
+from capcli.predicting.pipeline import Pipeline, opened
 from capcli.records.codec import to_json
 from capcli.runtime import choice
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
+from capcli.verbs import predict as predict_
 from capcli.verbs import probe as probe_
 from capcli.verbs import prune as prune_
 
@@ -43,6 +47,25 @@ def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) ->
     return choice.loaded(Path(source), runtime, threads)
 
 
+def pipeline(
+    folder: str | os.PathLike[str], runtime: str = "", threads: int = 0, *, device: str = "cpu", max_length: int = 0
+) -> Pipeline:
+    """The model in a folder that capcli wrote, or any fine-tuned model, as something to ask: texts go in, answers come
+    out. `pipeline(FOLDER)("a text")` is `{"label": …, "score": …}`; see `Pipeline.__call__` for the other kinds.
+
+    runtime, threads: as of `load`. device: for PyTorch, which computes in 16 bits on a GPU that has them. max_length:
+    tokens of the longest input; 0 for that of the run, else 128, 384 for questions. Longer texts are truncated.
+
+    Raises `CapError`, as `load` does, and for a model that is for no task.
+    """
+    if runtime:
+        check_name("runtime", runtime, RUNTIMES)
+    found = opened(os.fspath(folder), runtime, Hardware(device=device, threads=threads), max_length=max_length)
+    if found.model.chosen:
+        logging.getLogger("capcli").info(found.model.chosen)
+    return found
+
+
 def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     """The tokenizer of the model in a folder, as for `load`; its weights are not read."""
     return tokenizers.read_tokenizer(Path(folder))
@@ -63,6 +86,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a pruned model in another form; returns what `cap export` prints."""
     found: dict[str, Any] = to_json(finished(export_.export(config)))
+    return found
+
+
+def predict(config: PredictConfig) -> dict[str, Any]:
+    """Write what a model answers to the texts of a file into `config.out`; returns a summary of it."""
+    found: dict[str, Any] = to_json(finished(predict_.predict(config)))
     return found
 
 

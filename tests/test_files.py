@@ -34,7 +34,14 @@ WRITES: dict[str, Callable[[Path], Any]] = {
     "bytes": lambda path: files.write_bytes(path, b"x"),
     "tensors": lambda path: files.write_tensors(path, {"a": torch.zeros(2)}),
     "folder": lambda path: publish(path),
+    "pieces": lambda path: in_pieces(path),
 }
+
+
+def in_pieces(path: Path) -> None:
+    with files.streamed(path) as write:
+        write(b"x")
+        write(b"y")
 
 
 def publish(path: Path) -> None:

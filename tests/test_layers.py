@@ -31,6 +31,7 @@ ORDER = [
     "models",
     "runtime",
     "measuring",
+    "predicting",
     "pruning",
     "exporting",
     "verbs",

@@ -51,6 +51,7 @@ SOURCES = {  # a task of each kind, and which of the files of `Tiny` are for it
 }
 WORDS = {"negative": ("bad", "dull", "awful"), "positive": ("good", "bright", "great")}
 HIDDEN, LAYERS, HEADS, FFN = 32, 2, 4, 64
+Made = Callable[..., Path]  # what makes a folder
 PRUNABLE = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FFN)
 WEIGHTS = "model.cap.safetensors"
 # A run of one to two seconds: 20 + 20 steps. Rates are high because the network is small and random.
@@ -386,3 +387,24 @@ def pruned(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pruned") / "out"
     tiny.prune(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def asked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Makes `asked(kind, format)`: a finished run of this kind, `pairs` too, or an export of it, to read from; the same
+    call, the same folder."""
+    found: dict[tuple[str, str], Path] = {}
+
+    def make(kind: str, to: str = "") -> Path:
+        if (kind, to) not in found:
+            out = tmp_path_factory.mktemp("asked") / "out"
+            if to:
+                done = invoke("export", str(make(kind)), "--to", to, "-o", str(out), "--threads", "1", "-q")
+                assert done.exit_code == 0, done.stderr
+            else:
+                task, data = SOURCES.get(kind, ("text-pair-classification", "pairs"))
+                tiny.prune(out, task=task, data=getattr(tiny, data))
+            found[kind, to] = out
+        return found[kind, to]
+
+    return make

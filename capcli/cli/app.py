@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capcli.cli import streams
-from capcli.cli.output import EXIT_FAILED, check_reports, emit, finish, hello, tell_junit, tell_lines, wants_json
+from capcli.cli.output import (
+    EXIT_FAILED,
+    check_reports,
+    emit,
+    finish,
+    hello,
+    put,
+    say,
+    tell_junit,
+    tell_lines,
+    wants_json,
+)
 from capcli.cli.parameters import MEASURES, Start, app, options
 from capcli.cli.progress import watch
 from capcli.config.export import ExportConfig
@@ -19,6 +30,7 @@ from capcli.config.layers import build, check_limits, layered, options_file, pru
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import CONFIG_FILE
 from capcli.config.options import leaves, split_list
+from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError
 from capcli.records.measured import EvalResult, ProbeResult, Result
@@ -160,6 +172,27 @@ def probe(chosen: dict[str, Any], **switches: Any) -> None:
         return probe_verb.probe(settings)
 
     documented("probe", start, chosen, **switches)
+
+
+@options("predict", PredictConfig)
+def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
+    """Ask the model in FOLDER about every text of FILE; write its answers as JSON lines.
+
+    Without -o the answers go to stdout, and with it a summary, to which --json and --format apply.
+    """
+    settings, machine = build(PredictConfig, chosen), wants_json(output, as_json)
+    hello(quiet, f"cap predict {settings.model} {settings.file}")
+    from capcli.events import StopFlag, signals
+    from capcli.verbs import predict as predict_verb
+
+    flag = StopFlag()
+    with signals(flag):
+        events = predict_verb.predict(settings, flag=flag, put=put)
+        found = watch(events, quiet, bars=bool(settings.out) or not sys.stdout.isatty())
+    if settings.out:
+        emit(found, machine, lambda: terminal.predict_summary(found))
+    elif not quiet:
+        say(terminal.predict_line(found))
 
 
 def documented(

@@ -52,11 +52,23 @@ def logged(text: str) -> str:
     return ci.inert(text) if on_github() else text
 
 
+def put(text: str) -> None:
+    """A part of a long result on stdout. Raises `typer.Exit` when nobody reads it any more, or it cannot be written."""
+    sys.stdout.write(_inert(text))
+    sys.stdout.flush()
+    if getattr(sys.stdout, "failed", None):
+        raise typer.Exit  # `streams.failure` says whether that is an error
+
+
+def _inert(json_text: str) -> str:
+    """The same values without a command to GitHub."""
+    return json_text.replace("##[", "\\u0023#[")
+
+
 def emit(found: Versioned, machine: bool, summary: Callable[[], Any]) -> None:
     """The result on stdout: one JSON object, or what `summary` renders."""
     if machine:
-        text = files.json_text(to_json(found))
-        sys.stdout.write(text.replace("##[", "\\u0023#["))  # a command to GitHub; the same value
+        sys.stdout.write(_inert(files.json_text(to_json(found))))
         sys.stdout.flush()
         return
     from rich.console import Console

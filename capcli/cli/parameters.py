@@ -12,7 +12,7 @@ import typer
 
 from capcli.cli.output import guarded
 from capcli.config.export import LIMITS
-from capcli.config.names import BUILTIN_MODEL, CONFIG_FILE
+from capcli.config.names import BUILTIN_MODEL, CONFIG_FILE, TEXT_FILES
 from capcli.config.options import UNITS, leaves, measured
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ MODEL_HELP = {
     "eval": "output of cap prune, or any fine-tuned model" + FROM_FILE,
     "export": "output of cap prune, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
     "probe": "output of cap prune, or any model" + FROM_FILE,
+    "predict": "output of cap prune or cap export, or any fine-tuned model",
 }
+FILE_ARGUMENT = f"texts, one per row: {', '.join(TEXT_FILES)}; or - for lines or JSON lines on stdin"
 CONFIG_HELP = "TOML file with options; the command line overrides it."
 FILE_HELP = f"{CONFIG_HELP} Instead of {CONFIG_FILE}."
 COMPARE_HELP = (
@@ -73,9 +75,11 @@ def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., 
 
     The command is called with the options that the user chose, by field name, and the switches by keyword.
     """
-    model = _model(name, optional="compare" in switches)
     fields = [_parameter(item, kind) for item, kind in leaves(config) if item.metadata]
-    chosen = {"model", *(item.name for item in fields)}
+    arguments = [_model(name, optional="compare" in switches)]
+    if any(item.name == "file" for item, _ in leaves(config)):
+        arguments.append(_argument("file", "FILE", FILE_ARGUMENT))
+    chosen = {item.name for item in (*arguments, *fields)}
     fields += [_switch(switch) for switch in (*switches, *COMMON)]
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -84,7 +88,7 @@ def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., 
             with guarded(values["debug"]):
                 function(given, **{s: values[s] for s in (*switches, *COMMON[:3])})
 
-        signature = inspect.Signature([model, *fields])
+        signature = inspect.Signature([*arguments, *fields])
         command.__signature__ = signature  # type: ignore[attr-defined]
         command.__annotations__ = {item.name: item.annotation for item in signature.parameters.values()}
         command.__doc__ = function.__doc__
@@ -95,10 +99,14 @@ def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., 
 
 
 def _model(command: str, optional: bool) -> inspect.Parameter:
-    info = typer.Argument(metavar="MODEL", help=MODEL_HELP[command], show_default=False)
+    return _argument("model", "FOLDER" if command == "predict" else "MODEL", MODEL_HELP[command], optional)
+
+
+def _argument(name: str, metavar: str, help: str, optional: bool = False) -> inspect.Parameter:
+    info = typer.Argument(metavar=metavar, help=help, show_default=False)
     kind, default = (str | None, None) if optional else (str, inspect.Parameter.empty)
     return inspect.Parameter(
-        "model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, info]
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, info]
     )
 
 

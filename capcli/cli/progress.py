@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None = None) -> T:
-    """Show events as they come; returns the result. Raises `Stopped` between two events once the flag is set."""
-    show = (lambda event: None) if quiet else _bars() if sys.stderr.isatty() else _lines()
+def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None = None, *, bars: bool = True) -> T:
+    """Show events as they come; returns the result. Raises `Stopped` between two events once the flag is set.
+
+    bars: whether they may be drawn, on a terminal that nothing else is written to.
+    """
+    show = (lambda event: None) if quiet else _bars() if bars and sys.stderr.isatty() else _lines()
     with (
         contextlib.closing(events),
         show if isinstance(show, contextlib.AbstractContextManager) else contextlib.nullcontext(),
@@ -50,10 +53,10 @@ class _lines:
         now = time.monotonic()
         if event.note:
             say(f"{event.phase}: {event.note}")
-        elif now - self.said_at >= self.every_seconds and event.total:
+        elif now - self.said_at >= self.every_seconds and (event.total or event.status):
             left = remaining(now - self.began, event.overall)
             state = event.status or f"{event.done:,.0f} of {event.total:,.0f}"
-            say(f"{event.phase}: {state}; {event.overall:.0%} of the run{left}")
+            say(f"{event.phase}: {state}" + (f"; {event.overall:.0%} of the run{left}" if event.total else ""))
         else:
             return
         self.said_at = now

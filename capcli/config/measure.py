@@ -113,7 +113,7 @@ class EvalConfig:
         at_least(0, seed=self.seed)
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
-        _check_runtime(self.runtime)
+        check_runtime(self.runtime)
         for name in self.perturbations:
             check_name("perturbation", name, PERTURBATIONS)
 
@@ -168,7 +168,7 @@ class ProbeConfig:
         at_least(1, seeds=self.seeds)
         self.gates.check_baseline(self.baseline)
         _check_baselines(self.baselines)
-        _check_runtime(self.runtime)
+        check_runtime(self.runtime)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -206,7 +206,8 @@ class ProbeConfig:
             raise ConfigError(f"--data {self.data} has no subfolder for any of the tasks", f"looked for {wanted}")
 
 
-def _check_runtime(name: str) -> None:
+def check_runtime(name: str) -> None:
+    """Raise `ConfigError` for a name of no runtime; none is right."""
     if name:
         check_name("runtime", name, RUNTIMES)
 

@@ -27,6 +27,7 @@ ALIASES = {
 BUILTIN_MODEL = "mini"
 HUB_PREFIX = "hub:"  # of data that are a set of the hub
 CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
+TEXT_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json", ".txt")  # that cap predict reads
 BUILTIN_TASKS = ("banking77", "mr", "subj", "wnut17")
 PROBE_TASKS = ("banking77", "mr", "subj")  # the built-in ones about whole sentences
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")

@@ -28,6 +28,7 @@ from capcli.config.names import (
 from capcli.config.options import at_least, check_name, flag_name, option, parse_label_map
 from capcli.errors import ConfigError
 
+LENGTH, WINDOW = 128, 384  # tokens of the longest input; of a window of a question's context
 FIRST_STAIR = 0.8  # what a staged method removes at once
 UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
 LABEL_MAP = "rename labels of the data or of a model: LABEL_0=negative,2=neutral"
@@ -59,7 +60,9 @@ class TaskConfig:
     )
     label_map: str = option("", LABEL_MAP, panel="Task")
     max_length: int = option(
-        0, "longest input in tokens, longer texts are truncated; 0 for 128, or 384 in question answering", panel="Task"
+        0,
+        f"longest input in tokens, longer texts are truncated; 0 for {LENGTH}, or {WINDOW} in question answering",
+        panel="Task",
     )
     stride: int = option(
         0, "tokens that two windows of a long context share; 0 for 128, or less in short windows", panel="Task"
@@ -82,7 +85,7 @@ class TaskConfig:
     @property
     def longest(self) -> int:
         """The longest input in tokens, chosen or by the kind of task."""
-        return self.max_length or (384 if self.task in QUESTION_TASKS else 128)
+        return self.max_length or (WINDOW if self.task in QUESTION_TASKS else LENGTH)
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from capcli.config.names import BUILTIN_TASKS, HUB_PREFIX
 from capcli.config.prune import TaskConfig
 from capcli.data import entities, labels, layout, library, literals, tables
 from capcli.data.classes import check_labelled, coded, map_remarks, names_of, remarks, unknown
+from capcli.data.incoming import Incoming
 from capcli.data.kinds import KINDS
 from capcli.data.labels import Labels
 from capcli.data.layout import Found
@@ -181,11 +182,12 @@ def _wanted(found: Found, train: bool, holdout: float, config: TaskConfig) -> li
 def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tuple[str, ...], Labels]:
     """The columns of the texts, and the labels."""
     labelled = {config.label_column, *task.label, *LABEL_NAMES}
-    texts = [_column(table, task.text, config.text_column, "text", name, labelled)]
+    place = f"the {name} split"
+    texts = [column(table, task.text, config.text_column, "text", place, labelled)]
     if config.pair_column and KINDS[task.kind].words:
         raise DataError(f"{config.task} reads a single text", "leave out --pair-column")
     if task.pair or config.pair_column:
-        texts.append(_column(table, task.pair, config.pair_column, "pair", name, labelled.union(texts)))
+        texts.append(column(table, task.pair, config.pair_column, "pair", place, labelled.union(texts)))
     wanted = _label_columns(table, task, config, name, texts)
     if twice := {column for column in texts if [*texts, *wanted].count(column) > 1}:
         raise DataError(f"column {min(twice)!r} of the {name} split is named for two purposes", "name another column")
@@ -202,23 +204,23 @@ def _begins_with_list(table: Table, column: str) -> bool:
     return True
 
 
-def _column(
-    table: Table, names: Sequence[str], chosen: str, what: str, split: str, others: Collection[str] = ()
+def column(
+    table: Table | Incoming, names: Sequence[str], chosen: str, what: str, place: str, others: Collection[str] = ()
 ) -> str:
-    """The column to read; `others` are read for another purpose, so that no hint names them."""
+    """The column to read; `others` are read for another purpose, so that no hint names them. Raises `DataError`."""
     if chosen:
         names = (chosen,)
     for name in names:
         if name in table.columns:
             return name
-    free = {column.casefold().strip(): column for column in table.columns if column not in others}
+    free = {name.casefold().strip(): name for name in table.columns if name not in others}
     close = difflib.get_close_matches(names[0].casefold(), free, n=1, cutoff=0.7)
     meant = free[close[0]] if close else None
     hint = f"did you mean --{what}-column {meant!r}?" if meant else f"name it with --{what}-column"
     if not meant and tables.ending(Path(table.name)).startswith((".csv", ".tsv")):
         hint += "; the file must begin with a header, a line such as text,label"
     raise DataError(
-        f"the {split} split has no {what} column {names[0]!r}; its columns: {', '.join(map(repr, table.columns))}", hint
+        f"{place} has no {what} column {names[0]!r}; its columns: {', '.join(map(repr, table.columns))}", hint
     )
 
 
@@ -234,8 +236,8 @@ def _label_columns(table: Table, task: Task, config: TaskConfig, split: str, tex
             )
         if twice := [name for name in several if several.count(name) > 1]:
             raise DataError(f"--label-column names {twice[0]!r} twice", "name each column once")
-        return tuple(_column(table, (), name, "label", split, texts) for name in several)
-    return (_column(table, task.label, chosen, "label", split, texts),)
+        return tuple(column(table, (), name, "label", f"the {split} split", texts) for name in several)
+    return (column(table, task.label, chosen, "label", f"the {split} split", texts),)
 
 
 def _label_names(

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -44,19 +44,31 @@ def lines(path: Path, longest: int = 0) -> Iterator[tuple[int, str]]:
     Raises `DataError` with the place for what is not text, and for a line or a whole that is too long.
     """
     longest = longest or ROW_BYTES
-    place, most = 0, max(FREE_BYTES, MOST_RATIO * path.stat().st_size)
     with open_bytes(path) as file:
-        number = 0
-        while line := _line(file, path, longest + 1):
-            number += 1
-            if len(line) > longest:
-                raise DataError(
-                    f"cannot read {path}: line {number} is longer than {longest >> 20} MiB", "write one row per line"
-                )
-            yield number, _text(path, line, number, place)
-            place += len(line)
-            if place > most and packing(path):
-                raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size", "unpack it first")
+        raw = iter(lambda: _line(file, path, longest + 1), b"")
+        yield from decoded(_unpacked(raw, path) if packing(path) else raw, path, longest)
+
+
+def decoded(raw: Iterable[bytes], name: Path | str, longest: int = ROW_BYTES) -> Iterator[tuple[int, str]]:
+    """The same of lines of bytes, which `name` is the place of."""
+    place = 0
+    for number, line in enumerate(raw, 1):
+        if len(line) > longest:
+            raise DataError(
+                f"cannot read {name}: line {number} is longer than {longest >> 20} MiB", "write one row per line"
+            )
+        yield number, _text(name, line, number, place)
+        place += len(line)
+
+
+def _unpacked(raw: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """The lines of a compressed file, as long as they are no bomb. Raises `DataError`."""
+    size, most = 0, max(FREE_BYTES, MOST_RATIO * path.stat().st_size)
+    for line in raw:
+        yield line
+        size += len(line)
+        if size > most:
+            raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size", "unpack it first")
 
 
 def _line(file: IO[bytes], path: Path, most: int) -> bytes:
@@ -69,7 +81,7 @@ def _line(file: IO[bytes], path: Path, most: int) -> bytes:
         raise DataError(f"{path} is cut off or damaged: {error}", "copy or download it again") from error
 
 
-def _text(path: Path, line: bytes, number: int, place: int) -> str:
+def _text(path: Path | str, line: bytes, number: int, place: int) -> str:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -251,16 +263,21 @@ def whole(path: Path) -> str:
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file that has one in each line. Raises `DataError` naming the line."""
-    for number, line in lines(path):
+    return (row for _, row in objects(lines(path), path))
+
+
+def objects(numbered: Iterable[tuple[int, str]], name: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of its line, object) of lines that hold one each, or nothing. Raises `DataError` naming the line."""
+    for number, line in numbered:
         if not line.strip():
             continue
         try:
             row = parsed(line)
         except json.JSONDecodeError as error:
             where = f"line {number}, character {error.pos + 1}"
-            raise DataError(f"cannot read {path}: {where}: {error.msg}", ONE_OBJECT) from error
+            raise DataError(f"cannot read {name}: {where}: {error.msg}", ONE_OBJECT) from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"cannot read {path}: line {number}: {error}") from error
+            raise DataError(f"cannot read {name}: line {number}: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"cannot read {path}: line {number} is not a JSON object", ONE_OBJECT)
-        yield row
+            raise DataError(f"cannot read {name}: line {number} is not a JSON object", ONE_OBJECT)
+        yield number, row

@@ -120,17 +120,22 @@ def doubts(examples: Examples, name: str) -> tuple[str, ...]:
     """What a model cannot read of the texts of a split, as notes: truncated ends, and tokens that are unknown."""
     found = []
     if examples.n_cut:
-        texts = f"{examples.n_cut:,} of {examples.n_texts:,}"
-        long = f"longer than {examples.length} tokens, so their ends were truncated: {texts} texts of {name}"
-        if KINDS[examples.kind].windows:
-            long = f"longer than half of {examples.length} tokens, so they were truncated: {texts} questions of {name}"
-        found.append(long)
+        found.append(truncated(examples.n_cut, examples.n_texts, examples.length, examples.kind, name))
     if examples.unknown >= UNKNOWN_SHARE:
         found.append(
             f"unknown to the tokenizer: {percent(examples.unknown)} of the tokens of {name}; "
             "the model cannot tell them apart"
         )
     return tuple(found)
+
+
+def truncated(n_cut: int, n_texts: int, length: int, kind: str, name: str) -> str:
+    """The note on texts of `name` that were longer than what a model of this kind reads."""
+    if KINDS[kind].windows:
+        return (
+            f"longer than half of {length} tokens, so they were truncated: {n_cut:,} of {n_texts:,} questions of {name}"
+        )
+    return f"longer than {length} tokens, so their ends were truncated: {n_cut:,} of {n_texts:,} texts of {name}"
 
 
 def _joined(pieces: Iterator[Piece]) -> Piece:

@@ -9,11 +9,11 @@ from pathlib import Path
 from capcli import files, machine
 from capcli.config.paths import command_line, portable, shortened
 from capcli.data import tasks
-from capcli.data.kinds import KINDS
 from capcli.exporting.formats import settings
 from capcli.exporting.job import Export
 from capcli.measuring import scoring
 from capcli.models import artifact
+from capcli.predicting.usage import usage
 from capcli.records.exported import ExportRecord, Ladder, LayerSize, Measurements
 from capcli.records.parts import Sparsity
 from capcli.records.pruned import Metrics, Report, Size
@@ -48,8 +48,8 @@ def describe(job: Export, record: ExportRecord, staging: Path) -> None:
     found, config, source = _report(job, record), job.config, job.known.source
     card = render_card(
         found,
+        usage=usage(job.original.kind, source if job.known.ours else None),
         base_model=found.base_model,
-        pipeline_tag=KINDS[job.original.kind].tag,
         form=config.to,
         exported=record,
     )

@@ -72,7 +72,8 @@ def _pieces(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[
     golds = [answers.texts for answers in split.labels]
     contexts = (context for _, pairs in split.chunks() for context in pairs or ())
     where = examples.offsets, examples.owner, examples.chars
-    return golds, decode.spans(logits, *where, contexts, len(golds), no_answer=split.no_answer)
+    found = decode.spans(logits, *where, contexts, len(golds), no_answer=split.no_answer)
+    return golds, [span.text for span in found]
 
 
 def _split(examples: Examples) -> Split:

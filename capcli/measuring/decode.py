@@ -5,7 +5,8 @@ Letters: T tokens of all examples one after the other, S tokens of one window, C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,20 @@ def tags(
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """An answer: its text, where that begins and ends in the context, in characters, and its probability.
+
+    That is the product of the probabilities of its first and its last token among those that its window allows. No
+    answer is "" from 0 to 0.
+    """
+
+    text: str
+    start: int = 0
+    end: int = 0
+    score: float = 0.0
+
+
 def spans(
     logits: Floats,
     offsets: Integers,
@@ -48,7 +63,7 @@ def spans(
     no_answer: bool,
     max_answer_tokens: int = 30,
     n_best: int = 20,
-) -> list[str]:
+) -> Iterator[Span]:
     """The answer to each question, a part of its context without white space at the ends, or "".
 
     `logits` [T, 2] of start and end; the tokens of window w are offsets[w] to offsets[w + 1], `offsets` [W + 1];
@@ -62,22 +77,42 @@ def spans(
     """
     texts = map(contexts, range(n_questions)) if callable(contexts) else contexts
     first = np.searchsorted(owner, np.arange(n_questions + 1)).tolist()
-    answers = []
     for begin, end, text in zip(first[:-1], first[1:], texts, strict=True):
-        windows = [slice(offsets[w], offsets[w + 1]) for w in range(begin, end)]
-        candidates = [_best(_numbers(logits[w]), chars[w], max_answer_tokens, n_best) for w in windows]
-        score, start, stop = max((c for c in candidates if c), default=(-np.inf, 0, 0), key=_rank)
-        none = min((float(_numbers(logits[w.start]).sum()) for w in windows), default=-np.inf)
-        answers.append("" if no_answer and none > score else text[start:stop].strip())
-    return answers
+        places = [slice(offsets[w], offsets[w + 1]) for w in range(begin, end)]
+        windows = [(_numbers(logits[place]), chars[place]) for place in places]
+        found = ((_best(*window, max_answer_tokens, n_best), w) for w, window in enumerate(windows))
+        candidates = [(*best, w) for best, w in found if best]
+        score, start, stop, best_window = max(candidates, default=(-np.inf, 0, 0, 0), key=_rank)
+        none, empty = min(((float(window[0].sum()), w) for w, (window, _) in enumerate(windows)), default=(-np.inf, 0))
+        if no_answer and none > score:
+            yield Span(text="", score=_share(none, *windows[empty], no_answer=True))
+        elif candidates:
+            yield _stripped(text, start, stop, _share(score, *windows[best_window], no_answer=no_answer))
+        else:
+            yield Span(text="")
+
+
+def _stripped(text: str, start: int, stop: int, score: float) -> Span:
+    """The part of a text without white space at its ends."""
+    start += len(text[start:stop]) - len(text[start:stop].lstrip())
+    piece = text[start:stop].rstrip()
+    return Span(text=piece, start=start, end=start + len(piece), score=score)
+
+
+def _share(score: float, logits: NDArray[np.float64], chars: Integers, *, no_answer: bool) -> float:
+    """The probability of a pair of tokens with this sum of logits [S, 2]: of all tokens of the context, chars [S, 2],
+    and with `no_answer` the first, which stands for none."""
+    allowed = chars[:, 0] >= 0
+    allowed[0] |= no_answer
+    return float(np.exp(score - np.logaddexp.reduce(logits[allowed], axis=0).sum()))
 
 
 def _numbers(logits: Floats) -> NDArray[np.float64]:
     return np.nan_to_num(logits.astype(np.float64), nan=WORST, posinf=-WORST, neginf=WORST)
 
 
-def _rank(candidate: tuple[float, int, int]) -> tuple[float, int, int]:
-    score, start, stop = candidate
+def _rank(candidate: tuple[float, int, int, int]) -> tuple[float, int, int]:
+    score, start, stop, _ = candidate
     return score, -start, -stop
 
 

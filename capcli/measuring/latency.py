@@ -122,8 +122,10 @@ def by_text(systems: Mapping[str, System], seed: int) -> Generator[Progress, Non
     texts: how many; of questions, windows of their contexts. median_tokens: of a text.
     """
     chosen = sampled(systems, _n_texts(systems), seed)
-    asked = {name: [rows[at : at + 1] for at in range(len(rows))] for name, rows in chosen.items()}
-    times = yield from _asked(systems, asked)
+    for name, rows in chosen.items():
+        _ask_each_size(systems[name], rows)
+    alone = {name: [rows[at : at + 1] for at in range(len(rows))] for name, rows in chosen.items()}
+    times = yield from _asked(systems, alone)
     found = {}
     for name, ms in _by_system(systems, times).items():
         lengths = _examples(systems[name]).lengths[chosen[name][: len(ms)]]
@@ -136,16 +138,24 @@ def by_text(systems: Mapping[str, System], seed: int) -> Generator[Progress, Non
     return found
 
 
+def _ask_each_size(system: System, rows: Rows) -> None:
+    """Ask a text of each size, in powers of two: some runtimes compile or allocate when a size first comes."""
+    examples = _examples(system)
+    sizes = np.ceil(np.log2(np.maximum(examples.lengths[rows], 1)))
+    for first in np.unique(sizes, return_index=True)[1]:
+        asked(system.run, collate(examples, rows[first : first + 1], system.device).inputs)()
+
+
 def by_batch(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, Throughput]]:
     """Texts per second in batches of like lengths, padded to the longest of each; batch: how many texts it holds."""
     chosen = sampled(systems, _n_in_batches(systems), seed)
-    asked = {name: _batches(_examples(systems[name]), rows, seed) for name, rows in chosen.items()}
-    times = yield from _asked(systems, asked)
+    batches = {name: _batches(_examples(systems[name]), rows, seed) for name, rows in chosen.items()}
+    times = yield from _asked(systems, batches)
     found = {}
     for name, ms in _by_system(systems, times).items():
-        texts = sum(map(len, asked[name][: len(ms)]))
+        texts = sum(map(len, batches[name][: len(ms)]))
         rate = 1000 * texts / sum(ms)
-        found[name] = Throughput(texts_per_second=rate, batch=len(asked[name][0]), texts=texts)
+        found[name] = Throughput(texts_per_second=rate, batch=len(batches[name][0]), texts=texts)
     return found
 
 

@@ -119,7 +119,9 @@ def kind_of(config: Any, source: str) -> str:
     named = (config.architectures or [""])[0]
     possible = [kind for kind in KINDS if class_name(config, kind) == named]
     if not possible:
-        raise ModelError(f"config.json of {source} names no network for a task: {named!r}")
+        raise ModelError(
+            f"config.json of {source} names no network for a task: {named!r}", "fine-tune or prune it on a task first"
+        )
     return kinds.meant(possible, config.problem_type, config.num_labels)
 
 

@@ -16,12 +16,12 @@ from capcli.artifact import reader
 from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
-from capcli.data.kinds import KINDS
 from capcli.errors import RunFailed
 from capcli.events import Event, told
 from capcli.measuring import latency, scoring, size
 from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
+from capcli.predicting.usage import usage
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
@@ -92,7 +92,7 @@ def write_artefact(
         },
     )
     record = portable(measured, config)
-    card = render_card(record, base_model=record.base_model, pipeline_tag=KINDS[student.kind].tag)
+    card = render_card(record, usage=usage(student.kind, config.source), base_model=record.base_model)
     setup.run.check()
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))

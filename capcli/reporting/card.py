@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -42,25 +43,43 @@ def _yaml(data: Any) -> str:
     return str(yaml.dump(data, Dumper=_OneLine, sort_keys=False, width=math.inf))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How the snippets of a card ask the model, as Python source.
+
+    tag: how the hub calls the task; head: the class of transformers that makes the network; piped: whether transformers
+    has a pipeline for the task, and options: what that is told besides. inputs: two inputs of a pipeline, of different
+    lengths; texts: the same as arguments of a tokenizer.
+    """
+
+    tag: str
+    head: str
+    piped: bool
+    options: str
+    inputs: str
+    texts: str
+
+
 def render_card(
     report: Report,
     *,
+    usage: Usage | None = None,
     base_model: str | None = None,
     license: str | None = None,
     language: str | Sequence[str] | None = None,
     datasets: Sequence[str] = (),
-    pipeline_tag: str | None = None,
     form: str = "",
     exported: ExportRecord | None = None,
 ) -> str:
     """The model card (README.md) of an artefact; a field of the front matter that is not known is left out.
 
-    `base_model` and `datasets` are hub ids, `license` and `pipeline_tag` names in the hub's lists, `language` codes;
-    `form` is the format of an export, empty for what `cap prune` wrote; `exported` what `export.json` says of it.
+    `usage` is about the snippets; without it there are none. `base_model` and `datasets` are hub ids, `license` a name
+    in the hub's list, `language` codes; `form` is the format of an export, empty for what `cap prune` wrote;
+    `exported` what `export.json` says of it.
     """
     from markupsafe import Markup
 
-    metrics = _finite(report.metrics.pruned)
+    metrics, pipeline_tag = _finite(report.metrics.pruned), usage.tag if usage else None
     data = {
         "license": license,
         "language": language if language is None or isinstance(language, str) else list(language),
@@ -75,7 +94,7 @@ def render_card(
     }
     command = report.command or "(not recorded)"
     front = _yaml({key: value for key, value in data.items() if value})
-    shown = {**view(report), **_export_view(exported), "form": form, "pipeline_tag": pipeline_tag or ""}
+    shown = {**view(report), **_export_view(exported), "form": form, "usage": _source(usage)}
     return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **shown)
 
 
@@ -84,10 +103,23 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+def _source(usage: Usage | None) -> dict[str, Any] | None:
+    """What the snippets say, which is ours and is written as it is."""
+    from markupsafe import Markup
+
+    return (
+        {name: Markup(text) if isinstance(text, str) else text for name, text in vars(usage).items()} if usage else None
+    )
+
+
 def _export_view(exported: ExportRecord | None) -> dict[str, Any]:
     """What the card of an export shows beside the rest."""
     speed = exported.speed if exported else None
-    return {"exact": not (exported and exported.metrics), "speed": speed_lines(speed) if speed else ""}
+    return {
+        "exact": not (exported and exported.metrics),
+        "int8": bool(exported and exported.int8),
+        "speed": speed_lines(speed) if speed else "",
+    }
 
 
 def _model_index(

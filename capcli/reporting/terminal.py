@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Ladder, Speed
 from capcli.records.measured import Result
+from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
 from capcli.reporting import ladders, latency, results, tables
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
@@ -213,6 +214,18 @@ def speed_lines(speed: Speed) -> str:
     rows = {name.removeprefix("batch_"): row for name, row in speed.batches.items()}
     times = ", ".join(f"{times_faster(row.times)} at batch {size}" for size, row in rows.items())
     return f"{times}; length {count(speed.length)}, {counted(speed.threads, 'thread')}"
+
+
+def predict_summary(found: Predictions) -> Table:
+    """What `cap predict -o` shows."""
+    rows = [("answers", f"{predict_line(found)}, in {named(found.out)}")]
+    return facts([*rows, *(("note", named(note, 300)) for note in found.notes)])
+
+
+def predict_line(found: Predictions) -> str:
+    """How many texts were answered, how fast, and by what."""
+    speed = f"{duration(found.seconds)}, {count(round(found.texts_per_second))} per second"
+    return f"{counted(found.n_texts, 'text')} in {speed}, {named(found.runtime.described)}"
 
 
 def _checked(check: Check) -> str:

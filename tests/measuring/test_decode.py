@@ -1,5 +1,6 @@
 """Tags of words and answers to questions from logits: hand-made cases and slow loops."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,11 @@ def answers(*windows: np.ndarray, owner: list[int] | None = None, n_questions: i
     chars = np.array(WORDS * len(windows), dtype=np.int32).reshape(-1, 2)
     logits = np.concatenate(windows) if windows else np.zeros((0, 2))
     options = {"no_answer": False} | options
-    return decode.spans(logits, offsets, owners, chars, [TEXT] * n_questions, n_questions, **options)
+    return texts(decode.spans(logits, offsets, owners, chars, [TEXT] * n_questions, n_questions, **options))
+
+
+def texts(found: Iterable[decode.Span]) -> list[str]:
+    return [span.text for span in found]
 
 
 def test_the_best_pair_of_start_and_end() -> None:
@@ -158,7 +163,7 @@ def test_answers_are_text_without_space_at_the_ends() -> None:
         logits = np.zeros((5, 2))
         logits[3], logits[best] = 9, 12
         where = np.array([0, 5]), np.array([0]), chars
-        return decode.spans(logits, *where, ["a  bc de"], 1, no_answer=False, max_answer_tokens=1, **options)
+        return texts(decode.spans(logits, *where, ["a  bc de"], 1, no_answer=False, max_answer_tokens=1, **options))
 
     assert [answer(i) for i in (1, 2, 4)] == [["a"], ["bc"], ["de"]]
     assert answer(3) == ["a"], "the best of the others"
@@ -180,12 +185,12 @@ def test_contexts_come_one_at_a_time_or_by_index() -> None:
             yield f"{i}x"
 
     common = logits, np.array([0, 1, 2]), np.array([0, 1]), chars
-    assert decode.spans(*common, stream(), 2, no_answer=False) == ["0", "1"]
+    assert texts(decode.spans(*common, stream(), 2, no_answer=False)) == ["0", "1"]
     assert read == [0, 1]
-    assert decode.spans(*common, lambda i: f"{i + 5}x", 2, no_answer=False) == ["5", "6"]
+    assert texts(decode.spans(*common, lambda i: f"{i + 5}x", 2, no_answer=False)) == ["5", "6"]
     for wrong in (["0x"], ["0x", "1x", "2x"]):
         with pytest.raises(ValueError, match="zip"):
-            decode.spans(*common, wrong, 2, no_answer=False)
+            list(decode.spans(*common, wrong, 2, no_answer=False))
 
 
 def slow(windows: list[np.ndarray], chars: np.ndarray, n_best: int, longest: int, no_answer: bool) -> tuple[int, int]:
@@ -218,7 +223,7 @@ def test_answers_equal_the_slow_loops(seed: int, n_windows: int, n_best: int, lo
     places = 2 * np.arange(size)
     chars = np.where(np.isin(np.arange(size), [0, 1, size - 1])[:, None], -1, np.stack([places, places + 2], axis=1))
     text = "".join(chr(0x4E00 + i) for i in range(2 * size))
-    found = decode.spans(
+    (found,) = decode.spans(
         np.concatenate(windows),
         np.arange(n_windows + 1) * size,
         np.zeros(n_windows, dtype=int),
@@ -230,4 +235,24 @@ def test_answers_equal_the_slow_loops(seed: int, n_windows: int, n_best: int, lo
         n_best=n_best,
     )
     first, last = slow(windows, chars, n_best, longest, no_answer)
-    assert found == [text[first:last]]
+    assert (found.text, found.start, found.end) == (text[first:last], first, last)
+
+
+def test_the_score_of_an_answer_is_that_of_its_first_and_last_token() -> None:
+    """Three tokens of a context behind two others; the probabilities are worked out by hand."""
+    logits = np.log(np.array([[5.0, 5], [9, 9], [1, 2], [3, 1], [4, 5]]))
+    chars = np.array([(-1, -1), (-1, -1), (0, 2), (2, 4), (4, 6)])
+
+    def answer(no_answer: bool, first: float) -> decode.Span:
+        logits[0] = np.log(first)
+        where = np.array([0, 5]), np.array([0]), chars
+        (found,) = decode.spans(logits, *where, ["ab c d"], 1, no_answer=no_answer)
+        return found
+
+    found = answer(False, 5)
+    assert (found.text, found.start, found.end) == ("d", 5, 6), "without the space before it"
+    assert found.score == pytest.approx(4 / 8 * 5 / 8)
+    assert answer(True, 2).score == pytest.approx(4 / 10 * 5 / 10), "the first token stands for no answer"
+    none = answer(True, 8)
+    assert (none.text, none.start, none.end) == ("", 0, 0)
+    assert none.score == pytest.approx(8 / 16 * 8 / 16)

@@ -122,6 +122,10 @@ def test_two_systems_are_measured_in_turn(clock: Clock) -> None:
     examples = texts([1 + 37 * n % 64 for n in range(64)])
     systems = {name: system(name, clock, asked, examples, cost) for name, cost in (("a", 1e-5), ("b", 2e-5))}
     found = finished(latency.measured(systems))
+    n_first = 2 * (latency.WARM_UP + latency.ROUNDS)
+    sizes = [asked.pop(n_first) for _ in range(14)]  # each system is asked a text of each size before
+    assert [name for name, *_ in sizes] == ["a"] * 7 + ["b"] * 7
+    assert [(w - 1).bit_length() for _, _, w in sizes] == [*range(7)] * 2
     assert [name for name, *_ in asked[::2]] == ["a"] * (len(asked) // 2)
     assert [(n, w) for _, n, w in asked[::2]] == [(n, w) for _, n, w in asked[1::2]]
     half = asked[::2]
@@ -165,7 +169,7 @@ def test_a_slow_system_ends_after_a_few_rounds(clock: Clock) -> None:
     found = finished(latency.measured({"a": system("a", clock, asked, texts([4] * 400), 1.0)}))["a"]
     assert (to_json(found)["own_lengths"]["texts"], to_json(found)["throughput"]["texts"]) == (3, 96)
     assert to_json(found)["throughput"]["texts_per_second"] == pytest.approx(0.25)
-    assert len(asked) == latency.WARM_UP + latency.LEAST_ROUNDS + 4 + 4
+    assert len(asked) == latency.WARM_UP + latency.LEAST_ROUNDS + 1 + 4 + 4
 
 
 def test_progress_goes_on_to_the_end(clock: Clock) -> None:

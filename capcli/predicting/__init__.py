@@ -1,0 +1,1 @@
+"""What a model answers to texts without labels."""
