@@ -6,7 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -38,6 +38,18 @@ def finished(events: Generator[Any, None, Result]) -> Result:
         except StopIteration as stop:
             found: Result = stop.value
             return found
+
+
+def part_of(work: Generator[Event, None, Result], begin: float, share: float) -> Generator[Event, None, Result]:
+    """The events of work that is a `share` of the whole from `begin` on; it is closed when these are, or one raises."""
+    with contextlib.closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as stop:
+                found: Result = stop.value
+                return found
+            yield replace(event, overall=begin + share * event.overall)
 
 
 def told(

@@ -63,7 +63,7 @@ def test_the_benchmark_of_exports_runs(tiny: Tiny, tmp_path: Path) -> None:
     write_model(tmp_path / "model", max_position_embeddings=128)  # the length that is measured
     short = {"method": "cap-f", "epochs": 1, "teacher_epochs": 1, "max_train_samples": 32}
     tiny.prune(tmp_path / "run", model=str(tmp_path / "model"), **short)
-    capcli.export(ExportConfig(model=str(tmp_path / "run"), out=str(tmp_path / "dense"), threads=1))
+    capcli.export(ExportConfig(model=str(tmp_path / "run"), to="dense", out=str(tmp_path / "dense"), threads=1))
     result, formats = tmp_path / "result.json", "sparse, int8; sliced"
     options = ["--task", "text-classification", "--data", tiny.data, "--threads", "1", "--rounds", "1"]
     command = [sys.executable, str(FOLDER / "export.py"), str(tmp_path / "dense"), str(tmp_path / "run")]
@@ -102,7 +102,9 @@ def test_the_study_of_what_is_left_runs(tiny: Tiny, tmp_path: Path) -> None:
         name = f"{method}-0.5-seed1"
         runs.append({"label": method, "name": name, "seed": 1, "sparsity": 0.5, "metrics": report["metrics"]})
     capcli.export(
-        ExportConfig(model=str(tmp_path / "study/runs/movement-0.5-seed1"), out=str(tmp_path / "study/teachers/1"))
+        ExportConfig(
+            model=str(tmp_path / "study/runs/movement-0.5-seed1"), to="dense", out=str(tmp_path / "study/teachers/1")
+        )
     )
     quality = {"command": "quality", "environment": {}, "task": "words", "primary": "accuracy", "runs": runs}
     quality["teachers"] = {"1": report["metrics"]["dense"]}

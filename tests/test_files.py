@@ -257,7 +257,9 @@ def test_options_files(tmp_path: Path) -> None:
         assert time.monotonic() - began < 1
 
 
-@pytest.mark.parametrize("command", [("eval", "--task", "mr"), ("probe",), ("export",), ("prune", "--task", "mr")])
+@pytest.mark.parametrize(
+    "command", [("eval", "--task", "mr"), ("probe",), ("export", "--to", "dense"), ("prune", "--task", "mr")]
+)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "cap_config.json", "model.safetensors", "other"])
 def test_a_fifo_in_a_model_folder_is_refused_and_never_opened(
     tiny: Tiny, tmp_path: Path, command: tuple[str, ...], name: str
@@ -403,10 +405,11 @@ def test_reports_hold_no_absolute_path(tiny: Tiny, tmp_path: Path) -> None:
     words.write_text("\n".join(tokenizers.read_tokenizer(out).get_vocab()))
     small = ("--to", "sparse", "--vocab", str(words), "-o", str(tmp_path / "small"))
     shown += [invoke("export", str(out), *small, "--json")]
+    shown += [invoke("export", str(out), "--fit", "1GB", "-o", str(tmp_path / "fit"), "--json")]
     shown += [invoke("eval", str(tmp_path / "sparse"), "--latency-length", "8", "--json")]
     assert [one.exit_code for one in shown] == [0] * len(shown), shown[-1].stderr
     texts = {str(i): one.stdout for i, one in enumerate(shown)}
-    for folder in (out, *(tmp_path / name for name in ("dense", "sparse", "small"))):
+    for folder in (out, *(tmp_path / name for name in ("dense", "sparse", "small", "fit"))):
         texts |= {str(path): path.read_text("utf-8", "replace") for path in folder.iterdir() if path.is_file()}
     assert [name for name, text in texts.items() if str(tmp_path) in text] == []
     report = json.loads((out / "report.json").read_text())

@@ -26,7 +26,7 @@ from capcli.cli.output import (
 from capcli.cli.parameters import MEASURES, Start, app, options
 from capcli.cli.progress import watch
 from capcli.config.export import ExportConfig
-from capcli.config.layers import build, layered, options_file, prune_config
+from capcli.config.layers import build, check_limits, layered, options_file, prune_config
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import CONFIG_FILE
 from capcli.config.options import leaves, split_list
@@ -131,12 +131,15 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
 
 @options("export", ExportConfig, "plan")
 def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
-    """Convert a pruned MODEL to another format, and check the result.
+    """Convert a pruned MODEL to another format, and check the result; or choose the format that keeps to limits.
 
     dense: for every tool; sparse: the smallest file; sliced and onnx: faster, without the removed parts.
     """
+    check_limits(chosen)
     settings, machine = build(ExportConfig, chosen), wants_json(output, as_json)
-    hello(quiet, f"cap export {settings.model} to {settings.to}")
+    if not plan:
+        settings.check_asked()
+    hello(quiet, f"cap export {settings.model}" + (f" to {settings.to}" if settings.to else ""))
     from capcli.events import StopFlag, signals
     from capcli.verbs import export as export_verb
 
@@ -146,7 +149,12 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
         return
     flag = StopFlag()
     with signals(flag):
-        found = watch(export_verb.export(settings), quiet, flag)
+        try:
+            found = watch(export_verb.export(settings), quiet, flag)
+        except export_verb.NothingFits as error:
+            tried = error.ladder
+            emit(tried, machine, lambda: terminal.ladder_summary(tried))
+            raise
     emit(found, machine, lambda: terminal.export_summary(found))
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator
 from dataclasses import MISSING
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from capcli.cli.output import guarded
+from capcli.config.export import LIMITS
 from capcli.config.names import BUILTIN_MODEL, CONFIG_FILE, TEXT_FILES
-from capcli.config.options import leaves, share
+from capcli.config.options import UNITS, leaves, measured
 
 if TYPE_CHECKING:
     from capcli.events import Event
@@ -110,28 +112,28 @@ def _argument(name: str, metavar: str, help: str, optional: bool = False) -> ins
 
 def _parameter(item: Any, kind: Any) -> inspect.Parameter:
     """One field as a Typer option; the default is shown but not filled in, so that a preset can stand below it."""
-    meta, default = item.metadata, item.default
-    unset = default in ("", MISSING) or default is False or meta["panel"] == "Gates"  # there 0 is no gate
+    meta, default, unit = item.metadata, item.default, item.metadata["unit"]
+    unset = default in ("", MISSING) or default is False or meta["panel"] in ("Gates", LIMITS)  # there 0 is no limit
     flag = "--" + item.name.replace("_", "-")
     info = typer.Option(
         *filter(None, (f"{flag}/--no-{flag[2:]}" if kind is bool else flag, meta["flag"])),
         help=meta["help"][:1].upper() + meta["help"][1:] + ("." if unset else f" (default {default})."),
         show_default=False,
         rich_help_panel=meta["panel"] or "Options",
-        metavar=None if kind is bool else {str: "TEXT", int: "N", float: "X"}[kind],
-        parser=_share if meta["share"] else None,
+        metavar=None if kind is bool else UNITS[unit][1] if unit else {str: "TEXT", int: "N", float: "X"}[kind],
+        parser=partial(_measured, unit) if unit else None,
     )
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
     )
 
 
-def _share(text: str) -> float:
-    """What a share on the command line is. Raises `typer.BadParameter`."""
+def _measured(unit: str, text: str) -> float:
+    """What a number with a unit is on the command line. Raises `typer.BadParameter`."""
     try:
-        return share(text)
+        return measured(unit, text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number or a percentage such as 98%.") from error
+        raise typer.BadParameter(f"{error}.") from error
 
 
 def _switch(name: str) -> inspect.Parameter:

@@ -6,19 +6,43 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from capcli.config.measure import Gates
 from capcli.config.names import ARTEFACT_FORMATS, DEVICES, EXPORT_FORMATS
-from capcli.config.options import at_least, check_name, option
+from capcli.config.options import at_least, check_name, flag_name, option
 from capcli.config.prune import LABEL_MAP
 from capcli.errors import ConfigError
+
+LIMITS = "Limits"  # instead of a format
+TREATMENTS = ("dtype", "embeddings", "vocab", "int8")
+"""Options that change the weights of one format."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """A pruned model written for other tools."""
+    """A pruned model written for other tools: in the format `to`, or as what keeps to limits."""
 
     model: str = ""
-    to: str = option("dense", "format: " + ", ".join(EXPORT_FORMATS))
-    out: str = option("", "folder to write; MODEL-FORMAT by default", flag="-o")
+    to: str = option(
+        "", "format: " + ", ".join(EXPORT_FORMATS) + "; required, unless --fit or --max-latency-ms chooses one"
+    )
+    out: str = option("", "folder to write; by default MODEL-FORMAT, or MODEL-fit where limits choose", flag="-o")
+    fit: int = option(
+        0,
+        "choose the most faithful export whose weight file has at most this size, such as 5MB",
+        panel=LIMITS,
+        unit="bytes",
+    )
+    max_latency_ms: float = option(
+        0.0,
+        "choose the most faithful export that answers a text of 128 tokens in this time, such as 10 (ms) or 0.5s",
+        panel=LIMITS,
+        unit="ms",
+    )
+    max_drop: str = option(
+        "",
+        "with --fit or --max-latency-ms: METRIC may be at most V below that of MODEL: METRIC=V, or METRIC=P% of it",
+        panel=LIMITS,
+    )
     dtype: str = option(
         "auto",
         "type of the stored weights: fp32, fp16, bf16; for sparse and sliced also int8; auto is that of the model's "
@@ -47,7 +71,8 @@ class ExportConfig:
     threads: int = option(0, "CPU threads, 0 for all cores", panel="Hardware")
 
     def __post_init__(self) -> None:
-        check_name("format", self.to, EXPORT_FORMATS)
+        if self.to:
+            check_name("format", self.to, EXPORT_FORMATS)
         check_name("dtype", self.dtype, ("auto", "fp32", "fp16", "bf16", "int8"))
         check_name("device", self.device.split(":")[0], DEVICES)
         at_least(1, samples=self.samples)
@@ -58,6 +83,29 @@ class ExportConfig:
             raise ConfigError(
                 f"--embeddings is keep, fp16, int8 or svd:RANK, got {self.embeddings!r}", "for example svd:128"
             )
+        self._check_limits()
+        self._check_format()
+
+    def _check_limits(self) -> None:
+        """Raise `ConfigError` for limits that nothing or everything keeps to, or that choose what is chosen already."""
+        at_least(0, fit=self.fit)
+        limits = self.limits
+        if limits.max_drop and not (limits.max_bytes or limits.max_latency_ms):
+            raise ConfigError(
+                "--max-drop alone chooses nothing: MODEL itself drops by 0",
+                "say what the export is for: add --fit SIZE or --max-latency-ms TIME",
+            )
+        chosen = [name for name in TREATMENTS if getattr(self, name) != getattr(ExportConfig, name)]
+        if self.to and self.chooses:
+            raise ConfigError(
+                f"--to {self.to} and {flag_name(self.chooses[0])} both choose the format", "leave one of them out"
+            )
+        if chosen and not self.to:
+            why = f"{flag_name(self.chooses[0])} chooses it" if self.chooses else "it is for one format"
+            raise ConfigError(f"{flag_name(chosen[0])} needs --to: {why}", "name the format with --to, or leave it out")
+
+    def _check_format(self) -> None:
+        """Raise `ConfigError` for options that the format does not have."""
         if self.to not in ARTEFACT_FORMATS and (self.embeddings != "keep" or self.dtype == "int8"):
             flag = "--embeddings" if self.embeddings != "keep" else "--dtype int8"
             raise ConfigError(
@@ -69,11 +117,30 @@ class ExportConfig:
             raise ConfigError("--int8 is for --to onnx", "use --dtype int8 with --to sparse or --to sliced")
 
     @property
+    def limits(self) -> Gates:
+        """What the export that is chosen must keep to, as gates."""
+        return Gates(max_bytes=self.fit, max_latency_ms=self.max_latency_ms, max_drop=self.max_drop)
+
+    @property
+    def chooses(self) -> tuple[str, ...]:
+        """The names of the limits that are given; none for a format by name."""
+        return tuple(name for name in ("fit", "max_latency_ms", "max_drop") if getattr(self, name))
+
+    def check_asked(self) -> None:
+        """Raise `ConfigError` when neither a format nor a limit is given."""
+        if not self.to and not self.chooses:
+            raise ConfigError(
+                "no format given",
+                f"name one with --to: {', '.join(EXPORT_FORMATS)}; or give limits, such as --fit 5MB or "
+                "--max-latency-ms 10, to have one chosen; --plan lists what each would give",
+            )
+
+    @property
     def out_folder(self) -> Path:
         """The output folder, given or derived: next to a local model, in the current folder for one from the hub."""
         model = Path(self.model)
         model = model if model.name else model.resolve()  # of `.`
-        return Path(self.out or f"{model if model.exists() else model.name}-{self.to}")
+        return Path(self.out or f"{model if model.exists() else model.name}-{self.to or 'fit'}")
 
     @property
     def score_threshold(self) -> float | None:

@@ -6,7 +6,6 @@ command line.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 from capcli.config.measure import EvalConfig, ProbeConfig
 from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, OF_CRITERION, PRESETS
-from capcli.config.options import check_name, flag_name, leaves, share, typed_fields
+from capcli.config.options import check_name, flag_name, leaves, measured, typed_fields
 from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
 from capcli.errors import ConfigError, FileError
@@ -75,10 +74,15 @@ def options_file(chosen: str = "") -> str:
 def layered(command: str, chosen: Mapping[str, Any], file: str = "") -> dict[str, Any]:
     """The options that the user chose over those of a file, if there is one. Raises `ConfigError`."""
     layers = {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
+    check_limits(layers)
+    return layers
+
+
+def check_limits(layers: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a limit of 0, which stands for none."""
     for name in NUMERIC_GATES:
         if layers.get(name) == 0:
-            raise ConfigError(f"{flag_name(name)} 0 would never fail", "leave it out, or set a limit")
-    return layers
+            raise ConfigError(f"{flag_name(name)} 0 sets no limit", "leave it out, or set one above 0")
 
 
 def read_toml(file: str, command: str) -> dict[str, Any]:
@@ -134,9 +138,12 @@ def _read_table(table: Mapping[str, Any], place: str, commands: tuple[str, ...])
 
 def _typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> Any:
     name = item.name
-    if item.metadata.get("share") and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return share(value)
+    unit = item.metadata.get("unit")
+    if unit and isinstance(value, str):
+        try:
+            return measured(unit, value)
+        except ValueError as error:
+            raise ConfigError(f"{name} in {place}: {error}") from error
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

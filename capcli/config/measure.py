@@ -56,16 +56,20 @@ class Gates:
         0.0,
         "fail when the primary metric is below this share of that of --baseline, such as 0.98 or 98%",
         panel="Gates",
-        share=True,
+        unit="share",
     )
-    max_bytes: int = option(0, "fail when the weight file is larger, in bytes", panel="Gates")
-    max_latency_ms: float = option(0.0, "fail when the median latency is higher, in milliseconds", panel="Gates")
+    max_bytes: int = option(
+        0, "fail when the weight file is larger, in bytes or such as 5MB", panel="Gates", unit="bytes"
+    )
+    max_latency_ms: float = option(
+        0.0, "fail when the median latency is higher, in milliseconds or such as 0.5s", panel="Gates", unit="ms"
+    )
     confidence: float = option(
         0.0,
         "fail only when the whole interval at this confidence, such as 0.95, is beyond the limit; 0 to compare the "
         "value alone",
         panel="Gates",
-        share=True,
+        unit="share",
     )
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ RUNTIMES = ("auto", "torch", "sparse", "onnx")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MOST = 2**63 - 1  # the largest whole number of every library and of TOML
 MOST_RETENTION = 2.0  # twice the metric of a baseline; who asks for more means per cent
-NUMERIC_GATES = ("min_retention", "max_bytes", "max_latency_ms")  # of which 0 is the default, and no gate
+NUMERIC_GATES = ("min_retention", "max_bytes", "max_latency_ms", "fit")  # of which 0 is the default, and no limit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,13 @@ from capcli.config.names import MOST, nearest
 from capcli.errors import ConfigError
 
 
-def option(
-    default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False, share: bool = False
-) -> Any:
+def option(default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False, unit: str = "") -> Any:
     """A dataclass field with its help text.
 
-    `resumable` marks what may differ when a run is continued, at no price, `share` what can also be given in per cent.
+    `resumable` marks what may differ when a run is continued, at no price. `unit`: a name of `UNITS`, for a number that
+    users may write with a unit.
     """
-    metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "share": share}
+    metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "unit": unit}
     return field(default=default, metadata=metadata)
 
 
@@ -68,6 +69,65 @@ def leaves(cls: type) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
             yield item, kind
 
 
+# Numbers with units --------------------------------------------------------------------------------------------------
+
+SIZES = {"": 1, "b": 1} | {
+    prefix + end: base**power
+    for power, prefix in enumerate(("k", "m", "g"), 1)
+    for end, base in {"": 1000, "b": 1000, "ib": 1024}.items()
+}
+TIMES = {"": Decimal(1), "ms": Decimal(1), "s": Decimal(1000), "us": Decimal("0.001"), "µs": Decimal("0.001")}
+_NUMBER = re.compile(r"\s*([0-9_]*\.?[0-9_]+(?:e[+-]?[0-9]{1,2})?)\s*([a-zµ]*)\s*", re.IGNORECASE)
+
+
+def share(text: str) -> float:
+    """A number, which may be given in per cent: 0.8 of `0.8` and of `80%`. Raises `ValueError`."""
+    number = float(text.strip().removesuffix("%"))
+    return number / 100 if text.strip().endswith("%") else number
+
+
+def size(text: str) -> int:
+    """Whole bytes: 5,000,000 of `5MB`, `5M` and `5000000`, 5,242,880 of `5MiB`. Raises `ValueError`."""
+    return int(_scaled(text, SIZES))
+
+
+def duration(text: str) -> float:
+    """Milliseconds: 10 of `10`, `10ms` and `0.01s`. Raises `ValueError`."""
+    return float(_scaled(text, TIMES))
+
+
+def _scaled(text: str, units: Mapping[str, int | Decimal]) -> Decimal:
+    """The number at the beginning of a text, times what its unit stands for; capitals do not matter."""
+    found = _NUMBER.fullmatch(text)
+    scale = units.get(found[2].lower()) if found else None
+    if found is None or scale is None:
+        raise ValueError(text)
+    try:
+        return Decimal(found[1]) * scale
+    except InvalidOperation as error:
+        raise ValueError(text) from error
+
+
+UNITS: dict[str, tuple[Callable[[str], float], str, str]] = {
+    "share": (share, "X", "a number or a percentage such as 98%"),
+    "bytes": (size, "SIZE", "a size such as 5MB, 800k or 1.5MiB"),
+    "ms": (duration, "TIME", "a time such as 10, 10ms or 0.5s"),
+}
+"""By unit: what reads the text, its name in `--help`, and what it is in words."""
+
+
+def measured(unit: str, text: str) -> float:
+    """The number that a text with a unit stands for. Raises `ValueError` that says what was expected."""
+    read, _, wanted = UNITS[unit]
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not {wanted}") from error
+
+
+# Gates ---------------------------------------------------------------------------------------------------------------
+
+
 def parse_limits(flag: str, text: str) -> dict[str, float]:
     """`accuracy=0.9,f1=80%` as a mapping. Raises `ConfigError` for anything else, also for one metric twice."""
     limits: dict[str, float] = {}
@@ -103,12 +163,6 @@ def _limit(flag: str, text: str) -> tuple[str, float]:
     return name.strip(), limit
 
 
-def share(text: str) -> float:
-    """A number, which may be given in per cent: 0.8 of `0.8` and of `80%`. Raises `ValueError`."""
-    number = float(text.strip().removesuffix("%"))
-    return number / 100 if text.strip().endswith("%") else number
-
-
 def meant(value: float) -> str:
     """A hint for who gave per cent where a share is expected; empty when the value is neither."""
     if not 1 <= value <= 100:
@@ -134,6 +188,9 @@ def parse_drops(text: str) -> list[tuple[str, float, bool]]:
             raise _twice("--max-drop", name)
         found[name, relative] = limit
     return [(name, limit, relative) for (name, relative), limit in found.items()]
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
 
 
 def parse_label_map(text: str) -> dict[str, str]:

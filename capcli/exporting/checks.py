@@ -16,6 +16,7 @@ from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models import predictor
 from capcli.models.model import place
+from capcli.models.predictor import Predictor
 from capcli.records.exported import BeforeAfter, Check, ExportMetrics, ExportSize, Measurements, Speed, Timed
 from capcli.records.parts import intervals
 from capcli.timing import in_turn
@@ -27,19 +28,26 @@ ALONE = (
 LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
 
 
-def checked(job: Export, opened: Opened) -> Generator[Event, None, Measurements]:
-    """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`."""
+def checked(
+    job: Export, opened: Opened, before: Measured | None = None, after: Measured | None = None
+) -> Generator[Event, None, Measurements]:
+    """Compare what was opened with the original; returns what `export.json` says of it. Raises `CheckFailed`.
+
+    before, after: their scores on the held-out split, where these were measured already.
+    """
     yield Event(phase="export", overall=0.6, note="comparing the export with the original")
     place(job.original, job.on)
     check, dense_bytes = _compared(job, opened), 4 * job.original.before_slicing.total
     notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
     metrics, speed = None, None
-    if job.lossy and job.known.ours:
-        metrics, more = yield from _metrics(job, opened)
-        notes += more
+    if (job.lossy or after) and job.known.ours:
+        before = before or (yield from scored(job, predictor.of_network(job.original, job.on), "before"))
+        after = after or (yield from scored(job, opened.model, "after"))
+        metrics = _metrics(job, before, after)
+        notes += [*after.doubts, *_constant(job, after)]
     elif job.lossy:
         notes.append("the weights were changed, and the accuracy was not measured again")
-    if job.config.to in ("sliced", "onnx"):
+    if job.config.to in ("sliced", "onnx") or opened.model.runtime == "sparse":
         yield Event(phase="export", overall=0.875, note="measuring latency, in turn with the original model")
         speed = yield from _speed(job, opened)
     return Measurements(
@@ -47,6 +55,7 @@ def checked(job: Export, opened: Opened) -> Generator[Event, None, Measurements]
         size=ExportSize(dense_bytes=dense_bytes, weights_bytes=opened.file_bytes, memory_bytes=opened.memory_bytes),
         metrics=metrics,
         speed=speed,
+        runtime=opened.model.runtime,
         batching=opened.model.batching,
         notes=tuple(notes),
         gives=what_it_gives(opened, dense_bytes, speed),
@@ -91,26 +100,28 @@ def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
     return first == second
 
 
-def _metrics(job: Export, opened: Opened) -> Generator[Event, None, tuple[ExportMetrics, list[str]]]:
-    """Metrics before and after, and how often both answer alike, on the same examples; and notes on the answers."""
-    split, data, source = job.known.held_out, job.known.data, job.known.source
-    measured: list[Measured] = []
-    for when, model in (("before", predictor.of_network(job.original, job.on)), ("after", opened.model)):
-        examples = scoring.encoded(model, split, source)
-        one = yield from told(scoring.measure(model, examples, data.metrics), event_of(when))
-        measured.append(one)
-    before, after = measured
-    found = ExportMetrics(
-        split=split.name,
-        primary=data.primary,
+def scored(job: Export, model: Predictor, when: str) -> Generator[Event, None, Measured]:
+    """The scores of the original (`before`) or of what was written (`after`) on the held-out split."""
+    examples = scoring.encoded(model, job.known.held_out, job.known.source)
+    return (yield from told(scoring.measure(model, examples, job.known.data.metrics), event_of(when)))
+
+
+def _metrics(job: Export, before: Measured, after: Measured) -> ExportMetrics:
+    """Metrics before and after, and how often both answer alike, on the same examples."""
+    return ExportMetrics(
+        split=job.known.held_out.name,
+        primary=job.known.data.primary,
         before=before.metrics,
         n_examples=after.n_examples,
         confidence_95=intervals(after.confidence_95),
         after=after.metrics,
         agreement=scoring.agreed(after, before).value,
     )
-    same = [scoring.same_answer("the export", split.name, after.constant)] if after.constant else []
-    return found, [*after.doubts, *same]
+
+
+def _constant(job: Export, after: Measured) -> list[str]:
+    """The note on an export that gives the same answer to everything."""
+    return [scoring.same_answer("the export", job.known.held_out.name, after.constant)] if after.constant else []
 
 
 def _speed(job: Export, opened: Opened) -> Generator[Event, None, Speed]:

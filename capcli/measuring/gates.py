@@ -17,6 +17,7 @@ from capcli.records.parts import Gate
 from capcli.reporting.text import byte_size, milliseconds
 
 Bounds = tuple[float, float]  # the lowest and the highest value that a metric can have
+MEDIAN = "median_ms"  # the metric of the gate on latency
 DECIMALS = 12  # as `reporting.text` shows numbers
 
 
@@ -248,7 +249,7 @@ def _latency() -> _Said:
         return f"the median latency is {short if tells else _digits(value, limit, 2) + ' ms'}"
 
     return _Said(
-        metric="median_ms",
+        metric=MEDIAN,
         missing="the median latency",
         found=found,
         show=lambda value: f"{value:,.6g} ms",

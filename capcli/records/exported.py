@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from capcli.records.codec import ABSENT, EMPTY, Versioned
-from capcli.records.parts import FileFacts, Intervals, Sparsity, Values
+from capcli.records.parts import FileFacts, Gate, Intervals, Latency, Sparsity, Values
 from capcli.records.pruned import Metrics, Report, Teacher
 
 
@@ -150,9 +150,48 @@ class Measurements:
     size: ExportSize = field(default_factory=ExportSize)
     metrics: ExportMetrics | None = None
     speed: Speed | None = None
+    runtime: str | None = None
     batching: str | None = None
     notes: tuple[str, ...] = ()
     gives: Gives = field(default_factory=Gives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A way to ship a model: format, treatment of the weights, the runtime that computes it, and the command for it.
+
+    refused: why it is not possible, or what went wrong. estimated: the bytes are not exact, as nothing was written.
+    gates: the limits that were held against it, cheapest first, up to the first that it did not keep to. passed:
+    whether it is what was chosen; None in a plan.
+    """
+
+    name: str | None = None
+    format: str | None = None
+    runtime: str | None = None
+    command: str | None = None
+    refused: str | None = field(default=None, metadata=ABSENT)
+    exact: bool | None = field(default=None, metadata=ABSENT)
+    estimated: bool | None = field(default=None, metadata=ABSENT)
+    weights_bytes: int | None = field(default=None, metadata=ABSENT)
+    memory_bytes: int | None = field(default=None, metadata=ABSENT)
+    matrices_left: float | None = field(default=None, metadata=ABSENT)
+    latency: Latency | None = field(default=None, metadata=ABSENT)
+    metrics: Values | None = field(default=None, metadata=ABSENT)
+    gates: tuple[Gate, ...] = ()
+    passed: bool | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder(Versioned):
+    """What was tried to keep to limits, in order; before: metrics of the model as loaded, if a drop is limited."""
+
+    model: str | None = None
+    fit: int | None = field(default=None, metadata=ABSENT)
+    max_latency_ms: float | None = field(default=None, metadata=ABSENT)
+    max_drop: str | None = field(default=None, metadata=ABSENT)
+    before: Values | None = field(default=None, metadata=ABSENT)
+    rungs: tuple[Rung, ...] = ()
+    passed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,28 +216,19 @@ class ExportRecord(Versioned):
     size: ExportSize = field(default_factory=ExportSize)
     metrics: ExportMetrics | None = None
     speed: Speed | None = None
+    runtime: str | None = None
     batching: str | None = None
     notes: tuple[str, ...] = ()
     gives: Gives = field(default_factory=Gives)
+    ladder: Ladder | None = field(default=None, metadata=ABSENT)
     files: Mapping[str, FileFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormatPlan:
-    """One format: why it is refused, or what it would take and how much of the matrices it computes."""
-
-    format: str
-    refused: str | None = field(default=None, metadata=ABSENT)
-    weights_bytes: int | None = field(default=None, metadata=ABSENT)
-    memory_bytes: int | None = field(default=None, metadata=ABSENT)
-    matrices_left: float | None = field(default=None, metadata=ABSENT)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExportPlan(Versioned):
-    """What every format would take."""
+    """What every way to ship the model would take."""
 
     model: str
     dense_bytes: int
-    formats: tuple[FormatPlan, ...]
+    rungs: tuple[Rung, ...]
     notes: tuple[str, ...]

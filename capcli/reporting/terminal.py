@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Speed
+from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Ladder, Speed
 from capcli.records.measured import Result
 from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
-from capcli.reporting import latency, results, tables
+from capcli.reporting import ladders, latency, results, tables
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -170,6 +170,7 @@ def export_summary(found: ExportRecord) -> Group:
     rows = [
         ("format", named(found.format)),
         ("folder", named(found.out)),
+        ("runtime", named(found.runtime)),
         ("smaller file", _gain(size.dense_bytes, size.weights_bytes)),
         ("less memory", _gain(size.dense_bytes, size.memory_bytes) + ", weights once loaded"),
         ("faster", _faster(found.speed)),
@@ -189,8 +190,9 @@ def export_summary(found: ExportRecord) -> Group:
         (named(name, 60), number(value), number(metrics.after.get(name)))
         for name, value in list(metrics.before.items())[:MAX_ROWS]
     ]
-    shown = _table(("metric", "before", "after"), table)
-    return Group(facts(rows), "", shown) if table else Group(facts(rows))
+    shown: list[Any] = [ladder_summary(found.ladder), ""] if found.ladder else []
+    shown += [facts(rows), *(["", _table(("metric", "before", "after"), table)] if table else [])]
+    return Group(*shown)
 
 
 def _gain(dense: Any, ours: Any) -> str:
@@ -235,25 +237,23 @@ def _checked(check: Check) -> str:
 
 
 def plan_summary(found: ExportPlan) -> Group:
-    """What `cap export --plan` shows: one row per format."""
+    """What `cap export --plan` shows: one row for each way to ship the model, and the command of each."""
     from rich.console import Group
 
-    dense = found.dense_bytes
-    rows: list[tuple[str, ...]] = []
-    for row in found.formats:
-        name = named(row.format, 20)
-        if row.refused:
-            rows.append((name, "not possible", "", named(row.refused, 200)))
-            continue
-        cells = []
-        for size in (row.weights_bytes, row.memory_bytes):
-            times = _times(dense, size)
-            cells.append(byte_size(size) + (f", {times}" if times else ""))
-        left = row.matrices_left
-        faster = left is not None and left < 0.999
-        rows.append((name, *cells, f"computes {percent(left)} of the matrices" if faster else "no"))
-    table = _table(("format", "file", "memory", "faster"), rows)
-    return Group(facts([("model", named(found.model)), ("dense", byte_size(dense))]), "", table)
+    about = [("model", named(found.model)), ("dense", f"{byte_size(found.dense_bytes)} in 32 bits")]
+    table = _table(ladders.PLAN, ladders.planned(found), n_text=ladders.N_TEXT, narrow=True)
+    shown: list[Any] = [facts(about), "", table, "", facts(ladders.commands(found))]
+    left_out = ladders.left_out(found.rungs)
+    return Group(*shown, *(("", facts(left_out)) if left_out else ()))
+
+
+def ladder_summary(found: Ladder) -> Group:
+    """What was tried to keep to limits, from the most faithful on."""
+    from rich.console import Group
+
+    table = _table(ladders.columns(found), ladders.tried(found), n_text=ladders.N_TEXT - 1, narrow=True)
+    left_out = ladders.left_out([rung for rung in found.rungs if rung.refused])
+    return Group(table, *(("", facts(left_out)) if left_out else ()))
 
 
 def _times(dense: Any, ours: Any) -> str:

@@ -110,6 +110,13 @@ class Choice:
     predictor: Predictor
     sparse: Any = None
 
+    @property
+    def packed_bytes(self) -> int:
+        """What the weights take in memory on the sparse runtime: those that it packed, and all others as they are."""
+        assert self.sparse is not None, "a model on the sparse runtime"
+        others = [one for one in self.sparse.model.net.parameters() if one.device.type != "meta"]
+        return int(self.sparse.bytes + sum(one.numel() * one.element_size() for one in others))
+
 
 def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
     """PyTorch or the sparse runtime for a model on its device, by name, or with `auto` the faster.
@@ -120,13 +127,28 @@ def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
     if runtime == "torch":
         return Choice(predictor=ours)
     try:
-        packed = _sparse(model, on, threads)
+        found = on_sparse(model, on, threads)
     except CapError as error:
         if runtime == "sparse":
             raise
         return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({error.message})"))
-    theirs = dataclasses.replace(
-        ours,
+    slower, said = _compared(found.predictor, ours)
+    if not slower:
+        said = f"runtime: sparse ({said})"
+    elif runtime == "sparse":
+        said = f"runtime: sparse, as asked for, but torch is faster ({said})"
+    else:
+        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({said})"))
+    return dataclasses.replace(found, predictor=dataclasses.replace(found.predictor, chosen=said))
+
+
+def on_sparse(model: Model, on: Compute, threads: int = 0) -> Choice:
+    """The model on the sparse runtime, by name and without a comparison. Raises `CapError` where it cannot be."""
+    if on.device.type != "cpu" or on.dtype != torch.float32:
+        raise ModelError(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
+    packed = sparse.from_model(model, threads or torch.get_num_threads())
+    answers = dataclasses.replace(
+        predictor.of_network(model, on),
         runtime="sparse",
         described=packed.described,
         threads=packed.threads,
@@ -134,21 +156,7 @@ def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
         network=packed.model,
         notes=packed.model.notes,
     )
-    slower, said = _compared(theirs, ours)
-    if not slower:
-        said = f"runtime: sparse ({said})"
-    elif runtime == "sparse":
-        said = f"runtime: sparse, as asked for, but torch is faster ({said})"
-    else:
-        return Choice(predictor=dataclasses.replace(ours, chosen=f"runtime: torch ({said})"))
-    return Choice(predictor=dataclasses.replace(theirs, chosen=said), sparse=packed)
-
-
-def _sparse(model: Model, on: Compute, threads: int) -> Any:
-    """The model on the sparse runtime. Raises `ModelError` where it cannot be."""
-    if on.device.type != "cpu" or on.dtype != torch.float32:
-        raise ModelError(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
-    return sparse.from_model(model, threads or torch.get_num_threads())
+    return Choice(predictor=answers, sparse=packed)
 
 
 def _compared(ours: Predictor, theirs: Predictor) -> tuple[bool, str]:

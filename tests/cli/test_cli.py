@@ -66,7 +66,7 @@ def test_json_is_one_object(tiny: Tiny, tmp_path: Path) -> None:
         [*tiny.arguments(tmp_path / "none", **SMALL), "--plan", "--json"],
         [*tiny.arguments(out, **SMALL), "--json"],
         ["eval", str(out), "--format", "json", *FAST[1:]],
-        ["export", str(out), "-o", str(tmp_path / "dense"), "--json"],
+        ["export", str(out), "--to", "dense", "-o", str(tmp_path / "dense"), "--json"],
         ["probe", str(out), "--tasks", "subj", "--max-train-samples", "40", "--max-eval-samples", "20", "--json"],
     ]
     for command in commands:
@@ -239,7 +239,7 @@ def test_damaged_artefact(pruned: Path, tmp_path: Path, name: str, damage: str) 
     path.unlink()
     if damage != "deleted":
         path.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
-    for command in (["eval", str(out), *FAST], ["export", str(out), "-o", str(tmp_path / "dense")]):
+    for command in (["eval", str(out), *FAST], ["export", str(out), "--to", "dense", "-o", str(tmp_path / "dense")]):
         refused(invoke(*command))
     assert not (tmp_path / "dense").exists()
 
@@ -248,12 +248,12 @@ def test_eval_of_an_unfinished_run(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert invoke(*tiny.arguments(out, **SMALL, max_time=1e-6)).exit_code == 75
     refused(invoke("eval", str(out), "--task", "mr"), str(out))
-    refused(invoke("export", str(out)), "is an unfinished run")
+    refused(invoke("export", str(out), "--to", "dense"), "is an unfinished run")
 
 
 def test_export_over_something(pruned: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
-    refused(invoke("export", str(pruned), "-o", str(tmp_path)), "is not empty")
+    refused(invoke("export", str(pruned), "--to", "dense", "-o", str(tmp_path)), "is not empty")
     refused(invoke("export", str(pruned), "--to", "onx"), "unknown format 'onx'")
 
 

@@ -1,6 +1,7 @@
 """What a user can choose: every refusal, the layers of presets, files and options, and the tables behind the names."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from capcli.config import options
 from capcli.config.export import ExportConfig
 from capcli.config.layers import build, differences, layered, options_file, prune_config
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
@@ -113,7 +115,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: Gates(min_retention=99.5), "--min-retention 99.5 can never pass", "did you mean 0.995 or 99.5%?"),
     (lambda: Gates(confidence=95), "--confidence is a probability", "did you mean 0.95 or 95%?"),
     *[
-        (lambda n=name: layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 would never fail", "leave it out")
+        (lambda n=name: layered("eval", {n: 0}), f"--{name.replace('_', '-')} 0 sets no limit", "leave it out")
         for name in NUMERIC_GATES
     ],
     *[
@@ -144,6 +146,15 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: EvalConfig(source=SOURCE, gates=Gates(min_retention=0.9)), "--min-retention compares", "--baseline"),
     (lambda: EvalConfig(source=SOURCE, latency_batch=0), "--latency-batch must be at least 1, got 0", ""),
     (lambda: ExportConfig(to="dens"), "unknown format 'dens'", "did you mean dense?"),
+    (lambda: ExportConfig().check_asked(), "no format given", "name one with --to: dense, sparse, sliced, onnx"),
+    (lambda: ExportConfig(to="sparse", fit=9), "--to sparse and --fit both choose the format", "leave one of them out"),
+    (lambda: ExportConfig(fit=9, vocab="task"), "--vocab needs --to: --fit chooses it", "name the format with --to"),
+    (lambda: ExportConfig(max_latency_ms=9, int8=True), "--int8 needs --to: --max-latency-ms chooses it", ""),
+    (lambda: ExportConfig(embeddings="int8"), "--embeddings needs --to: it is for one format", ""),
+    (lambda: ExportConfig(max_drop="accuracy=0.01"), "--max-drop alone chooses nothing", "add --fit SIZE"),
+    (lambda: ExportConfig(fit=9, max_drop="accuracy"), "--max-drop needs METRIC=NUMBER", ""),
+    (lambda: ExportConfig(fit=-9), "--fit must be at least 0, got -9", ""),
+    (lambda: ExportConfig(max_latency_ms=math.nan), "--max-latency-ms must be at least 0, got nan", ""),
     (lambda: ExportConfig(dtype="fp8"), "unknown dtype 'fp8'", "did you mean fp"),
     (lambda: ProbeConfig(tasks="mr,sub"), "unknown task 'sub'", "did you mean subj?"),
     (lambda: ProbeConfig(pooling="first"), "unknown pooling 'first'", "valid: head, cls, mean"),
@@ -209,7 +220,7 @@ def test_limits_and_folders(tmp_path: Path) -> None:
     assert len(set(own)) == 3
     assert all(re.fullmatch(r"runs/mini-text-classification-set-[0-9a-f]{6}-cap-soft-0.9", str(one)) for one in own)
     (tmp_path / "x").mkdir()
-    assert ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-dense"
+    assert ExportConfig(model=f"{tmp_path}/x/").out_folder == tmp_path / "x-fit"
     assert ExportConfig(model="owner/name", to="sparse").out_folder == Path("name-sparse")
     assert ProbeConfig(tasks="mr, subj,mr").task_names == ("mr", "subj")
 
@@ -380,7 +391,9 @@ def test_prune_takes_a_table_too(tmp_path: Path) -> None:
         ("seed = 1.5", "seed in FILE must be a whole number, got 1.5", ""),
         ("seed = true", "seed in FILE must be a whole number", ""),
         ("model = 3", "model in FILE must be text in quotes", ""),
-        ('max-latency-ms = "1"', "max_latency_ms in FILE must be a number", ""),
+        ("max-latency-ms = true", "max_latency_ms in FILE must be a number", ""),
+        ('max-latency-ms = "1m"', "max_latency_ms in FILE: '1m' is not a time such as 10, 10ms or 0.5s", ""),
+        ('max-bytes = "5 apples"', "max_bytes in FILE: '5 apples' is not a size such as 5MB", ""),
         (f"max-latency-ms = 1{'0' * 400}", "max_latency_ms in FILE must be a number", ""),
         ('[probe]\ntasks = ["mr", "subj"]', "tasks in FILE [probe] must be text", "separated by commas"),
         ("min = {accuracy = 0.8}", "min in FILE must be text", "separated by commas"),
@@ -468,10 +481,42 @@ def test_every_option_has_a_help_text() -> None:
             assert item.name == "model" or type(item.default) is kind, item.name
 
 
+SIZES = {
+    "5MB": 5_000_000,
+    "5m": 5_000_000,
+    "800k": 800_000,
+    "1.5 MiB": 1_572_864,
+    "2GiB": 2 * 1024**3,
+    "1.1GB": 1_100_000_000,
+    "120000000": 120_000_000,
+    "12_000_000 B": 12_000_000,
+    "1e6": 1_000_000,
+    "999.9": 999,
+}
+TIMES = {"10": 10.0, "10ms": 10.0, "0.01s": 10.0, "1 S": 1000.0, "500us": 0.5, "500µs": 0.5, ".5": 0.5}
+
+
+def test_sizes_and_times_have_units() -> None:
+    """Decimal units are of 1000, those with an i of 1024; a number alone is bytes or milliseconds."""
+    assert {text: options.measured("bytes", text) for text in SIZES} == SIZES
+    assert {text: options.measured("ms", text) for text in TIMES} == TIMES
+    for unit, wrong in {"bytes": "5XB,nan,inf,-5MB,,MB,5 M B,1e999MB,5MB5,0x10,_,٣MB", "ms": "10m,nan,-1,1h,s"}.items():
+        for text in wrong.split(","):
+            with pytest.raises(
+                ValueError, match=re.escape(f"{text!r} is not a {'size' if unit == 'bytes' else 'time'}")
+            ):
+                options.measured(unit, text)
+
+
+def test_gates_in_a_file_have_units(tmp_path: Path) -> None:
+    (tmp_path / "cap.toml").write_text('max-bytes = "5MB"\nmax-latency-ms = "0.5s"')
+    assert layered("eval", {}, str(tmp_path / "cap.toml")) == {"max_bytes": 5_000_000, "max_latency_ms": 500.0}
+
+
 def test_shares_in_a_file_can_be_in_per_cent(tmp_path: Path) -> None:
     (tmp_path / "cap.toml").write_text('min-retention = "98%"\nconfidence = 0.95\nmin = "accuracy=80%"')
     found = layered("eval", {}, str(tmp_path / "cap.toml"))
     assert found == {"min_retention": 0.98, "confidence": 0.95, "min": "accuracy=80%"}
     (tmp_path / "cap.toml").write_text('min-retention = "most"')
-    with pytest.raises(ConfigError, match=r"min_retention in .* must be a number, got 'most'"):
+    with pytest.raises(ConfigError, match=r"min_retention in .*: 'most' is not a number or a percentage"):
         layered("eval", {}, str(tmp_path / "cap.toml"))

@@ -73,7 +73,7 @@ def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name
     low_high = again["confidence_95"][again["primary"]]
     assert low_high[0] <= again["metrics"][again["primary"]] <= low_high[1]
 
-    capcli.export(ExportConfig(model=str(tmp_path / "out"), out=str(tmp_path / "dense")))
+    capcli.export(ExportConfig(model=str(tmp_path / "out"), to="dense", out=str(tmp_path / "dense")))
     texts = ["a good film", "the dull story was rather long"]
     batch = dict(model.tokenizer(texts, padding=True, return_tensors="pt"))
     with torch.no_grad():

@@ -31,6 +31,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     tiny.prune(sliced, method="cap-f", sparsity=0.6)
     json_only = ("-q", "--json")
     on = ("--threads", "1", *json_only)
+    limits = ("--max-latency-ms", "60s", "--max-drop", "accuracy=0.9")
     task = ("--tasks", "text-classification", "--data", tiny.data, "--max-length", "32", "--seeds", "2", *on)
     commands: dict[str, tuple[str, ...]] = {
         "eval": ("eval", str(run), "--latency-length", "8", *on),
@@ -48,9 +49,22 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             "--json",
         ),
         "export": ("export", str(run), "--to", "sparse", "-o", str(home / "a"), *on),
-        "export-task": ("export", str(run), "--dtype", "bf16", "--vocab", "task", "-o", str(home / "b"), *on),
+        "export-task": (
+            "export",
+            str(run),
+            "--to",
+            "dense",
+            "--dtype",
+            "bf16",
+            "--vocab",
+            "task",
+            "-o",
+            str(home / "b"),
+            *on,
+        ),
         "export-sliced": ("export", str(sliced), "--to", "sliced", "-o", str(home / "c"), *on),
         "export-again": ("export", str(home / "a"), "--to", "sparse", "-o", str(home / "d"), *on),
+        "export-fit": ("export", str(run), "--fit", "1GB", *limits, "-o", str(home / "f"), *on),
         "export-plan": ("export", str(run), "--plan", "-o", str(home / "e"), *on),
     }
     found = {"prune": json.loads((run / "report.json").read_text("utf-8"))}

@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_named(data: Any, said: str) -> None:
 
 
 def test_a_field_without_a_default_must_be_there() -> None:
-    with pytest.raises(FileError, match=r"a\.json has no formats"):
+    with pytest.raises(FileError, match=r"a\.json has no rungs"):
         from_json(exported.ExportPlan, {"model": "m", "dense_bytes": 1}, "a.json")
 
 

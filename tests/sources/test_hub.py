@@ -596,7 +596,7 @@ def test_a_folder_that_is_not_there_is_said_and_the_near_one_named(
     (tmp_path / "runs" / "first").symlink_to(pruned)
     for command in (
         ("eval", "runs/frist"),
-        ("export", "runs/frist"),
+        ("export", "runs/frist", "--to", "dense"),
         ("eval", "runs/first", "--baseline", "runs/frist"),
     ):
         result = invoke(*command, "-q")

@@ -211,7 +211,7 @@ def test_export_loads_without_capcli(runs: Any, method: str, tmp_path: Path) -> 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     out = runs(method)
-    capcli.export(ExportConfig(model=str(out), out=str(tmp_path / "dense")))
+    capcli.export(ExportConfig(model=str(out), to="dense", out=str(tmp_path / "dense")))
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense").eval()
     ours = capcli.load(out)
     with torch.inference_mode():
@@ -271,7 +271,7 @@ def test_dimensions_at_95_percent(tiny: Tiny, tmp_path: Path, losses: str) -> No
     assert len(sizes) > 1
     assert report["metrics"]["pruned"]["accuracy"] > 0.7
     assert not any("projection" in name for name in net.state_dict())
-    capcli.export(ExportConfig(model=str(tmp_path / "out"), out=str(tmp_path / "dense")))
+    capcli.export(ExportConfig(model=str(tmp_path / "out"), to="dense", out=str(tmp_path / "dense")))
 
 
 def check_dimensions(layer: Any) -> tuple[int, ...]:
@@ -391,7 +391,7 @@ def dense(pruned: Path, others: Callable[[str], Path], tmp_path_factory: pytest.
     found = {"text-classification": pruned, "ner": others("ner")}
     for task, model in found.items():
         found[task] = tmp_path_factory.mktemp(f"dense-{task}") / "dense"
-        capcli.export(ExportConfig(model=str(model), out=str(found[task])))
+        capcli.export(ExportConfig(model=str(model), to="dense", out=str(found[task])))
     return found
 
 
@@ -585,7 +585,7 @@ def test_holdout_chooses_the_best_epoch(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_teacher_given(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     """A stock folder and a pruned model both serve; with a pruned one as start, its zeros do not count as kept."""
-    capcli.export(ExportConfig(model=str(pruned), out=str(tmp_path / "teacher")))
+    capcli.export(ExportConfig(model=str(pruned), to="dense", out=str(tmp_path / "teacher")))
     reports = [
         tiny.prune(tmp_path / name, teacher=teacher, teacher_epochs=0, epochs=2, init="pretrained")
         for name, teacher in (("a", str(tmp_path / "teacher")), ("b", str(pruned)))

@@ -228,7 +228,7 @@ def test_gates_on_what_is_measured_beside_the_metrics(pruned: Path, gate: tuple[
         (("--max-drop", "accuracy=-1.5", "--baseline", "SELF"), ("can never pass",)),
         (("--max-drop", "ece=0.1", "--baseline", "SELF"), ("no drop of 'ece' is measured",)),
         (("--min-retention", "90", "--baseline", "SELF"), ("--min-retention 90 can never pass", "0.90 or 90%?")),
-        (("--max-bytes", "0"), ("--max-bytes 0 would never fail",)),
+        (("--max-bytes", "0"), ("--max-bytes 0 sets no limit",)),
         (("--min", "acc=0.5"), ("unknown metric 'acc'", "did you mean accuracy?")),
         (("--min", "acuracy=0.1"), ("unknown metric 'acuracy'", "did you mean accuracy?")),
         (("--min", "accuracy>=0.5"), ("--min needs METRIC=NUMBER",)),
@@ -414,7 +414,7 @@ def test_a_baseline_whose_labels_do_not_fit_is_refused_before_anything_is_measur
 
 def test_answers_that_are_no_numbers_pass_no_gate(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
     """Finite weights whose logits overflow: the highest of NaN would be the first class, which may be right."""
-    capcli.export(ExportConfig(model=str(pruned), out=str(tmp_path / "dense"), threads=1))
+    capcli.export(ExportConfig(model=str(pruned), to="dense", out=str(tmp_path / "dense"), threads=1))
     path = tmp_path / "dense" / "model.safetensors"
     tensors = load_file(path)
     for name, tensor in tensors.items():

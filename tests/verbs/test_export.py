@@ -260,7 +260,7 @@ def test_same_command_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
 def test_dense_in_16_bits(in_32_bits: Path, tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    found = exported(in_32_bits, tmp_path / "out", "--dtype", dtype)
+    found = exported(in_32_bits, tmp_path / "out", "--to", "dense", "--dtype", dtype)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto")
     ours = dict(capcli.load(in_32_bits).named_parameters())
     for name, parameter in stock.named_parameters():
@@ -454,7 +454,7 @@ def test_sliced_is_smaller_and_equal(structured: Path, tmp_path: Path) -> None:
 
 def test_what_a_sliced_model_becomes(made: Callable[..., Path], tmp_path: Path) -> None:
     sliced = made("heads", "sliced")
-    assert "is sliced" in refused(2, str(sliced), "-o", str(tmp_path / "dense"))
+    assert "is sliced" in refused(2, str(sliced), "--to", "dense", "-o", str(tmp_path / "dense"))
     for to in ("onnx", "sparse", "sliced"):
         exported(sliced, tmp_path / to, "--to", to)
 
@@ -565,41 +565,6 @@ def test_every_kind_of_task(tiny: Tiny, tmp_path: Path, kind: str) -> None:
 # Plan ----------------------------------------------------------------------------------------------------------------
 
 
-def test_plan_writes_nothing_and_tells_the_bytes(structured: Path, tmp_path: Path) -> None:
-    options = ("-o", str(tmp_path / "out"), "--threads", "1", "--json")
-    result = invoke("export", str(structured), "--plan", *options)
-    assert result.exit_code == 0, result.stderr
-    assert not list(tmp_path.iterdir())
-    rows = {row["format"]: row for row in json.loads(result.stdout)["formats"]}
-    assert set(rows) == set(EXPORT_FORMATS)
-    for to in ("sparse", "sliced"):
-        found = exported(structured, tmp_path / to, "--to", to)
-        assert rows[to]["weights_bytes"] == found["size"]["weights_bytes"]
-        assert rows[to]["memory_bytes"] == found["size"]["memory_bytes"]
-    assert rows["sliced"]["matrices_left"] < 0.7 < rows["sparse"]["matrices_left"] == 1.0
-
-
-def planned(*arguments: str) -> dict[str, dict[str, Any]]:
-    """The rows of a plan by format."""
-    result = invoke("export", *arguments, "--plan", "--threads", "1", "--json")
-    assert result.exit_code == 0, result.stderr
-    return {row["format"]: row for row in json.loads(result.stdout)["formats"]}
-
-
-def test_plan_of_onnx(made: Callable[..., Path], structured: Path, tmp_path: Path) -> None:
-    """With 8 bits only the graph is smaller; a dense model becomes one too; about what is then written."""
-    out = ("-o", str(tmp_path / "out"))
-    plain, small = (planned(str(structured), "--to", "onnx", *more, *out) for more in ((), ("--int8",)))
-    assert {name for name in plain if plain[name] != small[name]} == {"onnx"}
-    assert small["onnx"]["weights_bytes"] < 0.5 * plain["onnx"]["weights_bytes"]
-    assert plain["onnx"]["matrices_left"] == small["onnx"]["matrices_left"] == plain["sliced"]["matrices_left"]
-    dense = planned(str(made("soft", "dense")), "--to", "onnx", *out)
-    assert dense["onnx"]["matrices_left"] == 1.0 and dense["onnx"]["weights_bytes"] == dense["dense"]["weights_bytes"]
-    assert "is sliced" in planned(str(made("heads", "sliced")), *out)["dense"]["refused"]
-    assert invoke("export", str(structured), "--plan", *out).exit_code == 0
-    assert not list(tmp_path.iterdir())
-
-
 def test_no_kernel_of_a_file_is_passed_on(pruned: Path, made: Callable[..., Path], tmp_path: Path) -> None:
     """transformers would fetch and run what a configuration names."""
     evil = {"attn_implementation": "evil/kernel", "experts_implementation": "evil/kernel"}
@@ -613,7 +578,8 @@ def test_no_kernel_of_a_file_is_passed_on(pruned: Path, made: Callable[..., Path
         exported(run, tmp_path / to, "--to", to)
         assert all(b"evil" not in path.read_bytes() for path in (tmp_path / to).iterdir())
     dense = edited(made("soft", "dense"), tmp_path / "model", "config.json", lambda table: {**table, **evil})
-    assert "refused" not in planned(str(dense), "--to", "onnx", "-o", str(tmp_path / "out"))["onnx"]
+    (row,) = json.loads(invoke("export", str(dense), "--to", "onnx", "--plan", "-q", "--json").stdout)["rungs"]
+    assert "refused" not in row
 
 
 # Failures ------------------------------------------------------------------------------------------------------------
@@ -632,7 +598,9 @@ def test_no_kernel_of_a_file_is_passed_on(pruned: Path, made: Callable[..., Path
         (("--to", "sparse", "--embeddings", "svd:4000"), "rank"),
         (("--to", "dense", "--embeddings", "int8"), "--embeddings is for --to sparse or --to sliced"),
         (("--samples", "0"), "--samples must be at least 1"),
-        (("--data", "nowhere"), "nowhere"),
+        (("--to", "dense", "--data", "nowhere"), "nowhere"),
+        ((), "no format given"),
+        (("--plan", "--dtype", "int8"), "--dtype needs --to: it is for one format"),
     ],
 )
 def test_options_that_do_not_fit(pruned: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
@@ -683,8 +651,10 @@ def test_sliced_needs_a_known_family(tmp_path: Path) -> None:
 
 
 def test_a_dense_model(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
-    exported(pruned, tmp_path / "dense")
-    assert "is already a dense model" in refused(2, str(tmp_path / "dense"), "-o", str(tmp_path / "again"))
+    exported(pruned, tmp_path / "dense", "--to", "dense")
+    assert "is already a dense model" in refused(
+        2, str(tmp_path / "dense"), "--to", "dense", "-o", str(tmp_path / "again")
+    )
     found = exported(tmp_path / "dense", tmp_path / "onnx", "--to", "onnx")
     assert found["check"]["exact"] and not found["notes"]  # it knows its task
     (tmp_path / "dense" / "export.json").unlink()

@@ -1,0 +1,157 @@
+"""What an export is made from: the model, the data of its task, the texts that it is compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+from capcli import stages
+from capcli.config.export import ExportConfig
+from capcli.config.layers import build
+from capcli.config.paths import shortened
+from capcli.config.prune import Hardware, TaskConfig
+from capcli.data import dataset, splits
+from capcli.data.kinds import KINDS
+from capcli.data.splits import TaskData
+from capcli.errors import CapError, ConfigError, ModelError
+from capcli.events import Event
+from capcli.exporting import agreement
+from capcli.exporting.job import Export, Texts
+from capcli.models import artifact, devices, legacy, tokenizers, vocabulary
+from capcli.models.model import Model
+from capcli.records.codec import read
+from capcli.records.exported import ExportRecord, RunFacts, Vocabulary, facts_of
+from capcli.records.pruned import Report
+from capcli.sources import checkpoint, hub
+
+RECORD = artifact.EXPORT_FILE
+DAMAGED = "restore it, or move it away: the export then says nothing of its run"
+
+
+def prepared(config: ExportConfig, *, train: bool = False) -> Generator[Event, None, Export]:
+    """What `config` exports. train: with the training texts of the task, where they are here; `--vocab` needs them."""
+    yield Event(phase="export", note=f"loading {config.model}")
+    device = "cpu" if config.to == "onnx" else config.device  # onnxruntime computes there
+    on = devices.compute(Hardware(device=device, precision="fp32", threads=config.threads))
+    original = _load(config)
+    known = _known(config, original, train)
+    if not known.ours:
+        yield Event(phase="export", note=known.missing)
+    found = Export(
+        config=config,
+        on=on,
+        original=original,
+        model=original,
+        known=known,
+        texts=agreement.texts(splits.subset(known.held_out, config.samples, seed=0)),
+        texts_of=f"{known.held_out.name} of {known.data.name}",
+        words=None,
+        own_dtype=artifact.dtype(config.model),
+        history=_history(Path(config.model)),
+    )
+    if not config.vocab:
+        return found
+    found = with_vocabulary(found)
+    yield Event(phase="export", overall=0.2, note=_said(found.words))
+    return found
+
+
+def with_vocabulary(job: Export) -> Export:
+    """The same with the tokens that its `--vocab` keeps; compared on texts that these tokens were chosen for."""
+    model, words = _reduced(job.config, job.original, job.known.data)
+    found = replace(job, model=model, words=words)
+    train = job.known.data.train
+    if job.config.vocab != "task" or train is None:
+        return found
+    texts = agreement.texts(splits.subset(train, job.config.samples, seed=0))
+    return replace(found, texts=texts, texts_of=f"{train.name} of {job.known.data.name}")
+
+
+def _load(config: ExportConfig) -> Model:
+    source = config.model
+    if tokenizers.is_artifact(source):
+        folder = Path(source)
+        if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (stages.REPORT, RECORD)):
+            raise checkpoint.unfinished(source)
+        if config.threshold:
+            raise ConfigError(
+                f"--threshold is for checkpoints of movement pruning; {source} already says which weights are zero"
+            )
+        return artifact.load_artifact(folder)
+    folder = Path(hub.folder(source, legacy=True))
+    hub.weights(str(folder), source)
+    model = replace(legacy.load(folder, config.score_threshold), source=source)
+    if config.to != "onnx" and legacy.layout(folder) is None and (config.to == "dense" or not legacy.zeros(model)):
+        raise ModelError(f"{source} is already a dense model", "cap export takes the output of cap prune")
+    return model
+
+
+def _history(folder: Path) -> RunFacts | None:
+    """What is known of the run that made the model: from its report, or what an earlier export kept of it."""
+    if (folder / stages.REPORT).is_file():
+        return facts_of(read(Report, folder / stages.REPORT, DAMAGED))
+    return read(ExportRecord, folder / RECORD, DAMAGED).run if (folder / RECORD).is_file() else None
+
+
+def _known(config: ExportConfig, model: Model, train: bool) -> Texts:
+    """The data of an export. Training texts that are wanted and not needed may be missing."""
+    if not train or config.vocab:
+        return _texts(config, model, train=bool(config.vocab))
+    try:
+        return _texts(config, model, train=True)
+    except CapError:
+        return _texts(config, model, train=False)
+
+
+def _texts(config: ExportConfig, model: Model, *, train: bool) -> Texts:
+    """The data of the model's own task; where they are not here, built-in texts."""
+    stored = artifact.stored_source(config.model)
+    chosen = {"data": config.data, "label_map": config.label_map, "max_eval_samples": config.max_eval_samples}
+    place = config.data or stored.get("data", "")
+    try:
+        if not stored:
+            raise ConfigError(f"the task of {config.model} is not known")
+        source: TaskConfig = build(TaskConfig, {**stored, **{name: value for name, value in chosen.items() if value}})
+        known = artifact.known(config.model)
+        data = dataset.load(
+            source,
+            train=train,
+            holdout=known.holdout,
+            seed=known.seed,
+            known=model.labels,
+            perhaps=model.labels,
+            no_answer=known.no_answer,
+        )
+        return Texts(source=source, data=data)
+    except CapError as error:
+        if config.data or config.vocab or (place and Path(place).exists()):
+            raise
+        other = TaskConfig(task=KINDS[model.kind].texts)
+        reason = error.message.replace(place, shortened(place)) if place else error.message
+        missing = f"the task's own data are not available ({reason}): logits are compared on texts of {other.task}"
+        return Texts(source=other, data=dataset.load(other, train=False), missing=missing)
+
+
+def _reduced(config: ExportConfig, model: Model, data: TaskData) -> tuple[Model, Vocabulary]:
+    """The model with the tokens that `--vocab` keeps, and what that does to held-out text."""
+    held_out = next(iter(data.evals.values()))
+    if config.vocab == "task":
+        assert data.train is not None, "a vocabulary is made with the training split"
+        reduced = vocabulary.reduced(model, vocabulary.needed(model.tokenizer, [data.train]))
+        vocabulary.check_same(model.tokenizer, reduced.tokenizer, [data.train])
+    else:
+        reduced = vocabulary.reduced(model, vocabulary.from_file(model.tokenizer, Path(config.vocab)))
+        texts = [split for split in (data.train, *data.evals.values()) if split is not None]
+        vocabulary.check_known(model.tokenizer, reduced.tokenizer, texts, config.vocab)
+    found = vocabulary.coverage(model.tokenizer, reduced.tokenizer, held_out)
+    return reduced, replace(found, kept=len(reduced.tokenizer), of=len(model.tokenizer), split=held_out.name)
+
+
+def _said(words: Vocabulary | None) -> str:
+    assert words is not None, "a vocabulary that was reduced"
+    rates = words.unknown_rate
+    return (
+        f"vocabulary: {words.kept:,} of {words.of:,} tokens; unknown on {words.split}: "
+        f"{rates.after:.3%} of the tokens, {rates.before:.3%} before"
+    )
