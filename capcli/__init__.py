@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from capcli.config.export import ExportConfig
     from capcli.config.layers import prune_config
     from capcli.config.measure import EvalConfig, Gates, ProbeConfig
-    from capcli.config.prune import Hardware, PruneConfig, TaskConfig
+    from capcli.config.prune import Hardware, PruneConfig
+    from capcli.config.task import TaskConfig
     from capcli.errors import CapError
 
 __all__ = [
@@ -43,7 +44,7 @@ _HOMES = {
     "Hardware": "config.prune",
     "ProbeConfig": "config.measure",
     "PruneConfig": "config.prune",
-    "TaskConfig": "config.prune",
+    "TaskConfig": "config.task",
     "prune_config": "config.layers",
 }
 

@@ -21,7 +21,8 @@ from capcli.config.export import ExportConfig
 from capcli.config.layers import build
 from capcli.config.names import ARTEFACT_FORMATS
 from capcli.config.paths import command_line, portable, shortened
-from capcli.config.prune import Hardware, TaskConfig
+from capcli.config.prune import Hardware
+from capcli.config.task import TaskConfig
 from capcli.data import dataset, splits, tasks
 from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData

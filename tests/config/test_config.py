@@ -25,7 +25,8 @@ from capcli.config.names import (
     nearest,
 )
 from capcli.config.options import flatten, leaves, parse_limits
-from capcli.config.prune import Hardware, PruneConfig, TaskConfig
+from capcli.config.prune import Hardware, PruneConfig
+from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 
 SOURCE = TaskConfig(task="mr")

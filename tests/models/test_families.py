@@ -21,7 +21,7 @@ from tiny import SOURCES, TOKENIZERS, Tiny, write_csv, write_jsonl
 import capcli
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import dataset, tokens
 from capcli.errors import ConfigError, ModelError
 from capcli.models import artifact, families, loading, predict

@@ -38,7 +38,7 @@ from capcli.artifact import reader
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig
 from capcli.config.names import METHODS
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 from capcli.measuring import answers, decode
 from capcli.models import artifact
