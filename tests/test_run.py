@@ -159,6 +159,7 @@ HIDDEN = {"losses": "ce,kd,snc,hid"}
         {"method": "cap-f", "structure": "dimensions", **HIDDEN},
         {"method": "cap-m", **HIDDEN},
         {"method": "cap-fisher", "sparsity": 0.95},
+        {"method": "cap-f", "sparsity": 0.5, "importance_examples": 40, "lr_schedule": "cycle"},
     ],
     ids=str,
 )

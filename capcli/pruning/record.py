@@ -130,6 +130,7 @@ def _sparsity(model: Model, out: Path, requested: float, errors: Mapping[str, fl
         kept_weights=kept,
         encoder=(n - kept) / model.encoder_parameters(),
         whole_model=(n - kept) / total,
+        least_kept=min((entry.kept or 0) / entry.elements for entry in entries),
         per_matrix=tuple(
             MatrixSparsity(
                 name=e.name,
