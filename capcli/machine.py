@@ -25,10 +25,10 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def has_bf16() -> bool:
+def has_bf16(described: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bf16 numbers (AVX512-BF16 or AMX; BF16 of Arm); others emulate that."""
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+        lines = described.read_text("utf-8", errors="replace").splitlines()
     except OSError:  # other systems do not say
         return False
     flags = next(

@@ -963,6 +963,28 @@ def test_pruning_needs_no_module_of_unix() -> None:
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags\t\t: fpu avx2 avx512_bf16x\nbugs\t\t: bf16\n", False),
+        ("", False),
+    ],
+)
+def test_bf16_instructions_are_told_by_the_processor(tmp_path: Path, lines: str, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(lines)
+    assert machine.has_bf16(tmp_path / "cpuinfo") is expected
+    assert not machine.has_bf16(tmp_path / "none")
+
+
+def test_a_run_says_that_bf16_is_emulated(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    report = tiny.prune(tmp_path / "out", precision="bf16", epochs=1, teacher_epochs=1)
+    assert "this processor has no bf16 instructions: training in fp32 is faster" in report["notes"]
+
+
 @pytest.mark.slow
 def test_memory_is_that_of_the_process_itself() -> None:
     """A process that begins in a large one has not taken what that one has."""

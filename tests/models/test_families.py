@@ -61,10 +61,13 @@ def test_the_registry_has_every_family() -> None:
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_the_vector_is_pre_trained_where_the_table_says_so(family: Folder, tmp_path: Path, name: str) -> None:
     """Of a checkpoint as it comes from pre-training, every new head has the same vectors exactly where it is."""
-    from transformers import AutoConfig, AutoModelForPreTraining
+    import transformers
 
+    row = families.FAMILIES[name]
+    causal, masked = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
+    kind = causal if row.causal else masked if name == "modernbert" else transformers.AutoModelForPreTraining
     torch.manual_seed(0)
-    AutoModelForPreTraining.from_config(AutoConfig.from_pretrained(family(name))).save_pretrained(tmp_path)
+    kind.from_config(transformers.AutoConfig.from_pretrained(family(name))).save_pretrained(tmp_path)
     for file in family(name).iterdir():
         if not (tmp_path / file.name).exists():
             shutil.copy(file, tmp_path)
@@ -75,7 +78,7 @@ def test_the_vector_is_pre_trained_where_the_table_says_so(family: Folder, tmp_p
         model.net.eval()
         with torch.no_grad():
             vectors.append(predict.forward(model, batch)[1])
-    assert torch.equal(*vectors) is families.FAMILIES[name].pretrained_vector
+    assert torch.equal(*vectors) is row.pretrained_vector
 
 
 @pytest.mark.parametrize(("name", "pooling"), [("bert", "head"), ("roberta", "cls")])
