@@ -30,7 +30,8 @@ import table
 import torch
 from transformers import AutoTokenizer
 
-from capcli.config.prune import Hardware, TaskConfig
+from capcli.config.prune import Hardware
+from capcli.config.task import TaskConfig
 from capcli.data import dataset, layout, tokens
 from capcli.machine import peak_bytes
 from capcli.models import devices, loading, predict

@@ -141,7 +141,8 @@ def row_of(args: argparse.Namespace, label: str, run: str, folder: Path) -> dict
 
 def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """The primary metric on the first evaluation split, computed with what was exported."""
-    from capcli.config.prune import Hardware, TaskConfig
+    from capcli.config.prune import Hardware
+    from capcli.config.task import TaskConfig
     from capcli.data import dataset
     from capcli.events import finished
     from capcli.measuring import scoring

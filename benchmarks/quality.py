@@ -54,7 +54,8 @@ from capcli import files
 from capcli.config.layers import build, prune_config
 from capcli.config.names import METHODS
 from capcli.config.options import leaves
-from capcli.config.prune import Hardware, PruneConfig, TaskConfig
+from capcli.config.prune import Hardware, PruneConfig
+from capcli.config.task import TaskConfig
 from capcli.data import dataset, tokens
 from capcli.errors import CapError
 from capcli.events import finished as returned

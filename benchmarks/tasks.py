@@ -22,7 +22,7 @@ from typing import Any
 
 import table
 
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import dataset
 from capcli.data.splits import TaskData
 

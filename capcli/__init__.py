@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from capcli.config.layers import prune_config
     from capcli.config.measure import EvalConfig, Gates, ProbeConfig
     from capcli.config.predict import PredictConfig
-    from capcli.config.prune import Hardware, PruneConfig, TaskConfig
+    from capcli.config.prune import Hardware, PruneConfig
+    from capcli.config.task import TaskConfig
     from capcli.errors import CapError
 
 __all__ = [
@@ -48,7 +49,7 @@ _HOMES = {
     "PredictConfig": "config.predict",
     "ProbeConfig": "config.measure",
     "PruneConfig": "config.prune",
-    "TaskConfig": "config.prune",
+    "TaskConfig": "config.task",
     "prune_config": "config.layers",
 }
 

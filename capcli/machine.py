@@ -25,6 +25,18 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def has_bf16(described: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies bf16 numbers (AVX512-BF16 or AMX; BF16 of Arm); others emulate that."""
+    try:
+        lines = described.read_text("utf-8", errors="replace").splitlines()
+    except OSError:  # other systems do not say
+        return False
+    flags = next(
+        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set()
+    )
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

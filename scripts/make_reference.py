@@ -32,6 +32,7 @@ from capcli.config.names import (
 )
 from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
+from capcli.config.presets import PRESET_ROWS, PresetRow
 from capcli.config.prune import PruneConfig
 from capcli.data import layout, tables, tasks
 from capcli.data.kinds import KINDS
@@ -220,6 +221,10 @@ def methods() -> str:
             )
         )
     header = ("method", "criterion", "losses", "removes", "learned scores", "`scope = auto` means")
+    plain = (
+        "`soft-movement` differs from `movement` with `--scope global` by the regulariser of the scores alone: with "
+        "`reg_weight` 0, the default, both choose the same weights. `--preset paper` uses the regulariser.\n"
+    )
     return "\n".join(
         [
             "## Methods\n",
@@ -227,6 +232,7 @@ def methods() -> str:
             "What they compute: [algorithm](../explanation/algorithm.md). `hid`, distillation of hidden states, is in "
             "none of them and can be added to any with `--losses`.\n",
             table(header, rows),
+            plain,
         ]
     )
 
@@ -240,15 +246,30 @@ def presets() -> str:
         for name, options in layers.items()
         for option, given in options.items()
     ]
+    rows += [
+        (code(preset), which_runs(row), code(option), code(value(given)))
+        for preset, table_rows in PRESET_ROWS.items()
+        for row in table_rows
+        for option, given in row.values.items()
+    ]
     return "\n".join(
         [
             "## Presets\n",
             "A preset changes defaults; all other options keep theirs. `default` changes nothing. Rows of `(any)` are "
             "defaults of a criterion, also with a preset that does not name it. `paper` follows the "
-            "values of the reference code on GLUE, with lengths of phases as shares of the run.\n",
-            table(("preset", "criterion", "name", "value"), rows),
+            "values of the reference code, with lengths of phases as shares of the run; a later row goes over an "
+            "earlier one.\n",
+            table(("preset", "criterion, and which runs", "name", "value"), rows),
         ]
     )
+
+
+def which_runs(row: PresetRow) -> str:
+    """For which runs a row of a preset holds."""
+    parts = [codes(row.criteria)] * bool(row.criteria) + [f"task {codes(row.tasks)}"] * bool(row.tasks)
+    parts += [f"`structure` {code(row.structure)}"] * bool(row.structure)
+    parts += [] if row.above is None else [f"`sparsity` above {row.above:g}"]
+    return "; ".join(parts)
 
 
 # Tasks and models ----------------------------------------------------------------------------------------------------
@@ -332,13 +353,14 @@ def model_table() -> str:
             "with a tiny random model, from `cap prune` over the re-opened artefact and `cap eval` to `cap export`: "
             "exact sparsity, the metrics of the report, and equal logits from the exported folder.\n",
             table(
-                ("family", *registry.KINDS, "`cap-f`", "`--structure dimensions`", ""),
+                ("family", *registry.KINDS, "`cap-f`", "`--structure dimensions`", "`--pooling auto`", ""),
                 [family_row(name, row) for name, row in registry.ROWS.items()],
             ),
             "`cap-f` removes whole heads and neurons, so it must know where they lie. A family that is not in capcli's "
             "table is pruned without structure, in all linear layers of its repeated blocks, with a notice, and "
             "`cap-f` and `first-order` refuse it; the notice says which share of the weights is in linear layers. For "
-            "its sentence vector `head` means `mean`.\n",
+            "its sentence vector `head` means `mean`. `--pooling auto` is `head` where all that makes the vector is "
+            "pre-trained, else `cls`.\n",
             "`--structure dimensions` ranks single dimensions of query and key, and of value and output, with the "
             "neurons. Where positions are rotated into pairs of dimensions of query and key, a dimension cannot be "
             "taken out alone; there whole heads are ranked instead, and a layer may lose all of them.\n",
@@ -368,7 +390,8 @@ def family_row(name: str, row: registry.Row) -> tuple[str, ...]:
     cells = ["yes" if kind in row.kinds else "no" for kind in registry.KINDS]
     units = "dimensions, neurons" if row.dimensions else "whole heads, neurons"
     structure = ("yes", units) if row.structured else ("refused", "refused")
-    return (code(name), *cells, *structure, row.remark)
+    known = families.FAMILIES.get(name)
+    return (code(name), *cells, *structure, code(families.pooling_of(known, "auto")), row.remark)
 
 
 def main() -> None:

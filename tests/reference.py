@@ -131,26 +131,33 @@ def kept_count(sparsity: float, n: int) -> int:
 
 
 class Gate(nn.Module):
-    """Multiplies groups of a linear layer's input by gates, which are ones."""
+    """Multiplies groups of a linear layer's input by gates, ones unless there are other values."""
 
-    def __init__(self, linear: nn.Linear, group_size: int) -> None:
+    def __init__(self, linear: nn.Linear, group_size: int, values: Tensor | None = None) -> None:
         super().__init__()
         self.linear = linear
         self.group_size = group_size
-        self.gate = nn.Parameter(torch.ones(linear.in_features // group_size, dtype=linear.weight.dtype))
+        ones = torch.ones(linear.in_features // group_size, dtype=linear.weight.dtype)
+        self.gate = nn.Parameter(ones if values is None else values.to(ones))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x * self.gate.repeat_interleave(self.group_size))
 
 
 def gate_gradients(
-    net: nn.Module, places: Sequence[tuple[str, int]], loss: Callable[[nn.Module], Tensor]
+    net: nn.Module,
+    places: Sequence[tuple[str, int]],
+    loss: Callable[[nn.Module], Tensor],
+    values: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """abs(dL/dgate) per place (name of a linear, group size), measured by really inserting gates before it."""
+    """abs(dL/dgate) per place (name of a linear, group size), measured by really inserting gates before it.
+
+    values: of the gates of each place; 0 for a group that is removed.
+    """
     gates = []
-    for name, size in places:
+    for i, (name, size) in enumerate(places):
         parent: Any = net.get_submodule(name.rpartition(".")[0])
-        gate = Gate(net.get_submodule(name), size)  # type: ignore[arg-type]
+        gate = Gate(net.get_submodule(name), size, None if values is None else values[i])  # type: ignore[arg-type]
         setattr(parent, name.rpartition(".")[2], gate)
         gates.append(gate)
     loss(net).backward()
@@ -195,7 +202,7 @@ def select_units(
 def hidden_distillation(
     states: Sequence[Any], teacher: Sequence[Any], projections: Sequence[Any], mask: Sequence[Sequence[int]]
 ) -> float:
-    """Mean over layers of the mean over real tokens and dimensions of (h P - h_teacher)², nested lists [B][S][H]."""
+    """Sum over layers of the mean over real tokens and dimensions of (h P - h_teacher)², nested lists [B][S][H]."""
     layers = []
     for ours, theirs, projection in zip(states, teacher, projections, strict=True):
         squares = []
@@ -205,7 +212,7 @@ def hidden_distillation(
                     mapped = math.fsum(ours[b][s][i] * projection[i][j] for i in range(len(projection)))
                     squares.append((mapped - theirs[b][s][j]) ** 2)
         layers.append(math.fsum(squares) / len(squares))
-    return math.fsum(layers) / len(layers)
+    return math.fsum(layers)
 
 
 def output_gate_gradients(net: nn.Module, places: Sequence[str], loss: Callable[[nn.Module], Tensor]) -> list[Tensor]:

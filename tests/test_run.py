@@ -159,6 +159,7 @@ HIDDEN = {"losses": "ce,kd,snc,hid"}
         {"method": "cap-f", "structure": "dimensions", **HIDDEN},
         {"method": "cap-m", **HIDDEN},
         {"method": "cap-fisher", "sparsity": 0.95},
+        {"method": "cap-f", "sparsity": 0.5, "importance_examples": 40, "lr_schedule": "cycle"},
     ],
     ids=str,
 )
@@ -960,6 +961,28 @@ def test_what_killed_processes_were_writing_is_removed(tiny: Tiny, stopped: Path
 def test_pruning_needs_no_module_of_unix() -> None:
     code = "import sys; sys.modules['resource'] = None; import capcli.verbs.prune"
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags\t\t: fpu avx2 avx512_bf16x\nbugs\t\t: bf16\n", False),
+        ("", False),
+    ],
+)
+def test_bf16_instructions_are_told_by_the_processor(tmp_path: Path, lines: str, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(lines)
+    assert machine.has_bf16(tmp_path / "cpuinfo") is expected
+    assert not machine.has_bf16(tmp_path / "none")
+
+
+def test_a_run_says_that_bf16_is_emulated(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    report = tiny.prune(tmp_path / "out", precision="bf16", epochs=1, teacher_epochs=1)
+    assert "this processor has no bf16 instructions: training in fp32 is faster" in report["notes"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 from capcli.config.measure import Gates
 from capcli.config.names import ARTEFACT_FORMATS, DEVICES, EXPORT_FORMATS
 from capcli.config.options import at_least, check_name, flag_name, option
-from capcli.config.prune import LABEL_MAP
+from capcli.config.task import LABEL_MAP
 from capcli.errors import ConfigError
 
 LIMITS = "Limits"  # instead of a format

@@ -1,7 +1,7 @@
 """From layers of options to a configuration, and back to a flat table.
 
-Order of precedence, later wins: field default, preset, default of the criterion, preset for the criterion, file,
-command line.
+Order of precedence, later wins: field default, preset, default of the criterion, preset for the criterion, rows of the
+preset for such runs, file, command line.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from capcli.config.measure import EvalConfig, ProbeConfig
-from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, OF_CRITERION, PRESETS
+from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, PRESETS
 from capcli.config.options import check_name, flag_name, leaves, measured, typed_fields
 from capcli.config.paths import shortened
+from capcli.config.presets import preset_values
 from capcli.config.prune import PruneConfig
 from capcli.errors import ConfigError, FileError
 from capcli.stored import read_bytes, text_of
@@ -56,13 +57,17 @@ def check_no_token(name: str, value: object) -> None:
 def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     """Layer preset, `--config` file and the options the user chose into a `PruneConfig`."""
     layers = layered("prune", chosen, file)
-    preset = layers.get("preset", "default")
-    method = layers.get("method", "cap-soft")
+    preset, method = (layers.get(name, getattr(PruneConfig, name)) for name in ("preset", "method"))
     check_name("preset", preset, PRESETS)
     check_name("method", method, METHODS)
-    table, criterion = PRESETS[preset], METHODS[method].criterion
-    flat = {**table.get("*", {}), **OF_CRITERION.get(criterion, {}), **table.get(criterion, {}), **layers}
-    found: PruneConfig = build(PruneConfig, flat)
+    values = preset_values(
+        preset,
+        task=layers.get("task", ""),
+        criterion=METHODS[method].criterion,
+        structure=layers.get("structure", PruneConfig.structure),
+        sparsity=layers.get("sparsity", PruneConfig.sparsity),
+    )
+    found: PruneConfig = build(PruneConfig, {**values, **layers})
     return found
 
 

@@ -28,7 +28,8 @@ from capcli.config.options import (
     same_option,
     split_list,
 )
-from capcli.config.prune import Hardware, TaskConfig
+from capcli.config.prune import Hardware
+from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 
 OF_TASK = ("text_column", "pair_column", "label_column", "label_map", "max_length", "max_eval_samples")

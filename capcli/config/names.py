@@ -105,7 +105,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lr": 3e-5,
             "score_lr": 1e-2,
             "weight_decay": 0.0,
-            "lr_warmup": 0.1,
+            "lr_warmup": 0.09,
             "dense_share": 0.18,
             "final_share": 0.27,
             "tau": 0.1,
@@ -120,18 +120,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "score_init": "zero",
         },
         "first-order": {
-            "epochs": 20,
             "batch_size": 16,
             "lr": 2e-5,
             "weight_decay": 0.01,
-            "dense_share": 0.1,
-            "final_share": 0.1,
+            "lr_warmup": 0.1,
             "unsupervised_weight": 0.3,
             "supervised_weight": 3.0,
             "kd_temperature": 1.0,
         },
         "movement": {"scope": "matrix"},
-        "soft-movement": {"reg_weight": 290.0},
     },
 }
 

@@ -6,32 +6,25 @@ file, the docs and the stored configuration of a run are all derived from these 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from capcli.config.names import (
     DEVICES,
-    GENERIC_TASKS,
-    HUB_PREFIX,
     LOSSES,
     METHODS,
     PRESETS,
-    QUESTION_TASKS,
     STRUCTURES,
-    TASK_NAMES,
 )
-from capcli.config.options import at_least, check_name, flag_name, option, parse_label_map
+from capcli.config.options import at_least, check_name, flag_name, option
+from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 
 LENGTH, WINDOW = 128, 384  # tokens of the longest input; of a window of a question's context
 FIRST_STAIR = 0.8  # what a staged method removes at once
 UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
-LABEL_MAP = "rename labels of the data or of a model: LABEL_0=negative,2=neutral"
 
 
 def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
@@ -41,64 +34,6 @@ def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
     ratio = (1 - sparsity) / (1 - first)
     n_rises = math.ceil(math.log2(1 / ratio) - 1e-9)
     return (*(1 - (1 - first) * ratio ** (i / n_rises) for i in range(n_rises)), sparsity)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """Which examples, and how they are read."""
-
-    task: str = option("", "task name; see the task table in the docs", panel="Task")
-    data: str = option(
-        "",
-        "folder of splits, one file (parquet, arrow, csv, tsv, jsonl, json; text also compressed), or hub:OWNER/NAME",
-        panel="Task",
-    )
-    text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
-    pair_column: str = option("", "column of the second text, or of the context", panel="Task")
-    label_column: str = option(
-        "", "column of the label; a,b,c for several columns of 0 and 1, one per label", panel="Task"
-    )
-    label_map: str = option("", LABEL_MAP, panel="Task")
-    max_length: int = option(
-        0,
-        f"longest input in tokens, longer texts are truncated; 0 for {LENGTH}, or {WINDOW} in question answering",
-        panel="Task",
-    )
-    stride: int = option(
-        0, "tokens that two windows of a long context share; 0 for 128, or less in short windows", panel="Task"
-    )
-    max_eval_samples: int = option(0, "evaluate on at most this many examples, 0 for all", panel="Task")
-
-    def __post_init__(self) -> None:
-        check_name("task", self.task, TASK_NAMES)
-        parse_label_map(self.label_map)
-        at_least(8, max_length=self.longest)
-        at_least(0, max_eval_samples=self.max_eval_samples, stride=self.stride)
-        if self.task in GENERIC_TASKS and not self.data:
-            raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
-
-    @property
-    def label_names(self) -> dict[str, str]:
-        """The label map: a name of the model or of the data -> the name to use."""
-        return parse_label_map(self.label_map)
-
-    @property
-    def longest(self) -> int:
-        """The longest input in tokens, chosen or by the kind of task."""
-        return self.max_length or (WINDOW if self.task in QUESTION_TASKS else LENGTH)
-
-    @property
-    def name(self) -> str:
-        """The task, and of own data the name too with some digits of its path: another folder has another name."""
-        if not self.data:
-            return self.task
-        path = os.path.normpath(self.data)
-        stem = re.sub("[:@]", "-", Path(path).stem) if path.startswith(HUB_PREFIX) else Path(path).stem
-        name, digits = (
-            stem[:40] or "data",
-            hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:6],
-        )
-        return f"{self.task}-{name}-{digits}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +105,8 @@ class PruneConfig:
     )
     lr_schedule: str = option(
         "run",
-        "learning rates: run (rise and fall once), or cycle (again after each increase of the sparsity)",
+        "learning rates: run (rise and fall once), or cycle (again after each increase of the sparsity, as the paper "
+        "has it for heads)",
         panel="Training",
     )
     stairs: str = option(
@@ -194,25 +130,67 @@ class PruneConfig:
         "what cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
         panel="Pruning",
     )
+    importance_examples: int = option(
+        0,
+        "training examples that importance is measured on before each removal, without dropout (cap-f, first-order); a "
+        "large number for all, 0 to add it up over the training steps instead",
+        panel="Pruning",
+    )
     scope: str = option(
         "auto", "rank weights within each matrix or over all matrices: auto, matrix, global", panel="Pruning"
+    )
+    floor: float = option(
+        0.005,
+        "share of its weights that each matrix keeps at least when all are ranked together",
+        panel="Pruning",
+        unit="share",
     )
     score_init: str = option(
         "magnitude", "start value of the scores: zero, or the magnitude of the weights", panel="Pruning"
     )
-    pooling: str = option("head", "sentence vector: head (what enters the classifier), cls, mean", panel="Losses")
+    pooling: str = option(
+        "auto",
+        "sentence vector: head (what enters the classifier), cls, mean, or auto: head where that part of the model is "
+        "pre-trained, cls where it is drawn at random",
+        panel="Losses",
+    )
     tau: float = option(0.1, "temperature of the contrastive terms", panel="Losses")
     extra_examples: int = option(4096, "stored vectors drawn per step for each contrastive term", panel="Losses")
     normalization: str = option(
         "mean", "scaling of the contrastive terms: mean, or reference for that of the reference code", panel="Losses"
     )
-    unsupervised_weight: float = option(0.005, "weight of the unsupervised contrastive terms", panel="Losses")
-    supervised_weight: float = option(0.02, "weight of the supervised contrastive terms", panel="Losses")
+    unsupervised_weight: float = option(
+        0.005,
+        "weight of the unsupervised contrastive terms; on the scale of --normalization mean the paper's is 0.1, of snc "
+        "that divided by the number of snapshots",
+        panel="Losses",
+    )
+    supervised_weight: float = option(
+        0.02,
+        "weight of the supervised contrastive terms; on the scale of --normalization mean the paper's 10 is about "
+        "0.005, so the default is another mixture of the two; --preset paper has the paper's",
+        panel="Losses",
+    )
     ce_weight: float = option(0.1, "weight of the task loss (1 when it is the only loss)", panel="Losses")
     kd_weight: float = option(0.9, "weight of distillation", panel="Losses")
     kd_temperature: float = option(2.0, "temperature of distillation", panel="Losses")
-    hidden_weight: float = option(1.0, "weight of the hidden-state distillation (hid)", panel="Losses")
-    reg_weight: float = option(0.0, "weight of the score regulariser (soft movement)", panel="Losses")
+    kd_scale: str = option(
+        "t2",
+        "scale of distillation: t2 (times the square of the temperature), or none, which GRAIN uses at temperature 8",
+        panel="Losses",
+    )
+    hidden_weight: float = option(
+        10.0,
+        "weight of the hidden-state distillation (hid); GRAIN's ratio to distillation is 64 with --kd-scale t2, and 1 "
+        "with none",
+        panel="Losses",
+    )
+    reg_weight: float = option(
+        0.0,
+        "weight of the score regulariser (soft movement), which grows with the sparsity; with 0 soft-movement is "
+        "movement with --scope global",
+        panel="Losses",
+    )
     checkpoint_seconds: float = option(120.0, "seconds between checkpoints", panel="Run", resumable=True)
     max_time: float = option(
         0.0, "save a checkpoint and stop after this many minutes, 0 for never", panel="Run", resumable=True
@@ -227,7 +205,8 @@ class PruneConfig:
         check_name("method", self.method, METHODS)
         check_name("preset", self.preset, PRESETS)
         check_name("normalization", self.normalization, ("mean", "reference"))
-        check_name("pooling", self.pooling, ("head", "cls", "mean"))
+        check_name("pooling", self.pooling, ("auto", "head", "cls", "mean"))
+        check_name("kd-scale", self.kd_scale, ("t2", "none"))
         check_name("scope", self.scope, ("auto", "matrix", "global"))
         check_name("structure", self.structure, STRUCTURES)
         check_name("score-init", self.score_init, ("zero", "magnitude"))
@@ -258,6 +237,12 @@ class PruneConfig:
         )
         at_least(0, extra_examples=self.extra_examples, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
         at_least(1, batch_size=self.batch_size, calibration=self.calibration)
+        at_least(0, importance_examples=self.importance_examples)
+        if self.importance_examples and not METHODS[self.method].structured:
+            raise ConfigError(
+                f"--importance-examples has no effect on {self.method}, which removes single weights",
+                "leave it out, or use --method cap-f",
+            )
         at_least(0 if self.staged else 1, epochs=self.epochs)
         positive = {
             "lr": self.lr,
@@ -273,7 +258,7 @@ class PruneConfig:
         at_least(0, ce_weight=self.ce_weight, kd_weight=self.kd_weight, hidden_weight=self.hidden_weight)
         shares = {"lr_warmup": self.lr_warmup, "dense_share": self.dense_share, "final_share": self.final_share}
         shares |= {"initial_sparsity": self.initial_sparsity, "update_every": self.update_every}
-        for name, value in {**shares, "holdout": self.holdout}.items():
+        for name, value in {**shares, "holdout": self.holdout, "floor": self.floor}.items():
             if not 0 <= value < 1:
                 raise ConfigError(f"{flag_name(name)} is a share in [0, 1), got {value:g}")
         if self.initial_sparsity > self.sparsity:
@@ -292,8 +277,10 @@ class PruneConfig:
                 "leave it out, or use --structure dimensions",
             )
         if self.lr_schedule == "cycle" and self.rises_often and not self.update_every:
+            structured = METHODS[self.method].structured
+            method = f"--structure {self.structure}" if structured else self.method
             raise ConfigError(
-                f"--lr-schedule cycle restarts at each rise of the sparsity, which with {self.method} is every step",
+                f"--lr-schedule cycle restarts at each rise of the sparsity, which with {method} is every few steps",
                 "set --update-every as well, such as 0.05",
             )
         if self.dense_share + self.final_share > 1:
@@ -337,8 +324,8 @@ class PruneConfig:
 
     @property
     def rises_often(self) -> bool:
-        """Whether the sparsity rises at every step, unless `update_every` says otherwise."""
-        return not (METHODS[self.method].structured or self.staged)
+        """Whether the sparsity rises all the time, unless `update_every` says otherwise."""
+        return not self.staged and not (METHODS[self.method].structured and self.structure == STRUCTURES[0])
 
     def teacher_passes(self, n_examples: int) -> int:
         """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""

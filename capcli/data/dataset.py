@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from capcli.config.names import BUILTIN_TASKS, HUB_PREFIX
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import entities, labels, layout, library, literals, tables
 from capcli.data.classes import check_labelled, coded, map_remarks, names_of, remarks, unknown
 from capcli.data.incoming import Incoming

@@ -10,7 +10,7 @@ from typing import Any
 from capcli import files
 from capcli.config.export import ExportConfig
 from capcli.config.names import ARTEFACT_FORMATS
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data.splits import Split, TaskData
 from capcli.errors import FileError
 from capcli.events import Event

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capcli import files
-from capcli.config.prune import Hardware, TaskConfig
+from capcli.config.prune import Hardware
+from capcli.config.task import TaskConfig
 from capcli.data import batches, cache, tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS

@@ -20,7 +20,7 @@ from capcli.artifact.reader import Kept
 from capcli.artifact.writer import Sizes
 from capcli.config.names import HUB_PREFIX
 from capcli.config.options import leaves
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
 from capcli.models import families, slicing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ class Compute:
     def autocast(self) -> Any:
         """Context in which matrix products run in `dtype`; nothing in 32 bits."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def exact(self) -> Compute:
+        """For what is measured or kept: 32 bits on a CPU, where fewer are for training steps alone; else as it is."""
+        return dataclasses.replace(self, dtype=torch.float32) if self.device.type == "cpu" else self
 
     @property
     def precision(self) -> str:

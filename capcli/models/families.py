@@ -80,6 +80,7 @@ class Family:
     attention: what in it depends on heads and their dimensions. `plain`: nothing but the products of query and key;
     `rotary`: pairs of dimensions turn with the position; `biased`: every head has a bias for positions, which the
     layers share; `disentangled`: positions read query and key separately. activation: the function in the neurons.
+    pretrained_vector: whether all that `vector` computes with is pre-trained, not drawn at random with a new head.
     """
 
     layers: str
@@ -93,11 +94,20 @@ class Family:
     causal: bool = False
     attention: Literal["plain", "rotary", "biased", "disentangled"] = "plain"
     activation: str = "intermediate.intermediate_act_fn"
+    pretrained_vector: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:
         """Paths of the prunable matrices of a layer, in reading order."""
         return (*self.query_key_value, *self.more_heads, self.attention_output, *self.ffn_in, self.ffn_out)
+
+
+def pooling_of(family: Family | None, chosen: str) -> str:
+    """The pooling that `auto` stands for, else the chosen one: `head` where that vector means something before a model
+    is fine-tuned, `cls` where it would be a random projection; of an unknown family `head`, which is the mean."""
+    if chosen != "auto":
+        return chosen
+    return "head" if family is None or family.pretrained_vector else "cls"
 
 
 # Sentence vectors ----------------------------------------------------------------------------------------------------
@@ -141,9 +151,13 @@ _BERT = Family(
     ffn_out="output.dense",
     vector=lambda net, out, first, mask: out.pooler_output,
     classify=lambda net, vector: net.classifier(net.dropout(vector)),
+    pretrained_vector=True,
 )
 _ROBERTA = dataclasses.replace(
-    _BERT, vector=_roberta, classify=lambda net, vector: net.classifier.out_proj(net.classifier.dropout(vector))
+    _BERT,
+    vector=_roberta,
+    classify=lambda net, vector: net.classifier.out_proj(net.classifier.dropout(vector)),
+    pretrained_vector=False,
 )
 _LLAMA = Family(
     layers="layers.*",
@@ -156,6 +170,7 @@ _LLAMA = Family(
     causal=True,
     attention="rotary",
     activation="mlp.act_fn",
+    pretrained_vector=True,
 )
 FAMILIES = {
     "bert": _BERT,
@@ -185,6 +200,7 @@ FAMILIES = {
         more_heads=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         vector=lambda net, out, first, mask: net.pooler(out.last_hidden_state),
         attention="disentangled",
+        pretrained_vector=False,
     ),
     "albert": dataclasses.replace(
         _BERT,
@@ -205,6 +221,7 @@ FAMILIES = {
         classify=lambda net, vector: net.classifier(net.drop(vector)),
         attention="rotary",
         activation="mlp.act",
+        pretrained_vector=True,
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,

@@ -25,13 +25,23 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str, mask: Tensor | None = N
     return TASK_LOSSES[kind](logits.float(), labels, mask)
 
 
-def distillation(logits: Tensor, teacher: Tensor, kind: str, temperature: float, mask: Tensor | None = None) -> Tensor:
+def distillation(
+    logits: Tensor,
+    teacher: Tensor,
+    kind: str,
+    temperature: float,
+    mask: Tensor | None = None,
+    *,
+    scaled: bool = True,
+) -> Tensor:
     """KD of section 1: T²·KL(teacher ‖ student), the mean over examples; squared error for regression.
 
-    Shapes are those of `task_loss`. multilabel: the KL of each label's yes and no. tokens: over the tokens of mask
-    [B, S]. spans: the KL of begin and of end over the real tokens of mask [B, S].
+    scaled: with the factor T², which keeps the size of the gradient when T changes. Shapes are those of `task_loss`.
+    multilabel: the KL of each label's yes and no. tokens: over the tokens of mask [B, S]. spans: the KL of begin and of
+    end over the real tokens of mask [B, S].
     """
-    return DISTILLATIONS[kind](logits.float(), teacher.float(), temperature, mask)
+    scale = temperature**2 if scaled and kind != "regression" else 1.0
+    return scale * DISTILLATIONS[kind](logits.float(), teacher.float(), temperature, mask)
 
 
 # The task ------------------------------------------------------------------------------------------------------------
@@ -101,10 +111,10 @@ DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], Tensor
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T²·KL(teacher ‖ student) over the last dimension of logits."""
+    """KL(teacher ‖ student) over the last dimension of logits."""
     student_logp = F.log_softmax(student / temperature, dim=-1)
     teacher_logp = F.log_softmax(teacher / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student_logp, teacher_logp, log_target=True, reduction="none").sum(dim=-1)
+    return F.kl_div(student_logp, teacher_logp, log_target=True, reduction="none").sum(dim=-1)
 
 
 def _yes_or_no(logits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS, Kind
 from capcli.data.tasks import TASKS
 from capcli.reporting.card import Usage

@@ -6,7 +6,7 @@ Letters: B batch, n prunable weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ class Calibration:
 
     count: how many are drawn each time. refit: whether the weights that stay are fitted again, see `refit.refit`;
     target: the network whose outputs they are to give, None for the student itself as it was before the selection.
+    loss: (batch, step) -> what is differentiated where not the task's loss alone counts, on batches of `batch_size`.
     check: called between batches; what it raises ends the work.
     """
 
@@ -41,6 +42,8 @@ class Calibration:
     count: int
     refit: bool = True
     target: Model | None = None
+    loss: Callable[[Batch, int], Tensor] | None = None
+    batch_size: int = REFIT_BATCH
     check: Callable[[], None] = lambda: None
 
     def drawn(self, step: int, size: int) -> Iterator[Batch]:
@@ -68,6 +71,19 @@ class Calibration:
                         total.addcmul_(gradient, gradient)
                 count += 1
         return torch.cat([total.flatten() for total in sums]) / count
+
+    def summed(self, leaves: Sequence[Tensor], of: Callable[[Sequence[Tensor]], Tensor], step: int) -> Tensor:
+        """The sum over batches of `of` the gradients of `loss` at the `leaves`, without dropout."""
+        assert self.loss is not None
+        total: Tensor | None = None
+        with evaluating(self.model):
+            for batch in self.drawn(step, self.batch_size):
+                with torch.enable_grad():
+                    gradients = torch.autograd.grad(self.loss(batch, step), leaves, materialize_grads=True)
+                found = of(gradients)
+                total = found if total is None else total + found
+        assert total is not None, "a training set has examples"
+        return total
 
 
 def check_enough(n_examples: int) -> None:

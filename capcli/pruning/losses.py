@@ -76,7 +76,7 @@ def hidden_distillation(
 ) -> Tensor:
     """HID: squared difference of hidden states and the teacher's, as in GRAIN (arXiv 2212.07634), in 32-bit floats.
 
-    The mean over layers of the mean over real tokens and dimensions of (states @ projection - teacher)².
+    The sum over layers, as there, of the mean over real tokens and dimensions of (states @ projection - teacher)².
 
     Args:
         states, teacher: per layer [B, S, H], the teacher's without gradient.
@@ -88,7 +88,7 @@ def hidden_distillation(
     for ours, theirs, projection in zip(states, teacher, projections, strict=True):
         squares = (ours.float() @ projection - theirs.float()).square().mean(dim=-1)  # [B, S]
         terms.append((squares * mask).sum() / n_tokens)
-    return torch.stack(terms).mean()
+    return torch.stack(terms).sum()
 
 
 def score_regulariser(scores: list[Tensor]) -> Tensor:

@@ -1,11 +1,11 @@
 """Masks on linear layers: what a layer computes with, and what of its gradient reaches weights and scores.
 
-Letters: n prunable weights.
+Letters: n prunable weights, I inputs and O outputs of a layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,38 +17,58 @@ from torch.nn.utils import parametrize
 class _Straight(torch.autograd.Function):
     """W' = W∘M with, straight through, dL/dS = dL/dW'∘W (section 4, movement).
 
-    dL/dW = dL/dW'∘M, or all of dL/dW' when `dense`: then removed weights are still trained, and may come back.
+    dL/dW = dL/dW'∘M, or all of dL/dW' when `dense`: then removed weights are still trained, and may come back. A gate
+    [I] multiplies an input of the layer: dL/dgate = sum of dL/dW'∘W over its column, whatever the mask is there.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, scores: Tensor | None, dense: bool) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, mask: Tensor, scores: Tensor | None, gates: Tensor | None, dense: bool
+    ) -> Tensor:
         ctx.save_for_backward(weight, mask)
-        ctx.scored, ctx.dense = scores is not None, dense
+        ctx.dense = dense
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, mask = ctx.saved_tensors
         gradient = gradients[0]
-        return gradient if ctx.dense else gradient * mask, None, gradient * weight if ctx.scored else None, None
+        to_weight, _, to_scores, to_gates, _ = ctx.needs_input_grad
+        return (
+            (gradient if ctx.dense else gradient * mask) if to_weight else None,
+            None,
+            gradient * weight if to_scores else None,
+            (weight * gradient).sum(dim=0) if to_gates else None,
+            None,
+        )
 
 
 class Masked(nn.Module):
-    """Parametrization of one weight matrix [out, in]: multiplies by a 0/1 mask; may train scores straight through."""
+    """Parametrization of one weight matrix [O, I]: multiplies by a 0/1 mask; may train scores straight through.
+
+    gates: ones [I] that belong to no optimiser and are in no checkpoint; backward leaves dL/dgate in their `grad`.
+    unread: the mask is not multiplied with, because nothing reads what the masked rows put out.
+    """
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor, scores: Tensor | None, dense: bool) -> None:
+    def __init__(
+        self, mask: Tensor, scores: Tensor | None, dense: bool, gates: Tensor | None = None, unread: bool = False
+    ) -> None:
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
         self.scores = None if scores is None else nn.Parameter(scores)
         self.dense = dense
+        self.gates = gates
+        self.unread = unread
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer computes with, [out, in]."""
-        if self.scores is None and not self.dense:
+        if self.unread:
+            return weight
+        if self.scores is None and self.gates is None and not self.dense:
             return weight * self.mask
-        masked: Tensor = _Straight.apply(weight, self.mask, self.scores, self.dense)  # type: ignore[no-untyped-call]
+        masked: Tensor = _Straight.apply(weight, self.mask, self.scores, self.gates, self.dense)  # type: ignore[no-untyped-call]
         return masked
 
 
@@ -75,6 +95,12 @@ class Matrices:
         """The score parameters [out, in], one per matrix."""
         return [linear.parametrizations.weight[0].scores for linear in self.linears]  # type: ignore[union-attr, index]
 
+    def forget_gates(self) -> None:
+        """Forget what backward passes so far have left at the gates."""
+        for linear in self.linears:
+            if (gates := gates_of(linear)) is not None:
+                gates.grad = None
+
     def flat_gradient(self) -> Tensor:
         """What the last backward left at the unmasked weights, [n]; see `attach` for what that is."""
         gradients = [self.original(i).grad for i in range(len(self.names))]
@@ -100,10 +126,24 @@ class Matrices:
         return int(self.mask.count_nonzero())
 
 
-def attach(linears: Mapping[str, nn.Linear], *, learned: bool, dense: bool = False) -> Matrices:
+def gates_of(linear: nn.Linear) -> Tensor | None:
+    """The gates [I] of a masked layer, if it has any."""
+    gates: Tensor | None = linear.parametrizations.weight[0].gates  # type: ignore[union-attr, index]
+    return gates
+
+
+def attach(
+    linears: Mapping[str, nn.Linear],
+    *,
+    learned: bool,
+    dense: bool = False,
+    gated: Collection[nn.Linear] = (),
+    unread: Collection[nn.Linear] = (),
+) -> Matrices:
     """Put a mask on each linear layer, all ones; with trainable scores, all zero, when `learned`.
 
-    The gradient of a weight is dL/dW'∘M; with `dense` it is dL/dW', also where the mask is zero.
+    The gradient of a weight is dL/dW'∘M; with `dense` it is dL/dW', also where the mask is zero. gated: layers with a
+    gate on each input, see `Masked`. unread: layers whose mask counts what is removed, but need not be multiplied with.
     """
     sizes = [linear.weight.numel() for linear in linears.values()]
     first = next(iter(linears.values())).weight
@@ -113,7 +153,9 @@ def attach(linears: Mapping[str, nn.Linear], *, learned: bool, dense: bool = Fal
     for linear, size in zip(linears.values(), sizes, strict=True):
         window, shape = slice(offset, offset + size), linear.weight.shape
         view = None if scores is None else scores[window].view(shape)
-        parametrize.register_parametrization(linear, "weight", Masked(mask[window].view(shape), view, dense))
+        gates = torch.ones(shape[1], device=first.device, requires_grad=True) if linear in gated else None
+        one = Masked(mask[window].view(shape), view, dense, gates, linear in unread)
+        parametrize.register_parametrization(linear, "weight", one)
         offset += size
     return Matrices(names=list(linears), linears=list(linears.values()), sizes=sizes, mask=mask, scores=scores)
 

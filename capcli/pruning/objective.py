@@ -5,6 +5,7 @@ Letters: B batch, N examples, C labels, H hidden size.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from capcli.config.prune import PruneConfig
 from capcli.data import kinds
 from capcli.data.batches import Batch, Examples
 from capcli.events import Event
-from capcli.models import predict, task_losses
+from capcli.models import families, predict, task_losses
 from capcli.models.devices import Compute
 from capcli.models.model import Model
 from capcli.pruning import banks, losses
@@ -81,8 +82,9 @@ def make_projections(teacher: Model, example: Batch) -> nn.ParameterList:
 def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
     """The unweighted terms of section 1: ce, kd, `MODULE_u`, `MODULE_s` for each bank that has vectors, hid, reg."""
     names, config = job.objective.losses, job.config
+    pooling = families.pooling_of(job.model.family, config.pooling)
     with job.on.autocast(), parametrize.cached():  # layers that share a matrix mask it once
-        logits, vector, states = predict.forward_states(job.model, batch.inputs, config.pooling, keep="hid" in names)
+        logits, vector, states = predict.forward_states(job.model, batch.inputs, pooling, keep="hid" in names)
     terms = {}
     kind, mask = job.model.kind, batch.inputs["attention_mask"]
     if "ce" in names:
@@ -92,7 +94,9 @@ def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
         places = batch.ids if batch.places is None else batch.places
         teacher = job.objective.logits.index_select(0, places.flatten()).view_as(logits)
         answered = batch.labels != kinds.NO_LABEL if kinds.KINDS[kind].words else mask
-        terms["kd"] = task_losses.distillation(logits, teacher, kind, config.kd_temperature, answered)
+        terms["kd"] = task_losses.distillation(
+            logits, teacher, kind, config.kd_temperature, answered, scaled=config.kd_scale == "t2"
+        )
     if "hid" in names:
         terms["hid"] = _hidden(job, states, batch)
     terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
@@ -100,6 +104,15 @@ def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
         ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)
         terms["reg"] = ramp * losses.score_regulariser(job.pruner.matrices.score_views())
     return terms
+
+
+def importance_loss(job: Job, batch: Batch, step: int) -> Tensor:
+    """What importance is measured by: the weighted sum of all terms of a step but hid, which is not to decide what is
+    removed (gradient separation of GRAIN)."""
+    names = tuple(name for name in job.objective.losses if name != "hid")
+    job = dataclasses.replace(job, on=job.on.exact, objective=dataclasses.replace(job.objective, losses=names))
+    weights = term_weights(job.config, names)
+    return torch.stack([weights[name] * term for name, term in loss_terms(job, batch, step).items()]).sum()
 
 
 def compared(n_states: int) -> list[int]:

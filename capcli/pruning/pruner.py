@@ -76,15 +76,16 @@ class Pruner:
 
     def measures(self, step: int) -> bool:
         """Whether `update` runs the network at `step`, which takes a while."""
-        return self.criterion.prepare is not None and self.rises(step)
+        return self.criterion.prepare is not None and self.subject.calibration is not None and self.rises(step)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Choose the masks for `step`."""
+        self.matrices.forget_gates()  # of the step before
         due, self.sparsity = self.due(step), self.scheduled(step)
         if self.sparsity == 0 or not due:
             return
-        if self.criterion.prepare is not None:
+        if self.criterion.prepare is not None and self.subject.calibration is not None:
             self.criterion.prepare(self.state, self.subject, step)
         scores = self.criterion.scores(self.state, self.subject)
         self.alive = self.structure.select(scores, self.sparsity, self.alive)
@@ -105,8 +106,11 @@ class Pruner:
 
     @property
     def observes(self) -> bool:
-        """Whether the gradients of this step count: not once the last mask has been chosen."""
-        return self.criterion.observe is not None and (self.criterion.due != "rise" or self.sparsity < self.final)
+        """Whether the gradients of this step count: not once the last mask has been chosen, nor where all that counts
+        is measured on examples."""
+        if self.criterion.observe is None or self.subject.calibration is not None:
+            return False
+        return self.criterion.due != "rise" or self.sparsity < self.final
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
@@ -138,7 +142,13 @@ def make_pruner(model: Model, config: PruneConfig, total_steps: int, calibration
     Raises `ConfigError` when the sparsity cannot be reached with this structure.
     """
     criterion, structure = CRITERIA[config.criterion], planned(model, config)
-    matrices = attach(model.prunable(), learned="scores" in criterion.trains, dense=criterion.gradient == "dense")
+    matrices = attach(
+        model.prunable(),
+        learned="scores" in criterion.trains,
+        dense=criterion.gradient == "dense",
+        gated=structure.readers,
+        unread=structure.unread,
+    )
     if matrices.scores is not None and config.score_init == "magnitude":
         matrices.scores.copy_(initial_scores(matrices))
     staged = stairs if total_steps else one_by_one
@@ -153,7 +163,7 @@ def make_pruner(model: Model, config: PruneConfig, total_steps: int, calibration
         stairs=config.stair_list,
         initial=config.initial_sparsity,
         every=max(1, round(config.update_every * total_steps)),
-        earliest=window_of(total_steps) if criterion.due == "window" else int(structure.few_rises),
+        earliest=window_of(total_steps) if criterion.due == "window" else int(structure.few_rises and not calibration),
     )
     return Pruner(
         criterion=criterion,

@@ -107,8 +107,8 @@ def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, No
     yield setup.meter.of("latency")(note="measuring latency, dense and pruned in turn")
     setup.run.check()  # the teacher is read from it
     examples = next(iter(setup.evals.values()))
-    dense = predictor.of_network(teacher_again(setup, student), setup.on)
-    models = {"dense": dense, "pruned": choice.choose(pruned, setup.on, "auto").predictor}
+    dense = predictor.of_network(teacher_again(setup, student), setup.on.exact)
+    models = {"dense": dense, "pruned": choice.choose(pruned, setup.on.exact, "auto").predictor}
     systems = {name: latency.of(one, examples) for name, one in models.items()}
     found = yield from told(latency.measured(systems, setup.config.seed), setup.meter.stoppable("latency"))
     return Latencies(dense=found["dense"], pruned=found["pruned"])
@@ -130,6 +130,7 @@ def _sparsity(model: Model, out: Path, requested: float, errors: Mapping[str, fl
         kept_weights=kept,
         encoder=(n - kept) / model.encoder_parameters(),
         whole_model=(n - kept) / total,
+        least_kept=min((entry.kept or 0) / entry.elements for entry in entries),
         per_matrix=tuple(
             MatrixSparsity(
                 name=e.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import files, stages
+from capcli import files, machine, stages
 from capcli.config.prune import PruneConfig
 from capcli.data import dataset, tokens
 from capcli.data.batches import Examples
@@ -17,12 +18,13 @@ from capcli.data.splits import TaskData, subset
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
-from capcli.models import loading, predict, predictor
+from capcli.models import families, loading, predict, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.models.predict import Progress
 from capcli.pruning.calibration import check_enough
 from capcli.pruning.pruner import planned
+from capcli.pruning.schedules import RISE_OF_DIMENSIONS, RISE_OF_UNITS
 from capcli.records.parts import intervals
 from capcli.records.pruned import SplitScores
 from capcli.reporting.text import counted
@@ -36,7 +38,10 @@ REFIT_SHARE = 5  # training steps: a refit, of as many examples
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Everything that is fixed before the first step: examples by split name, and what there is to know of all that."""
+    """Everything that is fixed before the first step: examples by split name, and what there is to know of all that.
+
+    pooling: of sentence vectors, as the student's family has it, also for a teacher of another one.
+    """
 
     config: PruneConfig
     bound: Bound
@@ -47,6 +52,7 @@ class Setup:
     curve: Examples
     evals: dict[str, Examples]
     meter: Meter
+    pooling: str
     notes: tuple[str, ...]
 
 
@@ -120,7 +126,7 @@ def make_setup(
     """Everything tokenised, and the student on its device."""
     assert data.train is not None, "a training split was asked for"
     check = folder.flag.check
-    reader = predictor.of_network(student, on)
+    reader = predictor.of_network(student, on.exact)
     examples = scoring.encoded(reader, data.train, config.source, check)
     if config.staged:
         check_enough(len(examples))
@@ -140,12 +146,20 @@ def make_setup(
         curve=curve_examples,
         evals=evals,
         meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve_examples)), folder.flag),
+        pooling=families.pooling_of(student.family, config.pooling),
         notes=(
             *data.notes,
+            *_slow_precision(on),
             *student.notes,
             *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
         ),
     )
+
+
+def _slow_precision(on: Compute) -> list[str]:
+    """A note when a CPU has to emulate the numbers that it is to train with."""
+    emulated = on.device.type == "cpu" and on.dtype == torch.bfloat16 and not machine.has_bf16()
+    return ["this processor has no bf16 instructions: training in fp32 is faster"] * emulated
 
 
 def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dict[str, float]:
@@ -158,7 +172,7 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
         "teacher": config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
-        "prune": (_calibration_units(config, n_train) if config.staged else 0.0)
+        "prune": _calibration_units(config, n_train)
         + config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
         + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
@@ -167,7 +181,10 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
 
 
 def _calibration_units(config: PruneConfig, n_train: int) -> float:
-    """The calibrations of a staged run: gradients, and a refit of two networks in their parts."""
+    """What is measured at rises: gradients, and in a staged run a refit of two networks in their parts."""
+    if not config.staged:
+        rise = RISE_OF_UNITS if config.structure == "heads" else RISE_OF_DIMENSIONS
+        return math.ceil(config.sparsity / rise) * min(config.importance_examples, n_train)
     each = min(config.calibration, n_train) * (1 + REFIT_SHARE * config.refit)
     return len(config.stair_list) * each
 
@@ -221,7 +238,7 @@ def measured(
 ) -> Generator[Progress, None, Measured]:
     """Metrics of a network as it is, in training or opened again; yields how many examples are done, of how many."""
     with predict.evaluating(model):
-        answering = predictor.of_network(model, setup.on)
+        answering = predictor.of_network(model, setup.on.exact)
         names = setup.data.metrics
         return (yield from scoring.measure(answering, examples, names, with_intervals=with_intervals))
 

@@ -7,7 +7,7 @@ its units by their scores and knows which weights each of them holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,17 @@ class Structure(Protocol):
     def shape(self) -> Shape:
         """How the sparsity rises."""
 
+    @property
+    def readers(self) -> Collection[nn.Linear]:
+        """The matrices that read what units put out."""
+
+    @property
+    def unread(self) -> Collection[nn.Linear]:
+        """The matrices whose masks change nothing: what a removed unit puts out, the masks of `readers` keep out.
+
+        Without them a removed unit still computes, and its importance can be measured.
+        """
+
     def count(self) -> int:
         """U, how many there are to choose from."""
 
@@ -58,14 +69,18 @@ class Structure(Protocol):
 class Unstructured:
     """Single weights: exact counts, and what was removed may come back.
 
-    sizes: weights of each matrix. scope: ranked within each `matrix`, or all together (`global`).
+    sizes: weights of each matrix. scope: ranked within each `matrix`, or all together (`global`). floor: the share of
+    its weights that each matrix keeps at least, however they rank.
     """
 
     sizes: Sequence[int]
     scope: str
+    floor: float = 0.0
     units: Sequence[Units] = ()
     few_rises: bool = False
     shape: Shape = cubic
+    readers: Collection[nn.Linear] = ()
+    unread: Collection[nn.Linear] = ()
 
     def count(self) -> int:
         """n."""
@@ -73,7 +88,7 @@ class Unstructured:
 
     def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
         """See `topk.select`."""
-        return select(scores, self.sizes, sparsity, self.scope)
+        return select(scores, self.sizes, sparsity, self.scope, self.floor)
 
     def expand(self, chosen: Tensor) -> Tensor:
         """A weight is its own unit."""
@@ -101,6 +116,16 @@ class Heads:
     def units(self) -> list[Units]:
         """L times A heads, L times F neurons."""
         return [layer.heads for layer in self.layers] + [layer.neurons for layer in self.layers]
+
+    @property
+    def readers(self) -> Collection[nn.Linear]:
+        """The output matrix of the attention and the second matrix of the FFN."""
+        return readers_of(self.units)
+
+    @property
+    def unread(self) -> Collection[nn.Linear]:
+        """All others: a head and a neuron have a reader each."""
+        return {slot.linear for units in self.units for slot in units.slots} - readers_of(self.units)
 
     def count(self) -> int:
         """L·A + L·F."""
@@ -153,11 +178,17 @@ class Dimensions:
     table: UnitTable
     few_rises: bool = False
     shape: Shape = cubic_in_steps
+    unread: Collection[nn.Linear] = ()
 
     @property
     def units(self) -> list[Units]:
         """Layer by layer: query-key, value-output, neurons."""
         return [units for layer in self.layers for units in kinds(layer)]
+
+    @property
+    def readers(self) -> Collection[nn.Linear]:
+        """As of heads; of query-key units there is none."""
+        return readers_of(self.units)
 
     def count(self) -> int:
         """U."""
@@ -189,7 +220,7 @@ def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: 
     linears = model.prunable()
     if not structured:
         sizes = [linear.weight.numel() for linear in linears.values()]
-        return Unstructured(sizes=sizes, scope=scope if config.scope == "auto" else config.scope)
+        return Unstructured(sizes=sizes, scope=scope if config.scope == "auto" else config.scope, floor=config.floor)
     layers = model.layers()
     device = next(iter(linears.values())).weight.device
     found: Structure = (
@@ -199,6 +230,11 @@ def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: 
     )
     found.weights(config.sparsity)
     return found
+
+
+def readers_of(parts: Sequence[Units]) -> set[nn.Linear]:
+    """The matrices that read what these units put out."""
+    return {units.reader for units in parts if units.has_reader}
 
 
 def mask_of_units(parts: Sequence[Units], linears: Mapping[str, nn.Linear], chosen: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ import torch
 
 from capcli import files, stages
 from capcli.data import batches
+from capcli.data.batches import Batch
 from capcli.data.kinds import KINDS
 from capcli.events import Event
 from capcli.models.model import Model
 from capcli.pruning import banks, train
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria import CRITERIA
-from capcli.pruning.objective import Objective, Steps, make_projections
+from capcli.pruning.objective import Objective, Steps, importance_loss, make_projections
 from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
 from capcli.pruning.pruner import Pruner, make_pruner
 from capcli.pruning.setup import Setup, origin_of
@@ -34,7 +35,11 @@ def train_student(
     """Prune the student; returns its pruner and the final state. `teacher` is there when `config.needs_teacher`."""
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
-    pruner = make_pruner(student, config, total, _calibration(setup, student, teacher))
+
+    def loss(batch: Batch, step: int) -> torch.Tensor:
+        return importance_loss(job, batch, step)
+
+    pruner = make_pruner(student, config, total, _calibration(setup, student, teacher, loss))
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
     single = KINDS[setup.data.kind].single  # else an example has no class that others share
@@ -49,7 +54,7 @@ def train_student(
     yield from _check_snapshots(setup, due)
     yield from check_best(setup)
     snapshot = _snapshots(setup, student, table["snc"], due, total) if "snc" in table else None
-    seconds = 0.0
+    job, seconds = make_job(setup, student, "prune", objective, pruner, snapshot), 0.0
     if not total:
         began = time.monotonic()
         stairs = config.stair_list
@@ -57,7 +62,7 @@ def train_student(
             yield setup.meter.of("prune")(done=step, total=len(stairs), status=f"calibrating, {percent(stairs[step])}")
             pruner.update(step)
         seconds = time.monotonic() - began
-    state = yield from train.train(make_job(setup, student, "prune", objective, pruner, snapshot))
+    state = yield from train.train(job)
     state.seconds += seconds
     if setup.data.holdout is not None and best_of(setup, state.history):
         _take_best(setup, student, pruner)
@@ -71,19 +76,23 @@ def untrained(setup: Setup) -> list[str]:
     return [] if setup.config.epochs else [f"nothing was trained: {fitted} from {count:,} calibration examples"]
 
 
-def _calibration(setup: Setup, student: Model, teacher: Model | None) -> Calibration | None:
-    """What a calibrated criterion measures with. A run without training has nothing to lose and stops at once."""
+def _calibration(
+    setup: Setup, student: Model, teacher: Model | None, loss: Callable[[Batch, int], torch.Tensor]
+) -> Calibration | None:
+    """What is measured on examples, where anything is. A run without training has nothing to lose and stops at once."""
     config = setup.config
-    if not CRITERIA[config.criterion].calibrated:
+    if not (CRITERIA[config.criterion].calibrated or config.importance_examples):
         return None
     return Calibration(
         model=student,
         examples=setup.train,
         device=setup.on.device,
         seed=config.seed,
-        count=config.calibration,
+        count=config.calibration if config.staged else config.importance_examples,
         refit=config.refit,
         target=teacher if config.refit_target == "teacher" else None,
+        loss=loss,
+        batch_size=config.batch_size,
         check=(lambda: None) if config.epochs else setup.run.flag.check,
     )
 

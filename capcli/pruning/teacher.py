@@ -34,7 +34,7 @@ def make_bank(
     if (yield from found_stage(setup, of)) is None:
         began = time.monotonic()
         event = event or setup.meter.stoppable(f"bank {name}")
-        coding = predict.encoded(model, setup.train, setup.on, setup.config.pooling, logits=wanted)
+        coding = predict.encoded(model, setup.train, setup.on.exact, setup.pooling, logits=wanted)
         logits, vectors = yield from told(coding, event)
         setup.run.check()
         banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began, of)

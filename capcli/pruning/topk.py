@@ -84,12 +84,33 @@ def apportion(keep: int, sizes: Sequence[int]) -> list[int]:
     return counts
 
 
-def select(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: str) -> Tensor:
-    """Boolean mask [n] for flat `scores` [n] of matrices with `sizes`, ranked per `matrix` or `global`ly."""
+def select(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: str, floor: float = 0.0) -> Tensor:
+    """Boolean mask [n] for flat `scores` [n] of matrices with `sizes`, ranked per `matrix` or `global`ly.
+
+    In a global ranking each matrix keeps its best ceil(floor·size), but no more than its even share; the rest is ranked
+    globally. The count is exact in any case.
+    """
     keep = kept_count(sparsity, scores.numel())
-    if scope == "global":
-        return topk(scores, keep)
-    parts, counts = scores.split(list(sizes)), apportion(keep, sizes)  # type: ignore[no-untyped-call]
+    shares = apportion(keep, sizes)
+    if scope == "matrix":
+        return in_each(scores, sizes, shares)
+    floors = [min(math.ceil(floor * size), even) for size, even in zip(sizes, shares, strict=True)]
+    return _with_floors(scores, sizes, keep, floors) if any(floors) else topk(scores, keep)
+
+
+def _with_floors(scores: Tensor, sizes: Sequence[int], keep: int, floors: Sequence[int]) -> Tensor:
+    """The `keep` best of all `scores` [n], of each matrix its `floors` best at least."""
+    if scores.device.type == "cpu":  # elsewhere, to look at the counts would be to wait for the device
+        chosen = topk(scores, keep)
+        parts = chosen.split(list(sizes))  # type: ignore[no-untyped-call]
+        if all(int(part.count_nonzero()) >= least for part, least in zip(parts, floors, strict=True)):
+            return chosen
+    return topk(scores.float().masked_fill(in_each(scores, sizes, floors), torch.inf), keep)
+
+
+def in_each(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """The best of each matrix, `counts` of them."""
+    parts = scores.split(list(sizes))  # type: ignore[no-untyped-call]
     masks: list[Tensor] = [scores] * len(sizes)
     for size in dict.fromkeys(sizes):  # matrices of one size together
         rows = [i for i, other in enumerate(sizes) if other == size]

@@ -55,7 +55,7 @@ class MatrixSparsity:
 
 @dataclass(frozen=True, kw_only=True)
 class Sparsity:
-    """Zeros of a pruned model, counted in its file; shares in [0, 1]."""
+    """Zeros of a pruned model, counted in its file; shares in [0, 1]. least_kept: by the matrix that keeps least."""
 
     requested: float | None = None
     achieved: float | None = None
@@ -63,6 +63,7 @@ class Sparsity:
     kept_weights: int | None = None
     encoder: float | None = None
     whole_model: float | None = None
+    least_kept: float | None = field(default=None, metadata=ABSENT)
     per_matrix: tuple[MatrixSparsity, ...] = ()
 
 

@@ -193,6 +193,7 @@ def _sparsity_rows(sparsity: Sparsity) -> list[Row]:
         ("whole model", percent(sparsity.whole_model)),
         ("prunable weights", count(sparsity.prunable_weights)),
         ("kept weights", count(sparsity.kept_weights)),
+        ("smallest share that a matrix keeps", percent(sparsity.least_kept)),
     ]
 
 

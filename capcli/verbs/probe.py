@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from capcli.config.measure import ProbeConfig
 from capcli.config.paths import portable
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import cache, dataset
 from capcli.data.batches import Examples, collate
 from capcli.data.kinds import KINDS, NO_LABEL

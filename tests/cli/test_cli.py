@@ -359,7 +359,10 @@ def test_bad_gates(pruned: Path, tmp_path: Path) -> None:
     refused(invoke("eval", str(pruned), "--min", "accuracy=nan"), "METRIC=NUMBER")
     refused(invoke("eval", str(pruned), "--max-drop", "accuracy=0.1"), "none is given", "--baseline")
     (tmp_path / "other.json").write_text('{"metrics": [1]}')
-    refused(invoke("eval", str(pruned), "--baseline", str(tmp_path / "other.json"), *FAST), "metrics is a list, not a JSON object")
+    refused(
+        invoke("eval", str(pruned), "--baseline", str(tmp_path / "other.json"), *FAST),
+        "metrics is a list, not a JSON object",
+    )
 
 
 def test_junit_and_github(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,9 @@ from capcli.config.names import (
     nearest,
 )
 from capcli.config.options import flatten, leaves, parse_limits
-from capcli.config.prune import Hardware, PruneConfig, TaskConfig
+from capcli.config.presets import PRESET_ROWS
+from capcli.config.prune import Hardware, PruneConfig
+from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 
 SOURCE = TaskConfig(task="mr")
@@ -49,7 +51,10 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: prune(method="cap_soft"), "unknown method 'cap_soft'", "did you mean cap-soft?"),
     (lambda: prune(preset="papr"), "unknown preset 'papr'", "did you mean paper?"),
     (lambda: prune(normalization="means"), "unknown normalization 'means'", "did you mean mean?"),
-    (lambda: prune(pooling="max"), "unknown pooling 'max'", "valid: head, cls, mean"),
+    (lambda: prune(pooling="max"), "unknown pooling 'max'", "valid: auto, head, cls, mean"),
+    (lambda: prune(kd_scale="t"), "unknown kd-scale 't'", "did you mean t2?"),
+    (lambda: prune(floor=1.0), "--floor is a share in [0, 1), got 1", ""),
+    (lambda: prune(importance_examples=64), "--importance-examples has no effect on cap-soft", "--method cap-f"),
     (lambda: prune(scope="matrices"), "unknown scope 'matrices'", "did you mean matrix?"),
     (lambda: prune(score_init="zeros"), "unknown score-init 'zeros'", "did you mean zero?"),
     (lambda: prune(init="teachers"), "unknown init 'teachers'", "did you mean teacher?"),
@@ -279,11 +284,49 @@ def test_every_preset_makes_a_valid_configuration_of_every_method(preset: str, m
     table = PRESETS[preset]
     criterion = METHODS[method].criterion
     wanted = table.get("*", {}) | OF_CRITERION.get(criterion, {}) | table.get(criterion, {})
+    for row in PRESET_ROWS.get(preset, ()):
+        wanted |= row.values if row.holds("mr", criterion, "heads", 0.9) else {}
     assert {name: made[name] for name in wanted} == wanted
     names = {item.name for item, _ in leaves(PruneConfig)}
     for values in table.values():
         assert set(values) <= names
     assert set(table) <= {"*", *(m.criterion for m in METHODS.values())}
+
+
+PAPER = [  # task, method, sparsity -> what the sources say of it
+    ("mnli", "cap-m", 0.9, {"batch_size": 32, "lr": 3e-5, "tau": 0.1, "unsupervised_weight": 0.1, "reg_weight": 0.0}),
+    ("mnli", "cap-m", 0.9, {"epochs": 10, "lr_warmup": 0.09, "dense_share": 0.18, "final_share": 0.27}),
+    ("mnli", "cap-m", 0.9, {"supervised_weight": 10.0, "scope": "matrix", "lr_schedule": "run"}),
+    ("mnli", "cap-soft", 0.9, {"reg_weight": 290.0, "scope": "auto"}),
+    ("mnli", "cap-soft", 0.97, {"reg_weight": 680.0}),
+    ("qqp", "cap-soft", 0.9, {"reg_weight": 190.0}),
+    ("qqp", "cap-soft", 0.97, {"reg_weight": 550.0}),
+    ("squad", "cap-soft", 0.9, {"reg_weight": 600.0, "batch_size": 16, "unsupervised_weight": 0.5, "tau": 0.1}),
+    ("squad", "cap-soft", 0.97, {"reg_weight": 2000.0, "supervised_weight": 0.0}),
+    ("squad_v2", "cap-m", 0.9, {"lr": 3e-5, "dense_share": 0.1, "final_share": 0.2, "lr_warmup": 0.1}),
+    ("sst2", "cap-f", 0.9, {"epochs": 18, "lr": 2e-5, "batch_size": 16, "tau": 0.1, "kd_temperature": 1.0}),
+    ("sst2", "cap-f", 0.9, {"unsupervised_weight": 0.3, "supervised_weight": 3.0, "weight_decay": 0.01}),
+    ("sst2", "cap-f", 0.9, {"lr_schedule": "cycle", "importance_examples": 1_000_000, "dense_share": 0.0}),
+    ("sst2", "cap-f", 0.5, {"epochs": 10}),
+    ("sst2", "first-order", 0.3, {"epochs": 6, "final_share": 0.0}),
+    ("squad", "cap-f", 0.9, {"tau": 0.3, "unsupervised_weight": 0.3, "supervised_weight": 0.0, "lr": 3e-5}),
+    ("squad", "cap-f", 0.9, {"epochs": 18, "batch_size": 16, "dense_share": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("task", "method", "sparsity", "values"), PAPER)
+def test_the_preset_of_the_paper_by_task_method_and_sparsity(
+    task: str, method: str, sparsity: float, values: dict[str, Any]
+) -> None:
+    made = flatten(prune_config({"task": task, "method": method, "sparsity": sparsity, "preset": "paper"}))
+    assert {name: made[name] for name in values} == values
+
+
+def test_dimensions_have_no_stairs_to_restart_at() -> None:
+    made = prune_config({"task": "mr", "method": "cap-f", "structure": "dimensions", "preset": "paper"})
+    assert (made.lr_schedule, made.importance_examples, made.epochs, made.final_share) == ("run", 0, 20, 0.6)
+    with pytest.raises(ConfigError, match=r"^--lr-schedule cycle .* with --structure dimensions is every few steps$"):
+        prune(method="cap-f", structure="dimensions", lr_schedule="cycle")
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capcli.config.names import GLUE_TASKS
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import dataset, tables, tasks
 from capcli.data.splits import Split, TaskData
 from capcli.errors import DataError

@@ -16,7 +16,8 @@ import torch
 from tiny import SOURCES, TOKENIZERS, Tiny
 from torch import Tensor, nn
 
-from capcli.config.prune import Hardware, TaskConfig
+from capcli.config.prune import Hardware
+from capcli.config.task import TaskConfig
 from capcli.data import dataset
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.events import finished

@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import pytest
 import registry
 import torch
 from registry import ROWS
-from tiny import SOURCES, TOKENIZERS, Tiny, write_csv, write_jsonl
+from tiny import SOURCES, TOKENIZERS, WEIGHTS, Tiny, digest, write_csv, write_jsonl
 
 import capcli
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import dataset, tokens
 from capcli.errors import ConfigError, ModelError
 from capcli.models import artifact, families, loading, predict
@@ -55,6 +56,38 @@ def prune(tiny: Tiny, folder: Path, out: Path, kind: str, **chosen: Any) -> dict
 def test_the_registry_has_every_family() -> None:
     assert {name for name, row in ROWS.items() if row.structured} == set(families.FAMILIES)
     assert set(SOURCES) == set(registry.KINDS)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_vector_is_pre_trained_where_the_table_says_so(family: Folder, tmp_path: Path, name: str) -> None:
+    """Of a checkpoint as it comes from pre-training, every new head has the same vectors exactly where it is."""
+    import transformers
+
+    row = families.FAMILIES[name]
+    causal, masked = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
+    kind = causal if row.causal else masked if name == "modernbert" else transformers.AutoModelForPreTraining
+    torch.manual_seed(0)
+    kind.from_config(transformers.AutoConfig.from_pretrained(family(name))).save_pretrained(tmp_path)
+    for file in family(name).iterdir():
+        if not (tmp_path / file.name).exists():
+            shutil.copy(file, tmp_path)
+    vectors = []
+    for seed in (1, 2):
+        model = loading.load_dense(str(tmp_path), ("x", "y"), "classification", seed)
+        batch = dict(model.tokenizer(["a good film", "the dull story"], padding=True, return_tensors="pt"))
+        model.net.eval()
+        with torch.no_grad():
+            vectors.append(predict.forward(model, batch)[1])
+    assert torch.equal(*vectors) is row.pretrained_vector
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("bert", "head"), ("roberta", "cls")])
+def test_pooling_follows_the_family(tiny: Tiny, family: Folder, tmp_path: Path, name: str, pooling: str) -> None:
+    """Banks and student: the run that names the pooling writes the same bytes."""
+    for out, chosen in (("auto", {}), (pooling, {"pooling": pooling})):
+        prune(tiny, family(name), tmp_path / out, "classification", method="cap-m", epochs=2, **chosen)
+    assert digest(tmp_path / "auto" / WEIGHTS) == digest(tmp_path / pooling / WEIGHTS)
+    assert families.pooling_of(None, "auto") == "head"
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, row in ROWS.items() for kind in row.kinds])

@@ -20,7 +20,7 @@ import capcli
 from capcli import files
 from capcli.artifact import reader
 from capcli.config.measure import EvalConfig
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.models import artifact, families, hf, predict, slicing, stock
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, copy, sliced

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from capcli.config.names import METHODS
-from capcli.config.prune import PruneConfig, TaskConfig
+from capcli.config.prune import PruneConfig
+from capcli.config.task import TaskConfig
 from capcli.data.batches import Examples
 from capcli.errors import ConfigError
 from capcli.models import families, loading, predict
@@ -95,29 +96,103 @@ def alive(found: pruner.Pruner) -> tuple[torch.Tensor, torch.Tensor]:
 # Importance ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
-def test_group_importance_is_the_gradient_of_real_gates(checkpoint: Make, family: str) -> None:
-    model = tiny(checkpoint, family)
+def real_gates(model: Model, loss: Callable[[Model], torch.Tensor], alive: torch.Tensor | None = None) -> torch.Tensor:
+    """abs(dL/dgate) [U] of gates that are really put into a copy of an unpruned model, 0 where not `alive` [U]."""
     gated = copy.deepcopy(model)
-    names = {id(module): name for name, module in model.net.named_modules()}
-    units = [part for layer in model.layers() for part in (layer.heads, layer.neurons)]
+    names = {id(module): name for name, module in gated.net.named_modules()}
+    layers = gated.layers()
+    units = [layer.heads for layer in layers] + [layer.neurons for layer in layers]
     places = [(names[id(part.reader)], part.reader.in_features // part.count) for part in units]
-    expected = reference.gate_gradients(gated.net, places, lambda net: loss_of(gated, 0))
+    values = None if alive is None else alive.split([part.count for part in units])
+    return torch.cat(reference.gate_gradients(gated.net, places, lambda net: loss(gated), values))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_importance_is_the_gradient_of_real_gates_also_of_removed_units(
+    checkpoint: Make, family: str, sparsity: float
+) -> None:
+    """A removed head still computes, and its gate of 0 has a gradient: what the layer norm of importance needs."""
+    model = tiny(checkpoint, family)
+    plain = copy.deepcopy(model)
+    found = pruner.make_pruner(model, config(method="first-order", sparsity=sparsity), 10)
+    found.state["importance"].copy_(torch.rand(len(found.alive), generator=torch.Generator().manual_seed(1)))
+    found.update(9)
+    assert bool(found.alive.all()) is (sparsity == 0)
+    found.sparsity = -1.0  # so that gradients count
     loss_of(model, 0).backward()
-    for (name, size), wanted in zip(places, expected, strict=True):
-        weight = model.net.get_submodule(name).weight
-        found = first_order.group_importance(weight, weight.grad, size)
-        assert found.shape == (16 // size if size > 1 else 24,)
-        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
-        assert wanted.max() > 1e-6
+    found.observe(Step(number=0, lr=0.1))
+    wanted, importance = real_gates(plain, lambda gated: loss_of(gated, 0), found.alive), found.state["importance"]
+    if sparsity == 0:
+        importance = importance - torch.rand(len(found.alive), generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(importance, wanted, rtol=1e-3, atol=1e-6)
+    assert (wanted[~found.alive] > 1e-6).any() or sparsity == 0
+    gradients = [linear.parametrizations.weight.original.grad for linear in found.matrices.linears]
+    assert not any(bool(g[mask == 0].any()) for g, mask in zip(gradients, found.matrices.matrix_masks(), strict=True))
 
 
-def test_group_importance_by_hand() -> None:
-    """Two groups of two columns: |1·1 + 2·(-1) + 3·2 + 0·5| = 5 and |(-1) + 0 + 2·(-3) + 1·1| = 6."""
-    weight = torch.tensor([[1.0, 2, -1, 4], [3, 0, 2, 1]])
+def test_importance_by_hand() -> None:
+    """Two groups of two columns: |1·1 + 2·(-1) + 3·2 + 0·5| = 5 and |(-1) + 0 + 2·(-3) + 1·1| = 6. The mask is no
+    matter."""
+    linear = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0, 2, -1, 4], [3, 0, 2, 1]]))
     gradient = torch.tensor([[1.0, -1, 1, 0], [2, 5, -3, 1]])
-    assert first_order.group_importance(weight, gradient, 2).tolist() == [5, 6]
-    assert first_order.group_importance(weight, gradient, 1).tolist() == [7, 2, 7, 1]
+    matrices = masked.attach({"w": linear}, learned=False, gated={linear})
+    matrices.mask[1::2] = 0
+    gates = masked.gates_of(linear)
+    assert gates is not None
+    slots = (families.Slot(linear=linear, axis=1, start=0, size=2),)
+    for count, expected in ((2, [5, 6]), (4, [7, 2, 7, 1])):
+        linear.weight.backward(gradient)
+        assert gates.grad is not None
+        units = families.Units(count=count, slots=slots)
+        assert first_order.importance([units], [gates.grad]).tolist() == expected
+        matrices.forget_gates()
+        assert gates.grad is None
+
+
+def test_importance_is_measured_on_examples_without_dropout(checkpoint: Make) -> None:
+    """The sum over batches of abs(dL/dgate) at the weights and masks as they are when the sparsity rises."""
+    model = tiny(checkpoint)
+    plain = copy.deepcopy(model)
+    options = config(method="first-order", sparsity=0.5, importance_examples=6, dense_share=0.0)
+    rng = np.random.default_rng(2)
+    examples = Examples(
+        tokens=rng.integers(5, 500, 96), types=None, offsets=np.arange(17) * 6, labels=rng.integers(0, 2, 16), pad_id=0
+    )
+
+    def on_batch(of: Model, one: Any) -> torch.Tensor:
+        assert not of.net.training
+        return F.cross_entropy(predict.forward(of, one.inputs)[0], one.labels)
+
+    cal = Calibration(
+        model=model,
+        examples=examples,
+        device=torch.device("cpu"),
+        seed=1,
+        count=6,
+        loss=lambda one, step: on_batch(model, one),
+        batch_size=4,
+    )
+    found = pruner.make_pruner(model, options, 10, cal)
+    assert found.scheduled(0) == pytest.approx(0.1)  # what it knows is measured before the first step
+    assert found.measures(0) and not found.observes
+    for step in (0, 2):
+        drawn = list(cal.drawn(step, 4))
+        assert [len(one.labels) for one in drawn] == [4, 2]
+        wanted = torch.zeros(len(found.alive))
+        for one in drawn:
+            plain.net.eval()
+            wanted += real_gates(plain, lambda gated, one=one: on_batch(gated, one), found.alive)  # type: ignore[misc]
+        assert found.criterion.prepare is not None
+        found.criterion.prepare(found.state, found.subject, step)
+        assert torch.allclose(found.state["importance"], wanted, rtol=1e-3, atol=1e-6)
+        model.net.train()
+        found.update(step)
+        assert model.net.training
+    assert not found.alive.all()
+    assert all(parameter.grad is None for parameter in model.net.parameters())
 
 
 @pytest.mark.parametrize("family", [name for name, row in registry.ROWS.items() if row.structured and row.dimensions])
@@ -149,19 +224,14 @@ def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
     model = tiny(checkpoint)
     plain = copy.deepcopy(model)
     found = pruner.make_pruner(model, config(method="first-order", sparsity=0.5), 10)
-    expected = torch.zeros(2, 4)
+    expected = torch.zeros(2 * 4 + 2 * 24)
     for seed in range(3):
         model.net.zero_grad()
-        plain.net.zero_grad()
         loss_of(model, seed).backward()
         found.observe(Step(number=0, lr=0.1))
-        loss_of(plain, seed).backward()
-        for i, layer in enumerate(plain.layers()):
-            output = layer.heads.reader.weight
-            expected[i] += first_order.group_importance(output, output.grad, 4)
+        expected += real_gates(plain, lambda gated, seed=seed: loss_of(gated, seed))  # type: ignore[misc]
     importance = found.state["importance"]
-    assert importance.shape == (2 * 4 + 2 * 24,)
-    assert torch.allclose(importance[:8].view(2, 4), expected, rtol=1e-4)
+    assert torch.allclose(importance, expected, rtol=1e-4, atol=1e-8)
     assert (importance > 0).all()
     found.update(9)
     assert not importance.any()  # what was learned before a rise does not decide the next one
@@ -185,7 +255,7 @@ def test_a_ranking_averages_importance_over_a_window_of_steps(checkpoint: Make) 
             query, output, down = layer.query_key.slots[0].linear, layer.heads.reader, layer.neurons.reader
             batch_of += [
                 first_order.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad),
-                *(first_order.group_importance(one.weight, one.weight.grad, 1) for one in (output, down)),
+                *((one.weight * one.weight.grad).sum(dim=0).abs() for one in (output, down)),
             ]
         expected = (expected + torch.cat(batch_of) / 4) / 2
     assert torch.allclose(found.state["importance"], expected, rtol=1e-4)
@@ -279,7 +349,8 @@ def test_scopes(checkpoint: Make, method: str, scope: str, per_matrix: bool) -> 
     with torch.no_grad():  # matrices of different scale, so that the scopes differ
         for i, linear in enumerate(model.prunable().values()):
             linear.weight.mul_(1 + i)
-    found = pruner.make_pruner(model, config(method=method, scope=scope, sparsity=0.7, score_init="zero"), 10)
+    chosen = config(method=method, scope=scope, sparsity=0.7, score_init="zero", floor=0.0)
+    found = pruner.make_pruner(model, chosen, 10)
     if found.matrices.scores is not None:
         found.matrices.scores.copy_(found.matrices.flat_magnitude())
     found.update(9)
@@ -289,6 +360,21 @@ def test_scopes(checkpoint: Make, method: str, scope: str, per_matrix: bool) -> 
     scores = found.matrices.flat_magnitude()
     if not per_matrix:
         assert found.matrices.mask.bool().tolist() == reference.topk(scores.tolist(), found.matrices.kept())
+
+
+@pytest.mark.parametrize("chosen", [{"method": "magnitude", "scope": "global"}, {"method": "fisher", "refit": False}])
+def test_a_global_ranking_empties_no_matrix(checkpoint: Make, chosen: dict[str, Any]) -> None:
+    """Of a matrix that nobody needs, the best half per cent of its weights stay: 2 of 256 and 2 of 384."""
+    for floor, least in ((0.005, 2), (0.0, 0)):
+        model = tiny(checkpoint)
+        with torch.no_grad():
+            for linear in list(model.prunable().values())[::2]:
+                linear.weight.mul_(1e-9)
+        found = made(model, config(**chosen, sparsity=0.9, floor=floor), 12)
+        for step in range(12):
+            found.update(step)
+        assert found.matrices.kept() == topk.kept_count(0.9, PRUNABLE)
+        assert min(int(mask.sum()) for mask in found.matrices.matrix_masks()) == least
 
 
 def test_learned_masks_move_and_fixed_masks_stay_while_the_sparsity_holds(checkpoint: Make) -> None:

@@ -14,10 +14,12 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from capcli.config.names import METHODS
-from capcli.config.prune import PruneConfig, TaskConfig
+from capcli.config.prune import PruneConfig
+from capcli.config.task import TaskConfig
 from capcli.models import families
 from capcli.models.model import Model
 from capcli.pruning.criteria.seat import Step
+from capcli.pruning.masked import Matrices, gates_of
 from capcli.pruning.pruner import make_pruner
 
 STEPS = 40
@@ -74,6 +76,14 @@ def network() -> Model:
     )
 
 
+def at_gates(matrices: Matrices) -> None:
+    """Leave at the gates what a backward pass would that left these gradients at the weights."""
+    for i, linear in enumerate(matrices.linears):
+        weight, gates = matrices.original(i), gates_of(linear)
+        if gates is not None:
+            gates.grad = (weight.detach() * weight.grad).sum(dim=0)
+
+
 def masks_of(method: str, options: dict[str, Any]) -> list[tuple[int, str]]:
     """Weights kept and a digest of the mask, at each of the steps shown."""
     config = PruneConfig(
@@ -90,11 +100,17 @@ def masks_of(method: str, options: dict[str, Any]) -> list[tuple[int, str]]:
             found.append((pruner.matrices.kept(), hashlib.sha256(bits).hexdigest()[:16]))
         for parameter in model.net.parameters():
             parameter.grad = torch.from_numpy(rng.standard_normal(parameter.shape)).to(parameter.dtype)
+        at_gates(pruner.matrices)
         pruner.observe(Step(number=step, lr=0.05))
         with torch.no_grad():
             for parameter in model.net.parameters():
                 parameter -= 0.05 * parameter.grad
     return found
+
+
+def test_soft_movement_without_its_regulariser_is_movement_over_all_matrices() -> None:
+    """As the help of `--reg-weight` says."""
+    assert GOLDEN["soft-movement"] == GOLDEN["movement global"] != GOLDEN["movement"]
 
 
 @pytest.mark.parametrize(("method", "options"), CASES, ids=[name_of(*case) for case in CASES])

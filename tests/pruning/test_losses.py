@@ -281,6 +281,22 @@ def test_regression_forms_are_squared_errors() -> None:
     assert task_losses.task_loss(logits[:1], torch.tensor([4.0]), "regression").shape == ()
 
 
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "tokens", "spans"])
+def test_distillation_without_scale_is_that_of_the_paper_over_the_squared_temperature(kind: str) -> None:
+    torch.manual_seed(1)
+    shape = {"classification": (4, 3), "multilabel": (4, 3), "tokens": (4, 5, 3), "spans": (4, 5, 2)}[kind]
+    student, teacher, mask = torch.randn(shape), torch.randn(shape), torch.ones(4, 5)
+    both = [
+        float(task_losses.distillation(student, teacher, kind, 8.0, mask, scaled=scaled)) for scaled in (True, False)
+    ]
+    assert both[0] == pytest.approx(64 * both[1], rel=1e-6)
+
+
+def test_squared_errors_have_no_temperature_to_scale_with() -> None:
+    logits, teacher = torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [2.0]])
+    assert float(task_losses.distillation(logits, teacher, "regression", 8.0, scaled=False)) == 0.5
+
+
 def test_losses_of_low_precision_logits_are_computed_in_32_bits() -> None:
     logits = torch.tensor([[2.0, 1.0]], dtype=torch.float16)
     assert task_losses.task_loss(logits, torch.tensor([0]), "classification").dtype == torch.float32
@@ -316,11 +332,12 @@ def test_hidden_distillation_equals_the_slow_loop(seed: int, n_layers: int, batc
 
 
 def test_hidden_distillation_by_hand() -> None:
-    """One token (1, 2) against (1, 0), and padding: (0 + 4) / 2; a second layer that agrees halves the mean."""
+    """One token (1, 2) against (1, 0), and padding: (0 + 4) / 2; layers add up, one that agrees adds nothing."""
     ours, theirs = torch.tensor([[[1.0, 2], [9, 9]]]), torch.tensor([[[1.0, 0], [0, 0]]])
     mask, eye = torch.tensor([[1, 0]]), torch.eye(2)
     assert float(losses.hidden_distillation([ours], [theirs], [eye], mask)) == 2
-    assert float(losses.hidden_distillation([ours, ours], [theirs, ours], [eye, eye], mask)) == 1
+    assert float(losses.hidden_distillation([ours, ours], [theirs, ours], [eye, eye], mask)) == 2
+    assert float(losses.hidden_distillation([ours, ours], [theirs, theirs], [eye, eye], mask)) == 4
     swap = torch.tensor([[0.0, 1], [1, 0]])  # (1, 2) becomes (2, 1): (1 + 1) / 2
     assert float(losses.hidden_distillation([ours], [theirs], [swap], mask)) == 1
 

@@ -151,6 +151,37 @@ def test_scopes_differ_where_matrices_differ_in_scale() -> None:
     assert topk.select(scores, [2, 2], 0.5, "matrix").tolist() == [False, True, False, True]
 
 
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    sparsity=st.floats(0, 1, exclude_max=True),
+    floor=st.sampled_from([0.005, 0.1, 0.9]),
+    seed=st.integers(0, 99),
+)
+def test_a_floor_keeps_the_best_of_each_matrix_and_the_rest_is_ranked_together(
+    sizes: list[int], sparsity: float, floor: float, seed: int
+) -> None:
+    """Against a slow loop; the path of a device, which does not look first, gives the same."""
+    scores = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    scores *= torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)) ** 3  # the first matrix is worth nothing
+    keep = topk.kept_count(sparsity, sum(sizes))
+    sure, begin = [], 0
+    for size, even in zip(sizes, topk.apportion(keep, sizes), strict=True):
+        least = min(math.ceil(floor * size), even)
+        sure += reference.topk(scores[begin : begin + size].tolist(), least)
+        begin += size
+    wanted = reference.topk([math.inf if s else x for s, x in zip(sure, scores.tolist(), strict=True)], keep)
+    assert topk.select(scores, sizes, sparsity, "global", floor).tolist() == wanted
+    floors = [min(math.ceil(floor * size), even) for size, even in zip(sizes, topk.apportion(keep, sizes), strict=True)]
+    held = topk.in_each(scores, sizes, floors)
+    assert topk.topk(scores.masked_fill(held, math.inf), keep).tolist() == wanted
+
+
+def test_a_floor_that_is_reached_anyway_changes_nothing() -> None:
+    scores = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    found = [topk.select(scores, [1000] * 4, 0.97, "global", floor) for floor in (0.0, 0.005)]
+    assert torch.equal(*found)
+
+
 # Schedules -----------------------------------------------------------------------------------------------------------
 
 SHARE = st.floats(0, 0.6)

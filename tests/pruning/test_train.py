@@ -1,11 +1,13 @@
 """What a training phase derives from its configuration."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import Tiny, write_model
 
 from capcli.config.names import METHODS
@@ -13,10 +15,20 @@ from capcli.data import batches
 from capcli.data.batches import Batch, Examples
 from capcli.events import Event, StopFlag
 from capcli.measuring.scoring import retention
-from capcli.models import devices, loading
+from capcli.models import devices, loading, predict, task_losses
 from capcli.pruning import schedules, train
+from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria.seat import Step
-from capcli.pruning.objective import Job, Objective, Steps, compared, loss_terms, make_projections, term_weights
+from capcli.pruning.objective import (
+    Job,
+    Objective,
+    Steps,
+    compared,
+    importance_loss,
+    loss_terms,
+    make_projections,
+    term_weights,
+)
 from capcli.pruning.pruner import make_pruner
 from capcli.pruning.train import PHASES, step_seed
 from capcli.stages import RunFolder
@@ -126,6 +138,44 @@ def test_hidden_states_teach_but_do_not_decide_what_is_removed(
     observed = alone["importance"]
     assert bool(observed.any()) is (step == 20)
     assert not all(torch.allclose(plain[name], taught[name], rtol=1e-2, atol=1e-6) for name in plain)
+
+
+def test_rates_rise_and_fall_on_each_stair_of_the_paper(tiny: Tiny, tmp_path: Path) -> None:
+    """Nine removals of a tenth at 90 %, of the same length; warm-up over a tenth of each, as its code restarts it."""
+    chosen = tiny.prune_config(tmp_path, method="cap-f", preset="paper", sparsity=0.6, epochs=12, importance_examples=9)
+    job, _ = hidden_job(tiny, tmp_path, "heads", "ce", 0)
+    model = loading.load_dense(tiny.model, ("negative", "positive"), "classification", 1)
+    calibration = Calibration(model=model, examples=job.examples, device=torch.device("cpu"), seed=1, count=9)
+    pruner = make_pruner(model, chosen, 240, calibration)
+    job = dataclasses.replace(job, config=chosen, pruner=pruner)
+    assert [round(pruner.scheduled(step), 6) for step in range(0, 240, 40)] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert job.rises == [40, 80, 120, 160, 200]
+    stair = [(step + 1) / 4 if step < 4 else (40 - step) / 36 for step in range(40)]
+    assert [train.lr_factor(job, step, 240) for step in range(240)] == pytest.approx(6 * stair)
+
+
+def test_importance_is_measured_by_all_terms_but_hidden_states_without_dropout(tiny: Tiny, tmp_path: Path) -> None:
+    """In 32 bits, whatever the steps are computed in."""
+    job, batch = hidden_job(tiny, tmp_path, "heads", "ce,kd,hid", 20)
+    low = dataclasses.replace(job.on, dtype=torch.bfloat16)
+    teacher = torch.randn(8, 2)
+    job = dataclasses.replace(job, on=low, objective=dataclasses.replace(job.objective, logits=teacher))
+    job.model.net.eval()
+    logits = predict.forward(job.model, batch.inputs)[0]
+    ce, kd = F.cross_entropy(logits, batch.labels), task_losses.distillation(logits, teacher, "classification", 2.0)
+    assert float(importance_loss(job, batch, 3).detach()) == pytest.approx(float(0.1 * ce + 0.9 * kd), rel=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [("t2", 1.0), ("none", 1 / 64)])
+def test_distillation_is_scaled_as_chosen(tiny: Tiny, tmp_path: Path, scale: str, ratio: float) -> None:
+    job, batch = hidden_job(tiny, tmp_path, "heads", "kd", 0)
+    teacher = torch.randn(8, 2)
+    chosen = dataclasses.replace(job.config, kd_scale=scale, kd_temperature=8.0)
+    job = dataclasses.replace(job, config=chosen, objective=dataclasses.replace(job.objective, logits=teacher))
+    job.model.net.eval()
+    logits = predict.forward(job.model, batch.inputs)[0]
+    wanted = ratio * task_losses.distillation(logits, teacher, "classification", 8.0)
+    assert float(loss_terms(job, batch, 0)["kd"]) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_projections_start_at_identity_beside_the_teacher(tiny: Tiny, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import hub_server
 import pytest
 from tiny import ROOT, Tiny, environment, invoke
 
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import library
 from capcli.data import rows as text_rows
 from capcli.errors import DataError
@@ -29,7 +29,7 @@ ROWS = {"train": [("NA", "no"), ("007", "yes"), ("a film, good", "yes"), ('say "
 # Opens each set in one process; of a set that is refused, the message and the hint.
 DRIVER = """
 import json, sys
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.data import dataset
 from capcli.errors import CapError
 found = []

@@ -38,10 +38,10 @@ from capcli.artifact import reader
 from capcli.config.export import ExportConfig
 from capcli.config.measure import EvalConfig
 from capcli.config.names import METHODS
-from capcli.config.prune import TaskConfig
+from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 from capcli.measuring import answers, decode
-from capcli.models import artifact
+from capcli.models import artifact, predict
 from capcli.stored import read_json, read_tensors
 
 NAMES: dict[str, set[str]] = {
@@ -605,9 +605,29 @@ def test_pooling(tiny: Tiny, tmp_path: Path, pooling: str) -> None:
     assert tiny.prune(tmp_path / "out", pooling=pooling, **QUICK)["status"] == "complete"
 
 
-def test_bf16_on_a_cpu(tiny: Tiny, tmp_path: Path) -> None:
+def test_bf16_on_a_cpu(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training steps are in 16 bits; banks, metrics and latency are in 32, so that `cap eval` finds the same."""
+    steps, measured = set(), set()
+    forward, running = predict.forward_states, predict.running
+
+    def in_step(*given: Any, **named: Any) -> Any:
+        steps.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return forward(*given, **named)
+
+    def asked(model: Any, on: Any, *given: Any) -> Any:
+        measured.add(on.precision)
+        return running(model, on, *given)
+
+    monkeypatch.setattr(predict, "forward_states", in_step)
+    monkeypatch.setattr(predict, "running", asked)
     report = tiny.prune(tmp_path / "out", precision="bf16", **QUICK)
+    assert steps == {(True, True), (False, False)}
+    assert measured == {"float32"}
     assert "bfloat16" in report["device"]
+    assert report["latency"]["dense"]["precision"] == report["latency"]["pruned"]["precision"] == "float32"
+    source = TaskConfig(**artifact.stored_source(str(tmp_path / "out")))
+    again = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / "out")))
+    assert report["metrics"]["pruned"].items() <= again["metrics"].items()
     assert all(p.dtype == torch.float32 for p in capcli.load(tmp_path / "out").parameters())
 
 

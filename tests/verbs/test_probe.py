@@ -14,7 +14,8 @@ from tiny import FILLERS, Tiny, invoke, write_csv
 
 import capcli
 from capcli.config.measure import Gates, ProbeConfig
-from capcli.config.prune import Hardware, TaskConfig
+from capcli.config.prune import Hardware
+from capcli.config.task import TaskConfig
 from capcli.data import batches, cache, dataset, tokens
 from capcli.data.splits import Split
 from capcli.errors import ConfigError, FileError, RunFailed

@@ -6,11 +6,14 @@ U units of the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from capcli.models.families import Units
 from capcli.pruning.criteria.seat import Criterion, State, Step, Subject
+from capcli.pruning.masked import gates_of
 
 WINDOW_SHARE, LONGEST_WINDOW = 0.05, 500  # of the run's steps; GRAIN's decay of 0.998 is a window of 500 steps
 
@@ -22,11 +25,25 @@ def init(subject: Subject) -> State:
 
 def observe(state: State, subject: Subject, step: Step) -> None:
     """Add abs(dL/dgate) of this batch to the importance, or average it in."""
-    found = torch.cat([unit_importance(units, step.scale) for units in subject.structure.units])
+    leaves = _leaves(subject.structure.units)
+    assert all(leaf.grad is not None for leaf in leaves), "observe comes after backward"
+    found = importance(subject.structure.units, [leaf.grad for leaf in leaves if leaf.grad is not None])
+    # a 16-bit step that overflowed is skipped
+    found = torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0) / step.scale
+    subject.matrices.forget_gates()
     if subject.structure.few_rises:
         state["importance"] += found
     else:
         state["importance"].lerp_(found.to(state["importance"]), 1 - decay_of(subject.total_steps))
+
+
+def prepare(state: State, subject: Subject, step: int) -> None:
+    """Measure the importance on examples: the sum over batches of abs(dL/dgate) at the weights as they are."""
+    assert subject.calibration is not None
+    units = subject.structure.units
+    state["importance"].copy_(
+        subject.calibration.summed(_leaves(units), lambda gradients: importance(units, gradients), step)
+    )
 
 
 def scores(state: State, subject: Subject) -> Tensor:
@@ -40,7 +57,7 @@ def revise(state: State, subject: Subject, step: int) -> None:
         state["importance"].zero_()
 
 
-FIRST_ORDER = Criterion(scores=scores, init=init, observe=observe, revise=revise, structured=True)
+FIRST_ORDER = Criterion(scores=scores, init=init, observe=observe, prepare=prepare, revise=revise, structured=True)
 
 
 def decay_of(total_steps: int) -> float:
@@ -48,35 +65,36 @@ def decay_of(total_steps: int) -> float:
     return 1 - 1 / min(LONGEST_WINDOW, max(1, round(WINDOW_SHARE * total_steps)))
 
 
-def unit_importance(units: Units, scale: float = 1.0) -> Tensor:
-    """abs(dL/dgate) of each unit, [C]: from the columns that read the output, or from the rows of the query."""
-    if units.has_reader:
-        weight, gradient = _learned(units.reader)
-        found = group_importance(weight, gradient, units.reader.in_features // units.count)
-    else:
-        query = units.slots[0].linear
-        weight, gradient = _learned(query)
-        assert query.bias.grad is not None, "observe comes after backward"
-        found = row_importance(weight, gradient, query.bias, query.bias.grad)
-    found = torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)  # of a 16-bit step that overflowed and is skipped
-    return found / scale
+def importance(parts: Sequence[Units], gradients: Sequence[Tensor]) -> Tensor:
+    """abs(dL/dgate) of each unit, [U], from the gradients at `_leaves`.
 
-
-def _learned(linear: torch.nn.Linear) -> tuple[Tensor, Tensor]:
-    """The weight that is trained below the mask, and its gradient."""
-    original: Tensor = linear.parametrizations.weight.original  # type: ignore[union-attr, assignment]
-    assert original.grad is not None, "observe comes after backward"
-    return original, original.grad
-
-
-def group_importance(weight: Tensor, gradient: Tensor, group_size: int) -> Tensor:
-    """abs(dL/dgate) of each group of input columns of a matrix [out, in], as a vector [in / group_size].
-
-    The gate multiplies the group's output, which is what these columns read: dL/dgate = sum of W∘dL/dW over them.
-    Heads are groups of D columns of the attention output matrix, value-output dimensions its single columns, neurons
-    single columns of the second FFN matrix.
+    Of units that something reads, the gates are at the inputs of the reader, those of its inputs together; of others,
+    at the rows of the query.
     """
-    return (weight * gradient).sum(dim=0).view(-1, group_size).sum(dim=1).abs()
+    found, rest = [], iter(gradients)
+    for units in parts:
+        if units.has_reader:
+            found.append(next(rest).view(units.count, -1).sum(dim=1).abs())
+        else:
+            query = units.slots[0].linear
+            found.append(row_importance(_learned(query), next(rest), query.bias, next(rest)))
+    return torch.cat(found)
+
+
+def _leaves(parts: Sequence[Units]) -> list[Tensor]:
+    """Where gradients make the importance of units: the gates of the reader, or weight and bias of the query."""
+    found: list[Tensor] = []
+    for units in parts:
+        query = units.slots[0].linear
+        gates = gates_of(units.reader) if units.has_reader else None
+        found += [_learned(query), query.bias] if gates is None else [gates]
+    return found
+
+
+def _learned(linear: torch.nn.Linear) -> Tensor:
+    """The weight that is trained below the mask."""
+    original: Tensor = linear.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+    return original
 
 
 def row_importance(weight: Tensor, gradient: Tensor, bias: Tensor, bias_gradient: Tensor) -> Tensor:

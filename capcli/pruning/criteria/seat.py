@@ -22,7 +22,8 @@ State = dict[str, Tensor]  # all that a criterion remembers; goes into checkpoin
 class Subject:
     """What a criterion judges: the masked matrices, what is removed together, and the length of the run in steps.
 
-    calibration: what it may measure on examples, for criteria that are `calibrated`.
+    calibration: what it may measure on examples, for criteria that are `calibrated`, and for others where the user asks
+    for it.
     """
 
     matrices: Matrices
@@ -60,8 +61,9 @@ class Criterion:
 
     scores: -> [U], higher stays.
     init: the state at the start of a run.
-    observe: called after each backward, before clipping; reads gradients, changes the state.
-    prepare: called before a selection with the step; may run the network, changes the state.
+    observe: called after each backward, before clipping, unless there is a calibration; reads gradients, changes the
+    state.
+    prepare: called before a selection with the step if there is a calibration; may run the network, changes the state.
     revise: called after a selection with the step; changes the state, and may change the weights that stay.
     state_per_weight: floats of the state for each weight.
     trains: what the optimiser gets, of `weights` (all but the scores) and `scores`. With `scores`, each weight has one,
