@@ -58,8 +58,8 @@ def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     """Layer preset, `--config` file and the options the user chose into a `PruneConfig`."""
     layers = layered("prune", chosen, file)
     preset = layers.get("preset", "default")
-    method = layers.get("method", "cap-soft")
     check_name("preset", preset, PRESETS)
+    method = layers.get("method", PRESETS[preset].get("*", {}).get("method", "cap-soft"))
     check_name("method", method, METHODS)
     table, criterion = PRESETS[preset], METHODS[method].criterion
     flat = {**table.get("*", {}), **OF_CRITERION.get(criterion, {}), **table.get(criterion, {}), **layers}

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from capcli.config.prune import PruneConfig
 from capcli.data import batches
 from capcli.data.batches import Batch, Examples
 from capcli.errors import DataError
@@ -43,12 +45,16 @@ class Calibration:
     target: Model | None = None
     check: Callable[[], None] = lambda: None
 
-    def drawn(self, step: int, size: int) -> Iterator[Batch]:
-        """Batches of `size` of the examples that step `step` draws by the seed, those of like lengths together."""
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The examples that step `step` draws by the seed, the shortest first."""
         wanted = min(len(self.examples), self.count)
         rows = np.random.default_rng([self.seed, step]).choice(len(self.examples), wanted, replace=False)
-        rows = rows[np.argsort(self.examples.lengths[rows], kind="stable")]
-        for begin in range(0, wanted, size):
+        return rows[np.argsort(self.examples.lengths[rows], kind="stable")]
+
+    def drawn(self, step: int, size: int) -> Iterator[Batch]:
+        """Batches of `size` of the `rows` of a step."""
+        rows = self.rows(step)
+        for begin in range(0, len(rows), size):
             self.check()
             yield batches.collate(self.examples, rows[begin : begin + size], self.device)
 
@@ -77,6 +83,18 @@ def check_enough(n_examples: int) -> None:
             f"calibration needs at least {LEAST_EXAMPLES} labelled training examples, there are {n_examples}",
             "give more data, or use a method that measures nothing on examples, such as --method magnitude",
         )
+
+
+def few_tokens(config: PruneConfig, examples: Examples, model: Model) -> list[str]:
+    """A note when a calibration reads fewer tokens than the widest matrix has inputs: it cannot tell them all apart."""
+    widest = max(max(linear.weight.shape) for linear in model.prunable().values())
+    read = round(min(config.calibration, len(examples)) * float(examples.lengths.mean()))
+    if read >= widest:
+        return []
+    return [
+        f"calibration reads about {read:,} tokens, and layers have up to {widest:,} inputs: "
+        "the result rests on little; give more texts, or raise --calibration"
+    ]
 
 
 @contextlib.contextmanager

@@ -81,12 +81,22 @@ class Moments:
         """Of x [I] and of y [O]."""
         return self.origins[0] + self.inputs / self.n_tokens, self.origins[1] + self.outputs / self.n_tokens
 
-    def error(self, weight: Tensor) -> Tensor:
-        """Share of the outputs' variance (without a bias: of their square) that `weight` [O, I] does not give."""
+    def error(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Share of the outputs' variance (without a bias: of their square) that `weight` [O, I] does not give: with
+        the `bias` [O], or with the best one where none is named."""
         gram, cross = self.centred()
         variance = self.squares - (self.outputs.square().sum() / self.n_tokens if self.bias else 0.0)
         missing = variance - 2 * (weight * cross.T).sum() + (weight @ gram * weight).sum()
+        if bias is not None:
+            inputs, outputs = self.means()
+            missing = missing + self.n_tokens * (outputs - weight @ inputs.to(weight.dtype) - bias).square().sum()
         return missing.clamp(min=0) / variance.clamp(min=torch.finfo(self.gram.dtype).tiny)
+
+    def second(self) -> Tensor:
+        """C = XᵀX / T, [I, I], of what is read as it is, means included."""
+        origin = self.origins[0].to(self.gram.dtype)
+        shift = origin.outer(self.inputs)
+        return (self.gram + shift + shift.T) / self.n_tokens + origin.outer(origin)
 
     def mean_square(self) -> Tensor:
         """Of one input, summed over tokens, means included."""

@@ -21,7 +21,7 @@ from capcli.models import loading, predict, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.models.predict import Progress
-from capcli.pruning.calibration import check_enough
+from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.pruner import planned
 from capcli.records.parts import intervals
 from capcli.records.pruned import SplitScores
@@ -36,9 +36,13 @@ REFIT_SHARE = 5  # training steps: a refit, of as many examples
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Everything that is fixed before the first step: examples by split name, and what there is to know of all that."""
+    """Everything that is fixed before the first step: examples by split name, and what there is to know of all that.
+
+    teacher: the fine-tuned model that the run was given, empty when it makes one.
+    """
 
     config: PruneConfig
+    teacher: str
     bound: Bound
     run: RunFolder
     on: Compute
@@ -116,6 +120,7 @@ def make_setup(
     on: Compute,
     data: TaskData,
     student: Model,
+    teacher: str,
 ) -> Setup:
     """Everything tokenised, and the student on its device."""
     assert data.train is not None, "a training split was asked for"
@@ -124,6 +129,7 @@ def make_setup(
     examples = scoring.encoded(reader, data.train, config.source, check)
     if config.staged:
         check_enough(len(examples))
+    few = few_tokens(config, examples, student) if config.calibrated else []
     evals = {name: scoring.encoded(reader, split, config.source, check) for name, split in data.evals.items()}
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
@@ -132,6 +138,7 @@ def make_setup(
     place(student, on)
     return Setup(
         config=config,
+        teacher=teacher,
         run=folder,
         bound=bound,
         on=on,
@@ -139,26 +146,40 @@ def make_setup(
         train=examples,
         curve=curve_examples,
         evals=evals,
-        meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve_examples)), folder.flag),
+        meter=Meter(
+            _units(config, len(examples), sum(map(len, evals.values())), len(curve_examples), given=bool(teacher)),
+            folder.flag,
+        ),
         notes=(
             *data.notes,
             *student.notes,
+            *few,
             *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
         ),
     )
 
 
-def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dict[str, float]:
-    """Size of each phase in training steps of one example; the bar's shares, not a promise."""
-    names = config.loss_names
+def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
+    """Without training: whether MODEL is pruned as it is, or has to be fine-tuned first."""
+    if config.epochs or config.teacher:
+        return []
+    if teacher:
+        return [f"{teacher} was fine-tuned for these labels: it is pruned as it is"]
+    return [f"{config.model} has no head for these labels: a teacher is fine-tuned first, which takes longer"]
+
+
+def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int, *, given: bool = False) -> dict[str, float]:
+    """Size of each phase in training steps of one example, with a teacher that was `given` or is made; the bar's
+    shares, not a promise."""
+    names = config.loss_names if config.epochs else ()
     n_banks = ("prc" in names) + ("fic" in names or "kd" in names)
     snapshots = max(0, config.epochs - 1) * n_train if "snc" in names else 0
     return {
         "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
-        "teacher": config.teacher_passes(n_train) * n_train,
+        "teacher": 0.0 if given else config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
-        "prune": (_calibration_units(config, n_train) if config.staged else 0.0)
+        "prune": (_calibration_units(config, n_train) if config.calibrated else 0.0)
         + config.epochs * ((1.2 + ("hid" in names)) * n_train + FORWARD_SHARE * n_curve)
         + FORWARD_SHARE * snapshots,
         "evaluate pruned": FORWARD_SHARE * n_evals,
@@ -167,9 +188,10 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
 
 
 def _calibration_units(config: PruneConfig, n_train: int) -> float:
-    """The calibrations of a staged run: gradients, and a refit of two networks in their parts."""
-    each = min(config.calibration, n_train) * (1 + REFIT_SHARE * config.refit)
-    return len(config.stair_list) * each
+    """The calibrations of a run: gradients or none, and two networks in their parts; and what heals."""
+    parts = config.staged + REFIT_SHARE * (config.refit or not config.staged)
+    healing = (1 + FORWARD_SHARE) * config.heal * config.batch_size
+    return len(config.stair_list) * min(config.calibration, n_train) * parts + healing
 
 
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
@@ -184,7 +206,7 @@ def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
     n_prunable = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
     yield event(note=f"{student.source}: {total:,} weights, {n_prunable:,} prunable; on {setup.on.name}")
-    for note in setup.notes:
+    for note in (*setup.notes, *_about_teacher(setup.config, setup.teacher)):
         yield event(note=note)
 
 

@@ -12,7 +12,8 @@ import pytest
 import reference
 import torch
 
-from capcli.config.prune import PruneConfig, TaskConfig, halving
+from capcli.config.prune import PruneConfig, TaskConfig
+from capcli.config.rises import halving
 from capcli.data.batches import Examples
 from capcli.errors import ConfigError
 from capcli.models import families, loading, predict
