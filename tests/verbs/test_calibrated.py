@@ -166,7 +166,7 @@ def fine_tuned(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("method", ONE_SHOT)
 def test_one_shot(tiny: Tiny, tmp_path: Path, fine_tuned: str, method: str) -> None:
-    """From the command line, on two kinds of tasks: exact, untrained, the outputs' errors told; twice the same bytes."""
+    """From the command line, on two kinds of tasks: exact, untrained, errors of outputs told, the same twice."""
     for name in ("a", "b"):
         result = invoke(*tiny.arguments(tmp_path / name, model=fine_tuned, method=method, **NO_TRAINING))
         assert result.exit_code == 0, result.stderr
