@@ -172,6 +172,12 @@ class PruneConfig:
         "training examples that scores and refit are measured on, at each stair anew (fisher and what trains nothing)",
         panel="Pruning",
     )
+    text: str = option(
+        "",
+        "calibrate on texts without labels, and on no training set: a .txt with one per line, or a file with a text "
+        "column; MODEL or --teacher must know the task",
+        panel="Pruning",
+    )
     refit: bool = option(
         True,
         "after a selection, fit the weights that stay to the layers' outputs before it (as --calibration)",
@@ -289,7 +295,7 @@ class PruneConfig:
     def needs_teacher(self) -> bool:
         """Whether the teacher itself is asked while the student is pruned, not only what it once answered."""
         refitted = self.calibrated and self.refit and self.refit_target == "teacher"
-        return "hid" in self.loss_names or refitted or self.heal > 0
+        return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.text))
 
     @property
     def stair_list(self) -> tuple[float, ...]:

@@ -33,6 +33,7 @@ class Calibration:
 
     count: how many are drawn each time. refit: whether the weights that stay are fitted again, see `refit.refit`;
     target: the network whose outputs they are to give, None for the student itself as it was before the selection.
+    asked: the network whose answers take the place of labels, where the examples have none.
     check: called between batches; what it raises ends the work.
     """
 
@@ -43,6 +44,7 @@ class Calibration:
     count: int
     refit: bool = True
     target: Model | None = None
+    asked: Model | None = None
     check: Callable[[], None] = lambda: None
 
     def rows(self, step: int) -> NDArray[np.int64]:
@@ -65,15 +67,23 @@ class Calibration:
         sums, count = [torch.zeros_like(weight) for weight in weights], 0
         with evaluating(self.model), torch.enable_grad():
             for batch in self.drawn(step, FISHER_BATCH):
+                labels = batch.labels if self.asked is None else answers(self.asked, batch)
                 with parametrize.cached():
                     logits, _ = predict.forward(self.model, batch.inputs)
-                    loss = task_losses.task_loss(logits, batch.labels, self.model.kind, batch.inputs["attention_mask"])
+                    loss = task_losses.task_loss(logits, labels, self.model.kind, batch.inputs["attention_mask"])
                     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
                         total.addcmul_(gradient, gradient)
                 count += 1
         return torch.cat([total.flatten() for total in sums]) / count
+
+
+@torch.no_grad()
+def answers(model: Model, batch: Batch) -> Tensor:
+    """The most likely class of each example, [B]."""
+    with evaluating(model):
+        return predict.forward(model, batch.inputs)[0].argmax(dim=-1)
 
 
 def check_enough(n_examples: int) -> None:

@@ -11,9 +11,11 @@ import torch
 
 from capcli import files, stages
 from capcli.config.prune import PruneConfig
-from capcli.data import dataset, tokens
+from capcli.data import dataset, texts, tokens
 from capcli.data.batches import Examples
+from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData, subset
+from capcli.errors import ConfigError
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
@@ -21,6 +23,7 @@ from capcli.models import loading, predict, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.models.predict import Progress
+from capcli.models.predictor import Predictor
 from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.pruner import planned
 from capcli.records.parts import intervals
@@ -97,8 +100,26 @@ def nothing() -> Generator[Event, None, None]:
 
 
 def read_data(config: PruneConfig) -> TaskData:
-    """The splits of the task, with the part that is held out."""
+    """The splits of the task, with the part that is held out; without training examples where there are only texts."""
+    if config.text:
+        return _evaluated(config)
     return dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+
+
+def _evaluated(config: PruneConfig) -> TaskData:
+    """The evaluation splits of a task, its classes by the fine-tuned model. Raises `ConfigError` for a kind of task
+    that texts alone cannot serve, `DataError` when they are not there."""
+    texts.check(config.text)
+    names = loading.names_of(config.teacher or config.model, config.source.label_names)
+    data = dataset.load(config.source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
+    if config.staged and not KINDS[data.kind].single:
+        raise ConfigError(
+            f"{config.method} needs labels for {config.source.task}: only of classes can the teacher's answers be used",
+            "leave --text out, or use a method that needs none, such as wanda",
+        )
+    if config.heal and KINDS[data.kind].words:
+        raise ConfigError(f"--heal needs the words of {config.source.task}, which --text does not have")
+    return data
 
 
 def load_student(config: PruneConfig, data: TaskData) -> Model:
@@ -123,18 +144,26 @@ def make_setup(
     teacher: str,
 ) -> Setup:
     """Everything tokenised, and the student on its device."""
-    assert data.train is not None, "a training split was asked for"
     check = folder.flag.check
     reader = predictor.of_network(student, on)
-    examples = scoring.encoded(reader, data.train, config.source, check)
+    examples = _examples(config, reader, data, check)
+    if config.text and not teacher:
+        raise ConfigError(
+            f"{config.model} has no head for these labels, and --text has no labels to fine-tune it with",
+            "name a model that was fine-tuned for this task",
+        )
     if config.staged:
         check_enough(len(examples))
     few = few_tokens(config, examples, student) if config.calibrated else []
     evals = {name: scoring.encoded(reader, split, config.source, check) for name, split in data.evals.items()}
-    most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
+    most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(examples)))  # the curve must not cost more than a pass
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
     curve_examples = scoring.encoded(reader, curve, config.source, check)
-    read = {"train": examples, **({"the held-out part": curve_examples} if data.holdout else {}), **evals}
+    read = {
+        config.text or "train": examples,
+        **({"the held-out part": curve_examples} if data.holdout else {}),
+        **evals,
+    }
     place(student, on)
     return Setup(
         config=config,
@@ -157,6 +186,15 @@ def make_setup(
             *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
         ),
     )
+
+
+def _examples(config: PruneConfig, reader: Predictor, data: TaskData, check: Callable[[], None]) -> Examples:
+    """The training examples, or texts without labels in their place."""
+    if data.train is not None:
+        return scoring.encoded(reader, data.train, config.source, check)
+    found = texts.read(config.text, config.source)
+    length = min(config.source.longest, reader.longest)
+    return tokens.unlabelled(found, None, reader.tokenizer, length, data.kind)
 
 
 def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
@@ -197,7 +235,11 @@ def _calibration_units(config: PruneConfig, n_train: int) -> float:
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
     """Say what was read: splits, labels, sizes, and what there is to note about them."""
     data, event = setup.data, setup.meter.of("load")
-    splits = {"train": setup.train, **({"held out": setup.curve} if data.holdout else {}), **setup.evals}
+    splits = {
+        "texts" if data.train is None else "train": setup.train,
+        **({"held out": setup.curve} if data.holdout else {}),
+        **setup.evals,
+    }
     counts = ", ".join(f"{name} {_counted(examples)}" for name, examples in splits.items())
     yield event(note=f"{data.name}: {counts}" + (f"; labels: {data.legend}" if data.labels else ""))
     length = longest_input(student, setup.config.source.longest)

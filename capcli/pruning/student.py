@@ -111,6 +111,7 @@ def _calibration(setup: Setup, student: Model, teacher: Model | None) -> Calibra
         count=config.calibration,
         refit=config.refit,
         target=teacher if config.refit_target == "teacher" else None,
+        asked=teacher if config.text and config.staged else None,
         check=(lambda: None) if config.epochs else setup.run.flag.check,
     )
 

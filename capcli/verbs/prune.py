@@ -74,7 +74,7 @@ def _finished(config: PruneConfig, flag: StopFlag) -> Generator[Event, None, Rep
 
 def _are_here(config: PruneConfig) -> bool:
     """Whether all that the configuration names is on this machine, so that an error tells of a change."""
-    named, place = [source for source in (config.model, config.teacher) if source], config.source.data
+    named, place = [source for source in (config.model, config.teacher, config.text) if source], config.source.data
     return all(map(hub.is_local, named)) and (Path(place).exists() if place else config.source.task in BUILTIN_TASKS)
 
 

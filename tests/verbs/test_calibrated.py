@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from tiny import PRUNABLE, SOURCES, Tiny, invoke, outcome, write_csv
 
 import capcli
-from capcli.errors import DataError, RunFailed, Stopped
+from capcli.errors import CapError, DataError, RunFailed, Stopped
 from capcli.events import StopFlag
 from capcli.pruning import setup
 from capcli.pruning.calibration import Calibration
@@ -260,3 +262,76 @@ def test_a_plan_of_one_shot(tiny: Tiny, tmp_path: Path, fine_tuned: str) -> None
     result = invoke(*tiny.arguments(tmp_path / "out", **options))
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["kept_weights"] == round(0.3 * PRUNABLE)
+
+
+# Texts without labels ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lines(tiny: Tiny, tmp_path: Path) -> str:
+    """The texts of the training set, one per line, and lines without any; in a folder without training data."""
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(row["text"] for row in read_csv(Path(tiny.data) / "train.csv")) + "\n \n")
+    (tmp_path / "only").mkdir()
+    shutil.copy(Path(tiny.data) / "validation.csv", tmp_path / "only" / "validation.csv")
+    return str(path)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "fisher"])
+def test_texts_without_labels(tiny: Tiny, tmp_path: Path, fine_tuned: str, lines: str, method: str) -> None:
+    """Without labels, without a training set; what needs none gives what it gives with the labelled texts."""
+    data = str(tmp_path / "only")
+    chosen = {"model": fine_tuned, "method": method, "epochs": 0}
+    report = run(tiny, tmp_path / "out", text=lines, data=data, **chosen)
+    assert report["sparsity"]["kept_weights"] == round(0.3 * PRUNABLE)
+    assert report["notes"][-1].startswith("nothing was trained: masks and weights come from 80 calibration examples")
+    assert report["config"]["text"] == "…/texts.txt"
+    assert "calibration texts" in report["fingerprints"]
+    labelled = run(tiny, tmp_path / "labelled", **chosen)
+    same = outcome(tmp_path / "out")[0] == outcome(tmp_path / "labelled")[0]
+    assert same == (method != "fisher") or labelled["metrics"]["dense"]["accuracy"] == 1.0
+
+
+def test_texts_of_a_table_and_healing_on_them(tiny: Tiny, tmp_path: Path, fine_tuned: str, lines: str) -> None:
+    write_csv(tmp_path / "some.csv", ("id", "text"), [(str(i), "a good film") for i in range(20)])
+    chosen = {"model": fine_tuned, "method": "wanda", "epochs": 0, "heal": 3, "data": str(tmp_path / "only")}
+    report = run(tiny, tmp_path / "out", text=str(tmp_path / "some.csv"), **chosen)
+    assert report["losses"] == ["kd"]
+    assert len(report["history"]) == 3
+
+
+def test_texts_in_another_language_are_said(tiny: Tiny, tmp_path: Path, fine_tuned: str, lines: str) -> None:
+    Path(lines).write_text("ein unbekanntes Wort\n" * 30)
+    report = run(tiny, tmp_path / "out", model=fine_tuned, method="wanda", epochs=0, text=lines)
+    assert any(note.startswith("unknown to the tokenizer: ") and "…/texts.txt" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("content", "chosen", "said"),
+    [
+        ("\n \n", {}, "has no text"),
+        (None, {}, "does not exist"),
+        ("a film\n", {"model": ""}, "has no head for these labels, and --text has no labels"),
+        ("a film\n", {"epochs": 2, "method": "fisher"}, "--text has no labels"),
+        ("a film\n", {"heal": 2, "losses": "ce,kd"}, "--text has no labels"),
+        ("a film\n", {"method": "movement", "epochs": 2}, "--text has no labels"),
+        ("a film\n", {"method": "fisher", "task": "regression"}, "fisher needs labels for regression"),
+        ("a film\n", {"heal": 2, "task": "ner"}, "--heal needs the words of ner"),
+    ],
+)
+def test_texts_that_do_not_serve(
+    tiny: Tiny, tmp_path: Path, fine_tuned: str, content: str | None, chosen: dict[str, Any], said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "texts.txt").write_text(content)
+    data = {"regression": tiny.numbers, "ner": tiny.tags}.get(chosen.get("task", ""), tiny.data)
+    chosen = {"model": fine_tuned, "method": "wanda", "epochs": 0, "data": data, **chosen}
+    chosen["model"] = chosen["model"] or tiny.model
+    with pytest.raises(CapError, match=said):
+        run(tiny, tmp_path / "out", text=str(tmp_path / "texts.txt"), **chosen)
+    assert not (tmp_path / "out" / "report.json").exists()
