@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 from capcli.config.names import METHODS, STRUCTURES
 from capcli.config.options import at_least, split_list
 from capcli.errors import ConfigError
 
-if TYPE_CHECKING:
-    from capcli.config.prune import PruneConfig
+PruneConfig = Any  # the one of `config.prune`, which imports this module
 
 FIRST_STAIR = 0.8  # what a staged method removes at once
 UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it

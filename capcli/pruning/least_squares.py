@@ -128,8 +128,12 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
 def damped_rows(gram: Tensor, wanted: Tensor, kept: Tensor, damping: Tensor) -> Tensor:
     """Rows x [O, I] with (gram_KK + damping·1)·x_K = wanted_K, zero outside of `kept` [O, I], in the type of `gram`.
 
-    Rows of like K are solved together, the shorter ones filled up with rows and columns of the identity.
+    Rows of like K are solved together, the shorter ones filled up with rows and columns of the identity. Where all of
+    every row is kept, there is one system for them all.
     """
+    if bool(kept.all()):
+        whole = gram + damping.to(gram.dtype) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        return torch.cholesky_solve(wanted.T.to(gram.dtype), torch.linalg.cholesky(whole)).T
     right, size_bytes = wanted.to(gram.dtype), gram.element_size()
     budget_bytes = BUDGET_BYTES if gram.device.type == "cpu" else BUDGET_BYTES * MORE_OF_DEVICE
     counts = kept.sum(dim=1)
