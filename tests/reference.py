@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -280,3 +281,73 @@ def refitted_row(
     for row, i in zip(rows, columns, strict=True):
         found[i] = row[-1]
     return found, mean - dot(found, means) if bias else 0.0
+
+
+def second_moments(x: Sequence[Vector]) -> list[list[float]]:
+    """C = XᵀX / T of inputs x [T][I]."""
+    return [[sum(row[i] * row[j] for row in x) / len(x) for j in range(len(x[0]))] for i in range(len(x[0]))]
+
+
+def wanda(weight: Sequence[Vector], x: Sequence[Vector]) -> list[list[float]]:
+    """abs(w_ij) times the root mean square of input j."""
+    reach = [math.sqrt(sum(row[j] ** 2 for row in x) / len(x)) for j in range(len(x[0]))]
+    return [[abs(w) * reach[j] for j, w in enumerate(row)] for row in weight]
+
+
+def multiflow(weight: Sequence[Vector], x: Sequence[Vector]) -> list[list[float]]:
+    """What flows into output i, times abs(w_ij), times what flows out of input j."""
+    flow = wanda(weight, x)
+    out = [sum(row) / len(row) for row in flow]
+    into = [sum(row[j] for row in flow) / len(flow) for j in range(len(flow[0]))]
+    return [[out[i] * abs(w) * into[j] for j, w in enumerate(row)] for i, row in enumerate(weight)]
+
+
+def sparsegpt(
+    weight: Sequence[Vector], x: Sequence[Vector], counts: Sequence[int], width: int, damping: float
+) -> tuple[Any, Any]:
+    """Optimal brain surgeon on columns from left to right, the inverse of what is left taken anew for each of them.
+
+    Of the blocks of `width` columns, `counts` weights stay each. Returns the mask and the weights."""
+    second = np.array(second_moments(x))
+    second += damping * second.diagonal().mean() * np.eye(len(second))
+    w, kept = np.array(weight), np.zeros_like(weight)
+    left = [np.linalg.inv(second[j:, j:]) for j in range(len(second))]
+    for block, count in enumerate(counts):
+        columns = range(block * width, min(len(second), (block + 1) * width))
+        places = [(i, j) for i in range(len(w)) for j in columns]
+        for i, j in sorted(places, key=lambda place: -(w[place] ** 2) / left[place[1]][0, 0])[:count]:
+            kept[i, j] = 1
+        for j in columns:
+            for i in range(len(w)):
+                if not kept[i, j]:
+                    w[i, j + 1 :] -= w[i, j] / left[j][0, 0] * left[j][0, 1:]
+    return kept.tolist(), w.tolist()
+
+
+def sparse_dense_sparse(
+    weight: Sequence[Vector],
+    x: Sequence[Vector],
+    y: Sequence[Vector],
+    count: int,
+    damping: float,
+    rounding: float,
+    shrunk: float,
+) -> tuple[list[list[bool]], list[list[float]]]:
+    """Cut by wanda and fit; let all come back, drawn to zero; what is to stay is then chosen by wanda again.
+
+    Returns the mask, and the weights before the second cut."""
+
+    def best(matrix: Sequence[Vector]) -> list[list[bool]]:
+        scores = wanda(matrix, x)
+        flat = topk([score for row in scores for score in row], count)
+        return [flat[i * len(row) : (i + 1) * len(row)] for i, row in enumerate(scores)]
+
+    first, least = best(weight), shrunk * sum(abs(w) for row in weight for w in row) / (len(weight) * len(weight[0]))
+    dense = []
+    for i, row in enumerate(weight):
+        outputs = [one[i] for one in y]
+        sparse, _ = refitted_row(x, outputs, row, first[i], damping, rounding, True)
+        free, _ = refitted_row(x, outputs, sparse, [True] * len(row), damping, rounding, True)
+        drawn = [math.copysign(max(0.0, abs(w) - least), w) for w in free]
+        dense.append([w if kept else d for w, d, kept in zip(free, drawn, first[i], strict=True)])
+    return best(dense), dense

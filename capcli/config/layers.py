@@ -57,8 +57,9 @@ def check_no_token(name: str, value: object) -> None:
 def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     """Layer preset, `--config` file and the options the user chose into a `PruneConfig`."""
     layers = layered("prune", chosen, file)
-    preset, method = (layers.get(name, getattr(PruneConfig, name)) for name in ("preset", "method"))
+    preset = layers.get("preset", PruneConfig.preset)
     check_name("preset", preset, PRESETS)
+    method = layers.get("method", PRESETS[preset].get("*", {}).get("method", "cap-soft"))
     check_name("method", method, METHODS)
     values = preset_values(
         preset,

@@ -61,13 +61,14 @@ class Method:
     """A pruning method: a criterion that says what a weight is worth, and the losses it is trained with.
 
     structured: whole units are removed (`STRUCTURES`), not single weights. staged: the sparsity rises in a few stairs,
-    at each of which scores are measured anew; can also do without training.
+    at each of which scores are measured anew; can also do without training. one_shot: never trains, cuts at once.
     """
 
     criterion: str
     losses: tuple[str, ...]
     structured: bool = False
     staged: bool = False
+    one_shot: bool = False
 
 
 _CAP, _PLAIN = ("ce", "kd", "prc", "snc", "fic"), ("ce", "kd")
@@ -84,17 +85,23 @@ METHODS = {
     "cap-pins": Method(criterion="pins", losses=_CAP),
     "pins": Method(criterion="pins", losses=_PLAIN),
     "platon": Method(criterion="platon", losses=_PLAIN),
+    "wanda": Method(criterion="wanda", losses=("kd",), one_shot=True),
+    "sparsegpt": Method(criterion="sparsegpt", losses=("kd",), one_shot=True),
+    "multiflow": Method(criterion="multiflow", losses=("kd",), one_shot=True),
+    "sds": Method(criterion="sds", losses=("kd",), one_shot=True),
 }
 
 # Defaults of a criterion that differ from those of the options. A preset goes over them where it names the criterion.
 OF_CRITERION: dict[str, dict[str, Any]] = {
     "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle"},
+    **{method.criterion: {"epochs": 0} for method in METHODS.values() if method.one_shot},
 }
 
 # Section 5 of the design's ALGORITHM: the reference's values on GLUE. Warm-up lengths are shares of the run, so that
 # they scale: 11,000 of 122,720 steps, dense twice and final three times as long.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
+    "minutes": {"*": {"method": "fisher", "epochs": 0}},
     "quick": {"*": {"epochs": 2, "teacher_epochs": 2, "lr": 2e-4, "teacher_lr": 3e-4}},
     "paper": {
         "*": {

@@ -6,11 +6,11 @@ file, the docs and the stored configuration of a run are all derived from these 
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from capcli.config import rises
 from capcli.config.names import (
     DEVICES,
     LOSSES,
@@ -18,22 +18,9 @@ from capcli.config.names import (
     PRESETS,
     STRUCTURES,
 )
-from capcli.config.options import at_least, check_name, flag_name, option
+from capcli.config.options import at_least, check_name, flag_name, option, split_list
 from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
-
-LENGTH, WINDOW = 128, 384  # tokens of the longest input; of a window of a question's context
-FIRST_STAIR = 0.8  # what a staged method removes at once
-UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
-
-
-def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
-    """Sparsities from `first` to `sparsity`: what stays shrinks by the same factor each time, at most by half."""
-    if sparsity <= first:
-        return (sparsity,)
-    ratio = (1 - sparsity) / (1 - first)
-    n_rises = math.ceil(math.log2(1 / ratio) - 1e-9)
-    return (*(1 - (1 - first) * ratio ** (i / n_rises) for i in range(n_rises)), sparsity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +66,10 @@ class PruneConfig:
     )
     seed: int = option(1, "random seed", panel="Training")
     epochs: int = option(
-        4, "passes over the training set while pruning; 0 with fisher: no training, calibration only", panel="Training"
+        4,
+        "passes over the training set while pruning; 0 with fisher: no training, calibration only, as with "
+        "wanda, sparsegpt, multiflow and sds",
+        panel="Training",
     )
     teacher_epochs: int = option(
         0,
@@ -115,10 +105,25 @@ class PruneConfig:
         panel="Pruning",
     )
     calibration: int = option(
-        512, "training examples that scores and refit are measured on at each stair (fisher)", panel="Pruning"
+        512,
+        "training examples that scores and refit are measured on, at each stair anew (fisher and what trains nothing)",
+        panel="Pruning",
+    )
+    text: str = option(
+        "",
+        "calibrate on texts without labels, and on no training set: a .txt with one per line, or a file with a text "
+        "column; MODEL or --teacher must know the task",
+        panel="Pruning",
     )
     refit: bool = option(
-        True, "after a selection, fit the weights that stay to the layers' outputs before it (fisher)", panel="Pruning"
+        True,
+        "after a selection, fit the weights that stay to the layers' outputs before it (as --calibration)",
+        panel="Pruning",
+    )
+    heal: int = option(
+        0,
+        "without epochs: steps of distillation on the calibration examples afterwards, with fixed masks",
+        panel="Pruning",
     )
     refit_target: str = option(
         "student",
@@ -137,7 +142,10 @@ class PruneConfig:
         panel="Pruning",
     )
     scope: str = option(
-        "auto", "rank weights within each matrix or over all matrices: auto, matrix, global", panel="Pruning"
+        "auto",
+        "rank weights within each matrix or over all matrices: auto, matrix, global; or row (wanda, sparsegpt, sds, "
+        "multiflow): as many stay in each row",
+        panel="Pruning",
     )
     floor: float = option(
         0.005,
@@ -207,7 +215,7 @@ class PruneConfig:
         check_name("normalization", self.normalization, ("mean", "reference"))
         check_name("pooling", self.pooling, ("auto", "head", "cls", "mean"))
         check_name("kd-scale", self.kd_scale, ("t2", "none"))
-        check_name("scope", self.scope, ("auto", "matrix", "global"))
+        check_name("scope", self.scope, ("auto", "matrix", "global", "row"))
         check_name("structure", self.structure, STRUCTURES)
         check_name("score-init", self.score_init, ("zero", "magnitude"))
         check_name("store", self.store, ("fp16", "fp32"))
@@ -216,7 +224,6 @@ class PruneConfig:
         check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
         for name in self.loss_names:
             check_name("loss", name, LOSSES)
-        self._check_stairs()
         if self.refit_target == "teacher" and self.init != "teacher":
             raise ConfigError(
                 "--refit-target teacher needs a student that starts from the teacher's weights",
@@ -243,7 +250,7 @@ class PruneConfig:
                 f"--importance-examples has no effect on {self.method}, which removes single weights",
                 "leave it out, or use --method cap-f",
             )
-        at_least(0 if self.staged else 1, epochs=self.epochs)
+        at_least(0 if self.calibrated else 1, epochs=self.epochs)
         positive = {
             "lr": self.lr,
             "teacher_lr": self.teacher_lr,
@@ -261,21 +268,6 @@ class PruneConfig:
         for name, value in {**shares, "holdout": self.holdout, "floor": self.floor}.items():
             if not 0 <= value < 1:
                 raise ConfigError(f"{flag_name(name)} is a share in [0, 1), got {value:g}")
-        if self.initial_sparsity > self.sparsity:
-            raise ConfigError(
-                f"--initial-sparsity {self.initial_sparsity:g} is more than --sparsity {self.sparsity:g}",
-                "it is the part that is removed at once when pruning begins; choose less",
-            )
-        if self.initial_sparsity and self.staged:
-            raise ConfigError(
-                f"--initial-sparsity has no effect on {self.method}, whose sparsity rises in stairs",
-                f"leave it out, or use --stairs {self.initial_sparsity:g},…,{self.sparsity:g}",
-            )
-        if self.initial_sparsity and METHODS[self.method].structured and self.structure == STRUCTURES[0]:
-            raise ConfigError(
-                f"--initial-sparsity has no effect on {self.method}, which removes heads in equal steps",
-                "leave it out, or use --structure dimensions",
-            )
         if self.lr_schedule == "cycle" and self.rises_often and not self.update_every:
             structured = METHODS[self.method].structured
             method = f"--structure {self.structure}" if structured else self.method
@@ -285,33 +277,23 @@ class PruneConfig:
             )
         if self.dense_share + self.final_share > 1:
             raise ConfigError("--dense-share and --final-share together exceed 1, which leaves no steps for pruning")
+        rises.check(self)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher itself is asked while the student is pruned, not only what it once answered."""
-        return "hid" in self.loss_names or (self.staged and self.refit and self.refit_target == "teacher")
-
-    def _check_stairs(self) -> None:
-        """Raise `ConfigError` for stairs that do not lead up to the sparsity."""
-        if not self.stairs:
-            return
-        if not self.staged:
-            raise ConfigError(f"--stairs has no effect on {self.method}", "leave it out, or use --method fisher")
-        found = self.stair_list
-        rising = all(a < b for a, b in itertools.pairwise((0.0, *found)))
-        if not (found and rising and found[-1] == self.sparsity):
-            raise ConfigError(
-                f"--stairs must rise from above 0 to --sparsity {self.sparsity:g}, got {self.stairs!r}",
-                f"for example --stairs {','.join(f'{s:.4g}' for s in halving(self.sparsity))}",
-            )
+        refitted = self.calibrated and self.refit and self.refit_target == "teacher"
+        return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.text))
 
     @property
     def stair_list(self) -> tuple[float, ...]:
         """The sparsities of a staged method one after another, the last of them `sparsity`; of other methods none."""
-        if not self.staged:
+        if not self.calibrated:
             return ()
+        if METHODS[self.method].one_shot:
+            return (self.sparsity,)
         if not self.stairs:
-            return halving(self.sparsity, FIRST_STAIR if self.epochs else UNTRAINED_STAIR)
+            return rises.halving(self.sparsity, rises.FIRST_STAIR if self.epochs else rises.UNTRAINED_STAIR)
         try:
             return tuple(float(part) for part in self.stairs.split(",") if part.strip())
         except ValueError as error:
@@ -323,9 +305,14 @@ class PruneConfig:
         return METHODS[self.method].staged
 
     @property
+    def calibrated(self) -> bool:
+        """Whether scores are measured on examples that are drawn for it; only then it can do without training."""
+        return self.staged or METHODS[self.method].one_shot
+
+    @property
     def rises_often(self) -> bool:
         """Whether the sparsity rises all the time, unless `update_every` says otherwise."""
-        return not self.staged and not (METHODS[self.method].structured and self.structure == STRUCTURES[0])
+        return not self.calibrated and not (METHODS[self.method].structured and self.structure == STRUCTURES[0])
 
     def teacher_passes(self, n_examples: int) -> int:
         """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""
@@ -340,10 +327,11 @@ class PruneConfig:
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """The losses in the order of `LOSSES`, each once; none when nothing is trained."""
-        if not self.epochs:
+        """The losses in the order of `LOSSES`, each once; to heal only kd, which needs no labels; else none without
+        epochs."""
+        if not (self.epochs or self.heal):
             return ()
-        chosen = [name.strip() for name in self.losses.split(",") if name.strip()] or METHODS[self.method].losses
+        chosen = split_list(self.losses) or (METHODS[self.method].losses if self.epochs else ("kd",))
         return tuple(
             sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
         )

@@ -92,6 +92,20 @@ class Batch:
             into[self.places[real]] = outputs[real]
 
 
+def taken(examples: Examples, rows: NDArray[np.int64]) -> Examples:
+    """The examples `rows`, by new ids from 0; without what only an evaluation needs."""
+    lengths = examples.lengths[rows]
+    places = np.concatenate([np.arange(*examples.offsets[row : row + 2]) for row in rows])
+    return Examples(
+        tokens=examples.tokens[places],
+        types=None if examples.types is None else examples.types[places],
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        labels=examples.labels[places if KINDS[examples.kind].words else rows],
+        pad_id=examples.pad_id,
+        kind=examples.kind,
+    )
+
+
 # Batches -------------------------------------------------------------------------------------------------------------
 
 

@@ -74,7 +74,8 @@ def encode(
 
 def unlabelled(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, kind: str) -> Examples:
     """Texts without labels, each of them cut to one window of `length` tokens, for a model of this kind."""
-    arrays = _texts(texts, pairs, tokenizer, length, np.int32).arrays
+    piece = _texts(texts, pairs, tokenizer, length, np.int32)
+    arrays = piece.arrays
     return Examples(
         tokens=arrays["tokens"],
         types=arrays.get("types"),
@@ -82,7 +83,9 @@ def unlabelled(texts: list[str], pairs: list[str] | None, tokenizer: Any, length
         labels=np.full(len(arrays["tokens"]), NO_LABEL),
         pad_id=pad_id_of(tokenizer),
         kind=kind,
+        n_cut=piece.n_cut,
         length=length,
+        unknown=_unknown(arrays["tokens"], tokenizer),
     )
 
 

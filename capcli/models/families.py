@@ -272,8 +272,8 @@ def prunable(net: Any, family: Family | None) -> dict[str, nn.Linear]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A linear layer, or the transposed one of GPT-2."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    """A linear layer, or the transposed one of GPT-2; also of a class that PyTorch derived to mask its weight."""
+    return isinstance(module, nn.Linear) or any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def layers(net: Any, family: Family) -> list[Layer]:

@@ -53,6 +53,13 @@ def hub_id(source: str) -> str | None:
     return None if hub.is_local(source) else hub.resolve(source)[0]
 
 
+def names_of(source: str, label_map: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The labels that a dense model or an artefact names, in the order of its outputs; no weights are read."""
+    if is_artifact(source):
+        return tuple(map(str, stored_settings(source).get("labels") or ()))
+    return renamed(own_labels(read_config(hub.folder(source), source)), label_map)
+
+
 def load_dense(
     source: str,
     labels: Sequence[str] | None,

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.config.options import at_least
-from capcli.config.prune import LENGTH, WINDOW, Hardware
+from capcli.config.prune import Hardware
+from capcli.config.task import LENGTH, WINDOW
 from capcli.data import tokens
 from capcli.data.batches import evaluation_batches
 from capcli.data.incoming import CHUNK

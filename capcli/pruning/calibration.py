@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from capcli.config.prune import PruneConfig
 from capcli.data import batches
 from capcli.data.batches import Batch, Examples
 from capcli.errors import DataError
@@ -32,6 +34,7 @@ class Calibration:
     count: how many are drawn each time. refit: whether the weights that stay are fitted again, see `refit.refit`;
     target: the network whose outputs they are to give, None for the student itself as it was before the selection.
     loss: (batch, step) -> what is differentiated where not the task's loss alone counts, on batches of `batch_size`.
+    asked: the network whose answers take the place of labels, where the examples have none.
     check: called between batches; what it raises ends the work.
     """
 
@@ -44,14 +47,19 @@ class Calibration:
     target: Model | None = None
     loss: Callable[[Batch, int], Tensor] | None = None
     batch_size: int = REFIT_BATCH
+    asked: Model | None = None
     check: Callable[[], None] = lambda: None
 
-    def drawn(self, step: int, size: int) -> Iterator[Batch]:
-        """Batches of `size` of the examples that step `step` draws by the seed, those of like lengths together."""
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The examples that step `step` draws by the seed, the shortest first."""
         wanted = min(len(self.examples), self.count)
         rows = np.random.default_rng([self.seed, step]).choice(len(self.examples), wanted, replace=False)
-        rows = rows[np.argsort(self.examples.lengths[rows], kind="stable")]
-        for begin in range(0, wanted, size):
+        return rows[np.argsort(self.examples.lengths[rows], kind="stable")]
+
+    def drawn(self, step: int, size: int) -> Iterator[Batch]:
+        """Batches of `size` of the `rows` of a step."""
+        rows = self.rows(step)
+        for begin in range(0, len(rows), size):
             self.check()
             yield batches.collate(self.examples, rows[begin : begin + size], self.device)
 
@@ -62,9 +70,10 @@ class Calibration:
         sums, count = [torch.zeros_like(weight) for weight in weights], 0
         with evaluating(self.model), torch.enable_grad():
             for batch in self.drawn(step, FISHER_BATCH):
+                labels = batch.labels if self.asked is None else answers(self.asked, batch)
                 with parametrize.cached():
                     logits, _ = predict.forward(self.model, batch.inputs)
-                    loss = task_losses.task_loss(logits, batch.labels, self.model.kind, batch.inputs["attention_mask"])
+                    loss = task_losses.task_loss(logits, labels, self.model.kind, batch.inputs["attention_mask"])
                     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
@@ -86,6 +95,13 @@ class Calibration:
         return total
 
 
+@torch.no_grad()
+def answers(model: Model, batch: Batch) -> Tensor:
+    """The most likely class of each example, [B]."""
+    with evaluating(model):
+        return predict.forward(model, batch.inputs)[0].argmax(dim=-1)
+
+
 def check_enough(n_examples: int) -> None:
     """Raise `DataError` when there are too few examples for a single gradient."""
     if n_examples < LEAST_EXAMPLES:
@@ -93,6 +109,18 @@ def check_enough(n_examples: int) -> None:
             f"calibration needs at least {LEAST_EXAMPLES} labelled training examples, there are {n_examples}",
             "give more data, or use a method that measures nothing on examples, such as --method magnitude",
         )
+
+
+def few_tokens(config: PruneConfig, examples: Examples, model: Model) -> list[str]:
+    """A note when a calibration reads fewer tokens than the widest matrix has inputs: it cannot tell them all apart."""
+    widest = max(max(linear.weight.shape) for linear in model.prunable().values())
+    read = round(min(config.calibration, len(examples)) * float(examples.lengths.mean()))
+    if read >= widest:
+        return []
+    return [
+        f"calibration reads about {read:,} tokens, and layers have up to {widest:,} inputs: "
+        "the result rests on little; give more texts, or raise --calibration"
+    ]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
     found = {f"{path.name} of the model": _sha256(path, check) for path in _dense_files(config.model)}
     if config.teacher:
         found |= {f"{path.name} of the teacher": _sha256(path, check) for path in _files(config.teacher)}
+    if config.text:
+        found["calibration texts"] = _sha256(Path(config.text), check)
     splits = [data.train, data.holdout, *data.evals.values()]
     for split in filter(None, splits):
         found[f"texts of {split.name}"] = _texts(split, check)

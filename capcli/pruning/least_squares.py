@@ -81,12 +81,22 @@ class Moments:
         """Of x [I] and of y [O]."""
         return self.origins[0] + self.inputs / self.n_tokens, self.origins[1] + self.outputs / self.n_tokens
 
-    def error(self, weight: Tensor) -> Tensor:
-        """Share of the outputs' variance (without a bias: of their square) that `weight` [O, I] does not give."""
+    def error(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Share of the outputs' variance (without a bias: of their square) that `weight` [O, I] does not give: with
+        the `bias` [O], or with the best one where none is named."""
         gram, cross = self.centred()
         variance = self.squares - (self.outputs.square().sum() / self.n_tokens if self.bias else 0.0)
         missing = variance - 2 * (weight * cross.T).sum() + (weight @ gram * weight).sum()
+        if bias is not None:
+            inputs, outputs = self.means()
+            missing = missing + self.n_tokens * (outputs - weight @ inputs.to(weight.dtype) - bias).square().sum()
         return missing.clamp(min=0) / variance.clamp(min=torch.finfo(self.gram.dtype).tiny)
+
+    def second(self) -> Tensor:
+        """C = XᵀX / T, [I, I], of what is read as it is, means included."""
+        origin = self.origins[0].to(self.gram.dtype)
+        shift = origin.outer(self.inputs)
+        return (self.gram + shift + shift.T) / self.n_tokens + origin.outer(origin)
 
     def mean_square(self) -> Tensor:
         """Of one input, summed over tokens, means included."""
@@ -118,8 +128,12 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
 def damped_rows(gram: Tensor, wanted: Tensor, kept: Tensor, damping: Tensor) -> Tensor:
     """Rows x [O, I] with (gram_KK + damping·1)·x_K = wanted_K, zero outside of `kept` [O, I], in the type of `gram`.
 
-    Rows of like K are solved together, the shorter ones filled up with rows and columns of the identity.
+    Rows of like K are solved together, the shorter ones filled up with rows and columns of the identity. Where all of
+    every row is kept, there is one system for them all.
     """
+    if bool(kept.all()):
+        whole = gram + damping.to(gram.dtype) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        return torch.cholesky_solve(wanted.T.to(gram.dtype), torch.linalg.cholesky(whole)).T
     right, size_bytes = wanted.to(gram.dtype), gram.element_size()
     budget_bytes = BUDGET_BYTES if gram.device.type == "cpu" else BUDGET_BYTES * MORE_OF_DEVICE
     counts = kept.sum(dim=1)

@@ -91,6 +91,25 @@ class Matrices:
         weight: Tensor = self.linears[index].parametrizations.weight.original  # type: ignore[union-attr, assignment]
         return weight
 
+    def seen(self, index: int) -> tuple[Tensor, Tensor]:
+        """The unmasked weight and the mask (boolean) of matrix `index` as y = W·x has them, [out, in]."""
+        weight, kept = self.original(index).detach(), self.matrix_masks()[index].bool()
+        return (weight.T, kept.T) if self._turned(index) else (weight, kept)
+
+    @torch.no_grad()
+    def put(self, index: int, weight: Tensor, bias: Tensor | None = None, kept: Tensor | None = None) -> None:
+        """Change matrix `index` to a weight [out, in]; and its bias [out], if it has one, and its mask [out, in]."""
+        turned, linear = self._turned(index), self.linears[index]
+        self.original(index).copy_(weight.T if turned else weight)
+        if bias is not None and linear.bias is not None:
+            linear.bias.copy_(bias)
+        if kept is not None:
+            self.matrix_masks()[index].copy_(kept.T if turned else kept)
+
+    def _turned(self, index: int) -> bool:
+        """Whether the layer holds its weight as [in, out], as that of GPT-2 does."""
+        return not isinstance(self.linears[index], nn.Linear)
+
     def score_views(self) -> list[Tensor]:
         """The score parameters [out, in], one per matrix."""
         return [linear.parametrizations.weight[0].scores for linear in self.linears]  # type: ignore[union-attr, index]

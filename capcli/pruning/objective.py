@@ -30,8 +30,9 @@ from capcli.stages import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a phase learns from: loss names, the teacher's logits by example or by token, class labels [N] or None, a
-    bank per module, and for hid the teacher itself with a projection [H, H] per compared layer."""
+    """What a phase learns from: loss names, the teacher's logits by example or by token (None where it is asked at each
+    step), class labels [N] or None, a bank per module, and for hid the teacher itself with a projection [H, H] per
+    compared layer."""
 
     losses: tuple[str, ...]
     logits: Tensor | None = None
@@ -48,7 +49,8 @@ Steps = Generator[Event, None, Any]
 class Job:
     """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
     epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
-    checkpoints depend on, see `stages.origin`."""
+    checkpoints depend on, see `stages.origin`. steps: how many there are, where they are not whole epochs. spent:
+    seconds of the phase before the first step."""
 
     run: RunFolder
     phase: str
@@ -64,11 +66,18 @@ class Job:
     epoch_end: Callable[[int, int], Steps]
     event: Callable[..., Event]
     of: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    spent: float = 0.0
 
     @functools.cached_property
     def rises(self) -> list[int]:
-        """The steps at which the sparsity rises."""
-        return self.pruner.rises_at() if self.pruner is not None else []
+        """The steps at which the sparsity rises: none when it has risen before the first."""
+        return self.pruner.rises_at() if self.pruner is not None and not self.steps else []
+
+    @property
+    def total(self) -> int:
+        """How many steps there are."""
+        return self.steps or -(-len(self.examples) // self.config.batch_size) * self.epochs
 
 
 def make_projections(teacher: Model, example: Batch) -> nn.ParameterList:
@@ -90,9 +99,7 @@ def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
     if "ce" in names:
         terms["ce"] = task_losses.task_loss(logits, batch.labels, kind, mask)
     if "kd" in names:
-        assert job.objective.logits is not None
-        places = batch.ids if batch.places is None else batch.places
-        teacher = job.objective.logits.index_select(0, places.flatten()).view_as(logits)
+        teacher = _wanted(job, batch).view_as(logits)
         answered = batch.labels != kinds.NO_LABEL if kinds.KINDS[kind].words else mask
         terms["kd"] = task_losses.distillation(
             logits, teacher, kind, config.kd_temperature, answered, scaled=config.kd_scale == "t2"
@@ -113,6 +120,16 @@ def importance_loss(job: Job, batch: Batch, step: int) -> Tensor:
     job = dataclasses.replace(job, on=job.on.exact, objective=dataclasses.replace(job.objective, losses=names))
     weights = term_weights(job.config, names)
     return torch.stack([weights[name] * term for name, term in loss_terms(job, batch, step).items()]).sum()
+
+
+def _wanted(job: Job, batch: Batch) -> Tensor:
+    """What the teacher answers to a batch: once for the whole set, or now."""
+    if job.objective.logits is None:
+        assert job.objective.teacher is not None
+        with job.on.autocast(), torch.no_grad():
+            return predict.forward(job.objective.teacher, batch.inputs)[0]
+    places = batch.ids if batch.places is None else batch.places
+    return job.objective.logits.index_select(0, places.flatten())
 
 
 def compared(n_states: int) -> list[int]:

@@ -16,6 +16,7 @@ from capcli.models.model import Model
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.pruner import planned
 from capcli.pruning.setup import Setup, load_student, make_setup, read_data, tell_notes
+from capcli.pruning.teacher import given_teacher
 from capcli.records.pruned import PrunePlan
 from capcli.reporting.text import byte_size, duration, percent
 from capcli.stages import Bound, RunFolder
@@ -26,7 +27,9 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     yield Event(phase="plan", note=f"loading {config.model} and timing a few steps")
     on, data = devices.compute(config.hardware), read_data(config)
     student, nothing = load_student(config, data), Bound(fingerprints={}, versions={})
-    setup = make_setup(config, RunFolder(out=config.out_folder, flag=StopFlag()), nothing, on, data, student)
+    given = given_teacher(config, data, student)
+    teacher, folder = "" if given is None else given.source, RunFolder(out=config.out_folder, flag=StopFlag())
+    setup = make_setup(config, folder, nothing, on, data, student, teacher)
     yield from tell_notes(setup, student)
     n = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
@@ -34,7 +37,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     criterion = CRITERIA[config.criterion]
     seconds = _seconds_per_example(setup, student)
     state = 4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight))
-    networks = 1 + config.needs_teacher + config.staged  # a refit compares with a copy of the student
+    networks = 1 + config.needs_teacher + config.calibrated  # a refit compares with a copy of the student
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     return PrunePlan(

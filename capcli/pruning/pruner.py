@@ -6,6 +6,7 @@ lines for every method.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -76,28 +77,36 @@ class Pruner:
 
     def measures(self, step: int) -> bool:
         """Whether `update` runs the network at `step`, which takes a while."""
-        return self.criterion.prepare is not None and self.subject.calibration is not None and self.rises(step)
+        asks = self.criterion.prepare is not None or self.criterion.calibrated
+        return asks and self.subject.calibration is not None and self.rises(step)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Choose the masks for `step`."""
         self.matrices.forget_gates()  # of the step before
-        due, self.sparsity = self.due(step), self.scheduled(step)
+        due, self.sparsity = self.due(step), max(self.sparsity, self.scheduled(step))
         if self.sparsity == 0 or not due:
             return
         if self.criterion.prepare is not None and self.subject.calibration is not None:
             self.criterion.prepare(self.state, self.subject, step)
-        scores = self.criterion.scores(self.state, self.subject)
-        self.alive = self.structure.select(scores, self.sparsity, self.alive)
+        self.alive = self._chosen(step)
         self.matrices.mask.copy_(self.structure.expand(self.alive))
         if self.criterion.revise is not None:
             self.criterion.revise(self.state, self.subject, step)
 
+    def _chosen(self, step: int) -> Tensor:
+        """The units that stay at `step`: those that the criterion chooses itself, or the best by its scores."""
+        if self.criterion.choose is not None:
+            return self.criterion.choose(self.state, self.subject, step, self.sparsity)
+        assert self.criterion.scores is not None, "a criterion has scores, or chooses itself"
+        return self.structure.select(self.criterion.scores(self.state, self.subject), self.sparsity, self.alive)
+
     @property
     def errors(self) -> dict[str, float]:
-        """What the last refit left of the error of each matrix, by its name; empty where nothing is fitted."""
+        """What the last calibration lost of the outputs of each matrix, by its name, where that was measured."""
         found = self.state.get(ERRORS)
-        return {} if found is None else dict(zip(self.matrices.names, found.tolist(), strict=True))
+        pairs = zip(self.matrices.names, [] if found is None else found.tolist(), strict=found is not None)
+        return {name: error for name, error in pairs if not math.isnan(error)}
 
     @property
     def few_rises(self) -> bool:

@@ -45,7 +45,7 @@ from capcli.records.pruned import (
 )
 from capcli.reporting import documents
 from capcli.reporting.card import render_card
-from capcli.reporting.text import first_few
+from capcli.reporting.text import counted, first_few, number
 from capcli.runtime import choice
 
 
@@ -71,7 +71,7 @@ def write_artefact(
     pruned = yield from measure_splits(setup, reopened, event)
     for note in _same_answers("the pruned model", pruned):
         yield setup.meter.of("evaluate pruned")(done=1, total=1, note=note)
-    counted = _sparsity(reopened, out, config.sparsity, pruner.errors if config.refit else {})
+    counted = _sparsity(reopened, out, config.sparsity, pruner.errors)
     if (counted.kept_weights or 0) > kept:
         raise RunFailed(
             f"{out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: the file is not what was trained"
@@ -115,7 +115,7 @@ def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, No
 
 
 def _sparsity(model: Model, out: Path, requested: float, errors: Mapping[str, float]) -> Sparsity:
-    """Zeros, counted in the re-opened file; with the `errors` that the last refit left, by matrix."""
+    """Zeros, counted in the re-opened file; with the `errors` of the outputs of the matrices, by name."""
     prunable = model.prunable()
     entries = sorted(
         (entry for entry in reader.inspect(out / WEIGHTS_FILE) if entry.name in prunable),
@@ -176,7 +176,7 @@ def _record(
         device=setup.bound.device,
         labels=tuple(setup.data.labels),
         metrics=_metrics(setup.data.primary, dense, pruned),
-        teacher=Teacher(source=config.teacher or "fine-tuned in this run", metrics=dense[first].metrics),
+        teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=dense[first].metrics),
         timing=_timing(setup, teacher.get("seconds", 0.0), state.seconds),
         memory=Memory(
             peak_host_bytes=machine.peak_bytes(),
@@ -188,10 +188,23 @@ def _record(
             *setup.notes,
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
+            *(_fall(setup.data.primary, dense[first], pruned[first]) if not config.epochs else []),
             *_same_answers("the dense model", dense),
             *_same_answers("the pruned model", pruned),
         ),
     )
+
+
+def _fall(name: str, dense: SplitScores, pruned: SplitScores) -> list[str]:
+    """A note when the metric fell below what the noise of the examples explains: below the dense model's interval."""
+    ends = dense.confidence_95.get(name)
+    if ends is None or not pruned.metrics[name] < ends[0]:
+        return []
+    return [
+        f"{name} fell from {number(dense.metrics[name])} to {number(pruned.metrics[name])}, by more than the noise of "
+        f"{counted(dense.n_examples or 0, 'example')}: training will be needed; raise --heal, "
+        "use --method fisher with --epochs, or a lower --sparsity"
+    ]
 
 
 def _metrics(primary: str, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> Metrics:

@@ -1,8 +1,9 @@
 """The refit: after a selection, the weights that stay are fitted to what the layers put out before it.
 
-The layers go from the input upwards. What a layer reads is measured after all below it were cut and fitted, what it
-should put out in the network before the cut, so that errors of lower layers are corrected. Only the hidden states
-between two blocks are kept, and the moments of one layer at a time: memory does not grow with the depth.
+`walk` goes through the layers from the input upwards, also where they are cut one after another. What a layer reads is
+measured after all below it were cut and fitted, what it should put out in the network before the cut, so that errors of
+lower layers are corrected. Only the hidden states between two blocks are kept, and the moments of one layer at a time:
+memory does not grow with the depth.
 
 Letters: B batch, S tokens, T real tokens, I inputs and O outputs of a linear layer.
 """
@@ -72,26 +73,33 @@ def refit(matrices: Matrices, before: Tensor, calibration: Calibration, step: in
 
     Returns for each matrix the share of its outputs' variance that is lost all the same; 0 where it was not used.
     """
-    model = calibration.model
-    target = calibration.target or _as_it_was(model, matrices, before)
-    batches = list(calibration.drawn(step, REFIT_BATCH))
-    masks = [batch.inputs["attention_mask"].bool() for batch in batches]
+    target = calibration.target or as_it_was(calibration.model, matrices, before)
     index = {name: i for i, name in enumerate(matrices.names)}
     errors = torch.zeros(len(index), device=matrices.mask.device)
+    for name, moments in walk(calibration, target, step):
+        weight, kept = matrices.seen(index[name])
+        found, bias = solve(moments, weight, kept)
+        errors[index[name]] = moments.error(found)
+        matrices.put(index[name], found, bias)
+    return errors
+
+
+def walk(calibration: Calibration, target: Model, step: int) -> Iterator[tuple[str, Moments]]:
+    """Each matrix by its name, from the input upwards, with the moments of what it reads now and of what it puts out in
+    `target`. What is changed in a matrix before the next one is asked for is what the later ones read."""
+    model, batches = calibration.model, list(calibration.drawn(step, REFIT_BATCH))
+    masks = [batch.inputs["attention_mask"].bool() for batch in batches]
     with evaluating(model), evaluating(target):
         ours, theirs = sides(model, target, batches)
         for number, (part, wanted) in enumerate(zip(ours.parts, theirs.parts, strict=True)):
             for group in _groups(part, ours.calls[number][0]):
                 calibration.check()
-                moments = _moments(part, wanted, group, ours.calls[number], theirs.calls[number], masks)
-                for name in group:
-                    errors[index[name]] = _fit(matrices, index[name], moments[name])
+                yield from _moments(part, wanted, group, ours.calls[number], theirs.calls[number], masks).items()
             ours.advance(number)
             theirs.advance(number)
-    return errors
 
 
-def _as_it_was(model: Model, matrices: Matrices, before: Tensor) -> Model:
+def as_it_was(model: Model, matrices: Matrices, before: Tensor) -> Model:
     """A copy of the student with the masks `before` in place of the new ones."""
     model.net.zero_grad(set_to_none=True)  # of the step before; they are not to be copied
     new = matrices.mask.clone()
@@ -99,18 +107,6 @@ def _as_it_was(model: Model, matrices: Matrices, before: Tensor) -> Model:
     net = deepcopy(model.net)
     matrices.mask.copy_(new)
     return replace(model, net=net)
-
-
-def _fit(matrices: Matrices, index: int, moments: Moments) -> Tensor:
-    """Fit the rows of one matrix, and its bias; returns the error that is left."""
-    linear, weight = matrices.linears[index], matrices.original(index)
-    turned = not isinstance(linear, nn.Linear)  # the layer of GPT-2 holds [I, O]
-    kept, was = matrices.matrix_masks()[index].bool(), weight.detach()
-    found, offset = solve(moments, was.T if turned else was, kept.T if turned else kept)
-    weight.copy_(found.T if turned else found)
-    if linear.bias is not None:
-        linear.bias.copy_(offset)
-    return moments.error(found)
 
 
 # Moments -------------------------------------------------------------------------------------------------------------

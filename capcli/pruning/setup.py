@@ -12,9 +12,11 @@ import torch
 
 from capcli import files, machine, stages
 from capcli.config.prune import PruneConfig
-from capcli.data import dataset, tokens
+from capcli.data import dataset, texts, tokens
 from capcli.data.batches import Examples
+from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData, subset
+from capcli.errors import ConfigError
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
@@ -22,7 +24,8 @@ from capcli.models import families, loading, predict, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.models.predict import Progress
-from capcli.pruning.calibration import check_enough
+from capcli.models.predictor import Predictor
+from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.pruner import planned
 from capcli.pruning.schedules import RISE_OF_DIMENSIONS, RISE_OF_UNITS
 from capcli.records.parts import intervals
@@ -41,9 +44,11 @@ class Setup:
     """Everything that is fixed before the first step: examples by split name, and what there is to know of all that.
 
     pooling: of sentence vectors, as the student's family has it, also for a teacher of another one.
+    teacher: the fine-tuned model that the run was given, empty when it makes one.
     """
 
     config: PruneConfig
+    teacher: str
     bound: Bound
     run: RunFolder
     on: Compute
@@ -99,8 +104,26 @@ def nothing() -> Generator[Event, None, None]:
 
 
 def read_data(config: PruneConfig) -> TaskData:
-    """The splits of the task, with the part that is held out."""
+    """The splits of the task, with the part that is held out; without training examples where there are only texts."""
+    if config.text:
+        return _evaluated(config)
     return dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+
+
+def _evaluated(config: PruneConfig) -> TaskData:
+    """The evaluation splits of a task, its classes by the fine-tuned model. Raises `ConfigError` for a kind of task
+    that texts alone cannot serve, `DataError` when they are not there."""
+    texts.check(config.text)
+    names = loading.names_of(config.teacher or config.model, config.source.label_names)
+    data = dataset.load(config.source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
+    if config.staged and not KINDS[data.kind].single:
+        raise ConfigError(
+            f"{config.method} needs labels for {config.source.task}: only of classes can the teacher's answers be used",
+            "leave --text out, or use a method that needs none, such as wanda",
+        )
+    if config.heal and KINDS[data.kind].words:
+        raise ConfigError(f"--heal needs the words of {config.source.task}, which --text does not have")
+    return data
 
 
 def load_student(config: PruneConfig, data: TaskData) -> Model:
@@ -122,22 +145,33 @@ def make_setup(
     on: Compute,
     data: TaskData,
     student: Model,
+    teacher: str,
 ) -> Setup:
     """Everything tokenised, and the student on its device."""
-    assert data.train is not None, "a training split was asked for"
     check = folder.flag.check
     reader = predictor.of_network(student, on.exact)
-    examples = scoring.encoded(reader, data.train, config.source, check)
+    examples = _examples(config, reader, data, check)
+    if config.text and not teacher:
+        raise ConfigError(
+            f"{config.model} has no head for these labels, and --text has no labels to fine-tune it with",
+            "name a model that was fine-tuned for this task",
+        )
     if config.staged:
         check_enough(len(examples))
+    few = few_tokens(config, examples, student) if config.calibrated else []
     evals = {name: scoring.encoded(reader, split, config.source, check) for name, split in data.evals.items()}
-    most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(data.train)))  # the curve must not cost more than a pass
+    most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(examples)))  # the curve must not cost more than a pass
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
     curve_examples = scoring.encoded(reader, curve, config.source, check)
-    read = {"train": examples, **({"the held-out part": curve_examples} if data.holdout else {}), **evals}
+    read = {
+        config.text or "train": examples,
+        **({"the held-out part": curve_examples} if data.holdout else {}),
+        **evals,
+    }
     place(student, on)
     return Setup(
         config=config,
+        teacher=teacher,
         run=folder,
         bound=bound,
         on=on,
@@ -145,12 +179,16 @@ def make_setup(
         train=examples,
         curve=curve_examples,
         evals=evals,
-        meter=Meter(_units(config, len(examples), sum(map(len, evals.values())), len(curve_examples)), folder.flag),
+        meter=Meter(
+            _units(config, len(examples), sum(map(len, evals.values())), len(curve_examples), given=bool(teacher)),
+            folder.flag,
+        ),
         pooling=families.pooling_of(student.family, config.pooling),
         notes=(
             *data.notes,
             *_slow_precision(on),
             *student.notes,
+            *few,
             *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
         ),
     )
@@ -162,14 +200,33 @@ def _slow_precision(on: Compute) -> list[str]:
     return ["this processor has no bf16 instructions: training in fp32 is faster"] * emulated
 
 
-def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dict[str, float]:
-    """Size of each phase in training steps of one example; the bar's shares, not a promise."""
-    names = config.loss_names
+def _examples(config: PruneConfig, reader: Predictor, data: TaskData, check: Callable[[], None]) -> Examples:
+    """The training examples, or texts without labels in their place."""
+    if data.train is not None:
+        return scoring.encoded(reader, data.train, config.source, check)
+    found = texts.read(config.text, config.source)
+    length = min(config.source.longest, reader.longest)
+    return tokens.unlabelled(found, None, reader.tokenizer, length, data.kind)
+
+
+def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
+    """Without training: whether MODEL is pruned as it is, or has to be fine-tuned first."""
+    if config.epochs or config.teacher:
+        return []
+    if teacher:
+        return [f"{teacher} was fine-tuned for these labels: it is pruned as it is"]
+    return [f"{config.model} has no head for these labels: a teacher is fine-tuned first, which takes longer"]
+
+
+def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int, *, given: bool = False) -> dict[str, float]:
+    """Size of each phase in training steps of one example, with a teacher that was `given` or is made; the bar's
+    shares, not a promise."""
+    names = config.loss_names if config.epochs else ()
     n_banks = ("prc" in names) + ("fic" in names or "kd" in names)
     snapshots = max(0, config.epochs - 1) * n_train if "snc" in names else 0
     return {
         "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
-        "teacher": config.teacher_passes(n_train) * n_train,
+        "teacher": 0.0 if given else config.teacher_passes(n_train) * n_train,
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
         "prune": _calibration_units(config, n_train)
@@ -181,18 +238,23 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int) -> dic
 
 
 def _calibration_units(config: PruneConfig, n_train: int) -> float:
-    """What is measured at rises: gradients, and in a staged run a refit of two networks in their parts."""
-    if not config.staged:
+    """What is measured at rises: gradients or none, and in a calibrated run two networks in their parts; what heals."""
+    if not config.calibrated:
         rise = RISE_OF_UNITS if config.structure == "heads" else RISE_OF_DIMENSIONS
         return math.ceil(config.sparsity / rise) * min(config.importance_examples, n_train)
-    each = min(config.calibration, n_train) * (1 + REFIT_SHARE * config.refit)
-    return len(config.stair_list) * each
+    parts = config.staged + REFIT_SHARE * (config.refit or not config.staged)
+    healing = (1 + FORWARD_SHARE) * config.heal * config.batch_size
+    return len(config.stair_list) * min(config.calibration, n_train) * parts + healing
 
 
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
     """Say what was read: splits, labels, sizes, and what there is to note about them."""
     data, event = setup.data, setup.meter.of("load")
-    splits = {"train": setup.train, **({"held out": setup.curve} if data.holdout else {}), **setup.evals}
+    splits = {
+        "texts" if data.train is None else "train": setup.train,
+        **({"held out": setup.curve} if data.holdout else {}),
+        **setup.evals,
+    }
     counts = ", ".join(f"{name} {_counted(examples)}" for name, examples in splits.items())
     yield event(note=f"{data.name}: {counts}" + (f"; labels: {data.legend}" if data.labels else ""))
     length = longest_input(student, setup.config.source.longest)
@@ -201,7 +263,7 @@ def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
     n_prunable = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
     yield event(note=f"{student.source}: {total:,} weights, {n_prunable:,} prunable; on {setup.on.name}")
-    for note in setup.notes:
+    for note in (*setup.notes, *_about_teacher(setup.config, setup.teacher)):
         yield event(note=note)
 
 

@@ -18,14 +18,13 @@ from capcli.events import Event
 from capcli.models.model import Model
 from capcli.pruning import banks, train
 from capcli.pruning.calibration import Calibration
-from capcli.pruning.criteria import CRITERIA
-from capcli.pruning.objective import Objective, Steps, importance_loss, make_projections
+from capcli.pruning.objective import Job, Objective, Steps, importance_loss, make_projections
 from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
 from capcli.pruning.pruner import Pruner, make_pruner
 from capcli.pruning.setup import Setup, origin_of
 from capcli.pruning.teacher import make_bank
 from capcli.pruning.train import Progress
-from capcli.reporting.text import percent
+from capcli.reporting.text import counted, percent
 from capcli.stored import read_tensors
 
 
@@ -39,41 +38,69 @@ def train_student(
     def loss(batch: Batch, step: int) -> torch.Tensor:
         return importance_loss(job, batch, step)
 
-    pruner = make_pruner(student, config, total, _calibration(setup, student, teacher, loss))
+    calibration = _calibration(setup, student, teacher, loss)
+    pruner = make_pruner(student, config, total, calibration)
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
     single = KINDS[setup.data.kind].single  # else an example has no class that others share
     classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if single else None
     objective = Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
-    if teacher is not None and "hid" in config.loss_names:
+    if teacher is not None:
         teacher.net.eval().requires_grad_(False).zero_grad()  # it may have been trained in this run
+        objective = dataclasses.replace(objective, teacher=teacher)
+    if teacher is not None and "hid" in config.loss_names:
         example = batches.collate(setup.train, np.arange(1), setup.on.device)
         projections = make_projections(teacher, example)
-        objective = dataclasses.replace(objective, teacher=teacher, projections=projections)
+        objective = dataclasses.replace(objective, projections=projections)
     due = _due(setup, pruner, total) if "snc" in table else []
     yield from _check_snapshots(setup, due)
     yield from check_best(setup)
     snapshot = _snapshots(setup, student, table["snc"], due, total) if "snc" in table else None
-    job, seconds = make_job(setup, student, "prune", objective, pruner, snapshot), 0.0
-    if not total:
-        began = time.monotonic()
-        stairs = config.stair_list
-        for step in range(len(stairs)):
-            yield setup.meter.of("prune")(done=step, total=len(stairs), status=f"calibrating, {percent(stairs[step])}")
-            pruner.update(step)
-        seconds = time.monotonic() - began
+    job = make_job(setup, student, "prune", objective, pruner, snapshot)
+    if calibration is not None and not total:
+        job = yield from _calibrated(setup, job, pruner, calibration)
     state = yield from train.train(job)
-    state.seconds += seconds
     if setup.data.holdout is not None and best_of(setup, state.history):
         _take_best(setup, student, pruner)
     return pruner, state
 
 
+def _calibrated(setup: Setup, job: Job, pruner: Pruner, calibration: Calibration) -> Generator[Event, None, Job]:
+    """Prune without training, unless a checkpoint holds the outcome; returns the job that heals it, which may be none.
+
+    The examples of the first stair are what it heals on.
+    """
+    stairs, began, event = setup.config.stair_list, time.monotonic(), setup.meter.of("prune")
+    checkpoint, warnings = stages.load_checkpoint(setup.run, job.of)
+    for warning in warnings:
+        yield event(note=warning)
+    for step, sparsity in enumerate(stairs if checkpoint is None else ()):
+        yield event(done=step, total=len(stairs), status=f"calibrating, {percent(sparsity)}")
+        pruner.update(step)
+    examples = batches.taken(setup.train, calibration.rows(0)) if setup.config.heal else job.examples
+    return dataclasses.replace(
+        job,
+        examples=examples,
+        steps=setup.config.heal,
+        spent=time.monotonic() - began,
+        epoch_end=lambda epoch, step: _unmeasured(),
+    )
+
+
+def _unmeasured() -> Steps:
+    """The end of an epoch at which nothing is measured."""
+    return {}
+    yield
+
+
 def untrained(setup: Setup) -> list[str]:
-    """A note when nothing is trained."""
-    count = min(setup.config.calibration, len(setup.train))
-    fitted = "masks and weights come" if setup.config.refit else "the masks come"
-    return [] if setup.config.epochs else [f"nothing was trained: {fitted} from {count:,} calibration examples"]
+    """A note when nothing is trained, or only healed."""
+    config, count = setup.config, min(setup.config.calibration, len(setup.train))
+    if config.epochs:
+        return []
+    fitted = "masks and weights come" if config.refit else "the masks come"
+    heal = f"; then {counted(config.heal, 'step')} of distillation on them, with fixed masks" if config.heal else ""
+    return [f"nothing was trained: {fitted} from {counted(count, 'calibration example')}{heal}"]
 
 
 def _calibration(
@@ -81,18 +108,19 @@ def _calibration(
 ) -> Calibration | None:
     """What is measured on examples, where anything is. A run without training has nothing to lose and stops at once."""
     config = setup.config
-    if not (CRITERIA[config.criterion].calibrated or config.importance_examples):
+    if not (config.calibrated or config.importance_examples):
         return None
     return Calibration(
         model=student,
         examples=setup.train,
         device=setup.on.device,
         seed=config.seed,
-        count=config.calibration if config.staged else config.importance_examples,
+        count=config.calibration if config.calibrated else config.importance_examples,
         refit=config.refit,
         target=teacher if config.refit_target == "teacher" else None,
         loss=loss,
         batch_size=config.batch_size,
+        asked=teacher if config.text and config.staged else None,
         check=(lambda: None) if config.epochs else setup.run.flag.check,
     )
 

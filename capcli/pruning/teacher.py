@@ -12,7 +12,7 @@ from capcli import files, stages
 from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
 from capcli.data.splits import TaskData
-from capcli.errors import ConfigError
+from capcli.errors import ConfigError, ModelError
 from capcli.events import Event, told
 from capcli.models import loading, predict, stock
 from capcli.models.model import Model, copy, place
@@ -41,12 +41,26 @@ def make_bank(
     return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs if wanted else 0)
 
 
-def given_teacher(config: PruneConfig, data: TaskData, student: Model) -> Model:
-    """The teacher that the user named. Raises `ModelError` or `ConfigError` when it does not fit task and student."""
+def given_teacher(config: PruneConfig, data: TaskData, student: Model) -> Model | None:
+    """The teacher that the user named; or, where nothing is trained, the model itself, if it has a head for the task.
+
+    None when the run has to make one. Raises `ModelError` or `ConfigError` when the named one does not fit.
+    """
+    if not config.teacher:
+        return None if config.epochs else _itself(config, data)
     names = config.source.label_names
     teacher = loading.load_model(config.teacher, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     _check_teacher(config, teacher, student)
     return teacher
+
+
+def _itself(config: PruneConfig, data: TaskData) -> Model | None:
+    """The model to prune with the head that it came with; None when that is not for this task, or there is none."""
+    names = config.source.label_names
+    try:
+        return loading.load_dense(config.model, data.classes, data.kind, config.seed, need_head=True, label_map=names)
+    except ModelError:
+        return None
 
 
 def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
@@ -72,9 +86,8 @@ def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
 
 def teacher_again(setup: Setup, student: Model) -> Model:
     """The teacher of a run whose phases are over: as the user named it, or as this run published it."""
-    return (
-        place(given_teacher(setup.config, setup.data, student), setup.on) if setup.config.teacher else _published(setup)
-    )
+    given = given_teacher(setup.config, setup.data, student) if setup.teacher else None
+    return place(given, setup.on) if given is not None else _published(setup)
 
 
 def _published(setup: Setup) -> Model:
@@ -119,7 +132,7 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
 def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, SplitScores]]]:
     """Vectors and logits of the teacher on the training set (None when no loss needs them), and its metrics."""
     names, vectors, logits = setup.config.loss_names, None, None
-    if "fic" in names or "kd" in names:
+    if setup.config.epochs and ("fic" in names or "kd" in names):  # what heals asks the teacher itself
         vectors, logits = yield from make_bank(setup, "finetuned", teacher)
     of = origin_of(setup, "dense")
     folder = setup.run.work / of["stage"]

@@ -60,7 +60,7 @@ def train(job: Job) -> Generator[Event, None, Progress]:
     for warning in warnings:
         yield job.event(note=warning)
     per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
-    total, saved_at = per_epoch * job.epochs, time.monotonic()
+    total, saved_at = job.total, time.monotonic()
     if state.step:
         yield job.event(done=state.step, total=total, note=f"continuing at step {state.step} of {total}")
     order: tuple[int, list[Any]] = (-1, [])
@@ -248,8 +248,8 @@ def _row(job: Job, state: Progress, metrics: Mapping[str, float]) -> None:
 
 def _status(job: Job, state: Progress, total: int) -> str:
     """Such as `step 7/40, epoch 1/8, loss 0.41, sparsity 63.20 %`."""
-    epoch = -(-state.step * job.epochs // total)
-    parts = [f"step {state.step:,}/{total:,}", f"epoch {epoch}/{job.epochs}"]
+    epoch = [] if job.steps else [f"epoch {-(-state.step * job.epochs // total)}/{job.epochs}"]
+    parts = [f"step {state.step:,}/{total:,}", *epoch]
     parts += [] if state.loss is None else [f"loss {state.loss:.2f}"]
     parts += [f"sparsity {percent(job.pruner.sparsity)}"] if job.pruner else []
     return ", ".join(parts)
@@ -293,7 +293,7 @@ def _of(job: Job) -> dict[str, Any]:
 def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> tuple[Progress, list[str]]:
     checkpoint, warnings = stages.load_checkpoint(job.run, _of(job))
     if checkpoint is None:
-        return Progress(), warnings
+        return Progress(seconds=job.spent), warnings
     job.run.earlier.append(checkpoint.scalars["seconds"])
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "hid": {}, "adam": {}, "pruner": {}, "sum": {}}
     for name, tensor in checkpoint.tensors.items():

@@ -145,6 +145,7 @@ def view(report: Report) -> dict[str, Any]:
         "scale": heat_map.gradient(),
         "heat": heat_map.heat_map(sparsity.per_matrix),
         "matrices": _matrix_rows(sparsity),
+        "errors": has_errors(sparsity),
         "sizes": _size_rows(size),
         "codings": _pairs(size.codings),
         "latency": latency.side_by_side(report),
@@ -201,9 +202,20 @@ def _matrix_rows(sparsity: Sparsity) -> list[tuple[str, ...]]:
     rows = sparsity.per_matrix[:MAX_ROWS]
     shapes = [" x ".join(map(count, row.shape[:5])) for row in rows]
     return [
-        (named(row.name, 160), shape or NOT_MEASURED, count(row.kept), percent(row.sparsity))
+        (
+            named(row.name, 160),
+            shape or NOT_MEASURED,
+            count(row.kept),
+            percent(row.sparsity),
+            *([percent(row.output_error)] if has_errors(sparsity) else []),
+        )
         for row, shape in zip(rows, shapes, strict=True)
     ]
+
+
+def has_errors(sparsity: Sparsity) -> bool:
+    """Whether it was measured what is lost of the outputs of a matrix."""
+    return any(row.output_error is not None for row in sparsity.per_matrix)
 
 
 def _size_rows(size: Size) -> list[dict[str, Any]]:

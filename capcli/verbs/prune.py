@@ -74,7 +74,7 @@ def _finished(config: PruneConfig, flag: StopFlag) -> Generator[Event, None, Rep
 
 def _are_here(config: PruneConfig) -> bool:
     """Whether all that the configuration names is on this machine, so that an error tells of a change."""
-    named, place = [source for source in (config.model, config.teacher) if source], config.source.data
+    named, place = [source for source in (config.model, config.teacher, config.text) if source], config.source.data
     return all(map(hub.is_local, named)) and (Path(place).exists() if place else config.source.task in BUILTIN_TASKS)
 
 
@@ -87,7 +87,7 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
         if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate", str(error), re.IGNORECASE)):
             raise
         kept = stages.kept_stages(folder, ["batch_size"])
-        hint = "lower --batch-size or --calibration" if config.staged else "lower --batch-size"
+        hint = "lower --batch-size or --calibration" if config.calibrated else "lower --batch-size"
         hint += f" (this keeps: {', '.join(kept)})" if kept else ""
         raise RunFailed(
             "out of memory", f"{hint}, or start over with a shorter --max-length and --overwrite"
@@ -98,14 +98,14 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator
     yield Event(phase="load", note=f"loading {config.model}")
     on, data = devices.compute(config.hardware), read_data(config)
     student = load_student(config, data)
-    given = given_teacher(config, data, student) if config.teacher else None
+    given = given_teacher(config, data, student)
     bound = Bound(
         fingerprints=inputs.fingerprints(config, data, folder.flag.check),
         versions=machine.versions(),
         device=describe_device(on),
     )
     notes = [] if overwrite else run.check_stopped(folder, bound)
-    setup = make_setup(config, folder, bound, on, data, student)
+    setup = make_setup(config, folder, bound, on, data, student, "" if given is None else given.source)
     notes += run.begin(folder, config, bound, overwrite=overwrite)
     yield from tell_notes(setup, student)
     for note in notes:

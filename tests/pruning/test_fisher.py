@@ -12,7 +12,8 @@ import pytest
 import reference
 import torch
 
-from capcli.config.prune import PruneConfig, halving
+from capcli.config.prune import PruneConfig
+from capcli.config.rises import halving
 from capcli.config.task import TaskConfig
 from capcli.data.batches import Examples
 from capcli.errors import ConfigError
@@ -84,6 +85,19 @@ def test_rows_are_those_of_the_slow_loop(bias: bool, budget: int, monkeypatch: p
     centre = y.mean(dim=0) if bias else 0.0
     lost = float((given - y).square().sum() / (y - centre).square().sum())
     assert float(moments_of(x, y, bias=bias).error(found)) == pytest.approx(lost, rel=1e-4)
+
+
+def test_rows_that_keep_everything_are_solved_at_once() -> None:
+    """As one system, which gives what the loop over rows gives."""
+    rng = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(40, 6, generator=rng) + 2, torch.randn(5, 6, generator=rng)
+    y = torch.randn(40, 5, generator=rng)
+    found, _ = least_squares.solve(moments_of(x, y), weight, torch.ones(5, 6, dtype=torch.bool))
+    for row in range(5):
+        expected, _ = reference.refitted_row(
+            x.tolist(), y[:, row].tolist(), weight[row].tolist(), [True] * 6, 0.01, 1e-6, True
+        )
+        assert found[row].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_without_damping_it_is_the_least_squares_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from capcli.pruning.criteria.first_order import FIRST_ORDER
 from capcli.pruning.criteria.fisher import FISHER
+from capcli.pruning.criteria.layerwise import MULTIFLOW, SDS, WANDA
 from capcli.pruning.criteria.magnitude import MAGNITUDE
 from capcli.pruning.criteria.movement import MOVEMENT, SOFT_MOVEMENT
 from capcli.pruning.criteria.seat import Criterion
 from capcli.pruning.criteria.sensitivity import PINS, PLATON
+from capcli.pruning.criteria.sparsegpt import SPARSEGPT
 
 CRITERIA: dict[str, Criterion] = {
     "magnitude": MAGNITUDE,
@@ -15,4 +17,8 @@ CRITERIA: dict[str, Criterion] = {
     "fisher": FISHER,
     "platon": PLATON,
     "pins": PINS,
+    "wanda": WANDA,
+    "multiflow": MULTIFLOW,
+    "sparsegpt": SPARSEGPT,
+    "sds": SDS,
 }

@@ -8,13 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Subject
+from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Subject, unmeasured
 from capcli.pruning.refit import refit
-
-
-def init(subject: Subject) -> State:
-    """What the last refit left of the error of each matrix, zero."""
-    return {ERRORS: torch.zeros(len(subject.matrices.names), device=subject.matrices.mask.device)}
 
 
 def prepare(state: State, subject: Subject, step: int) -> None:
@@ -42,4 +37,4 @@ def revise(state: State, subject: Subject, step: int) -> None:
         state[ERRORS].copy_(refit(subject.matrices, before, subject.calibration, step))
 
 
-FISHER = Criterion(scores=scores, init=init, prepare=prepare, revise=revise, scope="global", calibrated=True)
+FISHER = Criterion(scores=scores, init=unmeasured, prepare=prepare, revise=revise, scope="global", calibrated=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from capcli.pruning.calibration import Calibration
@@ -41,7 +42,7 @@ class Step:
     scale: float = 1.0
 
 
-ERRORS = "errors"  # in the state of a criterion that fits weights: what is left of the error of each matrix
+ERRORS = "errors"  # in the state of a criterion that is calibrated: what is lost of the outputs of each matrix
 WINDOW = 10  # steps
 
 
@@ -55,11 +56,18 @@ def stateless(subject: Subject) -> State:
     return {}
 
 
+def unmeasured(subject: Subject) -> State:
+    """What is lost of the outputs of each matrix; NaN until it is measured."""
+    return {ERRORS: torch.full((len(subject.matrices.names),), torch.nan, device=subject.matrices.mask.device)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
     """What weights or units are worth.
 
     scores: -> [U], higher stays.
+    choose: in place of `scores`: called at a selection with the step and the sparsity, chooses the weights that stay
+    itself, [n], as it goes up the layers, and may change them.
     init: the state at the start of a run.
     observe: called after each backward, before clipping, unless there is a calibration; reads gradients, changes the
     state.
@@ -74,10 +82,11 @@ class Criterion:
     `window_of`.
     scope: single weights are ranked within each `matrix` or all together (`global`), unless the user chooses.
     structured: chooses whole units, not single weights. regularised: REG is added to the loss. calibrated: needs
-    `Subject.calibration`, and the sparsity rises in the few stairs of `schedules.stairs`.
+    `Subject.calibration`, and the sparsity rises in the few stairs of `schedules.stairs`, or at once.
     """
 
-    scores: Callable[[State, Subject], Tensor]
+    scores: Callable[[State, Subject], Tensor] | None = None
+    choose: Callable[[State, Subject, int, float], Tensor] | None = None
     init: Callable[[Subject], State] = stateless
     observe: Callable[[State, Subject, Step], None] | None = None
     prepare: Callable[[State, Subject, int], None] | None = None

@@ -1,0 +1,95 @@
+"""How the sparsity rises: in what stairs, and which options fit the method in that."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from capcli.config.names import METHODS, STRUCTURES
+from capcli.config.options import at_least, split_list
+from capcli.errors import ConfigError
+
+PruneConfig = Any  # the one of `config.prune`, which imports this module
+
+FIRST_STAIR = 0.8  # what a staged method removes at once
+UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
+
+
+def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
+    """Sparsities from `first` to `sparsity`: what stays shrinks by the same factor each time, at most by half."""
+    if sparsity <= first:
+        return (sparsity,)
+    ratio = (1 - sparsity) / (1 - first)
+    n_rises = math.ceil(math.log2(1 / ratio) - 1e-9)
+    return (*(1 - (1 - first) * ratio ** (i / n_rises) for i in range(n_rises)), sparsity)
+
+
+def check(config: PruneConfig) -> None:
+    """Raise `ConfigError` for options that do not fit the method or one another."""
+    _check_stairs(config)
+    _check_untrained(config)
+    _check_initial(config)
+
+
+def _check_stairs(config: PruneConfig) -> None:
+    """Raise `ConfigError` for stairs that do not lead up to the sparsity."""
+    if not config.stairs:
+        return
+    if not config.staged:
+        raise ConfigError(f"--stairs has no effect on {config.method}", "leave it out, or use --method fisher")
+    found = config.stair_list
+    rising = all(a < b for a, b in itertools.pairwise((0.0, *found)))
+    if not (found and rising and found[-1] == config.sparsity):
+        raise ConfigError(
+            f"--stairs must rise from above 0 to --sparsity {config.sparsity:g}, got {config.stairs!r}",
+            f"for example --stairs {','.join(f'{s:.4g}' for s in halving(config.sparsity))}",
+        )
+
+
+def _check_untrained(config: PruneConfig) -> None:
+    """Raise `ConfigError` for options that a method which trains nothing, or only such a one, can use."""
+    one_shot = METHODS[config.method].one_shot
+    at_least(0, heal=config.heal)
+    if one_shot and config.epochs:
+        raise ConfigError(
+            f"{config.method} trains nothing, got --epochs {config.epochs}",
+            "leave it out; --heal STEPS trains what stays, --method fisher prunes while it trains",
+        )
+    if config.heal and (config.epochs or not config.calibrated):
+        raise ConfigError(
+            "--heal is for a run that trains nothing before", "use --preset minutes, or a method such as wanda"
+        )
+    if config.text and (config.epochs or not config.calibrated or "ce" in config.loss_names):
+        raise ConfigError(
+            "--text has no labels, so it is for a run that trains nothing, or heals by kd alone",
+            "use --preset minutes, or a method such as wanda",
+        )
+    if one_shot != (config.scope == "row") and config.scope in ("row", "global"):
+        raise ConfigError(
+            f"--scope {config.scope} has no meaning for {config.method}, which ranks "
+            + ("the weights of one matrix after another" if one_shot else "all weights, or those of a matrix"),
+            f"use --scope {'matrix or row' if one_shot else 'matrix or global'}",
+        )
+    if not config.epochs and (lost := [name for name in split_list(config.losses) if name not in ("ce", "kd")]):
+        raise ConfigError(f"--losses {lost[0]} needs epochs: without them there is only --heal, with ce and kd")
+
+
+def _check_initial(config: PruneConfig) -> None:
+    """Raise `ConfigError` for a sparsity at the start that cannot be."""
+    if config.initial_sparsity > config.sparsity:
+        raise ConfigError(
+            f"--initial-sparsity {config.initial_sparsity:g} is more than --sparsity {config.sparsity:g}",
+            "it is the part that is removed at once when pruning begins; choose less",
+        )
+    if config.initial_sparsity and config.calibrated:
+        stairs = f", or use --method fisher --stairs {config.initial_sparsity:g},…,{config.sparsity:g}"
+        raise ConfigError(
+            f"--initial-sparsity has no effect on {config.method}, whose sparsity rises in stairs, or at once",
+            f"leave it out{stairs}",
+        )
+    if config.initial_sparsity and METHODS[config.method].structured and config.structure == STRUCTURES[0]:
+        raise ConfigError(
+            f"--initial-sparsity has no effect on {config.method}, which removes heads in equal steps",
+            "leave it out, or use --structure dimensions",
+        )
