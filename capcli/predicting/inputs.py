@@ -95,15 +95,23 @@ def check(items: Sequence[Item], kind: str, paired: bool | None, place: Place) -
 
     paired: whether it reads two; None: not known, so that as many as the first item has.
     """
+    _, wrong = sound(items, kind, paired, place)
+    if wrong is not None:
+        raise wrong
+
+
+def sound(items: Sequence[Item], kind: str, paired: bool | None, place: Place) -> tuple[int, DataError | None]:
+    """How many items there are before the first that `check` refuses, and the error that it raises for that one."""
     row = KINDS[kind]
     wanted = n_texts(kind, paired) or len(items[0])
     for index, one in enumerate(items):
         if len(one) != wanted:
             has = "two texts" if len(one) == 2 else "one text"
-            raise DataError(f"{place(index)} is {has}: the model reads {'two' if wanted == 2 else 'one'}")
+            return index, DataError(f"{place(index)} is {has}: the model reads {'two' if wanted == 2 else 'one'}")
         for cell in one:
             if wrong := _wrong(cell, row):
-                raise DataError(f"{place(index)} {wrong}")
+                return index, DataError(f"{place(index)} {wrong}", "leave the row out, or give it a text")
+    return len(items), None
 
 
 def n_texts(kind: str, paired: bool | None) -> int:

@@ -114,11 +114,14 @@ def _source(usage: Usage | None) -> dict[str, Any] | None:
 
 def _export_view(exported: ExportRecord | None) -> dict[str, Any]:
     """What the card of an export shows beside the rest."""
+    from markupsafe import Markup
+
     speed = exported.speed if exported else None
     return {
         "exact": not (exported and exported.metrics),
         "int8": bool(exported and exported.int8),
         "speed": speed_lines(speed) if speed else "",
+        "runtime": Markup(f', runtime="{"sparse" if exported and exported.runtime == "sparse" else "auto"}"'),
     }
 
 

@@ -95,13 +95,13 @@ def side_by_side(report: Report) -> dict[str, Any]:
     if not report.latency:
         return {"lines": [], "conditions": "", "remark": ""}
     models = {"dense": report.latency.dense, "pruned": report.latency.pruned}
-    return {"lines": lines(models), "conditions": conditions(models), "remark": _no_faster(report.latency)}
+    return {"lines": lines(models), "conditions": conditions(models), "remark": _remark(report.latency)}
 
 
-def _no_faster(found: Latencies) -> str:
-    """What to know of a pruned model that was run as if it were dense; empty for other runtimes."""
-    if found.dense.runtime != "torch" or found.pruned.runtime != "torch":
-        return ""
+def _remark(found: Latencies) -> str:
+    """How to get the speed of the sparse runtime, or why there is none where PyTorch computes with zeros."""
+    if found.pruned.runtime == "sparse":
+        return 'To use that runtime: --runtime auto (cap predict, cap eval), or capcli.pipeline(…, runtime="auto").'
     return (
         "PyTorch computes with zeros as with other weights, so they alone make nothing faster here. On a CPU the "
         "sparse runtime can (pip install 'capcli[fast]'); cap export writes formats that can be faster elsewhere."

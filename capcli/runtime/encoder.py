@@ -89,10 +89,8 @@ class Encoder:
         target = np.zeros_like(source)
         chosen = np.ascontiguousarray(self.weights.layers[layers])
         work = self._workplace()
-        try:
-            work.run(self, placed, chosen, source, target)
-        finally:
-            self._free.append(work)
+        work.run(self, placed, chosen, source, target)
+        self._free.append(work)  # not after an exception, when a helper may still write to its memory
         return target.reshape(states.shape)
 
     def _check(self, states: Array, real: Array) -> None:

@@ -156,9 +156,11 @@ def family_of(model: Model) -> families.Family:
 
 
 def check_installed() -> None:
-    """Raise `Unsupported` without numba."""
+    """Raise `Unsupported` without numba, or where it is not to compile."""
     if find_spec(PACKAGE) is None:
         raise Unsupported("the runtime for sparse weights needs numba", "pip install capcli[fast]")
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise Unsupported("NUMBA_DISABLE_JIT keeps numba from compiling the runtime for sparse weights", "unset it")
 
 
 def usable_threads(threads: int) -> tuple[int, tuple[str, ...]]:

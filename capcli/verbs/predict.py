@@ -58,10 +58,15 @@ def predict(
     began, done, n_cut = time.monotonic(), 0, 0
     with _written(config, put) as write:
         for chunk in texts.read(columns):
-            answered = yield from _answered(config, model, texts, chunk, done, check)
-            write("".join(map(_line, replies.lines(model.kind, answered.asked, answered.answers))))
-            done, n_cut = done + len(chunk), n_cut + answered.asked.examples.n_cut
-            yield _event(texts, done)
+            items = [cells for _, cells in chunk]
+            n_sound, wrong = inputs.sound(items, model.kind, model.paired, _place(texts, chunk))
+            if chunk := chunk[:n_sound]:  # those before a wrong row of a pipe are answered
+                answered = yield from _answered(config, model, texts, chunk, done, check)
+                write("".join(map(_line, replies.lines(model.kind, answered.asked, answered.answers))))
+                done, n_cut = done + len(chunk), n_cut + answered.asked.examples.n_cut
+                yield _event(texts, done)
+            if wrong is not None:
+                raise wrong
     notes = [pipeline.truncated(n_cut, done, model)] * bool(n_cut)
     for note in notes:
         yield Event(phase="predict", overall=1.0, note=note)

@@ -29,7 +29,7 @@ def test_snippets_run(
     folder = asked(kind, form)
     monkeypatch.chdir(folder)
     blocks = snippets(folder)
-    assert len(blocks) == {"": 3, "sparse": 3, "sliced": 3, "dense": 1, "onnx": 2}[form]
+    assert len(blocks) == {"": 2, "sparse": 2, "sliced": 2, "dense": 1, "onnx": 2}[form]
     for block in blocks:
         exec(block, {})
         assert capsys.readouterr().out.strip(), block

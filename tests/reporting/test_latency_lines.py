@@ -64,7 +64,7 @@ def test_zeros_are_not_said_to_be_fast_where_torch_computes_with_them() -> None:
         return str(latency.side_by_side(run_of(timed(), timed(runtime=runtime)))["remark"])
 
     assert remark("torch").startswith("PyTorch computes with zeros as with other weights")
-    assert remark("sparse") == ""
+    assert remark("sparse").startswith("To use that runtime: --runtime auto")
 
 
 def test_page_card_and_terminal_show_both_models() -> None:

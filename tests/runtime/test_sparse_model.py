@@ -378,3 +378,9 @@ def test_without_numba_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(Unsupported, match=r"^the runtime for sparse weights needs numba$") as error:
             call()
         assert error.value.hint == "pip install capcli[fast]"
+
+
+def test_where_numba_is_not_to_compile_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    with pytest.raises(Unsupported, match="NUMBA_DISABLE_JIT keeps numba from compiling"):
+        sparse.load(tmp_path)

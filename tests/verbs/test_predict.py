@@ -149,6 +149,16 @@ def cap(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, **options)
 
 
+def test_what_came_before_a_wrong_line_of_a_pipe_is_answered(asked: Made) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "capcli", "predict", str(asked("classification")), "-", "-q"],
+        input=b"a good film\n\nbad\n", env=environment(), capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and b"line 2 of stdin has no text" in done.stderr
+    (row,) = map(json.loads, done.stdout.splitlines())
+    assert row["text"] == "a good film"
+
+
 def test_a_pipe_is_answered_line_by_line(asked: Made) -> None:
     """The next line is only sent when the answer to the last has come; then the pipe is closed."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
