@@ -215,15 +215,15 @@ def of_torch(folder: Path, precision: str) -> Call:
 
 
 def of_onnxruntime(path: Path) -> Call:
-    from capcli.exporting.onnx_model import Runner
+    from capcli.runtime.graph import Graph
 
-    runner = Runner(path, threads_here())
+    graph = Graph(path, threads_here())
 
     def run(ids: Any, mask: Any) -> Any:
         import torch
 
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        return runner.logits({name: given[name] for name in runner.names})
+        return graph.logits({name: given[name] for name in graph.names})
 
     return run
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capcli.data.kinds import NO_LABEL
+from capcli.data.kinds import KINDS, NO_LABEL
 
 
 def task_loss(logits: Tensor, labels: Tensor, kind: str, mask: Tensor | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def distillation(
     multilabel: the KL of each label's yes and no. tokens: over the tokens of mask [B, S]. spans: the KL of begin and of
     end over the real tokens of mask [B, S].
     """
-    scale = temperature**2 if scaled and kind != "regression" else 1.0
+    scale = temperature**2 if scaled and not KINDS[kind].numbers else 1.0
     return scale * DISTILLATIONS[kind](logits.float(), teacher.float(), temperature, mask)
 
 
