@@ -302,7 +302,8 @@ def check(said: str, name: str, parts: list[str]) -> None:
         "a/../b",
     ],
 )
-def test_what_is_neither_folder_nor_hub_name(name: str) -> None:
+def test_what_is_neither_folder_nor_hub_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # beside which there is no x
     with pytest.raises(ModelError, match="not a hub name either"):
         hub.resolve(name)
 
