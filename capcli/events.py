@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from capcli.errors import Stopped
 
 Result = TypeVar("Result")
+Own = TypeVar("Own")
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +42,28 @@ def finished(events: Generator[Any, None, Result]) -> Result:
             return found
 
 
-def part_of(work: Generator[Event, None, Result], begin: float, share: float) -> Generator[Event, None, Result]:
-    """The events of work that is a `share` of the whole from `begin` on; it is closed when these are, or one raises."""
+def changed(work: Generator[Own, None, Result], change: Callable[[Own], Other]) -> Generator[Other, None, Result]:
+    """Work whose progress is said otherwise; it is closed when this is, or one raises."""
     with contextlib.closing(work):
         while True:
             try:
-                event = next(work)
+                own = next(work)
             except StopIteration as stop:
                 found: Result = stop.value
                 return found
-            yield replace(event, overall=begin + share * event.overall)
+            yield change(own)
+
+
+def part_of(work: Generator[Event, None, Result], begin: float, share: float) -> Generator[Event, None, Result]:
+    """The events of work that is a `share` of the whole from `begin` on."""
+    return changed(work, lambda event: replace(event, overall=begin + share * event.overall))
 
 
 def told(
     work: Generator[tuple[float, float], None, Result], event: Callable[..., Event]
 ) -> Generator[Event, None, Result]:
-    """Work that yields how much is done, of how much, as events; it is closed when the events are, or one raises."""
-    with contextlib.closing(work):
-        while True:
-            try:
-                done, total = next(work)
-            except StopIteration as stop:
-                found: Result = stop.value
-                return found
-            yield event(done=done, total=total)
+    """Work that yields how much is done, of how much, as events."""
+    return changed(work, lambda progress: event(done=progress[0], total=progress[1]))
 
 
 @dataclass

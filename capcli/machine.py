@@ -18,28 +18,36 @@ def versions() -> dict[str, str]:
 
 def processor() -> str:
     """What the processor is called."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # other systems, and processors that do not name themselves there
-        return platform.processor() or platform.machine()
+    named = _said("model name")  # not by all processors
+    return named or platform.processor() or platform.machine()
 
 
 def has_bf16(described: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bf16 numbers (AVX512-BF16 or AMX; BF16 of Arm); others emulate that."""
+    flags = (_said("flags", described) or _said("Features", described)).split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def _said(name: str, described: Path = Path("/proc/cpuinfo")) -> str:
+    """What the system says of the first processor under a name; empty on systems that do not say."""
     try:
         lines = described.read_text("utf-8", errors="replace").splitlines()
-    except OSError:  # other systems do not say
-        return False
-    flags = next(
-        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set()
-    )
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_threads(wanted: int) -> tuple[int, tuple[str, ...]]:
+    """How many of the `wanted` threads have a processor, and a note where that is fewer."""
+    there = processors()
+    if wanted <= there:
+        return wanted, ()
+    return there, (f"{wanted:,} threads were asked for, this process may use {there:,}",)
 
 
 def peak_bytes() -> int | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from capcli import machine
 from capcli.config.measure import EvalConfig
 from capcli.data.batches import Examples, collate
+from capcli.events import changed
 from capcli.models.predict import Progress, Run, asked
 from capcli.models.predictor import Predictor
 from capcli.records.parts import Latency, OwnLengths, Throughput, interval
@@ -83,13 +84,7 @@ def measured(systems: Mapping[str, System], seed: int = 1) -> Generator[Progress
 
 def _from(before: int, total: int, work: Generator[Progress, None, T]) -> Generator[Progress, None, T]:
     """Work whose progress begins where other work ended."""
-    while True:
-        try:
-            done, _ = next(work)
-        except StopIteration as stop:
-            found: T = stop.value
-            return found
-        yield before + done, total
+    return changed(work, lambda progress: (before + progress[0], total))
 
 
 def fixed(systems: Mapping[str, System]) -> Generator[Progress, None, dict[str, Latency]]:

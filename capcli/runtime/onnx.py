@@ -93,13 +93,11 @@ def load(folder: Path, threads: int = 0) -> OnnxModel:
     checkpoint.check_words({file.name for file in folder.iterdir()}, source)
     config = hf.read_config(path, source)
     tokenizer, notes = with_padding(open_tokenizer(path, source), config)
-    wanted, there = threads or torch.get_num_threads(), machine.processors()
-    if wanted > there:
-        notes += (f"{wanted:,} threads were asked for, this process may use {there:,}",)
-    graph = Graph(folder / GRAPH, min(wanted, there))
+    usable, said = machine.usable_threads(threads or torch.get_num_threads())
+    graph = Graph(folder / GRAPH, usable)
     graph.check()
     return OnnxModel(
-        graph=graph, tokenizer=tokenizer, config=config, source=source, labels=own_labels(config), notes=notes
+        graph=graph, tokenizer=tokenizer, config=config, source=source, labels=own_labels(config), notes=notes + said
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from capcli import machine
 from capcli.errors import ConfigError
 from capcli.models import artifact, families, hf, loading, predict, tokenizers
 from capcli.models.model import Model
@@ -167,7 +168,4 @@ def usable_threads(threads: int) -> tuple[int, tuple[str, ...]]:
     """How many threads are used, and a note if fewer than asked for. Raises `ConfigError` for a negative number."""
     if threads < 0:
         raise ConfigError(f"threads must be 0 or more, got {threads}", "0 takes as many as there are processors")
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads <= there:
-        return threads or there, ()
-    return there, (f"{threads:,} threads were asked for, this process may use {there:,}",)
+    return machine.usable_threads(threads or machine.processors())
