@@ -131,7 +131,7 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
 
 @options("export", ExportConfig, "plan")
 def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
-    """Convert a pruned MODEL to another format, and check the result; or choose the format that keeps to limits.
+    """Convert a pruned MODEL to another format, and check the result; or choose the format that meets your limits.
 
     dense: for every tool; sparse: the smallest file; sliced and onnx: faster, without the removed parts.
     """
@@ -178,7 +178,7 @@ def probe(chosen: dict[str, Any], **switches: Any) -> None:
 def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
     """Ask the model in FOLDER about every text of FILE; write its answers as JSON lines.
 
-    Without -o the answers go to stdout, and with it a summary, to which --json and --format apply.
+    Answers go to stdout. With -o they go to that file, and stdout gets a summary, to which --json and --format apply.
     """
     settings, machine = build(PredictConfig, chosen), wants_json(output, as_json)
     hello(quiet, f"cap predict {settings.model} {settings.file}")

@@ -19,11 +19,14 @@ TREATMENTS = ("dtype", "embeddings", "vocab", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """A pruned model written for other tools: in the format `to`, or as what keeps to limits."""
+    """A pruned model written for other tools: in the format `to`, or in the one that meets limits."""
 
     model: str = ""
     to: str = option(
-        "", "format: " + ", ".join(EXPORT_FORMATS) + "; required, unless --fit or --max-latency-ms chooses one"
+        "",
+        "format: "
+        + ", ".join(EXPORT_FORMATS)
+        + "; required, unless --fit or --max-latency-ms chooses one, or --plan lists all",
     )
     out: str = option("", "folder to write; by default MODEL-FORMAT, or MODEL-fit where limits choose", flag="-o")
     fit: int = option(
@@ -87,7 +90,7 @@ class ExportConfig:
         self._check_format()
 
     def _check_limits(self) -> None:
-        """Raise `ConfigError` for limits that nothing or everything keeps to, or that choose what is chosen already."""
+        """Raise `ConfigError` for limits that nothing or everything meets, or that choose what is chosen already."""
         at_least(0, fit=self.fit)
         limits = self.limits
         if limits.max_drop and not (limits.max_bytes or limits.max_latency_ms):

@@ -30,7 +30,9 @@ class PredictConfig:
         0, "tokens that two windows of a long context share; 0 as in the run of the model", panel="Task"
     )
     top_k: int = option(0, "give the N most probable labels, not the answer alone")
-    batch_size: int = option(0, "most texts of a batch; 0 to go by their tokens alone, as an evaluation does")
+    batch_size: int = option(
+        0, "at most this many texts per batch; 0 to limit batches by tokens only, as an evaluation does"
+    )
     runtime: str = option("", RUNTIME, panel="Hardware")
     hardware: Hardware = field(default_factory=Hardware)
 

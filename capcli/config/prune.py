@@ -67,8 +67,8 @@ class PruneConfig:
     seed: int = option(1, "random seed", panel="Training")
     epochs: int = option(
         4,
-        "passes over the training set while pruning; 0 with fisher: no training, calibration only, as with "
-        "wanda, sparsegpt, multiflow and sds",
+        "passes over the training set while pruning; with fisher, 0 for calibration without training; "
+        "wanda, sparsegpt, multiflow and sds never train",
         panel="Training",
     )
     teacher_epochs: int = option(
@@ -106,18 +106,18 @@ class PruneConfig:
     )
     calibration: int = option(
         512,
-        "training examples that scores and refit are measured on, at each stair anew (fisher and what trains nothing)",
+        "training examples that scores and refit are measured on, anew at each stair (fisher, and the methods that train nothing)",
         panel="Pruning",
     )
     text: str = option(
         "",
         "calibrate on texts without labels, and on no training set: a .txt with one per line, or a file with a text "
-        "column; MODEL or --teacher must know the task",
+        "column; MODEL or --teacher must be fine-tuned for the task",
         panel="Pruning",
     )
     refit: bool = option(
         True,
-        "after a selection, fit the weights that stay to the layers' outputs before it (as --calibration)",
+        "after a selection, fit the weights that stay to the layers' outputs before it (the methods of --calibration)",
         panel="Pruning",
     )
     heal: int = option(

@@ -1,4 +1,4 @@
-"""Whether an export keeps to limits: cheapest first, on what was written, by the runtime that is to compute it."""
+"""Whether an export meets the limits: cheapest first, on what was written, by the runtime that is to compute it."""
 
 from __future__ import annotations
 

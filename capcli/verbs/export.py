@@ -39,7 +39,7 @@ FIRST = 0.1  # share of a search in which the model as it was loaded is measured
 
 
 class NothingFits(CheckFailed):
-    """No export keeps to the limits; `ladder` says what was tried."""
+    """No export meets the limits; `ladder` says what was tried."""
 
     def __init__(self, tried: Ladder) -> None:
         super().__init__(
@@ -50,13 +50,13 @@ class NothingFits(CheckFailed):
 
 
 def export(config: ExportConfig) -> Generator[Event, None, ExportRecord]:
-    """Write `config.model` into `config.out_folder`: as `config.to`, or as the first of the ladder that keeps to its
+    """Write `config.model` into `config.out_folder`: as `config.to`, or as the first of the ladder that meets its
     limits; yields events and returns `export.json`.
 
     Raises:
         ModelError, ConfigError, FileError: nothing that can be exported, or a folder that is not empty.
         CheckFailed: what was written is not what it should be. Nothing is left of an export that fails.
-        NothingFits: no export keeps to the limits.
+        NothingFits: no export meets the limits.
     """
     config.check_asked()
     out = check_free(config.out_folder)
@@ -115,7 +115,7 @@ class _NotKept(CheckFailed):
 
 
 def _by_limits(config: ExportConfig, out: Path) -> Generator[Event, None, tuple[ExportRecord, str]]:
-    """The record of the first rung that keeps to the limits, and what was missing of the data. Raises `NothingFits`."""
+    """The record of the first rung that meets the limits, and what was missing of the data. Raises `NothingFits`."""
     plain = yield from prepared(config, train=True)
     trial.check_limits(plain)
     before = (yield from part_of(_scores_before(plain), 0, FIRST)) if config.max_drop else None
@@ -145,7 +145,7 @@ class _Search:
     rungs: list[Rung] = field(default_factory=list)
 
     def attempt(self, ways: Sequence[Way]) -> Generator[Event, None, ExportRecord | None]:
-        """Write one file of the ladder; its record if it keeps to the limits by one of its runtimes, else nothing."""
+        """Write one file of the ladder; its record if it meets the limits by one of its runtimes, else nothing."""
         yield Event(phase="export", note=f"trying {ways[0].to}: {ways[0].name}")
         job, rungs = ladder.planned(self.ground, ways)
         large = trial.too_large(self.ground.plain.config, rungs[0])
@@ -168,7 +168,7 @@ class _Search:
         return shelf.record(self.out)
 
     def _first(self, job: Export, rungs: Sequence[Rung], opened: Opened) -> Generator[Event, None, Tried]:
-        """The first runtime by which a file keeps to the limits. Raises `_NotKept`."""
+        """The first runtime by which a file meets the limits. Raises `_NotKept`."""
         for rung in rungs:
             try:
                 found = yield from trial.tried(job, self.ground.plain.config.limits, rung, opened, self.before)
