@@ -106,7 +106,8 @@ class PruneConfig:
     )
     calibration: int = option(
         512,
-        "training examples that scores and refit are measured on, anew at each stair (fisher, and the methods that train nothing)",
+        "training examples that scores and refit are measured on, anew at each stair (fisher, and the methods that "
+        "train nothing)",
         panel="Pruning",
     )
     text: str = option(
