@@ -204,7 +204,7 @@ def _gain(dense: Any, ours: Any) -> str:
 def _faster(speed: Speed | None) -> str:
     """`yes: 1.8× faster at batch 1, …`, `no: …`, or `no` where nothing can be faster."""
     if not speed:
-        return "no: as fast as the dense model"
+        return "no: as fast as the dense model in PyTorch"
     faster = any((finite(row.times) or 0) > 1.05 for row in speed.batches.values())
     return f"{'yes' if faster else 'no'}: {speed_lines(speed)}"
 

@@ -177,7 +177,7 @@ def times_smaller_than(size: Size) -> list[str]:
     """How many times smaller the artefact is than the dense model in 32 bits, and than the file that was given."""
     ours = size.artifact_bytes
     of_dense, of_given = times_smaller(size.dense_bytes, ours), times_smaller(size.given_bytes, ours)
-    of_given = f"{of_given} than given" if of_given and _differs(size) else ""
+    of_given = f"{of_given} than the file given" if of_given and _differs(size) else ""
     return [text for text in (of_dense, of_given) if text]
 
 
