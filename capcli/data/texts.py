@@ -7,7 +7,7 @@ from pathlib import Path
 
 from capcli.config.options import exists
 from capcli.config.task import TaskConfig
-from capcli.data import tables
+from capcli.data import dataset, tables
 from capcli.data.tasks import TASKS
 from capcli.errors import DataError
 from capcli.stored import read_bytes, text_of
@@ -24,7 +24,7 @@ def read(file: str, source: TaskConfig) -> list[str]:
     if path.suffix == ".txt":
         lines = text_of(read_bytes(path, MOST_BYTES, "a file of texts"), path).splitlines()
     else:
-        lines = _column(path, (source.text_column,) if source.text_column else TASKS[source.task].text)
+        lines = _column(path, source)
     found = list(islice((line for line in lines if line.strip()), MOST_TEXTS))
     if not found:
         raise DataError(f"{file} has no text", "give a .txt with one text per line, or a table with a text column")
@@ -38,14 +38,9 @@ def check(file: str) -> None:
         raise DataError(f"{file} {what}", "give a .txt with one text per line, or a table with a text column")
 
 
-def _column(path: Path, names: tuple[str, ...]) -> list[str]:
+def _column(path: Path, source: TaskConfig) -> list[str]:
     table = tables.open_file(path)
-    column = next((name for name in (*names, "text") if name in table.columns), None)
-    if column is None:
-        raise DataError(
-            f"{path} has no text column {names[0]!r}; its columns: {', '.join(map(repr, table.columns))}",
-            "name it with --text-column",
-        )
+    column = dataset.column(table, (*TASKS[source.task].text, "text"), source.text_column, "text", str(path))
     cells = list(islice(chain.from_iterable(batch[column] for batch in table.batches((column,))), MOST_TEXTS))
     if wrong := [i for i, cell in enumerate(cells) if not isinstance(cell, str)]:
         raise DataError(f"row {wrong[0]} of column {column!r} of {path} is not text")

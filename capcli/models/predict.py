@@ -135,12 +135,18 @@ def encoded(
 
 
 @contextlib.contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """The network of a training run in eval mode, its masked weights made once; a generator in it is to be closed."""
+def without_dropout(model: Model) -> Iterator[None]:
+    """The network of a training run in eval mode."""
     was_training = model.net.training
     model.net.eval()
     try:
-        with parametrize.cached():  # which is global
-            yield
+        yield
     finally:
         model.net.train(was_training)
+
+
+@contextlib.contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The same with its masked weights made once; a generator in it is to be closed."""
+    with without_dropout(model), parametrize.cached():  # which is global
+        yield

@@ -5,7 +5,6 @@ Letters: B batch, n prunable weights.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +67,7 @@ class Calibration:
         loss without dropout."""
         weights = [matrices.original(i) for i in range(len(matrices.names))]
         sums, count = [torch.zeros_like(weight) for weight in weights], 0
-        with evaluating(self.model), torch.enable_grad():
+        with predict.without_dropout(self.model), torch.enable_grad():
             for batch in self.drawn(step, FISHER_BATCH):
                 labels = batch.labels if self.asked is None else answers(self.asked, batch)
                 with parametrize.cached():
@@ -85,7 +84,7 @@ class Calibration:
         """The sum over batches of `of` the gradients of `loss` at the `leaves`, without dropout."""
         assert self.loss is not None
         total: Tensor | None = None
-        with evaluating(self.model):
+        with predict.without_dropout(self.model):
             for batch in self.drawn(step, self.batch_size):
                 with torch.enable_grad():
                     gradients = torch.autograd.grad(self.loss(batch, step), leaves, materialize_grads=True)
@@ -98,7 +97,7 @@ class Calibration:
 @torch.no_grad()
 def answers(model: Model, batch: Batch) -> Tensor:
     """The most likely class of each example, [B]."""
-    with evaluating(model):
+    with predict.without_dropout(model):
         return predict.forward(model, batch.inputs)[0].argmax(dim=-1)
 
 
@@ -121,14 +120,3 @@ def few_tokens(config: PruneConfig, examples: Examples, model: Model) -> list[st
         f"calibration reads about {read:,} tokens, and layers have up to {widest:,} inputs: "
         "the result rests on little; give more texts, or raise --calibration"
     ]
-
-
-@contextlib.contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """The network without dropout."""
-    was_training = model.net.training
-    model.net.eval()
-    try:
-        yield
-    finally:
-        model.net.train(was_training)

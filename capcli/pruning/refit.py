@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from capcli.data.batches import Batch
 from capcli.models import families, predict
 from capcli.models.model import Model
-from capcli.pruning.calibration import REFIT_BATCH, Calibration, evaluating
+from capcli.pruning.calibration import REFIT_BATCH, Calibration
 from capcli.pruning.least_squares import Moments, solve
 from capcli.pruning.masked import Matrices
 
@@ -89,7 +89,7 @@ def walk(calibration: Calibration, target: Model, step: int) -> Iterator[tuple[s
     `target`. What is changed in a matrix before the next one is asked for is what the later ones read."""
     model, batches = calibration.model, list(calibration.drawn(step, REFIT_BATCH))
     masks = [batch.inputs["attention_mask"].bool() for batch in batches]
-    with evaluating(model), evaluating(target):
+    with predict.without_dropout(model), predict.without_dropout(target):
         ours, theirs = sides(model, target, batches)
         for number, (part, wanted) in enumerate(zip(ours.parts, theirs.parts, strict=True)):
             for group in _groups(part, ours.calls[number][0]):

@@ -335,3 +335,13 @@ def test_texts_that_do_not_serve(
     with pytest.raises(CapError, match=said):
         run(tiny, tmp_path / "out", text=str(tmp_path / "texts.txt"), **chosen)
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_text_column_that_is_not_there_is_not_another_one(tiny: Tiny, tmp_path: Path, fine_tuned: str) -> None:
+    write_csv(tmp_path / "some.csv", ("id", "text"), [(str(i), "a good film") for i in range(20)])
+    (tmp_path / "data").mkdir()
+    rows = (Path(tiny.data) / "validation.csv").read_text()
+    (tmp_path / "data" / "validation.csv").write_text(rows.replace("text,label", "words,label", 1))
+    chosen = {"model": fine_tuned, "method": "wanda", "epochs": 0, "text": str(tmp_path / "some.csv")}
+    with pytest.raises(CapError, match=r"some.csv has no text column 'words'; its columns: 'id', 'text'"):
+        run(tiny, tmp_path / "out", text_column="words", data=str(tmp_path / "data"), **chosen)
