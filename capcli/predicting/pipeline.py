@@ -74,8 +74,9 @@ class Pipeline:
         given = [inputs.item(row, self.kind) for row in ([inputs_] if one else inputs_)]
         found: list[Answer] = []
         for begin in range(0, len(given), CHUNK):
-            part = given[begin : begin + CHUNK]
-            found += finished(self.answers(part, partial(_input, begin), top_k, batch_size)).answers
+            part, place = given[begin : begin + CHUNK], partial(_input, begin)
+            inputs.check(part, self.kind, self.paired, place)
+            found += finished(self.answers(part, place, top_k, batch_size)).answers
         return found[0] if one else found
 
     def answers(
@@ -83,11 +84,10 @@ class Pipeline:
     ) -> Generator[Progress, None, Answered]:
         """Answers to a chunk of items, in their order, see `__call__`; yields how many examples are done.
 
-        place: how messages call an item.
+        items: as `inputs.check` lets them pass. place: how messages call an item.
         """
         self.check_top_k(top_k)
         at_least(0, batch_size=batch_size)
-        inputs.check(items, self.kind, self.paired, place)
         asked = inputs.asked(items, self.kind, self.model.tokenizer, self.length, self.stride)
         rows = _at_most(evaluation_batches(asked.examples, self.model.token_budget), batch_size)
         found, _ = yield from predict.outputs(self.model.run(), asked.examples, rows, self.model.on.device)
