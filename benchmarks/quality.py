@@ -7,7 +7,8 @@
 Each run is a `cap prune` of its own, so that one crash does not end the study. The same command goes on where it was
 stopped: finished runs are kept in FOLDER/runs, and FOLDER/quality.json is written anew after each. The first run of a
 seed fine-tunes the teacher that all runs of this seed learn from. Runs go seed by seed, so that what is there of a
-stopped study can be compared. Options that are not listed by --help go to `cap prune` as they are.
+stopped study can be compared. Options that are not listed by --help go to `cap prune` as they are. On another machine
+`--known FILE` takes the finished runs of a quality.json; teachers are made again and must answer as those did.
 
 A file of rows names the methods to compare (`options` and `draw` take any option of `cap prune`):
 
@@ -18,6 +19,7 @@ A file of rows names the methods to compare (`options` and `draw` take any optio
     baseline = "no terms"                                 # label of the row that it is compared with
     part = "H3"                                           # parts run one after another; p-values are corrected in each
     seeds = 3                                             # only the first of --seeds
+    sparsities = [0.8, 0.9]                               # in place of --sparsities
     draw = {lr = [5e-5, 1e-4], reg-weight = {low = 1, high = 200}}      # for --trials: one of, or log-uniform
 
 With `--trials N` each row first gets N random draws, on a seed of its own; the draw with the best hold-out metric is
@@ -75,7 +77,8 @@ OF_TEACHER |= {"teacher-lr", "teacher-epochs", "device", "threads"}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is compared: a method with options. `seeds` 0 is all; `draw` says what --trials may change."""
+    """What is compared: a method with options. `seeds` 0 is all, and no `sparsities` are those of the study; `draw`
+    says what --trials may change."""
 
     label: str
     method: str
@@ -83,6 +86,7 @@ class Row:
     baseline: str = ""
     part: str = ""
     seeds: int = 0
+    sparsities: list[float] = dataclasses.field(default_factory=list)
     draw: dict[str, Any] = dataclasses.field(default_factory=dict)
     trial: int | None = None
 
@@ -202,9 +206,9 @@ def cells_of(rows: list[Row], sparsities: list[float], seeds: list[int]) -> list
         Cell(row=row, sparsity=sparsity, seed=seed)
         for part in dict.fromkeys(row.part for row in rows)
         for seed in seeds
-        for sparsity in sparsities
+        for sparsity in dict.fromkeys([*sparsities, *(one for row in rows for one in row.sparsities)])
         for row in rows
-        if row.part == part and seed in seeds[: row.seeds or None]
+        if row.part == part and seed in seeds[: row.seeds or None] and sparsity in (row.sparsities or sparsities)
     ]
 
 
@@ -255,11 +259,15 @@ def tuned(args: argparse.Namespace, rows: list[Row], done: dict[str, dict[str, A
 
 def run_all(args: argparse.Namespace, cells: list[Cell], done: dict[str, dict[str, Any]]) -> None:
     """Run the cells, `--workers` at a time; a record of each goes into `done` and into the file."""
+    mine = [cell.name for cell in cells]  # in the order of the file, whatever is made first
     with ThreadPoolExecutor(args.workers) as pool:
         for group in groups(args, cells):
             for cell, found in zip(group, pool.map(lambda cell: run_one(args, cell), group), strict=True):
+                if "error" not in found:
+                    refuse_other_teacher(found, done.values())
                 done[cell.name] = found
-                save(args, done)
+                before = {name: run for name, run in done.items() if name not in mine}
+                save(args, before | {name: done[name] for name in mine if name in done})
 
 
 def groups(args: argparse.Namespace, cells: list[Cell]) -> Iterator[list[Cell]]:
@@ -276,11 +284,12 @@ def groups(args: argparse.Namespace, cells: list[Cell]) -> Iterator[list[Cell]]:
 
 def makers(args: argparse.Namespace, cells: list[Cell]) -> list[Cell]:
     """The first cell of each seed without a teacher; its options must leave the teacher as that of any other row."""
+    left = [cell for cell in cells if teacher_of(args, cell) is None and not record_of(args, cell).is_file()]
     found: dict[int, Cell] = {}
-    for cell in cells:
-        if teacher_of(args, cell) is None and not OF_TEACHER & cell.row.options.keys():
+    for cell in left:
+        if not OF_TEACHER & cell.row.options.keys():
             found.setdefault(cell.seed, cell)
-    if missing := {cell.seed for cell in cells if teacher_of(args, cell) is None} - found.keys():
+    if missing := {cell.seed for cell in left} - found.keys():
         raise SystemExit(f"no row leaves the teacher of seed {min(missing)} as it is; add one that does, or --teacher")
     return list(found.values())
 
@@ -301,9 +310,31 @@ def teacher_of(args: argparse.Namespace, cell: Cell) -> Path | None:
     return Path(args.teacher) if args.teacher else folder if files.is_complete(folder) else None
 
 
+def record_of(args: argparse.Namespace, cell: Cell) -> Path:
+    """Where the record of a finished run is."""
+    path: Path = args.out / "runs" / f"{cell.name}.json"
+    return path
+
+
+def take_over(args: argparse.Namespace) -> None:
+    """The finished runs of `--known` as records of this folder, where it has none of that name."""
+    for run in json.loads(args.known.read_text())["runs"]:
+        path = args.out / "runs" / f"{run['name']}.json"
+        if "error" not in run and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            files.write_json(path, run)
+
+
+def refuse_other_teacher(found: dict[str, Any], done: Iterable[dict[str, Any]]) -> None:
+    """Runs of a seed are compared in pairs, so they must have learned from the same teacher."""
+    for run in done:
+        if run["seed"] == found["seed"] and run.get("metrics", found["metrics"])["dense"] != found["metrics"]["dense"]:
+            raise SystemExit(f"{found['name']} and {run['name']} learned from different teachers: use another folder")
+
+
 def run_one(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     """Run a cell unless its record is there; returns the record, or one with `error`."""
-    out, record = args.out / "runs" / cell.name, args.out / "runs" / f"{cell.name}.json"
+    out, record = args.out / "runs" / cell.name, record_of(args, cell)
     common = ["--task", args.task, "--data", args.data, "--epochs", str(args.epochs), f"--holdout={args.holdout}"]
     wanted = [args.model, *common, *args.extra, *cell.words]
     row = dataclasses.asdict(cell.row)
@@ -357,6 +388,8 @@ def reported(args: argparse.Namespace, out: Path, report: dict[str, Any]) -> dic
 def held_out(report: dict[str, Any]) -> float | None:
     """The primary metric on the hold-out of the epoch that the run kept: the best one at the final sparsity."""
     epochs = [row for row in report["history"] if row["phase"] == "prune" and row["metrics"]]
+    if not epochs:
+        return None
     primary, final = report["metrics"]["primary"], epochs[-1]["sparsity"]
     values = [row["metrics"][primary] for row in epochs if row["sparsity"] == final]
     return max((value for value in values if value is not None), default=None)
@@ -524,6 +557,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", required=True)
     parser.add_argument("--data", default="")
     parser.add_argument("--rows", type=Path, help="TOML file of rows, instead of --methods and --ablate")
+    parser.add_argument("--parts", type=listed(str), help="only these parts of the file of rows")
     parser.add_argument("--sparsities", type=listed(float), default=[0.9, 0.97])
     methods = "magnitude,movement,soft-movement,cap-m,cap-soft"
     parser.add_argument("--methods", type=listed(str), default=methods.split(","))
@@ -533,6 +567,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--holdout", type=float, default=PruneConfig.holdout, help="share that all choices are made on")
     parser.add_argument("--trials", type=int, default=0, help="random draws for each row (needs --rows, --holdout)")
     parser.add_argument("--teacher", default="", help="a fine-tuned model for all seeds")
+    parser.add_argument("--known", type=Path, help="a quality.json whose finished runs need not be run again")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     parser.add_argument("--no-paired", action="store_true", help="leave out the comparison on the same examples")
     parser.add_argument("-o", dest="out", type=Path, required=True)
@@ -549,6 +584,7 @@ def arguments() -> argparse.Namespace:
 def study(args: argparse.Namespace, done: dict[str, dict[str, Any]]) -> None:
     """All runs, into `done`."""
     rows = read_rows(args.rows) if args.rows else grid(args.methods)
+    rows = [row for row in rows if not args.parts or row.part in args.parts]
     if args.trials:
         rows = tuned(args, rows, done)
     run_all(args, cells_of(rows, args.sparsities, args.seeds), done)
@@ -562,6 +598,8 @@ def main() -> None:
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     refuse_other(args)
+    if args.known:
+        take_over(args)
     done: dict[str, dict[str, Any]] = {}
     try:
         study(args, done)

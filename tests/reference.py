@@ -251,6 +251,18 @@ def fisher(net: nn.Module, names: Sequence[str], batches: Sequence[tuple[dict[st
     return torch.cat([total.flatten() / len(batches) for total in sums])
 
 
+def alone_in_block(gradients: Any, block: int, damping: float) -> list[float]:
+    """1 / [F⁻¹]_ii of each weight, from the gradients [G, n] of its matrix, by inverting one block after another."""
+    size = gradients.shape[1]
+    ridge = damping * sum((gradients**2).mean(axis=0)) / (-(-size // block) * block)
+    found: list[float] = []
+    for begin in range(0, size, block):
+        some = gradients[:, begin : begin + block]
+        fisher = sum(np.outer(row, row) for row in some) / len(some) + ridge * np.eye(some.shape[1])
+        found += [1 / value for value in np.linalg.inv(fisher).diagonal()]
+    return found
+
+
 def refitted_row(
     x: Sequence[Vector],
     y: Vector,

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -362,6 +363,34 @@ def test_a_file_of_results_goes_to_the_section_of_its_name(
         quality.main()
         text = page.read_text().split(f"<!-- {section}:begin -->")[1].split("<!--")[0]
         assert "| with terms | 0.97 | 2 | — | 73.50 ± 0.71 | +2.00 [+2.00, +2.00] to no terms | < 0.001 |" in text
+
+
+def test_a_row_with_sparsities_of_its_own_and_parts(runs: Runs, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.toml"
+    rows.write_text(
+        '[[row]]\nlabel = "a"\nmethod = "movement"\npart = "x"\n'
+        '[[row]]\nlabel = "b"\nmethod = "wanda"\noptions = {epochs = 0}\nsparsities = [0.7, 0.9]\npart = "y"\n'
+        '[[row]]\nlabel = "c"\nmethod = "magnitude"\npart = "z"\n'
+    )
+    found = runs.study("--rows", str(rows), "--parts", "x,y", "--seeds", "1")
+    assert [run["name"] for run in found["runs"]] == ["a-0.97-seed1", "b-0.7-seed1", "b-0.9-seed1"]
+
+
+def test_known_runs_are_not_run_again(runs: Runs, tmp_path: Path) -> None:
+    """On another machine: of what is new the teacher is made once; it must answer as the teacher of the known runs."""
+    before = runs.study("--methods", "movement", "--seeds", "1")
+    shutil.copy(runs.out / "quality.json", tmp_path / "known.json")
+    shutil.rmtree(runs.out)
+    after = runs.study("--methods", "movement,magnitude", "--seeds", "1", "--known", str(tmp_path / "known.json"))
+    assert [run["label"] for run in after["runs"]] == ["movement", "magnitude"]
+    assert runs.started == runs.teachers[1:] == ["magnitude-0.97-seed1"]
+    assert after["runs"][0] == before["runs"][0]
+    found = json.loads((tmp_path / "known.json").read_text())
+    found["runs"][0]["metrics"]["dense"]["accuracy"] = 0.123
+    (tmp_path / "known.json").write_text(json.dumps(found))
+    shutil.rmtree(runs.out)
+    with pytest.raises(SystemExit, match="learned from different teachers"):
+        runs.study("--methods", "movement,magnitude", "--seeds", "1", "--known", str(tmp_path / "known.json"))
 
 
 def test_the_rows_of_the_contrastive_study_are_good(quality: Any) -> None:

@@ -62,6 +62,7 @@ class Method:
 
     structured: whole units are removed (`STRUCTURES`), not single weights. staged: the sparsity rises in a few stairs,
     at each of which scores are measured anew; can also do without training. one_shot: never trains, cuts at once.
+    steady: masks stay as they are from one rise of the sparsity to the next, so that what stays can be fitted.
     """
 
     criterion: str
@@ -69,32 +70,33 @@ class Method:
     structured: bool = False
     staged: bool = False
     one_shot: bool = False
+    steady: bool = False
 
 
 _CAP, _PLAIN = ("ce", "kd", "prc", "snc", "fic"), ("ce", "kd")
 METHODS = {
     "cap-soft": Method(criterion="soft-movement", losses=_CAP),
     "cap-m": Method(criterion="movement", losses=_CAP),
-    "cap-f": Method(criterion="first-order", losses=_CAP, structured=True),
+    "cap-f": Method(criterion="first-order", losses=_CAP, structured=True, steady=True),
     "soft-movement": Method(criterion="soft-movement", losses=_PLAIN),
     "movement": Method(criterion="movement", losses=_PLAIN),
-    "first-order": Method(criterion="first-order", losses=_PLAIN, structured=True),
-    "magnitude": Method(criterion="magnitude", losses=_PLAIN),
-    "cap-fisher": Method(criterion="fisher", losses=_CAP, staged=True),
-    "fisher": Method(criterion="fisher", losses=_PLAIN, staged=True),
+    "first-order": Method(criterion="first-order", losses=_PLAIN, structured=True, steady=True),
+    "magnitude": Method(criterion="magnitude", losses=_PLAIN, steady=True),
+    "cap-fisher": Method(criterion="fisher", losses=_CAP, staged=True, steady=True),
+    "fisher": Method(criterion="fisher", losses=_PLAIN, staged=True, steady=True),
     "cap-pins": Method(criterion="pins", losses=_CAP),
     "pins": Method(criterion="pins", losses=_PLAIN),
     "platon": Method(criterion="platon", losses=_PLAIN),
-    "wanda": Method(criterion="wanda", losses=("kd",), one_shot=True),
-    "sparsegpt": Method(criterion="sparsegpt", losses=("kd",), one_shot=True),
-    "multiflow": Method(criterion="multiflow", losses=("kd",), one_shot=True),
-    "sds": Method(criterion="sds", losses=("kd",), one_shot=True),
+    "wanda": Method(criterion="wanda", losses=("kd",), one_shot=True, steady=True),
+    "sparsegpt": Method(criterion="sparsegpt", losses=("kd",), one_shot=True, steady=True),
+    "multiflow": Method(criterion="multiflow", losses=("kd",), one_shot=True, steady=True),
+    "sds": Method(criterion="sds", losses=("kd",), one_shot=True, steady=True),
 }
 
 # Defaults of a criterion that differ from those of the options. A preset goes over them where it names the criterion.
 OF_CRITERION: dict[str, dict[str, Any]] = {
-    "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle"},
-    **{method.criterion: {"epochs": 0} for method in METHODS.values() if method.one_shot},
+    "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
+    **{method.criterion: {"epochs": 0, "refit": True} for method in METHODS.values() if method.one_shot},
 }
 
 # Section 5 of the design's ALGORITHM: the reference's values on GLUE. Warm-up lengths are shares of the run, so that

@@ -84,7 +84,12 @@ class PruneConfig:
     lr_warmup: float = option(
         0.1, "share of the steps in which the learning rates rise to their peak", panel="Training"
     )
-    init: str = option("teacher", "weights the student starts from: teacher or pretrained", panel="Training")
+    init: str = option(
+        "teacher",
+        "weights the student starts from: teacher, pretrained, or fisher: those of the teacher after --method fisher "
+        "without training, at --initial-sparsity, by default 0.8",
+        panel="Training",
+    )
     dense_share: float = option(0.05, "share of the steps before pruning begins", panel="Pruning")
     final_share: float = option(0.4, "share of the steps at the final sparsity", panel="Pruning")
     initial_sparsity: float = option(
@@ -101,13 +106,20 @@ class PruneConfig:
     )
     stairs: str = option(
         "",
-        "sparsities one after another (fisher), such as 0.8,0.9,0.95; by default 0.8, then what stays is about halved",
+        "sparsities one after another (fisher, magnitude), such as 0.8,0.9,0.95; auto: 0.8, then what stays is about "
+        "halved, the default of fisher; once: --sparsity at once",
         panel="Pruning",
     )
     calibration: int = option(
         512,
-        "training examples that scores and refit are measured on, anew at each stair (fisher, and the methods that "
-        "train nothing)",
+        "training examples that scores (fisher, and the methods that train nothing) and --refit are measured on, anew "
+        "at each stair",
+        panel="Pruning",
+    )
+    fisher_block: int = option(
+        1,
+        "how many neighbouring weights the scores of fisher take together: 1 for the diagonal of the Fisher "
+        "information, 50 for the blocks of oBERT, which need more --calibration",
         panel="Pruning",
     )
     text: str = option(
@@ -117,8 +129,9 @@ class PruneConfig:
         panel="Pruning",
     )
     refit: bool = option(
-        True,
-        "after a selection, fit the weights that stay to the layers' outputs before it (the methods of --calibration)",
+        False,
+        "after a selection, fit the weights that stay to the layers' outputs before it; fisher and the methods that "
+        "train nothing do so unless told otherwise, magnitude, cap-f and first-order where it is asked for",
         panel="Pruning",
     )
     heal: int = option(
@@ -220,12 +233,12 @@ class PruneConfig:
         check_name("structure", self.structure, STRUCTURES)
         check_name("score-init", self.score_init, ("zero", "magnitude"))
         check_name("store", self.store, ("fp16", "fp32"))
-        check_name("init", self.init, ("teacher", "pretrained"))
+        check_name("init", self.init, ("teacher", "pretrained", "fisher"))
         check_name("refit-target", self.refit_target, ("student", "teacher"))
         check_name("lr-schedule", self.lr_schedule, ("run", "cycle"))
         for name in self.loss_names:
             check_name("loss", name, LOSSES)
-        if self.refit_target == "teacher" and self.init != "teacher":
+        if self.refit_target == "teacher" and not self.from_teacher:
             raise ConfigError(
                 "--refit-target teacher needs a student that starts from the teacher's weights",
                 "use --init teacher, or --refit-target student",
@@ -244,7 +257,7 @@ class PruneConfig:
             0, max_train_samples=self.max_train_samples, teacher_epochs=self.teacher_epochs, max_time=self.max_time
         )
         at_least(0, extra_examples=self.extra_examples, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
-        at_least(1, batch_size=self.batch_size, calibration=self.calibration)
+        at_least(1, batch_size=self.batch_size, calibration=self.calibration, fisher_block=self.fisher_block)
         at_least(0, importance_examples=self.importance_examples)
         if self.importance_examples and not METHODS[self.method].structured:
             raise ConfigError(
@@ -269,13 +282,6 @@ class PruneConfig:
         for name, value in {**shares, "holdout": self.holdout, "floor": self.floor}.items():
             if not 0 <= value < 1:
                 raise ConfigError(f"{flag_name(name)} is a share in [0, 1), got {value:g}")
-        if self.lr_schedule == "cycle" and self.rises_often and not self.update_every:
-            structured = METHODS[self.method].structured
-            method = f"--structure {self.structure}" if structured else self.method
-            raise ConfigError(
-                f"--lr-schedule cycle restarts at each rise of the sparsity, which with {method} is every few steps",
-                "set --update-every as well, such as 0.05",
-            )
         if self.dense_share + self.final_share > 1:
             raise ConfigError("--dense-share and --final-share together exceed 1, which leaves no steps for pruning")
         rises.check(self)
@@ -283,22 +289,46 @@ class PruneConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher itself is asked while the student is pruned, not only what it once answered."""
-        refitted = self.calibrated and self.refit and self.refit_target == "teacher"
+        refitted = self.refit and self.refit_target == "teacher"
         return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.text))
 
     @property
     def stair_list(self) -> tuple[float, ...]:
-        """The sparsities of a staged method one after another, the last of them `sparsity`; of other methods none."""
-        if not self.calibrated:
+        """The sparsities one after another, the last of them `sparsity`; none where it rises in another way."""
+        if not (self.calibrated or self.stairs):
             return ()
-        if METHODS[self.method].one_shot:
+        if self.one_shot:
             return (self.sparsity,)
-        if not self.stairs:
+        if self.stairs == "once":
+            return (self.sparsity,)
+        if self.stairs in ("", "auto"):
             return rises.halving(self.sparsity, rises.FIRST_STAIR if self.epochs else rises.UNTRAINED_STAIR)
         try:
             return tuple(float(part) for part in self.stairs.split(",") if part.strip())
         except ValueError as error:
             raise ConfigError(f"--stairs needs numbers, got {self.stairs!r}", "for example --stairs 0.8,0.9") from error
+
+    @property
+    def from_teacher(self) -> bool:
+        """Whether the student starts from the teacher's weights, as they are or calibrated."""
+        return self.init != "pretrained"
+
+    @property
+    def calibrated_start(self) -> tuple[float, ...]:
+        """The stairs of the calibration from which training starts; none where it starts from dense weights."""
+        return rises.halving(self.start_sparsity, rises.UNTRAINED_STAIR) if self.start_sparsity else ()
+
+    @property
+    def start_sparsity(self) -> float:
+        """The sparsity before the first step."""
+        if self.init != "fisher":
+            return 0.0
+        return self.initial_sparsity or min(rises.FIRST_STAIR, self.sparsity)
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether it never trains, and cuts at once."""
+        return METHODS[self.method].one_shot
 
     @property
     def staged(self) -> bool:
@@ -308,12 +338,12 @@ class PruneConfig:
     @property
     def calibrated(self) -> bool:
         """Whether scores are measured on examples that are drawn for it; only then it can do without training."""
-        return self.staged or METHODS[self.method].one_shot
+        return self.staged or self.one_shot
 
     @property
     def rises_often(self) -> bool:
         """Whether the sparsity rises all the time, unless `update_every` says otherwise."""
-        return not self.calibrated and not (METHODS[self.method].structured and self.structure == STRUCTURES[0])
+        return not self.stair_list and not (METHODS[self.method].structured and self.structure == STRUCTURES[0])
 
     def teacher_passes(self, n_examples: int) -> int:
         """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""

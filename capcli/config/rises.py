@@ -13,6 +13,7 @@ from capcli.errors import ConfigError
 PruneConfig = Any  # the one of `config.prune`, which imports this module
 
 FIRST_STAIR = 0.8  # what a staged method removes at once
+MOST_IN_BLOCK = 128  # weights; memory and time grow with it and its square
 UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
 
 
@@ -28,15 +29,19 @@ def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
 def check(config: PruneConfig) -> None:
     """Raise `ConfigError` for options that do not fit the method or one another."""
     _check_stairs(config)
+    _check_often(config)
     _check_untrained(config)
     _check_initial(config)
+    _check_start(config)
+    _check_block(config)
 
 
 def _check_stairs(config: PruneConfig) -> None:
     """Raise `ConfigError` for stairs that do not lead up to the sparsity."""
     if not config.stairs:
         return
-    if not config.staged:
+    method = METHODS[config.method]
+    if not method.steady or method.structured or method.one_shot:
         raise ConfigError(f"--stairs has no effect on {config.method}", "leave it out, or use --method fisher")
     found = config.stair_list
     rising = all(a < b for a, b in itertools.pairwise((0.0, *found)))
@@ -45,6 +50,25 @@ def _check_stairs(config: PruneConfig) -> None:
             f"--stairs must rise from above 0 to --sparsity {config.sparsity:g}, got {config.stairs!r}",
             f"for example --stairs {','.join(f'{s:.4g}' for s in halving(config.sparsity))}",
         )
+
+
+def _check_often(config: PruneConfig) -> None:
+    """Raise `ConfigError` for what is done at each rise of the sparsity, when that is all the time, or each step."""
+    method = METHODS[config.method]
+    if config.refit and not method.steady:
+        raise ConfigError(
+            f"--refit has no effect on {config.method}, which chooses its masks anew all the time",
+            "leave it out, or use --method fisher",
+        )
+    often = config.rises_often and not config.update_every
+    name = f"--structure {config.structure}" if method.structured else config.method
+    for flag, wanted in (("--lr-schedule cycle", config.lr_schedule == "cycle"), ("--refit", config.refit)):
+        if wanted and often:
+            stairs = "" if method.structured or not method.steady else ", or --stairs"
+            raise ConfigError(
+                f"{flag} is for sparsity that rises in a few large steps, and with {name} it rises every few steps",
+                f"set --update-every as well, such as 0.05{stairs}",
+            )
 
 
 def _check_untrained(config: PruneConfig) -> None:
@@ -82,7 +106,7 @@ def _check_initial(config: PruneConfig) -> None:
             f"--initial-sparsity {config.initial_sparsity:g} is more than --sparsity {config.sparsity:g}",
             "it is the part that is removed at once when pruning begins; choose less",
         )
-    if config.initial_sparsity and config.calibrated:
+    if config.initial_sparsity and config.stair_list:
         stairs = f", or use --method fisher --stairs {config.initial_sparsity:g},…,{config.sparsity:g}"
         raise ConfigError(
             f"--initial-sparsity has no effect on {config.method}, whose sparsity rises in stairs, or at once",
@@ -93,3 +117,26 @@ def _check_initial(config: PruneConfig) -> None:
             f"--initial-sparsity has no effect on {config.method}, which removes heads in equal steps",
             "leave it out, or use --structure dimensions",
         )
+
+
+def _check_start(config: PruneConfig) -> None:
+    """Raise `ConfigError` for a calibrated start of a method that cannot go on from it."""
+    if config.init != "fisher":
+        return
+    if config.calibrated:
+        raise ConfigError(f"--init fisher is what {config.method} does itself", "leave it out")
+    if METHODS[config.method].structured:
+        raise ConfigError(
+            f"--init fisher removes single weights, and {config.method} whole heads, neurons or dimensions",
+            "leave it out, or use a method such as cap-m",
+        )
+    if config.score_init != "magnitude":
+        raise ConfigError("--init fisher ranks the weights at the start", "leave --score-init zero out")
+
+
+def _check_block(config: PruneConfig) -> None:
+    """Raise `ConfigError` for blocks of a method without any, or blocks of more than can be inverted."""
+    if config.fisher_block > 1 and not (config.staged or config.init == "fisher"):
+        raise ConfigError(f"--fisher-block has no effect on {config.method}", "leave it out, or use --method fisher")
+    if config.fisher_block > MOST_IN_BLOCK:
+        raise ConfigError(f"--fisher-block can be at most {MOST_IN_BLOCK}, got {config.fisher_block}")

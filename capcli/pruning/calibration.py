@@ -30,8 +30,9 @@ REFIT_BATCH = 32
 class Calibration:
     """The network, and the examples that it is calibrated with.
 
-    count: how many are drawn each time. refit: whether the weights that stay are fitted again, see `refit.refit`;
-    target: the network whose outputs they are to give, None for the student itself as it was before the selection.
+    count: how many are drawn each time. block: weights that are judged together, see `information.information`.
+    target: the network whose outputs the weights that stay are fitted to, see `refit.refit`; None for the student
+    itself as it was before the selection.
     loss: (batch, step) -> what is differentiated where not the task's loss alone counts, on batches of `batch_size`.
     asked: the network whose answers take the place of labels, where the examples have none.
     check: called between batches; what it raises ends the work.
@@ -42,7 +43,7 @@ class Calibration:
     device: torch.device
     seed: int
     count: int
-    refit: bool = True
+    block: int = 1
     target: Model | None = None
     loss: Callable[[Batch, int], Tensor] | None = None
     batch_size: int = REFIT_BATCH
@@ -62,23 +63,18 @@ class Calibration:
             self.check()
             yield batches.collate(self.examples, rows[begin : begin + size], self.device)
 
-    def fisher(self, matrices: Matrices, step: int) -> Tensor:
-        """Diagonal of the empirical Fisher information, [n]: the mean over small batches of (dL/dW'∘M)², L the task's
-        loss without dropout."""
-        weights = [matrices.original(i) for i in range(len(matrices.names))]
-        sums, count = [torch.zeros_like(weight) for weight in weights], 0
-        with predict.without_dropout(self.model), torch.enable_grad():
+    def gradients(self, matrices: Matrices, step: int, of: Sequence[int]) -> Iterator[list[Tensor]]:
+        """dL/dW'∘M of the matrices `of`, [out, in] each, for one small batch after another; L is the task's loss,
+        without dropout."""
+        weights, masks = [matrices.original(i) for i in of], matrices.matrix_masks()
+        with predict.without_dropout(self.model):
             for batch in self.drawn(step, FISHER_BATCH):
                 labels = batch.labels if self.asked is None else answers(self.asked, batch)
-                with parametrize.cached():
+                with torch.enable_grad(), parametrize.cached():
                     logits, _ = predict.forward(self.model, batch.inputs)
                     loss = task_losses.task_loss(logits, labels, self.model.kind, batch.inputs["attention_mask"])
-                    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-                for total, gradient in zip(sums, gradients, strict=True):
-                    if gradient is not None:
-                        total.addcmul_(gradient, gradient)
-                count += 1
-        return torch.cat([total.flatten() for total in sums]) / count
+                    found = torch.autograd.grad(loss, weights, materialize_grads=True)
+                yield [gradient * masks[i] for i, gradient in zip(of, found, strict=True)]
 
     def summed(self, leaves: Sequence[Tensor], of: Callable[[Sequence[Tensor]], Tensor], step: int) -> Tensor:
         """The sum over batches of `of` the gradients of `loss` at the `leaves`, without dropout."""

@@ -128,12 +128,11 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
 def damped_rows(gram: Tensor, wanted: Tensor, kept: Tensor, damping: Tensor) -> Tensor:
     """Rows x [O, I] with (gram_KK + damping·1)·x_K = wanted_K, zero outside of `kept` [O, I], in the type of `gram`.
 
-    Rows of like K are solved together, the shorter ones filled up with rows and columns of the identity. Where all of
-    every row is kept, there is one system for them all.
+    Rows of like K are solved together, the shorter ones filled up with rows and columns of the identity. Where all rows
+    keep the same, there is one system for them all.
     """
-    if bool(kept.all()):
-        whole = gram + damping.to(gram.dtype) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        return torch.cholesky_solve(wanted.T.to(gram.dtype), torch.linalg.cholesky(whole)).T
+    if bool((kept == kept[:1]).all()):
+        return _same_for_all(gram, wanted.to(gram.dtype), kept[0].nonzero()[:, 0], damping)
     right, size_bytes = wanted.to(gram.dtype), gram.element_size()
     budget_bytes = BUDGET_BYTES if gram.device.type == "cpu" else BUDGET_BYTES * MORE_OF_DEVICE
     counts = kept.sum(dim=1)
@@ -153,4 +152,13 @@ def damped_rows(gram: Tensor, wanted: Tensor, kept: Tensor, damping: Tensor) -> 
         solution = torch.cholesky_solve(some[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
         found[rows] = torch.zeros_like(right[rows]).scatter_(1, places, solution * real)
         begin += len(rows)
+    return found
+
+
+def _same_for_all(gram: Tensor, wanted: Tensor, places: Tensor, damping: Tensor) -> Tensor:
+    """`damped_rows` where every row keeps the columns `places` [K]."""
+    system = gram[places[:, None], places]
+    system.diagonal().add_(damping.to(gram.dtype))
+    found = torch.zeros_like(wanted)
+    found[:, places] = torch.cholesky_solve(wanted[:, places].T, torch.linalg.cholesky(system)).T
     return found

@@ -37,7 +37,8 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     criterion = CRITERIA[config.criterion]
     seconds = _seconds_per_example(setup, student)
     state = 4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight))
-    networks = 1 + config.needs_teacher + config.calibrated  # a refit compares with a copy of the student
+    copied = config.calibrated or config.refit or bool(config.calibrated_start)  # by a refit, to compare with
+    networks = 1 + config.needs_teacher + copied
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     return PrunePlan(

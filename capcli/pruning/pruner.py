@@ -7,8 +7,8 @@ lines for every method.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from capcli.config.prune import PruneConfig
 from capcli.models.model import Model
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria import CRITERIA
+from capcli.pruning.criteria.fisher import FISHER
 from capcli.pruning.criteria.movement import initial_scores
 from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Step, Subject, window_of
 from capcli.pruning.masked import Matrices, attach
+from capcli.pruning.refit import refit
 from capcli.pruning.schedules import Schedule, one_by_one, stairs
 from capcli.pruning.structures import Structure, structure_of
 
@@ -28,7 +30,8 @@ from capcli.pruning.structures import Structure, structure_of
 class Pruner:
     """Masks, what they are chosen by, and when.
 
-    alive: the units that stay, [U]. state: what the criterion remembers.
+    alive: the units that stay, [U]. state: what the criterion remembers. fitting: what the weights that stay are fitted
+    with after each rise, if they are.
     """
 
     criterion: Criterion
@@ -36,6 +39,7 @@ class Pruner:
     schedule: Schedule
     state: State
     alive: Tensor
+    fitting: Calibration | None = None
     sparsity: float = 0.0
 
     @property
@@ -73,12 +77,14 @@ class Pruner:
     def due(self, step: int) -> bool:
         """Whether masks are chosen anew at `step`, if anything is removed by then."""
         window = window_of(self.subject.total_steps)
-        return {"rise": False, "step": True, "window": step % window == 0}[self.criterion.due] or self.rises(step)
+        due = {"rise": False, "step": True, "window": step > 0 and step % window == 0}
+        return due[self.criterion.due] or self.rises(step)
 
     def measures(self, step: int) -> bool:
         """Whether `update` runs the network at `step`, which takes a while."""
         asks = self.criterion.prepare is not None or self.criterion.calibrated
-        return asks and self.subject.calibration is not None and self.rises(step)
+        measured = asks and self.subject.calibration is not None
+        return (measured or self.fitting is not None) and self.rises(step)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -89,8 +95,12 @@ class Pruner:
             return
         if self.criterion.prepare is not None and self.subject.calibration is not None:
             self.criterion.prepare(self.state, self.subject, step)
+        before = self.matrices.mask.clone() if self.fitting is not None else None
         self.alive = self._chosen(step)
         self.matrices.mask.copy_(self.structure.expand(self.alive))
+        if self.fitting is not None and before is not None:
+            errors = refit(self.matrices, before, self.fitting, step, self.structure.readers)
+            self.state[ERRORS].copy_(errors)
         if self.criterion.revise is not None:
             self.criterion.revise(self.state, self.subject, step)
 
@@ -111,7 +121,7 @@ class Pruner:
     @property
     def few_rises(self) -> bool:
         """Whether the sparsity rises in a few large steps, before each of which snapshots are taken."""
-        return self.structure.few_rises or self.criterion.calibrated
+        return self.structure.few_rises or bool(self.schedule.stairs)
 
     @property
     def observes(self) -> bool:
@@ -126,6 +136,13 @@ class Pruner:
         """Show the criterion the gradients of this step; call after backward."""
         if self.observes and self.criterion.observe is not None:
             self.criterion.observe(self.state, self.subject, step)
+
+    def start(self, other: Pruner) -> None:
+        """Begin where another pruner of the same weights ends; trained scores rank what it has left."""
+        self.alive, self.sparsity = other.alive.clone(), other.sparsity
+        if self.matrices.scores is not None:
+            with torch.no_grad():
+                self.matrices.scores.copy_(initial_scores(self.matrices))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside the network. Trained scores are in the network."""
@@ -145,9 +162,15 @@ def planned(model: Model, config: PruneConfig) -> Structure:
     return structure_of(model, config, structured=criterion.structured, scope=criterion.scope)
 
 
-def make_pruner(model: Model, config: PruneConfig, total_steps: int, calibration: Calibration | None = None) -> Pruner:
+def make_pruner(
+    model: Model,
+    config: PruneConfig,
+    total_steps: int,
+    calibration: Calibration | None = None,
+) -> Pruner:
     """Put masks on the model; of a run of 0 steps, `update` then takes one stair at a time.
 
+    calibration: what is measured and fitted on, where the configuration asks for it.
     Raises `ConfigError` when the sparsity cannot be reached with this structure.
     """
     criterion, structure = CRITERIA[config.criterion], planned(model, config)
@@ -162,22 +185,55 @@ def make_pruner(model: Model, config: PruneConfig, total_steps: int, calibration
         matrices.scores.copy_(initial_scores(matrices))
     staged = stairs if total_steps else one_by_one
     total_steps = total_steps or len(config.stair_list)
-    subject = Subject(matrices=matrices, structure=structure, total_steps=total_steps, calibration=calibration)
+    measuring = calibration if criterion.calibrated else None
+    if calibration is not None and config.importance_examples:
+        measuring = replace(calibration, count=config.importance_examples)
+    fitting = calibration if config.refit and not criterion.choose else None
+    subject = Subject(
+        matrices=matrices,
+        structure=structure,
+        total_steps=total_steps,
+        calibration=measuring,
+        refit=config.refit,
+    )
     schedule = Schedule(
         total=total_steps,
         final=config.sparsity,
         dense_share=config.dense_share,
         final_share=config.final_share if staged is stairs else 0.0,
-        shape=staged if criterion.calibrated else structure.shape,
+        shape=staged if config.stair_list else structure.shape,
         stairs=config.stair_list,
-        initial=config.initial_sparsity,
+        start=config.start_sparsity,
+        initial=config.start_sparsity or config.initial_sparsity,
         every=max(1, round(config.update_every * total_steps)),
-        earliest=window_of(total_steps) if criterion.due == "window" else int(structure.few_rises and not calibration),
+        earliest=window_of(total_steps) if criterion.due == "window" else int(structure.few_rises and not measuring),
     )
     return Pruner(
         criterion=criterion,
         subject=subject,
         schedule=schedule,
-        state=criterion.init(subject),
+        state=criterion.init(subject) | ({ERRORS: _unmeasured(matrices)} if criterion.calibrated or fitting else {}),
+        fitting=fitting,
         alive=torch.ones(structure.count(), dtype=torch.bool, device=matrices.mask.device),
     )
+
+
+def started(pruner: Pruner, stairs: Sequence[float], calibration: Calibration) -> Pruner:
+    """A pruner on the same weights, and with the same scope, that takes `stairs` by Fisher information, with a refit at
+    each, see `Pruner.start`."""
+    schedule = Schedule(
+        total=len(stairs), final=stairs[-1], dense_share=0.0, final_share=0.0, shape=one_by_one, stairs=stairs
+    )
+    return Pruner(
+        criterion=FISHER,
+        subject=replace(pruner.subject, total_steps=len(stairs), calibration=calibration),
+        schedule=schedule,
+        state={ERRORS: _unmeasured(pruner.matrices)},
+        fitting=calibration,
+        alive=torch.ones_like(pruner.alive),
+    )
+
+
+def _unmeasured(matrices: Matrices) -> Tensor:
+    """What is lost of the outputs of each matrix; NaN until it is measured."""
+    return torch.full((len(matrices.names),), torch.nan, device=matrices.mask.device)

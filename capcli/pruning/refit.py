@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,15 +68,21 @@ class Side:
 
 
 @torch.no_grad()
-def refit(matrices: Matrices, before: Tensor, calibration: Calibration, step: int) -> Tensor:
+def refit(
+    matrices: Matrices, before: Tensor, calibration: Calibration, step: int, readers: Collection[nn.Linear] = ()
+) -> Tensor:
     """Fit all weights that the masks keep, and the biases; `before` [n] are the masks as they were.
 
-    Returns for each matrix the share of its outputs' variance that is lost all the same; 0 where it was not used.
+    readers: of whole units, the matrices that read them, which are then the only ones to be fitted.
+    Returns for each matrix the share of its outputs' variance that is lost all the same; 0 where it was not used, NaN
+    where it was not to be fitted.
     """
     target = calibration.target or as_it_was(calibration.model, matrices, before)
-    index = {name: i for i, name in enumerate(matrices.names)}
-    errors = torch.zeros(len(index), device=matrices.mask.device)
-    for name, moments in walk(calibration, target, step):
+    linears = dict(zip(matrices.names, matrices.linears, strict=True))
+    index = {name: i for i, name in enumerate(matrices.names) if not readers or linears[name] in readers}
+    errors = torch.full((len(linears),), torch.nan, device=matrices.mask.device)
+    errors[list(index.values())] = 0.0
+    for name, moments in walk(calibration, target, step, index):
         weight, kept = matrices.seen(index[name])
         found, bias = solve(moments, weight, kept)
         errors[index[name]] = moments.error(found)
@@ -84,9 +90,12 @@ def refit(matrices: Matrices, before: Tensor, calibration: Calibration, step: in
     return errors
 
 
-def walk(calibration: Calibration, target: Model, step: int) -> Iterator[tuple[str, Moments]]:
-    """Each matrix by its name, from the input upwards, with the moments of what it reads now and of what it puts out in
-    `target`. What is changed in a matrix before the next one is asked for is what the later ones read."""
+def walk(
+    calibration: Calibration, target: Model, step: int, names: Collection[str] | None = None
+) -> Iterator[tuple[str, Moments]]:
+    """Each matrix (of `names`, if given) by its name, from the input upwards, with the moments of what it reads now and
+    of what it puts out in `target`. What is changed in a matrix before the next one is asked for is what the later ones
+    read."""
     model, batches = calibration.model, list(calibration.drawn(step, REFIT_BATCH))
     masks = [batch.inputs["attention_mask"].bool() for batch in batches]
     with predict.without_dropout(model), predict.without_dropout(target):
@@ -94,7 +103,8 @@ def walk(calibration: Calibration, target: Model, step: int) -> Iterator[tuple[s
         for number, (part, wanted) in enumerate(zip(ours.parts, theirs.parts, strict=True)):
             for group in _groups(part, ours.calls[number][0]):
                 calibration.check()
-                yield from _moments(part, wanted, group, ours.calls[number], theirs.calls[number], masks).items()
+                if some := [name for name in group if names is None or name in names]:
+                    yield from _moments(part, wanted, some, ours.calls[number], theirs.calls[number], masks).items()
             ours.advance(number)
             theirs.advance(number)
 

@@ -21,6 +21,7 @@ class Schedule:
     """The sparsity that holds during each of `total` steps: dense, then rising as `shape` says, then at `final`.
 
     shape: (schedule, steps since the dense part, steps of the rise) -> sparsity.
+    start: removed before the first step, and in the dense part, which is then not dense.
     initial: removed at once at the end of the dense part (GMP★, arXiv 2210.06384; 0 for none).
     every: at least so many steps lie between two rises. earliest: no rise before this step; scores are not known yet.
     stairs: the values of `stairs`, the last of which is `final`.
@@ -31,6 +32,7 @@ class Schedule:
     dense_share: float
     final_share: float
     shape: Shape
+    start: float = 0.0
     initial: float = 0.0
     every: int = 1
     earliest: int = 0
@@ -42,7 +44,7 @@ class Schedule:
         if step >= end:
             return self.final
         if step < begin:
-            return 0.0
+            return self.start
         return self.shape(self, (step - begin) // self.every * self.every, max(1, end - begin))
 
     def _ramp(self) -> tuple[int, int]:

@@ -158,7 +158,7 @@ def make_setup(
         )
     if config.staged:
         check_enough(len(examples))
-    few = few_tokens(config, examples, student) if config.calibrated else []
+    few = few_tokens(config, examples, student) if config.calibrated or config.refit else []
     evals = {name: scoring.encoded(reader, split, config.source, check) for name, split in data.evals.items()}
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(examples)))  # the curve must not cost more than a pass
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
@@ -238,13 +238,22 @@ def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int, *, giv
 
 
 def _calibration_units(config: PruneConfig, n_train: int) -> float:
-    """What is measured at rises: gradients or none, and in a calibrated run two networks in their parts; what heals."""
-    if not config.calibrated:
-        rise = RISE_OF_UNITS if config.structure == "heads" else RISE_OF_DIMENSIONS
-        return math.ceil(config.sparsity / rise) * min(config.importance_examples, n_train)
-    parts = config.staged + REFIT_SHARE * (config.refit or not config.staged)
-    healing = (1 + FORWARD_SHARE) * config.heal * config.batch_size
-    return len(config.stair_list) * min(config.calibration, n_train) * parts + healing
+    """What is measured at rises: gradients or none, and for a refit two networks in their parts; what heals."""
+    calibrated, refits = min(config.calibration, n_train), REFIT_SHARE * (config.refit or config.one_shot)
+    start = len(config.calibrated_start) * calibrated * (1 + REFIT_SHARE)
+    if config.calibrated:
+        healing = (1 + FORWARD_SHARE) * config.heal * config.batch_size
+        return start + len(config.stair_list) * calibrated * (config.staged + refits) + healing
+    importance = min(config.importance_examples, n_train)
+    return start + _n_rises(config) * (importance + calibrated * refits)
+
+
+def _n_rises(config: PruneConfig) -> int:
+    """How often the sparsity of a run that is not calibrated rises, about, where something is measured at each rise."""
+    rise = RISE_OF_UNITS if config.structure == "heads" else RISE_OF_DIMENSIONS
+    by_size, ramp = math.ceil(config.sparsity / rise), 1 - config.dense_share - config.final_share
+    by_time = math.ceil(ramp / config.update_every) if config.update_every else by_size
+    return len(config.stair_list) or min(by_size, by_time)
 
 
 def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from capcli.pruning import banks, train
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.objective import Job, Objective, Steps, importance_loss, make_projections
 from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
-from capcli.pruning.pruner import Pruner, make_pruner
+from capcli.pruning.pruner import Pruner, make_pruner, started
 from capcli.pruning.setup import Setup, origin_of
 from capcli.pruning.teacher import make_bank
 from capcli.pruning.train import Progress
@@ -57,8 +57,12 @@ def train_student(
     yield from check_best(setup)
     snapshot = _snapshots(setup, student, table["snc"], due, total) if "snc" in table else None
     job = make_job(setup, student, "prune", objective, pruner, snapshot)
-    if calibration is not None and not total:
+    if not total:
         job = yield from _calibrated(setup, job, pruner, calibration)
+    elif config.calibrated_start:
+        start = started(pruner, config.calibrated_start, calibration)
+        job = dataclasses.replace(job, spent=(yield from _climb(setup, job, start, config.calibrated_start)))
+        pruner.start(start)
     state = yield from train.train(job)
     if setup.data.holdout is not None and best_of(setup, state.history):
         _take_best(setup, student, pruner)
@@ -70,21 +74,27 @@ def _calibrated(setup: Setup, job: Job, pruner: Pruner, calibration: Calibration
 
     The examples of the first stair are what it heals on.
     """
-    stairs, began, event = setup.config.stair_list, time.monotonic(), setup.meter.of("prune")
+    spent = yield from _climb(setup, job, pruner, setup.config.stair_list)
+    examples = batches.taken(setup.train, calibration.rows(0)) if setup.config.heal else job.examples
+    return dataclasses.replace(
+        job,
+        examples=examples,
+        steps=setup.config.heal,
+        spent=spent,
+        epoch_end=lambda epoch, step: _unmeasured(),
+    )
+
+
+def _climb(setup: Setup, job: Job, pruner: Pruner, stairs: Sequence[float]) -> Generator[Event, None, float]:
+    """Take one stair after another, unless there is a checkpoint, which was made after them; returns the seconds."""
+    began, event = time.monotonic(), setup.meter.of("prune")
     checkpoint, warnings = stages.load_checkpoint(setup.run, job.of)
     for warning in warnings:
         yield event(note=warning)
     for step, sparsity in enumerate(stairs if checkpoint is None else ()):
         yield event(done=step, total=len(stairs), status=f"calibrating, {percent(sparsity)}")
         pruner.update(step)
-    examples = batches.taken(setup.train, calibration.rows(0)) if setup.config.heal else job.examples
-    return dataclasses.replace(
-        job,
-        examples=examples,
-        steps=setup.config.heal,
-        spent=time.monotonic() - began,
-        epoch_end=lambda epoch, step: _unmeasured(),
-    )
+    return time.monotonic() - began
 
 
 def _unmeasured() -> Steps:
@@ -105,18 +115,16 @@ def untrained(setup: Setup) -> list[str]:
 
 def _calibration(
     setup: Setup, student: Model, teacher: Model | None, loss: Callable[[Batch, int], torch.Tensor]
-) -> Calibration | None:
+) -> Calibration:
     """What is measured on examples, where anything is. A run without training has nothing to lose and stops at once."""
     config = setup.config
-    if not (config.calibrated or config.importance_examples):
-        return None
     return Calibration(
         model=student,
         examples=setup.train,
         device=setup.on.device,
         seed=config.seed,
-        count=config.calibration if config.calibrated else config.importance_examples,
-        refit=config.refit,
+        count=config.calibration,
+        block=config.fisher_block,
         target=teacher if config.refit_target == "teacher" else None,
         loss=loss,
         batch_size=config.batch_size,

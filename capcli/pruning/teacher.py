@@ -122,7 +122,7 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
             "use a teacher that was fine-tuned from the same model family",
         )
     shapes = [{name: tuple(t.shape) for name, t in one.net.state_dict().items()} for one in (teacher, student)]
-    if config.init == "teacher" and shapes[0] != shapes[1]:
+    if config.from_teacher and shapes[0] != shapes[1]:
         raise ConfigError(
             "the teacher has another architecture than the model, so training cannot start from its weights",
             "use --init pretrained",

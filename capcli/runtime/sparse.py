@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextvars import ContextVar
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from capcli.runtime.families import Row
 
 PACKAGE = "numba"
+_LAST: ContextVar[list[Tensor]] = ContextVar("last")  # what the base model of a call puts out, for the caller
 
 
 def load(folder: Path, threads: int = 0) -> SparseModel:
@@ -95,10 +97,18 @@ class SparseModel:
         return predict.running(self.model, Compute(device=torch.device("cpu"), dtype=torch.float32), pooling)
 
     def __call__(self, **inputs: Tensor) -> Any:
-        """What the network of transformers puts out for its inputs [B, S], and `last_hidden_state` [B, S, H]."""
-        with torch.inference_mode():
-            out = self.model.net(**inputs, output_hidden_states=True, return_dict=True)
-        out["last_hidden_state"] = out.hidden_states[-1]
+        """What the network of transformers puts out for its inputs [B, S], and `last_hidden_state` [B, S, H].
+
+        With `output_hidden_states=True` also the states of all layers, which are then run one by one.
+        """
+        states: list[Tensor] = []
+        token = _LAST.set(states)
+        try:
+            with torch.inference_mode():
+                out = self.model.net(**inputs, return_dict=True)
+        finally:
+            _LAST.reset(token)
+        out["last_hidden_state"] = states[0]
         return out
 
 
@@ -129,8 +139,10 @@ class _Forward:
             for part in [slice(i, i + 1) for i in range(n)] if output_hidden_states else [slice(0, n)]:
                 found = self.encoder(hidden[-1].detach().float().numpy(), real, part)
                 hidden.append(torch.from_numpy(found).to(states.dtype))
-            last = hidden[-1] = self.row.finish(self.base, hidden[-1])
-            return hf.base_output(last, self.row.pool(self.base, last), tuple(hidden) if output_hidden_states else None)
+            states = hidden[-1] = self.row.finish(self.base, hidden[-1])
+            _LAST.get([]).append(states)
+            told = tuple(hidden) if output_hidden_states else None
+            return hf.base_output(states, self.row.pool(self.base, states), told)
 
 
 def _made(model: Model, matrices: build.Matrices, threads: int, notes: tuple[str, ...]) -> SparseModel:

@@ -87,7 +87,7 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
         if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate", str(error), re.IGNORECASE)):
             raise
         kept = stages.kept_stages(folder, ["batch_size"])
-        hint = "lower --batch-size or --calibration" if config.calibrated else "lower --batch-size"
+        hint = "lower --batch-size or --calibration" if config.calibrated or config.refit else "lower --batch-size"
         hint += f" (this keeps: {', '.join(kept)})" if kept else ""
         raise RunFailed(
             "out of memory", f"{hint}, or start over with a shorter --max-length and --overwrite"
@@ -115,7 +115,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator
     pretrained = (yield from make_bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
     teacher = given or (yield from fine_tuned(setup, student))
     finetuned, logits, dense = yield from teacher_bank(setup, teacher)
-    if config.init == "teacher":
+    if config.from_teacher:
         student.net.load_state_dict(teacher.net.state_dict())
     kept = teacher if config.needs_teacher else None
     del teacher, given

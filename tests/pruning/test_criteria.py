@@ -54,7 +54,7 @@ def made(model: Model, options: PruneConfig, total_steps: int) -> pruner.Pruner:
     tokens, labels, offsets = rng.integers(5, 500, 96), rng.integers(0, 2, 16), np.arange(17) * 6
     examples = Examples(tokens=tokens, types=None, offsets=offsets, labels=labels, pad_id=0)
     cal = Calibration(model=model, examples=examples, device=torch.device("cpu"), seed=1, count=16)
-    return pruner.make_pruner(model, options, total_steps, cal if options.staged else None)
+    return pruner.make_pruner(model, options, total_steps, cal)
 
 
 def batch(seed: int, n: int = 6) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

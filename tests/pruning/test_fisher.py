@@ -19,7 +19,7 @@ from capcli.data.batches import Examples
 from capcli.errors import ConfigError
 from capcli.models import families, loading, predict
 from capcli.models.model import Model
-from capcli.pruning import calibration, least_squares, pruner, refit
+from capcli.pruning import calibration, information, least_squares, pruner, refit
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.least_squares import Moments
 from capcli.pruning.schedules import Schedule, stairs
@@ -46,7 +46,9 @@ def examples(n: int = 24, seed: int = 0, most: int = 10) -> Examples:
 
 
 def config(**options: Any) -> PruneConfig:
-    return PruneConfig(source=TaskConfig(task="mr"), **{"method": "fisher", "dense_share": 0.0, **options})
+    return PruneConfig(
+        source=TaskConfig(task="mr"), **{"method": "fisher", "dense_share": 0.0, "refit": True, **options}
+    )
 
 
 def calibrated(model: Model, **options: Any) -> Calibration:
@@ -87,15 +89,16 @@ def test_rows_are_those_of_the_slow_loop(bias: bool, budget: int, monkeypatch: p
     assert float(moments_of(x, y, bias=bias).error(found)) == pytest.approx(lost, rel=1e-4)
 
 
-def test_rows_that_keep_everything_are_solved_at_once() -> None:
+@pytest.mark.parametrize("columns", [[True] * 6, [True, False, True, True, False, False], [False] * 6])
+def test_rows_that_keep_the_same_are_solved_at_once(columns: list[bool]) -> None:
     """As one system, which gives what the loop over rows gives."""
     rng = torch.Generator().manual_seed(3)
     x, weight = torch.randn(40, 6, generator=rng) + 2, torch.randn(5, 6, generator=rng)
     y = torch.randn(40, 5, generator=rng)
-    found, _ = least_squares.solve(moments_of(x, y), weight, torch.ones(5, 6, dtype=torch.bool))
+    found, _ = least_squares.solve(moments_of(x, y), weight, torch.tensor(columns).expand(5, 6))
     for row in range(5):
         expected, _ = reference.refitted_row(
-            x.tolist(), y[:, row].tolist(), weight[row].tolist(), [True] * 6, 0.01, 1e-6, True
+            x.tolist(), y[:, row].tolist(), weight[row].tolist(), columns, 0.01, 1e-6, True
         )
         assert found[row].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -145,7 +148,7 @@ def test_a_system_that_32_bits_cannot_factorise(monkeypatch: pytest.MonkeyPatch)
 
 
 def masked(model: Model, cal: Calibration, sparsity: float = 0.5) -> pruner.Pruner:
-    return pruner.make_pruner(model, config(sparsity=sparsity, refit=cal.refit), 0, cal)
+    return pruner.make_pruner(model, config(sparsity=sparsity), 0, cal)
 
 
 @pytest.mark.parametrize("family", [*families.FAMILIES, "unknown"])
@@ -249,9 +252,35 @@ def test_fisher_is_the_mean_square_of_gradients_of_small_batches(checkpoint: Mak
     )
     model.net.train()
     state = torch.get_rng_state()
-    assert torch.allclose(cal.fisher(found.matrices, 7), expected, rtol=1e-4, atol=1e-12)
+    assert torch.allclose(information.information(found.matrices, cal, 7), expected, rtol=1e-4, atol=1e-12)
     assert model.net.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("budget", [1, 2**30])
+@pytest.mark.parametrize("block", [5, 64])
+def test_blocks_of_fisher_are_those_of_the_slow_loop(
+    checkpoint: Make, block: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of masked weights, in blocks that do not divide the matrices, in one pass or in one for each matrix."""
+    monkeypatch.setattr(information, "BUDGET_BYTES", budget)
+    monkeypatch.setattr(information, "TOGETHER", 2)
+    monkeypatch.setattr(information, "INVERTED_BYTES", 4 * block * block * 7)
+    model = tiny(checkpoint)
+    cal = calibrated(model)
+    found = masked(model, cal)
+    found.matrices.mask.copy_(torch.rand(len(found.matrices.mask), generator=torch.Generator().manual_seed(2)) < 0.7)
+    measured = list(cal.gradients(found.matrices, 7, range(len(found.matrices.names))))
+    gradients = [torch.stack(rows) for rows in zip(*measured, strict=True)]
+    expected = [
+        reference.alone_in_block(rows.flatten(1).double().numpy(), block, information.DAMPING) for rows in gradients
+    ]
+    result = information.information(found.matrices, cal, 7, block)
+    assert result.numpy() == pytest.approx(np.concatenate(expected), rel=1e-3, abs=1e-12)
+
+
+def test_a_block_without_gradients_is_worth_nothing() -> None:
+    assert not information._alone(torch.zeros(3, 4, 4)).any()
 
 
 def test_examples_are_drawn_by_seed_and_step() -> None:
@@ -263,6 +292,13 @@ def test_examples_are_drawn_by_seed_and_step() -> None:
 
 
 # Stairs --------------------------------------------------------------------------------------------------------------
+
+
+def test_stairs_by_name() -> None:
+    assert config(sparsity=0.97, stairs="once").stair_list == (0.97,)
+    auto = config(sparsity=0.97, stairs="auto", method="magnitude")
+    assert auto.stair_list == config(sparsity=0.97).stair_list == halving(0.97)
+    assert len(auto.stair_list) == 4
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.9, 0.95, 0.97, 0.99])
@@ -304,7 +340,18 @@ def test_one_stair_is_at_the_final_sparsity_at_once() -> None:
         ({"stairs": "0.8,nan,0.97"}, "--stairs must rise"),
         ({"stairs": "a,0.97"}, "--stairs needs numbers"),
         ({"stairs": "0.8,0.97", "method": "movement"}, "--stairs has no effect on movement"),
+        ({"stairs": "0.8,0.97", "method": "cap-f"}, "--stairs has no effect on cap-f"),
+        ({"stairs": "0.8,0.97", "method": "wanda", "epochs": 0}, "--stairs has no effect on wanda"),
         ({"initial_sparsity": 0.5}, "--initial-sparsity has no effect on fisher"),
+        ({"method": "movement"}, "--refit has no effect on movement"),
+        ({"method": "magnitude"}, "--refit is for sparsity that rises in a few large steps, and with magnitude"),
+        ({"method": "cap-f", "structure": "dimensions"}, "--refit is for .* with --structure dimensions"),
+        ({"init": "fisher"}, "--init fisher is what fisher does itself"),
+        ({"init": "fisher", "method": "cap-f"}, "--init fisher removes single weights, and cap-f whole heads"),
+        ({"init": "fisher", "method": "cap-m", "refit": False, "score_init": "zero"}, "--init fisher ranks"),
+        ({"method": "movement", "refit": False, "fisher_block": 4}, "--fisher-block has no effect on movement"),
+        ({"fisher_block": 1000}, "--fisher-block can be at most 128"),
+        ({"fisher_block": 0}, "--fisher-block must be at least 1"),
         ({"epochs": 0, "method": "magnitude"}, "--epochs must be at least 1"),
         ({"calibration": 0}, "--calibration must be at least 1"),
     ],
@@ -331,8 +378,7 @@ def test_without_training_each_stair_is_one_step(checkpoint: Make) -> None:
 @pytest.mark.parametrize("fitted", [True, False])
 def test_masks_only_shrink_and_counts_are_exact(checkpoint: Make, fitted: bool) -> None:
     model = tiny(checkpoint)
-    cal = calibrated(model, refit=fitted)
-    found = pruner.make_pruner(model, config(sparsity=0.97), 60, cal)
+    found = pruner.make_pruner(model, config(sparsity=0.97, refit=fitted), 60, calibrated(model))
     n, seen = len(found.matrices.mask), [found.matrices.mask.bool().clone()]
     for step in range(60):
         found.update(step)
@@ -348,7 +394,7 @@ def test_the_refit_is_what_changes_weights(checkpoint: Make) -> None:
     kept = []
     for fitted in (True, False):
         model = tiny(checkpoint)
-        found = pruner.make_pruner(model, config(sparsity=0.5), 0, calibrated(model, refit=fitted))
+        found = pruner.make_pruner(model, config(sparsity=0.5, refit=fitted), 0, calibrated(model))
         before = found.matrices.flat_weights()
         found.update(0)
         kept.append(found.matrices.mask.clone())
@@ -378,3 +424,71 @@ def test_the_errors_are_those_of_the_outputs(checkpoint: Make) -> None:
     variance = (before - before.mean(dim=0)).square().view(-1, 3, 16).sum(dim=(0, 2))
     assert list(found.errors.values())[:3] == pytest.approx((lost / variance).tolist(), rel=1e-3)
     assert list(found.errors) == found.matrices.names
+
+
+# Other methods -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chosen", "readers"),
+    [
+        ({"method": "magnitude", "stairs": "0.5,0.8", "sparsity": 0.8}, False),
+        ({"method": "cap-f", "sparsity": 0.6}, True),
+        ({"method": "first-order", "structure": "dimensions", "update_every": 0.3, "sparsity": 0.5}, True),
+    ],
+    ids=str,
+)
+def test_the_refit_of_other_methods(checkpoint: Make, chosen: dict[str, Any], readers: bool) -> None:
+    """With the same masks, the last states are nearer to those before the cut than without; of whole units only the
+    matrices that read them are fitted, and only their errors are told."""
+    errors = {}
+    for fitted in (True, False):
+        model = tiny(checkpoint)
+        cal = calibrated(model, examples=examples(200, most=30), count=200)
+        found = pruner.make_pruner(model, config(**{"refit": fitted, "lr_schedule": "run", **chosen}), 20, cal)
+        if "importance" in found.state:
+            generator = torch.Generator().manual_seed(4)
+            found.state["importance"].copy_(torch.rand(len(found.state["importance"]), generator=generator))
+        batch = next(iter(cal.drawn(1, 200)))
+        real = batch.inputs["attention_mask"].bool()
+        model.net.eval()
+        with torch.no_grad():
+            was = predict.forward_states(model, batch.inputs)[2][-1]
+            rise = next(step for step in range(20) if found.scheduled(step))
+            before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+            found.update(rise)
+            errors[fitted] = float((predict.forward_states(model, batch.inputs)[2][-1] - was)[real].square().mean())
+        changed = {name for name, tensor in model.net.state_dict().items() if not tensor.equal(before[name])}
+        told = {name for name in found.matrices.names if name in found.errors}
+        reading = {name for name in found.matrices.names if "output.dense" in name}
+        assert told == ((reading if readers else {*found.matrices.names}) if fitted else set())
+        assert {name.split(".parametrizations")[0].removesuffix(".bias") + ".weight" for name in changed} == told
+    assert errors[True] < 0.9 * errors[False]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement", "soft-movement", "pins"])
+def test_a_calibrated_start(checkpoint: Make, method: str) -> None:
+    """Training begins at the masks and weights of fisher without training, at 80 %; what rises goes on from there."""
+    model, alone = tiny(checkpoint), tiny(checkpoint)
+    options = config(method=method, init="fisher", sparsity=0.9, refit=False, dense_share=0.2)
+    assert options.calibrated_start == (pytest.approx(0.6), 0.8)
+    found = pruner.make_pruner(model, options, 40, calibrated(model))
+    scope = found.structure.scope  # type: ignore[attr-defined]
+    other = pruner.make_pruner(alone, config(sparsity=0.8, epochs=0, scope=scope), 0, calibrated(alone))
+    start = pruner.started(found, options.calibrated_start, calibrated(model))
+    for step in range(2):
+        other.update(step)
+        start.update(step)
+    found.start(start)
+    assert torch.equal(found.matrices.mask, other.matrices.mask)
+    assert torch.equal(found.matrices.flat_weights(), other.matrices.flat_weights())
+    for step in range(1 if method == "pins" else 8):  # of pins nothing is observed here
+        found.update(step)
+        assert found.sparsity == 0.8
+        assert torch.equal(found.matrices.mask, other.matrices.mask)
+    for step in range(8, 40):
+        found.update(step)
+    assert found.sparsity == 0.9
+    assert found.matrices.kept() == kept_count(0.9, len(found.matrices.mask))
+    if method != "pins":
+        assert not bool((found.matrices.mask.bool() & ~other.matrices.mask.bool()).any())

@@ -70,11 +70,14 @@ def check_same(model: Model, found: sparse.SparseModel, inputs: dict[str, Tensor
             assert (own - vector).abs().max() < MOST
         taken = {name: inputs[name] for name in inputs if name in (*model.input_names, "attention_mask")}
         whole = model.net(**taken, output_hidden_states=True)
-    out = found(**taken)
+    out = found(**taken, output_hidden_states=True)
     assert len(out.hidden_states) == len(whole.hidden_states)
     for ours, theirs in zip(out.hidden_states, whole.hidden_states, strict=True):
         assert (ours - theirs)[real].abs().max() < MOST
     assert out["last_hidden_state"] is out.hidden_states[-1]
+    alone = found(**taken)
+    assert "hidden_states" not in alone
+    assert (alone["last_hidden_state"] - out["last_hidden_state"])[real].abs().max() < MOST
     names = ("start_logits", "end_logits") if model.kind == "spans" else ("logits",)
     assert all((out[name] - whole[name])[real if whole[name].dim() > 1 and per_token else ...].abs().max() < MOST
                for name in names)  # fmt: skip

@@ -16,6 +16,7 @@ from capcli.errors import CapError, DataError, RunFailed, Stopped
 from capcli.events import StopFlag
 from capcli.pruning import setup
 from capcli.pruning.calibration import Calibration
+from capcli.pruning.topk import kept_count
 from capcli.stored import read_tensors
 from capcli.verbs import prune
 
@@ -73,6 +74,33 @@ def test_the_teacher_as_the_target_of_the_refit(tiny: Tiny, tmp_path: Path) -> N
             outcomes.append(outcome(out))
     assert outcomes[0] == outcomes[2]
     assert outcomes[1] != outcomes[3]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"method": "cap-m", "init": "fisher"},
+        {"method": "magnitude", "refit": True, "stairs": "0.5,0.9"},
+        {"method": "cap-f", "refit": True, "sparsity": 0.5},
+        {"method": "fisher", "fisher_block": 4},
+    ],
+    ids=str,
+)
+def test_stopped_with_a_refit_or_a_calibrated_start(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    """Of any method: byte for byte the same after a stop, and the exact count."""
+    chosen = {"sparsity": 0.9, "checkpoint_seconds": 0, **chosen}
+    whole = tiny.prune(tmp_path / "whole", **chosen)
+    flag = StopFlag()
+    with pytest.raises(Stopped):
+        for event in prune.prune(tiny.prune_config(tmp_path / "out", **chosen), flag=flag):
+            if event.phase == "prune" and event.status.startswith("step 8/20, "):
+                flag.reason = "the test"
+    tiny.prune(tmp_path / "out", **chosen)
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+    if chosen["method"] != "cap-f":
+        assert whole["sparsity"]["kept_weights"] == kept_count(0.9, PRUNABLE)
+    fitted = [row.get("output_error") for row in whole["sparsity"]["per_matrix"]]
+    assert any(fitted) == (chosen["method"] != "cap-m")
 
 
 @pytest.mark.parametrize("method", ["fisher", "cap-fisher"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Subject, unmeasured
+from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Subject
 from capcli.pruning.least_squares import Moments, solve
 from capcli.pruning.masked import Matrices
 from capcli.pruning.refit import as_it_was, walk
@@ -74,7 +74,7 @@ def layerwise(cut: Cut, allocation: Allocation = by_size) -> Criterion:
             weight = matrices.seen(i)[0].to(moments.gram.dtype)
             bias: Tensor | None = matrices.linears[i].bias
             kept, found = cut(moments, weight, Quota(count=counts[i], scope=structure.scope))
-            if calibration.refit:
+            if subject.refit:
                 found, bias = solve(moments, found, kept)
             state[ERRORS][i] = moments.error(found * kept, bias)
             matrices.put(i, found, bias, kept)
@@ -83,7 +83,7 @@ def layerwise(cut: Cut, allocation: Allocation = by_size) -> Criterion:
             matrices.put(i, weight, None, Quota(count=counts[i], scope=structure.scope).best(weight.abs()))
         return matrices.mask.bool()
 
-    return Criterion(choose=choose, init=unmeasured, calibrated=True)
+    return Criterion(choose=choose, calibrated=True)
 
 
 def ranked(score: Score) -> Cut:

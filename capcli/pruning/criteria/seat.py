@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from capcli.pruning.calibration import Calibration
@@ -24,13 +23,14 @@ class Subject:
     """What a criterion judges: the masked matrices, what is removed together, and the length of the run in steps.
 
     calibration: what it may measure on examples, for criteria that are `calibrated`, and for others where the user asks
-    for it.
+    for it. refit: whether what stays is to be fitted, by the pruner, or by a criterion that chooses its weights itself.
     """
 
     matrices: Matrices
     structure: Structure
     total_steps: int
     calibration: Calibration | None = None
+    refit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Step:
     scale: float = 1.0
 
 
-ERRORS = "errors"  # in the state of a criterion that is calibrated: what is lost of the outputs of each matrix
+ERRORS = "errors"  # in the state, where anything is calibrated: what is lost of the outputs of each matrix
 WINDOW = 10  # steps
 
 
@@ -54,11 +54,6 @@ def window_of(total_steps: int) -> int:
 def stateless(subject: Subject) -> State:
     """The state of a criterion that remembers nothing."""
     return {}
-
-
-def unmeasured(subject: Subject) -> State:
-    """What is lost of the outputs of each matrix; NaN until it is measured."""
-    return {ERRORS: torch.full((len(subject.matrices.names),), torch.nan, device=subject.matrices.mask.device)}
 
 
 @dataclass(frozen=True, kw_only=True)

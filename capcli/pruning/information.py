@@ -1,0 +1,96 @@
+"""The empirical Fisher information of the weights: what stands for the second derivatives of the loss.
+
+Letters: n prunable weights, B weights of a block, K blocks of a matrix, G gradients that are added up together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from capcli.pruning.calibration import Calibration
+from capcli.pruning.masked import Matrices
+
+TOGETHER = 32  # gradients that are added up in one product
+DAMPING = 0.1  # of the mean of the diagonal, added to it: there are hardly more gradients than weights in a block
+BUDGET_BYTES, MORE_OF_DEVICE = 2**30, 8  # for the blocks that are measured in one pass; times more on a device
+INVERTED_BYTES = 2**26  # of blocks that are inverted together
+
+
+@torch.no_grad()
+def information(matrices: Matrices, calibration: Calibration, step: int, block: int = 1) -> Tensor:
+    """1 / [F⁻¹]_ii of each weight, [n], with F the mean over small batches of g·gᵀ, g = dL/dW'∘M, in blocks.
+
+    block: how many weights of a matrix in a row are taken together, in the order in which they are stored; what lies
+    outside of a block counts as 0. With 1, that is F_ii (section 00 of the design's METHODS), else F is damped (oBERT,
+    arXiv 2203.07259; section 5): w²/2 times this is by how much the loss grows without w when the others of its block
+    make up for it as well as they can.
+    """
+    if block == 1:
+        return _diagonal(matrices, calibration, step)
+    found: list[Tensor] = []
+    for group in _groups(matrices, block):
+        sums = [torch.zeros(-(-matrices.sizes[i] // block), block, block, device=matrices.mask.device) for i in group]
+        count = 0
+        for some in _stacked(calibration.gradients(matrices, step, group)):
+            for total, gradients in zip(sums, some, strict=True):
+                rows = torch.nn.functional.pad(gradients, (0, total.shape[0] * block - gradients.shape[1]))
+                parts = rows.view(len(rows), -1, block).transpose(0, 1)  # [K, G, B]
+                total.baddbmm_(parts.transpose(1, 2), parts)
+            count += len(some[0])
+        for i, total in zip(group, sums, strict=True):
+            found.append(_alone(total.div_(count)).flatten()[: matrices.sizes[i]])
+    return torch.cat(found)
+
+
+def _diagonal(matrices: Matrices, calibration: Calibration, step: int) -> Tensor:
+    everything = range(len(matrices.names))
+    sums, count = [torch.zeros_like(matrices.original(i)) for i in everything], 0
+    for gradients in calibration.gradients(matrices, step, everything):
+        for total, gradient in zip(sums, gradients, strict=True):
+            total.addcmul_(gradient, gradient)
+        count += 1
+    return torch.cat([total.flatten() for total in sums]) / count
+
+
+def _groups(matrices: Matrices, block: int) -> list[list[int]]:
+    """The matrices by number, as many together as fit into the memory for blocks."""
+    budget_bytes = BUDGET_BYTES * (1 if matrices.mask.device.type == "cpu" else MORE_OF_DEVICE)
+    groups: list[list[int]] = []
+    used_bytes = budget_bytes
+    for i, size in enumerate(matrices.sizes):
+        wanted_bytes = 4 * size * block
+        if used_bytes + wanted_bytes > budget_bytes:
+            groups.append([])
+            used_bytes = 0
+        groups[-1].append(i)
+        used_bytes += wanted_bytes
+    return groups
+
+
+def _stacked(steps: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
+    """The gradients of each matrix flat, [G, n of the matrix], `TOGETHER` at a time."""
+    waiting: list[list[Tensor]] = []
+    for gradients in steps:
+        waiting.append([gradient.flatten() for gradient in gradients])
+        if len(waiting) == TOGETHER:
+            yield [torch.stack(some) for some in zip(*waiting, strict=True)]
+            waiting = []
+    if waiting:
+        yield [torch.stack(some) for some in zip(*waiting, strict=True)]
+
+
+def _alone(blocks: Tensor) -> Tensor:
+    """1 / [F⁻¹]_ii of the damped `blocks` [K, B, B], as [K, B]; 0 where nothing was measured."""
+    size, device = blocks.shape[1], blocks.device
+    damping = DAMPING * blocks.diagonal(dim1=1, dim2=2).mean()
+    if not damping > 0:
+        return torch.zeros(blocks.shape[:2], device=device)
+    found: list[Tensor] = []
+    at_once = max(1, INVERTED_BYTES // (4 * size * size))
+    for some in blocks.split(at_once):  # type: ignore[no-untyped-call]
+        damped = some + damping * torch.eye(size, device=device)
+        found.append(1 / torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal(dim1=1, dim2=2))
+    return torch.cat(found)
