@@ -30,7 +30,7 @@ import table
 import torch
 from transformers import AutoTokenizer
 
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.config.task import TaskConfig
 from capcli.data import dataset, layout, tokens
 from capcli.machine import peak_bytes

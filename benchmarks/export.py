@@ -141,7 +141,7 @@ def row_of(args: argparse.Namespace, label: str, run: str, folder: Path) -> dict
 
 def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """The primary metric on the first evaluation split, computed with what was exported."""
-    from capcli.config.prune import Hardware
+    from capcli.config.hardware import Hardware
     from capcli.config.task import TaskConfig
     from capcli.data import dataset
     from capcli.events import finished
@@ -159,7 +159,7 @@ def accuracy(args: argparse.Namespace, folder: Path) -> tuple[str, float]:
 
 def hardware(args: argparse.Namespace) -> str:
     """What the processor is called."""
-    from capcli.config.prune import Hardware
+    from capcli.config.hardware import Hardware
     from capcli.models import devices
 
     return devices.compute(Hardware(device="cpu", threads=args.threads)).name

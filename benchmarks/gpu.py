@@ -36,7 +36,7 @@ import table
 import torch
 
 from capcli import files
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.models import devices, loading
 from capcli.models.devices import Compute
 from capcli.models.model import Model

@@ -27,7 +27,7 @@ import table
 import torch
 
 from capcli import files
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.config.task import TaskConfig
 from capcli.data import dataset, tables, tokens
 from capcli.data.batches import Examples

@@ -53,10 +53,11 @@ import paired
 import table
 
 from capcli import files
+from capcli.config.hardware import Hardware
 from capcli.config.layers import build, prune_config
 from capcli.config.names import METHODS
 from capcli.config.options import leaves
-from capcli.config.prune import Hardware, PruneConfig
+from capcli.config.prune import PruneConfig
 from capcli.config.task import TaskConfig
 from capcli.data import dataset, tokens
 from capcli.errors import CapError

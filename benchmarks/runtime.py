@@ -333,7 +333,7 @@ def in_turns(calls: dict[str, Call], ids: Any, args: argparse.Namespace) -> dict
 
 
 def processor() -> str:
-    from capcli.config.prune import Hardware
+    from capcli.config.hardware import Hardware
     from capcli.models import devices
     from capcli.runtime.vectors import instructions
 

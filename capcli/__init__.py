@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capcli.api import evaluate, export, load, load_tokenizer, pipeline, predict, probe, prune
     from capcli.config.export import ExportConfig
+    from capcli.config.hardware import Hardware
     from capcli.config.layers import prune_config
     from capcli.config.measure import EvalConfig, Gates, ProbeConfig
     from capcli.config.predict import PredictConfig
-    from capcli.config.prune import Hardware, PruneConfig
+    from capcli.config.prune import PruneConfig
     from capcli.config.task import TaskConfig
     from capcli.errors import CapError
 

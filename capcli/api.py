@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from capcli.config.export import ExportConfig
+from capcli.config.hardware import Hardware
 from capcli.config.measure import EvalConfig, ProbeConfig
 from capcli.config.names import RUNTIMES
 from capcli.config.options import at_least, check_name
 from capcli.config.predict import PredictConfig
-from capcli.config.prune import Hardware, PruneConfig
+from capcli.config.prune import PruneConfig
 from capcli.errors import ModelError
 from capcli.events import finished
 from capcli.models import tokenizers

@@ -20,9 +20,9 @@ from tiny import SETTINGS, Tiny, forked, invoke, wait, write_model
 
 from capcli import files, stored
 from capcli.cli import app
+from capcli.config.hardware import Hardware
 from capcli.config.layers import MAX_TOML_BYTES, prune_config, read_toml
 from capcli.config.paths import command_line, portable
-from capcli.config.prune import Hardware
 from capcli.errors import CapError, FileError, ModelError, RunFailed
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.sources.checkpoint import MAX_TOKENIZER_BYTES, check_sizes

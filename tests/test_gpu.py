@@ -14,8 +14,8 @@ from tiny import PRUNABLE, Tiny
 
 import capcli
 from capcli.config.export import ExportConfig
+from capcli.config.hardware import Hardware
 from capcli.config.names import METHODS
-from capcli.config.prune import Hardware
 from capcli.data import batches
 from capcli.data.batches import Examples
 from capcli.events import Event, StopFlag

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ import typer
 from capcli.cli import streams
 from capcli.cli.output import (
     EXIT_FAILED,
+    EXIT_GATE,
     check_reports,
     emit,
     finish,
@@ -26,7 +28,7 @@ from capcli.cli.output import (
 from capcli.cli.parameters import MEASURES, Start, app, options
 from capcli.cli.progress import watch
 from capcli.config.export import ExportConfig
-from capcli.config.layers import build, check_limits, layered, options_file, prune_config
+from capcli.config.layers import build, check_limits, explained, layered, options_file, prune_config
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import CONFIG_FILE
 from capcli.config.options import leaves, split_list
@@ -34,10 +36,16 @@ from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError
 from capcli.records.measured import EvalResult, ProbeResult, Result
-from capcli.reporting import terminal
+from capcli.records.told import Setting, Settings
+from capcli.reporting import terminal, told
 
 if TYPE_CHECKING:
     from capcli.events import Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """The configuration of a command without options of its own."""
 
 
 def main() -> None:
@@ -69,8 +77,14 @@ def refused(error: Any, message: str) -> int:
     context = getattr(error, "ctx", None)
     if message.strip():  # or the help was printed
         path = context.command_path if context else "cap"
-        tell_lines(message[:1].lower() + message[1:].rstrip("."), f"{path} --help lists all commands and options")
+        more = "--help-all lists all options" if experts_of(context) else "--help lists all commands and options"
+        tell_lines(message[:1].lower() + message[1:].rstrip("."), f"{path} {more}")
     return int(getattr(error, "exit_code", CapError.exit_code))
+
+
+def experts_of(context: Any) -> frozenset[str]:
+    """The options that the short help of the command leaves out."""
+    return getattr(getattr(context, "command", None), "experts", frozenset())
 
 
 def _version(asked: bool) -> None:
@@ -193,6 +207,38 @@ def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> 
         emit(found, machine, lambda: terminal.predict_summary(found))
     elif not quiet:
         say(terminal.predict_line(found))
+
+
+@options("tasks", Nothing, model=False)
+def tasks(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
+    """List the tasks: their columns, labels and metrics, and where their data come from."""
+    from capcli.verbs import listing
+
+    found = listing.task_list()
+    emit(found, wants_json(output, as_json), lambda: told.task_rows(found))
+
+
+@options("config", PruneConfig, "config", model=False)
+def config_(chosen: dict[str, Any], config: str, output: str, as_json: bool, quiet: bool) -> None:
+    """Show what every option of `cap prune` would be, and where its value comes from; run nothing."""
+    found = Settings(
+        settings=tuple(
+            Setting(name=name, value=value, source=source, default=default, help=text)
+            for name, value, source, default, text in explained(chosen, config)
+        )
+    )
+    emit(found, wants_json(output, as_json), lambda: told.settings_rows(found))
+
+
+@options("doctor", Nothing, model=False)
+def doctor(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
+    """Say what is installed, where it computes and where it keeps things; a good start of a bug report."""
+    from capcli.verbs import doctor as doctor_verb
+
+    found = doctor_verb.doctor()
+    emit(found, wants_json(output, as_json), lambda: told.diagnosis(found))
+    if any(check.state == "problem" for check in found.checks):
+        raise typer.Exit(EXIT_GATE)
 
 
 def documented(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capcli.cli.guide import Command, placed, show_all
 from capcli.cli.output import guarded
 from capcli.config.export import LIMITS
 from capcli.config.names import BUILTIN_MODEL, CONFIG_FILE, TEXT_FILES
@@ -43,7 +44,7 @@ REPORTS = {
 SWITCHES: dict[str, tuple[Any, Any]] = {
     "overwrite": (bool, typer.Option("--overwrite", help="Start over, even if the run is finished.")),
     "plan": (bool, typer.Option("--plan", help="Print the expected time, disk, memory and sizes, and do nothing.")),
-    "config": (str, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, rich_help_panel="Options")),
+    "config": (str, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, rich_help_panel="Run")),
     "file": (str, typer.Option("--config", metavar="FILE", help=FILE_HELP, rich_help_panel="Options")),
     "compare": (
         tuple[str, str] | None,
@@ -54,8 +55,14 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
     "as_json": (bool, typer.Option("--json", help="Short for --format json.")),
     "quiet": (bool, typer.Option("--quiet", "-q", help="Show no progress on stderr.")),
     "debug": (bool, typer.Option("--debug", help="Show the traceback after an error.")),
+    "all_options": (
+        bool,
+        typer.Option("--help-all", is_eager=True, callback=show_all, expose_value=False, help="Show all options."),
+    ),
 }
 COMMON = ("output", "as_json", "quiet", "debug")
+MOST_NAMES = 4  # of an option that are listed where its value stands
+NOTHING = " "  # stands for the value of a switch, where Typer would write its type
 MEASURES = ("file", "compare", *REPORTS)  # switches of the commands that measure, whose MODEL may stand in a file
 
 Start = Callable[[dict[str, Any]], "Generator[Event, None, EvalResult | ProbeResult]"]
@@ -64,23 +71,29 @@ app = typer.Typer(
     name="cap",
     help="Make a pre-trained language model small for one task, and prove that it still works.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command that takes MODEL, the fields of `config` as options, and `switches`.
+def options(
+    name: str, config: type, *switches: str, model: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command that takes MODEL, unless it needs no `model`, the fields of `config` as options, and
+    `switches`.
 
     The command is called with the options that the user chose, by field name, and the switches by keyword.
     """
-    fields = [_parameter(item, kind) for item, kind in leaves(config) if item.metadata]
-    arguments = [_model(name, optional="compare" in switches)]
+    known = [(item, kind) for item, kind in leaves(config) if item.metadata]
+    fields = [_parameter(item, kind) for item, kind in known]
+    arguments = [_model(name, optional="compare" in switches)] if model else []
     if any(item.name == "file" for item, _ in leaves(config)):
         arguments.append(_argument("file", "FILE", FILE_ARGUMENT))
     chosen = {item.name for item in (*arguments, *fields)}
+    experts = frozenset(item.name for item, _ in known if item.metadata["expert"])
     fields += [_switch(switch) for switch in (*switches, *COMMON)]
+    fields = _in_order(fields + [_switch("all_options")] * bool(experts))
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
@@ -88,14 +101,26 @@ def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., 
             with guarded(values["debug"]):
                 function(given, **{s: values[s] for s in (*switches, *COMMON[:3])})
 
+        command.experts = experts  # type: ignore[attr-defined]
         signature = inspect.Signature([*arguments, *fields])
         command.__signature__ = signature  # type: ignore[attr-defined]
         command.__annotations__ = {item.name: item.annotation for item in signature.parameters.values()}
         command.__doc__ = function.__doc__
-        app.command(name)(command)
+        app.command(name, cls=Command)(command)
         return function
 
     return register
+
+
+def _in_order(fields: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """The options by panel, as `guide.placed` has them."""
+
+    def panel(item: inspect.Parameter) -> str:
+        found: str = item.annotation.__metadata__[0].rich_help_panel
+        return found
+
+    order = placed([panel(item) for item in fields])
+    return sorted(fields, key=lambda item: order.index(panel(item)))
 
 
 def _model(command: str, optional: bool) -> inspect.Parameter:
@@ -120,12 +145,22 @@ def _parameter(item: Any, kind: Any) -> inspect.Parameter:
         help=meta["help"][:1].upper() + meta["help"][1:] + ("." if unset else f" (default {default})."),
         show_default=False,
         rich_help_panel=meta["panel"] or "Options",
-        metavar=None if kind is bool else UNITS[unit][1] if unit else {str: "TEXT", int: "N", float: "X"}[kind],
+        metavar=NOTHING if kind is bool else _metavar(meta, kind),
         parser=partial(_measured, unit) if unit else None,
     )
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
     )
+
+
+def _metavar(meta: Any, kind: type) -> str:
+    """What stands for the value of an option: its names, its unit, or its type."""
+    if names := meta["names"]:
+        shown = names if len(names) <= MOST_NAMES else (*names[: MOST_NAMES // 2], "…")
+        return "{" + "|".join(shown) + "}"
+    if meta["metavar"] or meta["unit"]:
+        return str(meta["metavar"] or UNITS[meta["unit"]][1])
+    return {str: "TEXT", int: "INT", float: "FLOAT"}[kind]
 
 
 def _measured(unit: str, text: str) -> float:
@@ -140,4 +175,5 @@ def _switch(name: str) -> inspect.Parameter:
     kind, info = SWITCHES[name]
     default = {bool: False, str: ""}.get(kind)
     info.show_default, info.rich_help_panel = False, info.rich_help_panel or "Output"
+    info.metavar = info.metavar or (NOTHING if kind is bool else "TEXT")
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])

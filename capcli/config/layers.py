@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from capcli.config.measure import EvalConfig, ProbeConfig
-from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, PRESETS
-from capcli.config.options import check_name, flag_name, leaves, measured, typed_fields
+from capcli.config.names import BUILTIN_TASKS, CONFIG_FILE, METHODS, NUMERIC_GATES, OF_CRITERION, PRESETS
+from capcli.config.options import check_name, flag_name, flatten, leaves, measured, typed_fields
 from capcli.config.paths import shortened
 from capcli.config.presets import preset_values
 from capcli.config.prune import PruneConfig
@@ -172,3 +172,38 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 def free_options() -> frozenset[str]:
     """The options of a run that nothing which it makes depends on."""
     return frozenset(item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable"))
+
+
+def explained(chosen: Mapping[str, Any], file: str = "") -> list[tuple[str, Any, str, Any, str]]:
+    """(option, value, where it comes from, default, help) of `cap prune` with these options. Raises `ConfigError`.
+
+    Without a task the values are those of classification.
+    """
+    read = layered("prune", {}, file)
+    task = {**read, **chosen}.get("task") or ""
+    config = prune_config({**chosen, "task": task or BUILTIN_TASKS[0]}, file)
+    of_method = OF_CRITERION.get(METHODS[config.method].criterion, {})
+    of_preset = preset_values(
+        config.preset,
+        task=config.source.task,
+        criterion=config.criterion,
+        structure=config.structure,
+        sparsity=config.sparsity,
+    )
+
+    def source(name: str) -> str:
+        if chosen.get(name) is not None:
+            return "command line"
+        if name in read:
+            return file
+        if name not in of_preset:
+            return "default"
+        alone = name in of_method and of_preset[name] == of_method[name]
+        return f"--method {config.method}" if alone else f"--preset {config.preset}"
+
+    values = {**flatten(config), "task": task}
+    return [
+        (item.name, values[item.name], source(item.name), item.default, item.metadata["help"])
+        for item, _ in leaves(PruneConfig)
+        if item.metadata
+    ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from capcli.config.hardware import Hardware
 from capcli.config.names import (
     BUILTIN_TASKS,
     MOST_RETENTION,
@@ -28,7 +29,6 @@ from capcli.config.options import (
     same_option,
     split_list,
 )
-from capcli.config.prune import Hardware
 from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 

@@ -16,14 +16,27 @@ from capcli.config.names import MOST, nearest
 from capcli.errors import ConfigError
 
 
-def option(default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False, unit: str = "") -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str = "",
+    panel: str = "",
+    resumable: bool = False,
+    unit: str = "",
+    names: Iterable[str] = (),
+    metavar: str = "",
+    expert: bool = False,
+) -> Any:
     """A dataclass field with its help text.
 
     `resumable` marks what may differ when a run is continued, at no price. `unit`: a name of `UNITS`, for a number that
-    users may write with a unit.
+    users may write with a unit. `names`: what a text can be; `metavar`: what stands for it in the help, else its type.
+    `expert`: only `--help-all` shows it.
     """
     metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "unit": unit}
-    return field(default=default, metadata=metadata)
+    more = {"names": tuple(names), "metavar": metavar, "expert": expert}
+    return field(default=default, metadata={**metadata, **more})
 
 
 def same_option(cls: type, name: str) -> Any:
@@ -109,7 +122,7 @@ def _scaled(text: str, units: Mapping[str, int | Decimal]) -> Decimal:
 
 
 UNITS: dict[str, tuple[Callable[[str], float], str, str]] = {
-    "share": (share, "X", "a number or a percentage such as 98%"),
+    "share": (share, "FLOAT", "a number or a percentage such as 98%"),
     "bytes": (size, "SIZE", "a size such as 5MB, 800k or 1.5MiB"),
     "ms": (duration, "TIME", "a time such as 10, 10ms or 0.5s"),
 }
@@ -210,6 +223,13 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
     """Raise `ConfigError` for a name that is not valid, with the nearest that is."""
     if name not in valid:
         raise ConfigError(f"unknown {what} {name!r}" if name else f"no {what} given", nearest(name, valid))
+
+
+def check_names(config: Any) -> None:
+    """Raise `ConfigError` for a value that is none of the names that its option has."""
+    for item in fields(config):
+        if names := item.metadata.get("names"):
+            check_name(item.name.replace("_", "-"), getattr(config, item.name), names)
 
 
 def flag_name(name: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from capcli.config.hardware import Hardware
 from capcli.config.measure import RUNTIME, check_runtime
 from capcli.config.options import at_least, option, same_option
-from capcli.config.prune import Hardware
 from capcli.config.task import LENGTH, WINDOW, TaskConfig
 from capcli.errors import ConfigError
 

@@ -20,27 +20,35 @@ LABEL_MAP = "rename labels of the data or of a model: LABEL_0=negative,2=neutral
 class TaskConfig:
     """Which examples, and how they are read."""
 
-    task: str = option("", "task name; see the task table in the docs", panel="Task")
+    task: str = option("", "task name; cap tasks lists them", panel="Task", metavar="TASK")
     data: str = option(
         "",
         "folder of splits, one file (parquet, arrow, csv, tsv, jsonl, json; text also compressed), or hub:OWNER/NAME",
         panel="Task",
+        metavar="PATH",
     )
-    text_column: str = option("", "column of the (first) text, of the words, or of the question", panel="Task")
-    pair_column: str = option("", "column of the second text, or of the context", panel="Task")
+    text_column: str = option(
+        "", "column of the (first) text, of the words, or of the question", panel="Task", metavar="NAME"
+    )
+    pair_column: str = option(
+        "", "column of the second text, or of the context", panel="Task", expert=True, metavar="NAME"
+    )
     label_column: str = option(
-        "", "column of the label; a,b,c for several columns of 0 and 1, one per label", panel="Task"
+        "", "column of the label; a,b,c for several columns of 0 and 1, one per label", panel="Task", metavar="NAME"
     )
-    label_map: str = option("", LABEL_MAP, panel="Task")
+    label_map: str = option("", LABEL_MAP, panel="Task", expert=True, metavar="OLD=NEW,…")
     max_length: int = option(
         0,
         f"longest input in tokens, longer texts are truncated; 0 for {LENGTH}, or {WINDOW} in question answering",
         panel="Task",
     )
     stride: int = option(
-        0, "tokens that two windows of a long context share; 0 for 128, or less in short windows", panel="Task"
+        0,
+        "tokens that two windows of a long context share; 0 for 128, or less in short windows",
+        panel="Task",
+        expert=True,
     )
-    max_eval_samples: int = option(0, "evaluate on at most this many examples, 0 for all", panel="Task")
+    max_eval_samples: int = option(0, "evaluate on at most this many examples, 0 for all", panel="Task", expert=True)
 
     def __post_init__(self) -> None:
         check_name("task", self.task, TASK_NAMES)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from capcli import stages
 from capcli.config.export import ExportConfig
+from capcli.config.hardware import Hardware
 from capcli.config.layers import build
 from capcli.config.paths import shortened
-from capcli.config.prune import Hardware
 from capcli.config.task import TaskConfig
 from capcli.data import dataset, splits
 from capcli.data.kinds import KINDS

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capcli import files
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.config.task import TaskConfig
 from capcli.data import batches, cache, tokens
 from capcli.data.batches import Examples

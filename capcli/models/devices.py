@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from capcli import machine
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.data import cache
 from capcli.errors import ConfigError
 

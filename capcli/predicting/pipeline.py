@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from capcli.config.hardware import Hardware
 from capcli.config.options import at_least
-from capcli.config.prune import Hardware
 from capcli.config.task import LENGTH, WINDOW
 from capcli.data import tokens
 from capcli.data.batches import evaluation_batches

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import finished
 from capcli.models import artifact, devices, loading, predictor

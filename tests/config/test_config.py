@@ -11,6 +11,7 @@ import pytest
 
 from capcli.config import options
 from capcli.config.export import ExportConfig
+from capcli.config.hardware import Hardware
 from capcli.config.layers import build, differences, layered, options_file, prune_config
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import (
@@ -28,7 +29,7 @@ from capcli.config.names import (
 )
 from capcli.config.options import flatten, leaves, parse_limits
 from capcli.config.presets import PRESET_ROWS
-from capcli.config.prune import Hardware, PruneConfig
+from capcli.config.prune import PruneConfig
 from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 
@@ -329,7 +330,7 @@ def test_the_preset_of_the_paper_by_task_method_and_sparsity(
 def test_dimensions_have_no_stairs_to_restart_at() -> None:
     made = prune_config({"task": "mr", "method": "cap-f", "structure": "dimensions", "preset": "paper"})
     assert (made.lr_schedule, made.importance_examples, made.epochs, made.final_share) == ("run", 0, 20, 0.6)
-    with pytest.raises(ConfigError, match=r"^--lr-schedule cycle .* with --structure dimensions is every few steps$"):
+    with pytest.raises(ConfigError, match=r"^--lr-schedule cycle .* with --structure dimensions it rises every few steps$"):
         prune(method="cap-f", structure="dimensions", lr_schedule="cycle")
 
 

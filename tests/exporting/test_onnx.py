@@ -16,7 +16,7 @@ import torch
 from tiny import SOURCES, TOKENIZERS, Tiny
 from torch import Tensor, nn
 
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.config.task import TaskConfig
 from capcli.data import dataset
 from capcli.errors import ConfigError, FileError, ModelError

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 import capcli
 from capcli import files
 from capcli.artifact import writer
-from capcli.config.prune import Hardware
+from capcli.config.hardware import Hardware
 from capcli.data import tables, tokens
 from capcli.data.batches import Examples, collate, evaluation_batches
 from capcli.data.splits import Split

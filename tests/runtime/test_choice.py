@@ -13,8 +13,8 @@ import torch
 from tiny import Tiny, invoke
 
 import capcli
+from capcli.config.hardware import Hardware
 from capcli.config.names import RUNTIMES
-from capcli.config.prune import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.models import artifact, devices, predict
 from capcli.models.model import Model

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny import FILLERS, Tiny, invoke, write_csv
 
 import capcli
+from capcli.config.hardware import Hardware
 from capcli.config.measure import Gates, ProbeConfig
-from capcli.config.prune import Hardware
 from capcli.config.task import TaskConfig
 from capcli.data import batches, cache, dataset, tokens
 from capcli.data.splits import Split
