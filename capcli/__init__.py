@@ -1,13 +1,14 @@
 """Make a pre-trained language model small for one task, and prove that it still works.
 
 `load(OUT)` gives the pruned network as a ready transformers model, `pipeline(OUT)` answers texts with it. `prune`,
-`evaluate`, `export`, `predict` and `probe` are the commands as functions: each takes its configuration (`PruneConfig`,
-…) and runs to the end. Nothing heavy is imported before one of them is used.
+`evaluate`, `export`, `predict` and `probe` are the commands as functions: each takes the options of its command by
+name, runs to the end and returns a `Result`. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from capcli.config.prune import PruneConfig
     from capcli.config.task import TaskConfig
     from capcli.errors import CapError
+    from capcli.outcome import Result
 
 __all__ = [
     "CapError",
@@ -30,7 +32,9 @@ __all__ = [
     "PredictConfig",
     "ProbeConfig",
     "PruneConfig",
+    "Result",
     "TaskConfig",
+    "__version__",
     "evaluate",
     "export",
     "load",
@@ -46,16 +50,19 @@ _HOMES = {
     "EvalConfig": "config.measure",
     "ExportConfig": "config.export",
     "Gates": "config.measure",
-    "Hardware": "config.prune",
+    "Hardware": "config.hardware",
     "PredictConfig": "config.predict",
     "ProbeConfig": "config.measure",
     "PruneConfig": "config.prune",
+    "Result": "outcome",
     "TaskConfig": "config.task",
     "prune_config": "config.layers",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("capcli")
     if name not in __all__:
         raise AttributeError(f"module 'capcli' has no attribute {name!r}")
     return getattr(importlib.import_module(f"capcli.{_HOMES.get(name, 'api')}"), name)

@@ -1,24 +1,28 @@
-"""The commands as functions that run to their end, `load` and `pipeline`. A result is what `--json` prints."""
+"""The commands as functions that run to their end, `load` and `pipeline`."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from capcli.config.export import ExportConfig
 from capcli.config.hardware import Hardware
+from capcli.config.layers import build, check_limits, prune_config, typed
 from capcli.config.measure import EvalConfig, ProbeConfig
 from capcli.config.names import RUNTIMES
-from capcli.config.options import at_least, check_name
+from capcli.config.options import at_least, check_name, leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
-from capcli.errors import ModelError
-from capcli.events import finished
+from capcli.errors import ConfigError, ModelError
+from capcli.events import Event
 from capcli.models import tokenizers
+from capcli.outcome import Result
 from capcli.predicting.pipeline import Pipeline, opened
-from capcli.records.codec import to_json
+from capcli.progress import Bars, in_notebook, nowhere, on_terminal, watch
+from capcli.reporting import terminal
 from capcli.runtime import choice
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
@@ -72,31 +76,103 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     return tokenizers.read_tokenizer(Path(folder))
 
 
-def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
-    """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`."""
-    found: dict[str, Any] = to_json(finished(prune_.prune(config, overwrite=overwrite)))
-    return found
+def prune(
+    config: PruneConfig | None = None, *, progress: bool | str = "auto", overwrite: bool = False, **options: Any
+) -> Result:
+    """Prune a model and return the report, see `Result`. What stands in the output folder of the same run is continued.
+
+    Either `options`, named like those of `cap prune` with underscores, or a `config`. progress: whether bars are shown;
+    `auto` for on a terminal and in a notebook.
+
+        report = capcli.prune(model="mini", task="banking77", sparsity=0.9, preset="quick", out="runs/small")
+        print(report.table())
+        report.metrics.pruned["accuracy"]
+
+    Raises `CapError`: `ConfigError` for options that cannot be, before anything is written.
+    """
+    settings = _configured(config, options, PruneConfig, prune_config)
+    found = watch(prune_.prune(settings, overwrite=overwrite), _shown(progress))
+    return Result(found, lambda: terminal.prune_summary(found, settings.out_folder))
 
 
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure a model on a task; returns the result of `cap eval`."""
-    found: dict[str, Any] = to_json(finished(evaluate_.evaluate(config)))
-    return found
+def evaluate(config: EvalConfig | None = None, *, progress: bool | str = "auto", **options: Any) -> Result:
+    """Measure a model on a task; returns what `cap eval` prints, see `Result` and `prune`.
+
+    `evaluate(model="runs/small", baseline="bert-base-finetuned", max_drop="accuracy=1%")`. Gates that fail are in the
+    result and raise nothing.
+    """
+    settings = _configured(config, options, EvalConfig, evaluate_.eval_config)
+    found = watch(evaluate_.evaluate(settings), _shown(progress))
+    return Result(found, lambda: terminal.result_summary(found))
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
-    """Write a pruned model in another form; returns what `cap export` prints."""
-    found: dict[str, Any] = to_json(finished(export_.export(config)))
-    return found
+def export(config: ExportConfig | None = None, *, progress: bool | str = "auto", **options: Any) -> Result:
+    """Write a pruned model in another form; returns what `cap export` prints, see `Result` and `prune`.
+
+    `export(model="runs/small", to="onnx", int8=True, out="int8")`, or with limits in place of `to`.
+    """
+    settings: ExportConfig = _configured(config, options, ExportConfig, _limited(ExportConfig))
+    settings.check_asked()
+    found = watch(export_.export(settings), _shown(progress))
+    return Result(found, lambda: terminal.export_summary(found))
 
 
-def predict(config: PredictConfig) -> dict[str, Any]:
-    """Write what a model answers to the texts of a file into `config.out`; returns a summary of it."""
-    found: dict[str, Any] = to_json(finished(predict_.predict(config)))
-    return found
+def predict(config: PredictConfig | None = None, *, progress: bool | str = "auto", **options: Any) -> Result:
+    """Write what a model answers to the texts of a file into a file; returns a summary, see `Result` and `prune`.
+
+    `predict(model="runs/small", file="reviews.csv", out="answers.jsonl")`. For texts at hand: `pipeline`.
+    """
+    settings = _configured(config, options, PredictConfig, _limited(PredictConfig))
+    found = watch(predict_.predict(settings), _shown(progress))
+    return Result(found, lambda: terminal.predict_summary(found))
 
 
-def probe(config: ProbeConfig) -> dict[str, Any]:
-    """Measure what a frozen encoder knows; returns the result of `cap probe`."""
-    found: dict[str, Any] = to_json(finished(probe_.probe(config)))
-    return found
+def probe(config: ProbeConfig | None = None, *, progress: bool | str = "auto", **options: Any) -> Result:
+    """Measure what a frozen encoder knows; returns what `cap probe` prints, see `Result` and `prune`.
+
+    `probe(model="runs/small", tasks="subj,mr", baseline="bert-base")`.
+    """
+    settings = _configured(config, options, ProbeConfig, _limited(ProbeConfig))
+    found = watch(probe_.probe(settings), _shown(progress))
+    return Result(found, lambda: terminal.result_summary(found))
+
+
+# Keyword arguments ---------------------------------------------------------------------------------------------------
+
+C = TypeVar("C")
+
+
+def _configured(config: C | None, options: dict[str, Any], kind: type[C], build_it: Callable[[dict[str, Any]], C]) -> C:
+    """The configuration that was given, or that of the options. Raises `ConfigError` for both, and unknown names."""
+    if config is not None:
+        if not isinstance(config, kind):
+            raise ConfigError(f"expected a {kind.__name__}, got {type(config).__name__}", "name the options instead")
+        if options:
+            raise ConfigError(f"{next(iter(options))} beside a {kind.__name__}", "set it there, or give options only")
+        return config
+    known = {item.name: (item, of) for item, of in leaves(kind)}
+    given = {name: str(one) if isinstance(one, Path) else one for name, one in options.items() if one is not None}
+    for name, value in given.items():
+        check_name("option", name, known)
+        given[name] = typed(*known[name], value, "the call")
+    if not given.get("model"):
+        raise ConfigError("no model given", "name one, such as model='mini'")
+    return build_it(given)
+
+
+def _limited(kind: type[C]) -> Callable[[dict[str, Any]], C]:
+    """What makes a configuration of this kind from options, after a look at their limits."""
+
+    def made(options: dict[str, Any]) -> C:
+        check_limits(options)
+        found: C = build(kind, options)
+        return found
+
+    return made
+
+
+def _shown(progress: bool | str) -> Callable[[Event], None]:
+    """Bars or nothing. Raises `ConfigError` for a word other than auto."""
+    if not isinstance(progress, bool):
+        check_name("progress", progress, ("auto",))
+    return Bars() if (progress is True or (progress == "auto" and (on_terminal() or in_notebook()))) else nowhere

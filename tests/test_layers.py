@@ -23,6 +23,8 @@ ORDER = [
     "config",
     "records",
     "reporting",
+    "progress",
+    "outcome",
     "sources",
     "stages",
     "run",

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,12 +21,12 @@ from capcli.cli.output import (
     hello,
     put,
     say,
+    shown,
     tell_junit,
     tell_lines,
     wants_json,
 )
 from capcli.cli.parameters import MEASURES, Start, app, options
-from capcli.cli.progress import watch
 from capcli.config.export import ExportConfig
 from capcli.config.layers import build, check_limits, explained, layered, options_file, prune_config
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
@@ -35,17 +35,26 @@ from capcli.config.options import leaves, split_list
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError
+from capcli.progress import Bars, Lines, nowhere, on_terminal
+from capcli.progress import watch as watched
 from capcli.records.measured import EvalResult, ProbeResult, Result
 from capcli.records.told import Setting, Settings
 from capcli.reporting import terminal, told
 
 if TYPE_CHECKING:
-    from capcli.events import Event
+    from capcli.events import Event, StopFlag
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing:
     """The configuration of a command without options of its own."""
+
+
+def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None = None, *, bars: bool = True) -> T:
+    """`progress.watch` on stderr; `bars`, whether they may be drawn, on a terminal that nothing else is written to."""
+    return watched(events, nowhere if quiet else Bars(shown) if bars and on_terminal() else Lines(say), flag)
 
 
 def main() -> None:
@@ -66,10 +75,10 @@ def _exit_code() -> int:
     try:
         return int(app(prog_name="cap", standalone_mode=False) or 0)
     except Exception as error:
-        shown = getattr(error, "format_message", None)  # of what the parser refuses; its classes are Typer's own affair
-        if shown is None:
+        said = getattr(error, "format_message", None)  # of what the parser refuses; its classes are Typer's own affair
+        if said is None:
             raise
-        return refused(error, shown())
+        return refused(error, said())
 
 
 def refused(error: Any, message: str) -> int:

@@ -138,11 +138,12 @@ def _read_table(table: Mapping[str, Any], place: str, commands: tuple[str, ...])
         owners = [command for command in commands if name in kinds[command]]
         if len(owners) < len(commands):
             raise ConfigError(f"{name} in {place} is an option of {owners[0]} only", f"put it below [{owners[0]}]")
-        values[name] = _typed(*known[name], value, place)
+        values[name] = typed(*known[name], value, place)
     return values
 
 
-def _typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> Any:
+def typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> Any:
+    """A value in the type of its option. Raises `ConfigError` that names option and place."""
     name = item.name
     unit = item.metadata.get("unit")
     if unit and isinstance(value, str):

@@ -330,7 +330,7 @@ def test_the_preset_of_the_paper_by_task_method_and_sparsity(
 def test_dimensions_have_no_stairs_to_restart_at() -> None:
     made = prune_config({"task": "mr", "method": "cap-f", "structure": "dimensions", "preset": "paper"})
     assert (made.lr_schedule, made.importance_examples, made.epochs, made.final_share) == ("run", 0, 20, 0.6)
-    with pytest.raises(ConfigError, match=r"^--lr-schedule cycle .* with --structure dimensions it rises every few steps$"):
+    with pytest.raises(ConfigError, match=r"--lr-schedule cycle .* with --structure dimensions it rises every few"):
         prune(method="cap-f", structure="dimensions", lr_schedule="cycle")
 
 

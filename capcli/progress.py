@@ -1,14 +1,13 @@
-"""Showing how far a run is: bars on a terminal, lines elsewhere."""
+"""Showing how far a run is: bars on a terminal or in a notebook, lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, TypeVar
 
-from capcli.cli.output import logged, say, shown
 from capcli.errors import Stopped
 from capcli.reporting.text import duration, plain
 
@@ -20,12 +19,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None = None, *, bars: bool = True) -> T:
+def watch(events: Generator[Event, None, T], show: Callable[[Event], None], flag: StopFlag | None = None) -> T:
     """Show events as they come; returns the result. Raises `Stopped` between two events once the flag is set.
 
-    bars: whether they may be drawn, on a terminal that nothing else is written to.
+    show: `Bars`, `Lines` or `nowhere`.
     """
-    show = (lambda event: None) if quiet else _bars() if bars and sys.stderr.isatty() else _lines()
     with (
         contextlib.closing(events),
         show if isinstance(show, contextlib.AbstractContextManager) else contextlib.nullcontext(),
@@ -41,22 +39,39 @@ def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None 
                 return result
 
 
-class _lines:
-    """Plain lines: every note that is news, and where the run stands at most every ten seconds."""
+def nowhere(event: Event) -> None:
+    """Show nothing."""
+
+
+def on_terminal() -> bool:
+    """Whether stderr is one, so that bars can be drawn."""
+    return sys.stderr.isatty()
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a notebook, which draws bars itself."""
+    from rich.console import Console
+
+    return Console().is_jupyter
+
+
+class Lines:
+    """Plain lines for `say`: every note that is news, and where the run stands at most every ten seconds."""
 
     every_seconds = 10.0
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self.began, self.said_at = time.monotonic(), time.monotonic()
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
         if event.note:
-            say(f"{event.phase}: {event.note}")
+            self.say(f"{event.phase}: {event.note}")
         elif now - self.said_at >= self.every_seconds and (event.total or event.status):
             left = remaining(now - self.began, event.overall)
             state = event.status or f"{event.done:,.0f} of {event.total:,.0f}"
-            say(f"{event.phase}: {state}" + (f"; {event.overall:.0%} of the run{left}" if event.total else ""))
+            self.say(f"{event.phase}: {state}" + (f"; {event.overall:.0%} of the run{left}" if event.total else ""))
         else:
             return
         self.said_at = now
@@ -67,10 +82,11 @@ def remaining(elapsed: float, share: float) -> str:
     return f", {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else ""
 
 
-class _bars(contextlib.AbstractContextManager["_bars"]):
-    """Two bars on a terminal: the phase and the whole run, each with the time that passed and the time left."""
+class Bars(contextlib.AbstractContextManager["Bars"]):
+    """Two bars on a terminal or in a notebook: the phase and the whole run, each with the time that passed and the time
+    left. clean: makes a text such that nothing in it acts."""
 
-    def __init__(self) -> None:
+    def __init__(self, clean: Callable[[str], str] = plain) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -83,11 +99,12 @@ class _bars(contextlib.AbstractContextManager["_bars"]):
             TimeRemainingColumn(),
             TextColumn("left", markup=False),
         )
+        self.clean = clean
         self.progress = Progress(*columns, console=Console(stderr=True, markup=False, highlight=False), transient=True)
         self.run, self.name = self.progress.add_task("whole run", total=1.0), ""
         self.phase: TaskID | None = None
 
-    def __enter__(self) -> _bars:
+    def __enter__(self) -> Bars:
         self.progress.start()
         return self
 
@@ -101,7 +118,7 @@ class _bars(contextlib.AbstractContextManager["_bars"]):
             self.name, self.phase = event.phase, self.progress.add_task(event.phase, total=event.total or None)
         assert self.phase is not None
         if event.note:
-            self.progress.console.print(shown(f"{event.phase}: {event.note}"))
-        text = logged(plain(f"{event.phase} ({event.status})" if event.status else event.phase))
+            self.progress.console.print(self.clean(f"{event.phase}: {event.note}"))
+        text = self.clean(f"{event.phase} ({event.status})" if event.status else event.phase)
         self.progress.update(self.phase, description=text, completed=event.done, total=event.total or None)
         self.progress.update(self.run, completed=event.overall)

@@ -1,0 +1,56 @@
+"""Python in the documentation runs as it is written: the page about Python, and the notebook."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def page_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / "how-to" / "python.md").read_text("utf-8"), re.M | re.S)
+
+
+def notebook_blocks() -> list[str]:
+    notebook = json.loads((DOCS / "notebook.ipynb").read_text("utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells), "clear the outputs"
+    return ["".join(cell["source"]) for cell in cells]
+
+
+def ran(blocks: list[str]) -> list[Any]:
+    """Run the blocks one after another in one namespace; returns what each ends with, as a notebook shows it."""
+    space: dict[str, Any] = {}
+    found = []
+    for block in blocks:
+        tree = ast.parse(block)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "block", "exec"), space)
+        shown = last and eval(compile(ast.Expression(last.value), "block", "eval"), space)  # type: ignore[attr-defined]
+        found.append(shown)
+    return found
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran(page_blocks())
+    printed = capsys.readouterr().out
+    assert "80 %" in printed and "objective" in printed and "['passed', 'passed']" in printed
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    version, report, _, answers, gates, small, one = ran(notebook_blocks())
+    assert version and report._repr_html_() and small._repr_html_()
+    assert [answer["label"] for answer in answers] == ["subjective", "objective"]
+    assert [outcome for _, outcome in gates] == ["passed", "passed"]
+    assert report.metrics.pruned["accuracy"] > 0.7
+    assert small.int8 and one["label"] in ("subjective", "objective")
