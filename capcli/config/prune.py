@@ -141,10 +141,11 @@ class PruneConfig:
     )
     text: str = option(
         "",
-        "calibrate on texts without labels, and on no training set: a .txt with one per line, or a file with a text "
-        "column; MODEL or --teacher must be fine-tuned for the task",
-        panel="Calibration",
-        expert=True,
+        "train or calibrate on texts without labels, in place of a training set: a .txt with one per line, or a table "
+        "with a text column (pairs: two, or a tab); MODEL or --teacher is fine-tuned for the task, and its answers "
+        "are learned",
+        flag="--unlabelled",
+        panel="Task",
         metavar="FILE",
     )
     refit: bool = option(
@@ -353,7 +354,8 @@ class PruneConfig:
         epochs."""
         if not (self.epochs or self.heal):
             return ()
-        chosen = split_list(self.losses) or (METHODS[self.method].losses if self.epochs else ("kd",))
+        usual = METHODS[self.method].losses if self.epochs else ("kd",)
+        chosen = split_list(self.losses) or tuple(name for name in usual if not (self.text and name == "ce"))
         return tuple(
             sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
         )

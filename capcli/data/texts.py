@@ -1,47 +1,66 @@
-"""Texts without labels, of one file: a line each, or a column."""
+"""Texts without labels, of one file: a line each, or the text columns of a table."""
 
 from __future__ import annotations
 
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from capcli.config.options import exists
 from capcli.config.task import TaskConfig
-from capcli.data import dataset, tables
+from capcli.data import dataset, incoming
+from capcli.data.incoming import Incoming
 from capcli.data.tasks import TASKS
 from capcli.errors import DataError
-from capcli.stored import read_bytes, text_of
 
-MOST_TEXTS, MOST_BYTES = 100_000, 256_000_000  # more than any calibration reads
+MOST_TEXTS = 1_000_000
+HINT = "give a .txt with one text per line, or a table with a text column"
 
 
-def read(file: str, source: TaskConfig) -> list[str]:
-    """The texts of a .txt file, one per line, or of the text column of another; at most the first `MOST_TEXTS`.
+def read(file: str, source: TaskConfig, *, paired: bool) -> tuple[list[str], list[str] | None]:
+    """The texts of a file, and the second ones of a task about pairs, where the file has them or they must be `paired`:
+    in another column, or after a tab in lines of text. At most the first `MOST_TEXTS`; rows without text are left out.
 
-    Empty ones are left out. Raises `DataError` or `FileError`, also when none is left.
+    Raises `DataError` or `FileError`, also when none is left.
     """
-    path = Path(file)
-    if path.suffix == ".txt":
-        lines = text_of(read_bytes(path, MOST_BYTES, "a file of texts"), path).splitlines()
-    else:
-        lines = _column(path, source)
-    found = list(islice((line for line in lines if line.strip()), MOST_TEXTS))
-    if not found:
-        raise DataError(f"{file} has no text", "give a .txt with one text per line, or a table with a text column")
-    return found
+    found = incoming.from_file(Path(file))
+    columns, wanted = _columns(found, source, paired)
+    rows = [row for row in islice(_rows(found, columns, wanted), MOST_TEXTS) if any(text.strip() for text in row)]
+    if not rows:
+        raise DataError(f"{file} has no text", HINT)
+    return [row[0] for row in rows], [row[1] for row in rows] if wanted > 1 else None
 
 
 def check(file: str) -> None:
     """Raise `DataError` for what is no file; nothing is opened."""
     if not exists(file) or not Path(file).is_file():
-        what = "is not a file" if exists(file) else "does not exist"
-        raise DataError(f"{file} {what}", "give a .txt with one text per line, or a table with a text column")
+        raise DataError(f"{file} {'is not a file' if exists(file) else 'does not exist'}", HINT)
 
 
-def _column(path: Path, source: TaskConfig) -> list[str]:
-    table = tables.open_file(path)
-    column = dataset.column(table, (*TASKS[source.task].text, "text"), source.text_column, "text", str(path))
-    cells = list(islice(chain.from_iterable(batch[column] for batch in table.batches((column,))), MOST_TEXTS))
-    if wrong := [i for i, cell in enumerate(cells) if not isinstance(cell, str)]:
-        raise DataError(f"row {wrong[0]} of column {column!r} of {path} is not text")
-    return cells
+def _columns(found: Incoming, source: TaskConfig, paired: bool) -> tuple[tuple[str, ...], int]:
+    """The columns to read, and how many texts there are to a row; lines have no columns to choose from."""
+    task = TASKS[source.task]
+    if not found.columns:
+        n_texts = 2 if task.pair and (paired or _has_tabs(found)) else 1
+        return ("text", "pair")[:n_texts], n_texts
+    columns = [dataset.column(found, (*task.text, "text"), source.text_column, "text", found.name)]
+    if task.pair and (paired or source.pair_column or {*task.pair, "pair"} & {*found.columns}):
+        columns.append(dataset.column(found, (*task.pair, "pair"), source.pair_column, "pair", found.name))
+    return tuple(columns), len(columns)
+
+
+def _has_tabs(found: Incoming) -> bool:
+    """Whether the first line holds two texts."""
+    (_, (line,)), *_ = next(iter(found.read(("text",))))
+    return bool(line.count("\t") == 1)
+
+
+def _rows(found: Incoming, columns: tuple[str, ...], n_texts: int) -> Iterator[tuple[str, ...]]:
+    for chunk in found.read(columns):
+        for number, cells in chunk:
+            if wrong := [i for i, cell in enumerate(cells) if not isinstance(cell, str)]:
+                what = f"column {columns[wrong[0]]!r} of " if found.columns else ""
+                raise DataError(f"{found.unit} {number} of {what}{found.name} is not text")
+            texts: tuple[Any, ...] = cells[:n_texts]
+            yield texts

@@ -121,8 +121,11 @@ def _evaluated(config: PruneConfig) -> TaskData:
             f"{config.method} needs labels for {config.source.task}: only of classes can the teacher's answers be used",
             "leave --text out, or use a method that needs none, such as wanda",
         )
-    if config.heal and KINDS[data.kind].words:
-        raise ConfigError(f"--heal needs the words of {config.source.task}, which --text does not have")
+    if (config.heal or config.epochs) and KINDS[data.kind].words:
+        raise ConfigError(
+            f"training needs the words of {config.source.task}, which --text does not have",
+            "leave --text out, or train nothing: --preset minutes, or a method such as wanda",
+        )
     return data
 
 
@@ -204,9 +207,9 @@ def _examples(config: PruneConfig, reader: Predictor, data: TaskData, check: Cal
     """The training examples, or texts without labels in their place."""
     if data.train is not None:
         return scoring.encoded(reader, data.train, config.source, check)
-    found = texts.read(config.text, config.source)
+    found, pairs = texts.read(config.text, config.source, paired=bool(config.epochs or config.heal))
     length = min(config.source.longest, reader.longest)
-    return tokens.unlabelled(found, None, reader.tokenizer, length, data.kind)
+    return tokens.unlabelled(found, pairs, reader.tokenizer, length, data.kind)
 
 
 def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:

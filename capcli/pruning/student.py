@@ -42,8 +42,7 @@ def train_student(
     pruner = make_pruner(student, config, total, calibration)
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
-    single = KINDS[setup.data.kind].single  # else an example has no class that others share
-    classes = torch.from_numpy(setup.train.labels).to(setup.on.device) if single else None
+    classes = _classes(setup, logits)
     objective = Objective(losses=config.loss_names, logits=logits, labels=classes, banks=table)
     if teacher is not None:
         teacher.net.eval().requires_grad_(False).zero_grad()  # it may have been trained in this run
@@ -67,6 +66,15 @@ def train_student(
     if setup.data.holdout is not None and best_of(setup, state.history):
         _take_best(setup, student, pruner)
     return pruner, state
+
+
+def _classes(setup: Setup, logits: torch.Tensor | None) -> torch.Tensor | None:
+    """The class of each example, [N], by the teacher where there are no labels; None where no two share one."""
+    if not KINDS[setup.data.kind].single:
+        return None
+    if setup.config.text:
+        return None if logits is None else logits.argmax(dim=-1)
+    return torch.from_numpy(setup.train.labels).to(setup.on.device)
 
 
 def _calibrated(setup: Setup, job: Job, pruner: Pruner, calibration: Calibration) -> Generator[Event, None, Job]:

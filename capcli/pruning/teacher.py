@@ -42,12 +42,13 @@ def make_bank(
 
 
 def given_teacher(config: PruneConfig, data: TaskData, student: Model) -> Model | None:
-    """The teacher that the user named; or, where nothing is trained, the model itself, if it has a head for the task.
+    """The teacher that the user named; or, where nothing is trained or nothing has labels, the model itself, if it has
+    a head for the task.
 
     None when the run has to make one. Raises `ModelError` or `ConfigError` when the named one does not fit.
     """
     if not config.teacher:
-        return None if config.epochs else _itself(config, data)
+        return None if config.epochs and not config.text else _itself(config, data)
     names = config.source.label_names
     teacher = loading.load_model(config.teacher, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     _check_teacher(config, teacher, student)

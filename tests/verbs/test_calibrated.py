@@ -333,6 +333,51 @@ def test_texts_of_a_table_and_healing_on_them(tiny: Tiny, tmp_path: Path, fine_t
     assert len(report["history"]) == 3
 
 
+@pytest.mark.parametrize("method", ["cap-m", "fisher", "cap-f"])
+def test_training_on_texts_without_labels(tiny: Tiny, tmp_path: Path, fine_tuned: str, lines: str, method: str) -> None:
+    """The teacher's answers are learned, supervised terms by its classes; after a stop the same bytes."""
+    chosen = {"model": fine_tuned, "method": method, "text": lines, "data": str(tmp_path / "only"), "epochs": 2}
+    chosen |= {"checkpoint_seconds": 0, "sparsity": 0.5}
+    report = run(tiny, tmp_path / "out", **chosen)
+    assert "ce" not in report["losses"] and "kd" in report["losses"]
+    assert {row["phase"] for row in report["history"]} == {"prune"}
+    terms = {name for row in report["history"] for name in row["losses"]}
+    assert ("fic_s" in terms) == (method != "fisher")
+    flag = StopFlag()
+    with pytest.raises(Stopped):
+        for event in prune.prune(tiny.prune_config(tmp_path / "again", **chosen), flag=flag):
+            if event.phase == "prune" and event.status.startswith("step 4/"):
+                flag.reason = "the test"
+    run(tiny, tmp_path / "again", **chosen)
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "again")
+
+
+@pytest.mark.parametrize("form", ["table", "lines"])
+def test_pairs_without_labels(tiny: Tiny, tmp_path: Path, form: str) -> None:
+    task = {"task": "text-pair-classification", "data": tiny.pairs}
+    run(tiny, tmp_path / "made", method="magnitude", keep_work=True, **task)
+    model = str(tmp_path / "made" / "work" / "teacher")
+    pairs = [("a good film", "it is good"), ("a bad film", "it is good")] * 20
+    if form == "table":
+        write_csv(tmp_path / "pairs.csv", ("text", "pair"), pairs)
+    else:
+        (tmp_path / "pairs.txt").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
+    text = str(tmp_path / ("pairs.csv" if form == "table" else "pairs.txt"))
+    report = run(tiny, tmp_path / "out", model=model, method="movement", text=text, epochs=1, **task)
+    assert report["sparsity"]["kept_weights"] == round(0.3 * PRUNABLE)
+    assert report["losses"] == ["kd"]
+
+
+def test_questions_without_answers(tiny: Tiny, tmp_path: Path) -> None:
+    task = {"task": "question-answering", "data": tiny.answers, "max_length": 64}
+    run(tiny, tmp_path / "made", method="magnitude", keep_work=True, **task)
+    model = str(tmp_path / "made" / "work" / "teacher")
+    write_csv(tmp_path / "some.csv", ("question", "context"), [("who is it ?", "it is a good film")] * 24)
+    chosen = {"model": model, "method": "movement", "text": str(tmp_path / "some.csv"), "epochs": 1}
+    report = run(tiny, tmp_path / "out", **chosen, **task)
+    assert report["losses"] == ["kd"]
+
+
 def test_texts_in_another_language_are_said(tiny: Tiny, tmp_path: Path, fine_tuned: str, lines: str) -> None:
     Path(lines).write_text("ein unbekanntes Wort\n" * 30)
     report = run(tiny, tmp_path / "out", model=fine_tuned, method="wanda", epochs=0, text=lines)
@@ -345,11 +390,12 @@ def test_texts_in_another_language_are_said(tiny: Tiny, tmp_path: Path, fine_tun
         ("\n \n", {}, "has no text"),
         (None, {}, "does not exist"),
         ("a film\n", {"model": ""}, "has no head for these labels, and --text has no labels"),
-        ("a film\n", {"epochs": 2, "method": "fisher"}, "--text has no labels"),
         ("a film\n", {"heal": 2, "losses": "ce,kd"}, "--text has no labels"),
-        ("a film\n", {"method": "movement", "epochs": 2}, "--text has no labels"),
+        ("a film\n", {"method": "movement", "epochs": 2, "losses": "ce,kd"}, "--text has no labels, and ce needs them"),
+        ("a film\n", {"method": "movement", "epochs": 2, "task": "ner"}, "training needs the words of ner"),
+        ("a film\n", {"epochs": 2, "method": "cap-m", "task": "text-pair-classification"}, "line 1 of .* has 0 tabs"),
         ("a film\n", {"method": "fisher", "task": "regression"}, "fisher needs labels for regression"),
-        ("a film\n", {"heal": 2, "task": "ner"}, "--heal needs the words of ner"),
+        ("a film\n", {"heal": 2, "task": "ner"}, "training needs the words of ner"),
     ],
 )
 def test_texts_that_do_not_serve(
@@ -357,7 +403,9 @@ def test_texts_that_do_not_serve(
 ) -> None:
     if content is not None:
         (tmp_path / "texts.txt").write_text(content)
-    data = {"regression": tiny.numbers, "ner": tiny.tags}.get(chosen.get("task", ""), tiny.data)
+    data = {"regression": tiny.numbers, "ner": tiny.tags, "text-pair-classification": tiny.pairs}.get(
+        chosen.get("task", ""), tiny.data
+    )
     chosen = {"model": fine_tuned, "method": "wanda", "epochs": 0, "data": data, **chosen}
     chosen["model"] = chosen["model"] or tiny.model
     with pytest.raises(CapError, match=said):
