@@ -175,4 +175,4 @@ def doubts(models: Mapping[str, Scored], split: str, primary: str, remedy: str =
 def _score(one: Scored, primary: str) -> str:
     value = one.metrics[primary]
     shown = "undefined" if math.isnan(value) else number(value)
-    return f"{shown} (the same answer to everything: {one.constant})" if one.constant else shown
+    return f"{shown} (always {one.constant})" if one.constant else shown

@@ -58,7 +58,7 @@ def template(name: str) -> Template:
     from markupsafe import Markup, escape
 
     html = name.endswith(".html.j2")
-    inert = functools.partial(plain, limit=400) if html else markdown
+    inert = functools.partial(plain if html else markdown, limit=400)
     environment = Environment(
         loader=PackageLoader("capcli.reporting", "templates"),
         autoescape=html,
