@@ -36,7 +36,11 @@ def main() -> None:
     threads = counted(export.latency.threads, "thread") if export.latency else NOT_MEASURED
     console = Console()
     console.print(table)
-    console.print(f"one text: median over texts of {report.task} at their own lengths, {threads}", style="dim")
+    chance = number(report.metrics.chance.get(first))
+    console.print(
+        f"guessing: {first} {chance}; one text: median over texts of {report.task} at their own lengths, {threads}",
+        style="dim",
+    )
 
 
 def speed(latency: Latency | None) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 What takes a function per kind is a table by the same names where that function is at home: `labels.PARSERS`,
 `classes.CODERS`, `task_losses.TASK_LOSSES` and `DISTILLATIONS`, `metrics.METRICS`, `answers.ANSWERS`,
-`classifiers.LINEAR`.
+`chance.CONSTANTS`, `classifiers.LINEAR`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from capcli.errors import CheckFailed
 from capcli.events import Event, told
 from capcli.exporting import agreement
 from capcli.exporting.job import Export, Opened, event_of, what_it_gives
-from capcli.measuring import latency, scoring
+from capcli.measuring import chance, latency, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models import predictor
 from capcli.models.model import place
@@ -44,7 +44,7 @@ def checked(
         before = before or (yield from scored(job, predictor.of_network(job.original, job.on), "before"))
         after = after or (yield from scored(job, opened.model, "after"))
         metrics = _metrics(job, before, after)
-        notes += [*after.doubts, *_constant(job, after)]
+        notes += [*after.doubts, *_guessing(job, before, after)]
     elif job.lossy:
         notes.append("the weights were changed, and the accuracy was not measured again")
     if job.config.to in ("sliced", "onnx") or opened.model.runtime == "sparse":
@@ -115,13 +115,19 @@ def _metrics(job: Export, before: Measured, after: Measured) -> ExportMetrics:
         n_examples=after.n_examples,
         confidence_95=intervals(after.confidence_95),
         after=after.metrics,
+        chance=after.chance,
+        at_chance=after.at_chance,
         agreement=scoring.agreed(after, before).value,
     )
 
 
-def _constant(job: Export, after: Measured) -> list[str]:
-    """The note on an export that gives the same answer to everything."""
-    return [scoring.same_answer("the export", job.known.held_out.name, after.constant)] if after.constant else []
+def _guessing(job: Export, before: Measured, after: Measured) -> list[str]:
+    """A note when the model that was exported, the export or both are no better than guessing, unless its run said so
+    of the model."""
+    run, primary = job.history, job.known.data.primary
+    if run and run.metrics and primary in run.metrics.at_chance.pruned:
+        return []
+    return chance.doubts({"the model before": before, "the export": after}, job.known.held_out.name, primary)
 
 
 def _speed(job: Export, opened: Opened) -> Generator[Event, None, Speed]:

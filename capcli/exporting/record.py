@@ -16,7 +16,7 @@ from capcli.models import artifact
 from capcli.predicting.usage import usage
 from capcli.records.exported import ExportRecord, Ladder, LayerSize, Measurements
 from capcli.records.parts import Sparsity
-from capcli.records.pruned import Metrics, Report, Size
+from capcli.records.pruned import AtChance, Metrics, Report, Size
 from capcli.reporting.card import eval_results, render_card
 
 
@@ -88,7 +88,8 @@ def _metrics(job: Export, record: ExportRecord, of_run: Metrics) -> Metrics:
     again = record.metrics
     if again is None:
         return Metrics() if job.lossy else of_run
-    dense = of_run.dense if of_run.n_examples == again.n_examples else {}
+    same = of_run.n_examples == again.n_examples  # or the metrics of the dense model are about other examples
+    dense, guessed = (of_run.dense, of_run.at_chance.dense) if same else ({}, ())
     return Metrics(
         primary=again.primary,
         split=again.split,
@@ -96,7 +97,9 @@ def _metrics(job: Export, record: ExportRecord, of_run: Metrics) -> Metrics:
         confidence_95=again.confidence_95,
         dense=dense,
         pruned=again.after,
-        retention=scoring.retention(again.after, dense),
+        chance=again.chance,
+        at_chance=AtChance(dense=guessed, pruned=again.at_chance),
+        retention=scoring.retention(again.after, dense, guessed),
     )
 
 

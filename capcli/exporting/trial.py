@@ -102,7 +102,8 @@ def _latency(limits: Gates, speed: Latency) -> tuple[Gate, ...]:
 
 
 def _drops(limits: Gates, after: Measured, before: Measured) -> tuple[Gate, ...]:
-    """How far the metrics fell below those of the model as it was loaded, on the same examples."""
+    """How far the metrics fell below those of the model as it was loaded, on the same examples. A model that only
+    guesses has limits too: what is asked here is whether the export is still that model."""
     differences, ratios = scoring.paired(after, before)
     found = Evidence(
         primary="",

@@ -10,9 +10,10 @@ from pathlib import Path
 from capcli.config.measure import EvalConfig
 from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, FileError
-from capcli.measuring import noise
+from capcli.measuring import chance, noise
+from capcli.measuring.chance import Known, Scored
 from capcli.measuring.noise import Estimate
-from capcli.measuring.scoring import Measured, agreed, paired, same_answer
+from capcli.measuring.scoring import Measured, agreed, paired
 from capcli.models.predictor import Predictor
 from capcli.records.measured import Baseline, EvalResult, Perturbed, stored_scores
 from capcli.records.parts import Noisy, Scores
@@ -45,12 +46,18 @@ TAKES = "--baseline takes a model, or a report of cap prune or cap eval"
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What the baseline gives: its row of the result, ours minus and ours by its metrics, how often both agree."""
+    """What the baseline gives: its row of the result, ours minus and ours by its metrics, how often both agree.
+
+    scored: what is known of it on the first split. at_chance: of the metrics in which it is no better than guessing,
+    what guessing scores.
+    """
 
     baseline: Baseline | None = None
     differences: dict[str, Estimate] = field(default_factory=dict)
     ratios: dict[str, Estimate] = field(default_factory=dict)
     agreement: Estimate | None = None
+    scored: Scored | None = None
+    at_chance: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -64,12 +71,13 @@ def with_model(
         by_name = paired(one, theirs[change])
         differences |= {name + change: value for name, value in by_name[0].items()}
         ratios |= {name + change: value for name, value in by_name[1].items()}
-    table, same = theirs[""].table, theirs[""].constant
+    table = theirs[""].table
     row = Baseline(
         model=config.baseline,
         metrics=table.metrics,
         confidence_95=table.confidence_95,
         n_examples=table.n_examples,
+        at_chance=table.at_chance,
         perturbed={change[1:]: one.table for change, one in theirs.items() if change},
     )
     return Compared(
@@ -77,14 +85,22 @@ def with_model(
         differences=differences,
         ratios=ratios,
         agreement=agreed(ours[""], theirs[""]),
-        notes=(same_answer("the baseline", next(iter(data.evals)), same),) if same else (),
+        scored=theirs[""],
+        at_chance=_at_chance(theirs),
     )
+
+
+def _at_chance(theirs: Mapping[str, Scored]) -> dict[str, float]:
+    """By change of the texts, the metrics in which a baseline is no better than guessing: what guessing scores."""
+    return {name + change: one.chance[name] for change, one in theirs.items() for name in one.at_chance}
 
 
 def with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured]) -> Compared:
     """Compare with a stored result of prune or eval about as many examples; changed texts with changed."""
     row = stored_baseline(config, data, ours[""].n_examples)
     row = replace(row, perturbed={name: one for name, one in row.perturbed.items() if f"@{name}" in ours})
+    scored = {"": _scored(row, ours[""])}
+    scored |= {f"@{name}": _scored(one, ours[f"@{name}"]) for name, one in row.perturbed.items()}
     theirs = _estimates(row)
     for change, scores in row.perturbed.items():
         theirs |= {f"{name}@{change}": one for name, one in _estimates(scores).items()}
@@ -93,11 +109,19 @@ def with_report(config: EvalConfig, data: TaskData, ours: Mapping[str, Measured]
     exact = [name for name in both if theirs[name].at is None]
     note = f"{config.baseline} has no intervals for {', '.join(exact)}: the values are treated as exact"
     return Compared(
-        baseline=row,
+        baseline=replace(row, at_chance=tuple(scored[""].at_chance)),
         differences={name: noise.difference(mine[name], theirs[name]) for name in both},
         ratios={name: noise.ratio(mine[name], theirs[name]) for name in both if theirs[name].value > 0},
+        scored=scored[""],
+        at_chance=_at_chance(scored),
         notes=(note,) if exact else (),
     )
+
+
+def _scored(theirs: Scores | Baseline, ours: Measured) -> Known:
+    """What a stored result tells of the same examples, on which guessing scores the same."""
+    found = chance.at_chance(theirs.metrics, theirs.confidence_95, ours.chance, ours.n_examples)
+    return Known(metrics=theirs.metrics, chance=ours.chance, at_chance=found)
 
 
 def stored_baseline(config: EvalConfig, data: TaskData, n_examples: int) -> Baseline:

@@ -26,6 +26,7 @@ class Evidence:
     """What the gates of one model are held against; what is missing was not measured.
 
     differences: metric minus that of the baseline. ratios: metric by that of the baseline, where that is above zero.
+    at_chance: what guessing scores, of the metrics in which the baseline is no better; their ratios say nothing.
     """
 
     primary: str
@@ -33,6 +34,7 @@ class Evidence:
     baseline: Mapping[str, float] = field(default_factory=dict)
     differences: Mapping[str, Estimate] = field(default_factory=dict)
     ratios: Mapping[str, Estimate] = field(default_factory=dict)
+    at_chance: Mapping[str, float] = field(default_factory=dict)
     weights_bytes: float | None = None
     latency_ms: Estimate | None = None
 
@@ -97,14 +99,14 @@ def check(gates: Gates, found: Evidence) -> tuple[Gate, ...]:
             rows.append(_row(f"{flag} {name}", _value(name, op), op, limit, found.metrics.get(name), level))
     for name, limit, relative in parse_drops(gates.max_drop):
         if relative:
-            drop = _mirrored(found.ratios.get(name), 1)
+            drop = _mirrored(_ratio(name, found), 1)
             row = _row(f"max relative drop {name}", _fall(name, relative=True), "<=", limit, drop, level)
             rows.append(_explained(row, name, found))
         else:
             drop = _mirrored(found.differences.get(name), 0)
             rows.append(_row(f"max drop {name}", _fall(name, relative=False), "<=", limit, drop, level))
     if gates.min_retention:
-        kept = found.ratios.get(found.primary)
+        kept = _ratio(found.primary, found)
         row = _row("min retention", _kept(found.primary), ">=", gates.min_retention, kept, level)
         rows.append(_explained(row, found.primary, found))
     if gates.max_bytes:
@@ -127,12 +129,19 @@ def _mirrored(estimate: Estimate | None, start: float) -> Estimate | None:
     return Estimate(start - estimate.value, at if estimate.at else None)
 
 
+def _ratio(name: str, found: Evidence) -> Estimate | None:
+    """A metric by that of the baseline; None where the baseline is no better than guessing."""
+    return None if name in found.at_chance else found.ratios.get(name)
+
+
 def _explained(row: Gate, name: str, found: Evidence) -> Gate:
     """The gate, saying why a ratio has no value though both metrics have one."""
     theirs = found.baseline.get(name)
     if row.value is not None or theirs is None or name not in found.metrics:
         return row
-    return replace(row, message=f"{row.metric} has no meaning: the baseline's value is {theirs:.6g}, not above zero")
+    guessing = f"no better than guessing ({found.at_chance[name]:.6g})" if name in found.at_chance else ""
+    why = guessing or "not above zero"
+    return replace(row, message=f"{row.metric} has no meaning: the baseline's value is {theirs:.6g}, {why}")
 
 
 def _row(name: str, what: _Said, op: str, limit: float, estimate: Estimate | None, level: float) -> Gate:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from capcli.data import tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
-from capcli.measuring import answers, metrics, noise
+from capcli.measuring import answers, chance, metrics, noise
 from capcli.measuring.metrics import CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.models.predict import Progress
@@ -28,6 +28,8 @@ class Measured:
     """Metrics of one split, with 95 % intervals, and the truth and outputs they come from; see `measuring.metrics`.
 
     doubts: what the model could not read of the texts. constant: its answer, where that is the same to all of them.
+    chance: what guessing scores, and at_chance: in which metrics the model is no better; see `measuring.chance`. Empty
+    where no interval was asked for.
     """
 
     metrics: dict[str, float]
@@ -39,6 +41,8 @@ class Measured:
     seed: int
     doubts: tuple[str, ...] = ()
     constant: str = ""
+    chance: Mapping[str, float] = field(default_factory=dict)
+    at_chance: tuple[str, ...] = ()
 
     def estimates(self) -> dict[str, Estimate]:
         """The metrics with their intervals at any level."""
@@ -60,6 +64,8 @@ class Measured:
             metrics=self.metrics | self.calibration,
             confidence_95=intervals(self.confidence_95),
             n_examples=self.n_examples,
+            chance=self.chance,
+            at_chance=self.at_chance,
         )
 
 
@@ -90,22 +96,22 @@ def scored(
     truth, outputs = answers.read(kind, labels, examples, logits.cpu().double().numpy())
     whole = bool(torch.isfinite(logits).all())  # or the answers would be those of the comparisons with NaN
     values = metrics.measure(kind, names, truth, outputs) if whole else dict.fromkeys(names, math.nan)
+    ends = metrics.intervals(kind, names, truth, outputs, seed) if with_intervals and whole else {}
+    constant = answers.constant(kind, labels, truth, outputs) if whole else ""
+    by_chance = chance.of(kind, names, truth, outputs) if with_intervals else {}
     return Measured(
         metrics=values,
-        confidence_95=metrics.intervals(kind, names, truth, outputs, seed) if with_intervals and whole else {},
+        confidence_95=ends,
         n_examples=len(truth),
         kind=kind,
         truth=truth,
         outputs=outputs,
         seed=seed,
         doubts=tokens.doubts(examples, examples.split.name) if examples.split else (),
-        constant=answers.constant(kind, labels, truth, outputs) if whole else "",
+        constant=constant,
+        chance=by_chance,
+        at_chance=chance.at_chance(values, ends, by_chance, len(truth), is_constant=bool(constant)),
     )
-
-
-def same_answer(model: str, split: str, answer: str) -> str:
-    """The note on a model that gives the same answer to all that it is asked."""
-    return f"{model} gives the same answer to everything in {split}: {answer}"
 
 
 def encoded(model: Predictor, split: Split, source: TaskConfig, check: Callable[[], None] = lambda: None) -> Examples:
@@ -145,7 +151,13 @@ def agreed(ours: Measured, theirs: Measured) -> Estimate:
     )
 
 
-def retention(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
-    """Share of each baseline metric that is kept; only for baselines above zero."""
-    known = {name: value for name, value in baseline.items() if value is not None and value > 0}
+def retention(
+    ours: Mapping[str, float], baseline: Mapping[str, float], at_chance: Collection[str] = ()
+) -> dict[str, float]:
+    """Share of each baseline metric that is kept; only for baselines above zero that are better than guessing.
+
+    at_chance: the metrics in which the baseline is not.
+    """
+    told = {name: value for name, value in baseline.items() if name not in at_chance}
+    known = {name: value for name, value in told.items() if value is not None and value > 0}
     return {name: value / known[name] for name, value in ours.items() if name in known}

@@ -18,7 +18,7 @@ from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
 from capcli.errors import RunFailed
 from capcli.events import Event, told
-from capcli.measuring import latency, scoring, size
+from capcli.measuring import chance, latency, scoring, size
 from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.predicting.usage import usage
@@ -26,11 +26,12 @@ from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
 from capcli.pruning.student import untrained
-from capcli.pruning.teacher import other_steps, teacher_again
+from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
 from capcli.records.parts import FileFacts, MatrixSparsity, Sparsity
 from capcli.records.pruned import (
+    AtChance,
     CurveExamples,
     HistoryRow,
     Latencies,
@@ -47,6 +48,10 @@ from capcli.reporting import documents
 from capcli.reporting.card import render_card
 from capcli.reporting.text import counted, first_few, number
 from capcli.runtime import choice
+
+# What helps a pruned model that lost too much, with training and without.
+TRAINED = "lower --sparsity, or use more --epochs or training data"
+UNTRAINED = "training will be needed; raise --heal, use --method fisher with --epochs, or a lower --sparsity"
 
 
 def write_artefact(
@@ -69,7 +74,7 @@ def write_artefact(
     storage.check(wanted, reopened.net)
     event = setup.meter.stoppable("evaluate pruned")
     pruned = yield from measure_splits(setup, reopened, event)
-    for note in _same_answers("the pruned model", pruned):
+    for note in _guessing(setup, dense, pruned):
         yield setup.meter.of("evaluate pruned")(done=1, total=1, note=note)
     counted = _sparsity(reopened, out, config.sparsity, pruner.errors)
     if (counted.kept_weights or 0) > kept:
@@ -189,21 +194,20 @@ def _record(
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
             *(_fall(setup.data.primary, dense[first], pruned[first]) if not config.epochs else []),
-            *_same_answers("the dense model", dense),
-            *_same_answers("the pruned model", pruned),
+            *_guessing(setup, dense, pruned),
         ),
     )
 
 
 def _fall(name: str, dense: SplitScores, pruned: SplitScores) -> list[str]:
-    """A note when the metric fell below what the noise of the examples explains: below the dense model's interval."""
+    """A note when the metric fell below what the noise of the examples explains: below the dense model's interval.
+    Where guessing is as good, another note says so."""
     ends = dense.confidence_95.get(name)
-    if ends is None or not pruned.metrics[name] < ends[0]:
+    if ends is None or not pruned.metrics[name] < ends[0] or name in pruned.at_chance:
         return []
     return [
         f"{name} fell from {number(dense.metrics[name])} to {number(pruned.metrics[name])}, by more than the noise of "
-        f"{counted(dense.n_examples or 0, 'example')}: training will be needed; raise --heal, "
-        "use --method fisher with --epochs, or a lower --sparsity"
+        f"{counted(dense.n_examples or 0, 'example')}: {UNTRAINED}"
     ]
 
 
@@ -213,7 +217,9 @@ def _metrics(primary: str, dense: Mapping[str, SplitScores], pruned: Mapping[str
         name: SplitMetrics(
             dense=dense[name].metrics,
             pruned=one.metrics,
-            retention=scoring.retention(one.metrics, dense[name].metrics),
+            chance=one.chance,
+            at_chance=AtChance(dense=dense[name].at_chance, pruned=one.at_chance),
+            retention=scoring.retention(one.metrics, dense[name].metrics, dense[name].at_chance),
             n_examples=one.n_examples,
             confidence_95=one.confidence_95,
         )
@@ -234,6 +240,11 @@ def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timin
     )
 
 
-def _same_answers(model: str, found: Mapping[str, SplitScores]) -> list[str]:
-    """Notes on a model whose answers to a split are all the same."""
-    return [scoring.same_answer(model, name, one.constant) for name, one in found.items() if one.constant]
+def _guessing(setup: Setup, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> list[str]:
+    """For each split a note when the dense model, the pruned one or both only guess, and what helps."""
+    primary, lost = setup.data.primary, TRAINED if setup.config.epochs else UNTRAINED
+    notes = []
+    for name, one in pruned.items():
+        remedy = weak_teacher(setup) if primary in dense[name].at_chance else lost
+        notes += chance.doubts({"the dense model": dense[name], "the pruned model": one}, name, primary, remedy)
+    return notes

@@ -320,7 +320,7 @@ def measured(
 def measure_splits(
     setup: Setup, model: Model, event: Callable[..., Event]
 ) -> Generator[Event, None, dict[str, SplitScores]]:
-    """Metrics of every evaluation split by name, and what the model answers where it answers all the same."""
+    """Metrics of every evaluation split by name, what guessing scores, and a model's one answer to everything."""
     found = {}
     for name, examples in setup.evals.items():
         one = yield from told(measured(setup, model, examples), event)
@@ -329,6 +329,8 @@ def measure_splits(
             confidence_95=intervals(one.confidence_95),
             n_examples=one.n_examples,
             constant=one.constant,
+            chance=one.chance,
+            at_chance=one.at_chance,
         )
     return found
 

@@ -14,6 +14,7 @@ from capcli.config.prune import PruneConfig
 from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, ModelError
 from capcli.events import Event, told
+from capcli.measuring import chance
 from capcli.models import loading, predict, stock
 from capcli.models.model import Model, copy, place
 from capcli.pruning import banks, train
@@ -103,6 +104,13 @@ def other_steps(setup: Setup) -> list[str]:
     return [f"the teacher was trained with {', '.join(options)}"] if options else []
 
 
+def weak_teacher(setup: Setup) -> str:
+    """What helps when the dense model is no better than guessing."""
+    if setup.teacher:
+        return "use a teacher that has learned the task"
+    return "use more --teacher-epochs or training data, or a larger model"
+
+
 def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
     theirs, ours = teacher.net.config.hidden_size, student.net.config.hidden_size
     if "fic" in config.loss_names and theirs != ours:
@@ -139,6 +147,9 @@ def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[A
     folder = setup.run.work / of["stage"]
     if (yield from found_stage(setup, of)) is None:
         measured = yield from measure_splits(setup, teacher, setup.meter.stoppable("evaluate dense"))
+        for name, one in measured.items():  # said now, as pruning may take hours
+            for note in chance.doubts({"the dense model": one}, name, setup.data.primary, weak_teacher(setup)):
+                yield setup.meter.of("evaluate dense")(done=1, total=1, note=note)
         setup.run.check()
         with files.publish(folder) as staging:
             files.write_json(staging / "metrics.json", to_json(measured))

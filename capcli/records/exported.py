@@ -96,7 +96,7 @@ class ExportSize:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportMetrics:
-    """Metrics before and after, on the same examples."""
+    """Metrics before and after, on the same examples; `at_chance` are those in which the export only guesses."""
 
     split: str | None = None
     primary: str | None = None
@@ -104,6 +104,8 @@ class ExportMetrics:
     n_examples: int | None = None
     confidence_95: Intervals = field(default_factory=dict)
     after: Values = field(default_factory=dict)
+    chance: Values = field(default_factory=dict)
+    at_chance: tuple[str, ...] = ()
     agreement: float | None = None
 
 

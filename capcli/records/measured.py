@@ -39,12 +39,16 @@ class Perturbed:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What an evaluation was compared with; `n_examples` of a model, not of a stored result."""
+    """What an evaluation was compared with; `n_examples` of a model, not of a stored result.
+
+    at_chance: the metrics in which it is no better than guessing, of which there is no retention.
+    """
 
     model: str | None = None
     metrics: Values = field(default_factory=dict)
     confidence_95: Intervals = field(default_factory=dict)
     n_examples: int | None = field(default=None, metadata=ABSENT)
+    at_chance: tuple[str, ...] = ()
     perturbed: Mapping[str, Scores] = field(default_factory=dict)
     latency: Latency | None = field(default=None, metadata=ABSENT)
 
@@ -63,6 +67,8 @@ class EvalResult(Versioned):
     metrics: Values = field(default_factory=dict)
     confidence_95: Intervals = field(default_factory=dict)
     n_examples: int | None = None
+    chance: Values = field(default_factory=dict)
+    at_chance: tuple[str, ...] = ()
     splits: Mapping[str, Scores] = field(default_factory=dict)
     perturbed: Mapping[str, Perturbed] = field(default_factory=dict)
     seed: int | None = None
@@ -92,6 +98,8 @@ def stored_scores(path: str, hint: str) -> EvalResult:
         metrics=report.metrics.pruned,
         confidence_95=report.metrics.confidence_95,
         n_examples=report.metrics.n_examples,
+        chance=report.metrics.chance,
+        at_chance=report.metrics.at_chance.pruned,
     )
 
 
@@ -111,7 +119,11 @@ class LayerScore:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """The probes of one task: what they were trained and tested on, their mean over the seeds and its noise."""
+    """The probes of one task: what they were trained and tested on, their mean over the seeds and its noise.
+
+    chance: what the best answer scores that is the same for all examples; at_chance: whether the mean is no better than
+    that, beyond the noise.
+    """
 
     metric: str | None = None
     probe: str | None = field(default=None, metadata=ABSENT)
@@ -126,6 +138,8 @@ class TaskScore:
     deviation: float | None = None
     confidence_95: Interval | None = None
     values: tuple[float, ...] = ()
+    chance: float | None = None
+    at_chance: bool | None = None
     layers: tuple[LayerScore, ...] | None = field(default=None, metadata=ABSENT)
 
 
@@ -141,7 +155,7 @@ class ProbeBaseline:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult(Versioned):
-    """The result of `cap probe`."""
+    """The result of `cap probe`; `chance` is the mean over the tasks of what guessing scores."""
 
     model: str | None = None
     sha256: str | None = None
@@ -153,6 +167,7 @@ class ProbeResult(Versioned):
     seed: int | None = None
     tasks: Mapping[str, TaskScore] = field(default_factory=dict)
     mean: Noisy | None = None
+    chance: float | None = None
     baselines: tuple[ProbeBaseline, ...] = ()
     size: ModelSize = field(default_factory=ModelSize)
     latency: Latency | None = field(default=None, metadata=EMPTY)

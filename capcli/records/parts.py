@@ -27,11 +27,17 @@ def intervals(ends: Mapping[str, Sequence[float]]) -> Intervals:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The metrics of a model on one split, by name."""
+    """The metrics of a model on one split, by name.
+
+    chance: what the best answer scores that is the same for all examples. at_chance: the metrics in which the model is
+    no better than that, beyond the noise.
+    """
 
     metrics: Values = field(default_factory=dict)
     confidence_95: Intervals = field(default_factory=dict)
     n_examples: int | None = field(default=None, metadata=ABSENT)
+    chance: Values = field(default_factory=dict)
+    at_chance: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,26 @@ class SplitScores:
     confidence_95: Intervals = field(default_factory=dict)
     n_examples: int | None = None
     constant: str = ""
+    chance: Values = field(default_factory=dict)
+    at_chance: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtChance:
+    """In which metrics each of the two models is no better than guessing, beyond the noise."""
+
+    dense: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitMetrics:
-    """Metrics of one split before and after."""
+    """Metrics of one split before and after; `chance` is what the best answer scores that is the same for all."""
 
     dense: Values = field(default_factory=dict)
     pruned: Values = field(default_factory=dict)
+    chance: Values = field(default_factory=dict)
+    at_chance: AtChance = field(default_factory=AtChance)
     retention: Values = field(default_factory=dict)
     n_examples: int | None = None
     confidence_95: Intervals = field(default_factory=dict)
@@ -39,6 +51,8 @@ class Metrics:
     split: str | None = None
     dense: Values = field(default_factory=dict)
     pruned: Values = field(default_factory=dict)
+    chance: Values = field(default_factory=dict)
+    at_chance: AtChance = field(default_factory=AtChance)
     retention: Values = field(default_factory=dict)
     n_examples: int | None = None
     confidence_95: Intervals = field(default_factory=dict)

@@ -25,7 +25,7 @@ MAX_ANNOTATIONS = 8  # GitHub shows ten errors per step; two are left for the st
 COLUMNS = (
     "kind", "model", "task", "split", "layer", "name", "value", "low", "high", "deviation", "examples", "baseline",
     "baseline_value", "baseline_low", "baseline_high", "difference", "difference_low", "difference_high", "moved",
-    "limit", "passed",
+    "limit", "passed", "chance",
 )  # fmt: skip
 
 
@@ -110,6 +110,7 @@ def _csv_row(value: Value) -> list[str]:
     numbers = (
         value.value, low, high, value.deviation, value.examples, value.baseline, value.baseline_value, baseline_low,
         baseline_high, value.difference, difference_low, difference_high, value.moved, value.limit, value.passed,
+        value.chance,
     )  # fmt: skip
     return [*(_text(name) for name in names), _cell(value.layer), _text(value.name), *(_cell(cell) for cell in numbers)]
 

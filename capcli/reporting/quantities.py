@@ -14,7 +14,6 @@ from capcli.reporting.run_page import MAX_ROWS, other_splits
 from capcli.stored import finite
 
 T = TypeVar("T")
-NO_INTERVAL = "–"
 MAX_BASELINES = 20
 
 
@@ -48,6 +47,7 @@ class Value:
     value: float | None = None
     interval: Interval | None = None
     deviation: float | None = None
+    chance: float | None = None
     examples: int | None = None
     baseline: str | None = None
     baseline_value: float | None = None
@@ -84,7 +84,8 @@ def _eval_values(result: EvalResult) -> list[Value]:
     about: dict[str, Any] = {"model": result.model, "task": result.task, "split": result.split, "examples": examples}
     found = [
         Value(
-            kind="metric", name=name, value=value, interval=result.confidence_95.get(name), **about,
+            kind="metric", name=name, value=value, interval=result.confidence_95.get(name),
+            chance=result.chance.get(name), **about,
             **_against(baseline.model, baseline, result.differences, name) if baseline else {},
         )
         for name, value in items_of(result.metrics)
@@ -92,9 +93,12 @@ def _eval_values(result: EvalResult) -> list[Value]:
     for other, scores in other_splits(result.splits, result.split):
         here = {**about, "split": other, "examples": scores.n_examples}
         found += [
-            Value(kind="metric", name=name, value=value, interval=scores.confidence_95.get(name), **here)
+            Value(
+                kind="metric", name=name, value=value, interval=scores.confidence_95.get(name),
+                chance=scores.chance.get(name), **here,
+            )
             for name, value in items_of(scores.metrics)
-        ]
+        ]  # fmt: skip
     found += _perturbed_values(result, about)
     if baseline:
         to = {**about, "baseline": baseline.model}
@@ -123,7 +127,8 @@ def _perturbed_values(result: EvalResult, about: Mapping[str, Any]) -> list[Valu
         found += [
             Value(
                 kind="perturbed", name=f"{name}@{change}", value=value, interval=scores.confidence_95.get(name),
-                **about, **_against("unchanged texts", result, scores.differences, name),
+                chance=result.chance.get(name), **about,
+                **_against("unchanged texts", result, scores.differences, name),
             )
             for name, value in items_of(scores.metrics)
         ]  # fmt: skip
@@ -167,6 +172,7 @@ def _probe_values(result: ProbeResult) -> list[Value]:
         found.append(
             Value(
                 kind="mean", name="mean", model=result.model, value=mean.value, interval=mean.confidence_95,
+                chance=result.chance,
                 baseline=baseline.model, baseline_value=other.value, baseline_interval=other.confidence_95,
                 difference=change.value, difference_interval=change.confidence_95,
             )
@@ -183,7 +189,8 @@ def _task_values(result: ProbeResult, task: str, row: TaskScore) -> list[Value]:
         found.append(
             Value(
                 kind="metric", name=row.metric, model=result.model, task=task, split=row.split, value=row.mean,
-                interval=row.confidence_95, deviation=row.deviation, examples=row.n_examples, baseline=baseline.model,
+                interval=row.confidence_95, deviation=row.deviation, chance=row.chance, examples=row.n_examples,
+                baseline=baseline.model,
                 baseline_value=other.mean, baseline_interval=other.confidence_95, difference=change.value,
                 difference_interval=change.confidence_95,
             )
@@ -195,7 +202,8 @@ def _layer_values(one: ProbeResult | ProbeBaseline) -> list[Value]:
     return [
         Value(
             kind="layer", name=row.metric, model=one.model, task=task, layer=layer.layer, split=row.split,
-            value=layer.mean, interval=layer.confidence_95, deviation=layer.deviation, examples=row.n_examples,
+            value=layer.mean, interval=layer.confidence_95, deviation=layer.deviation, chance=row.chance,
+            examples=row.n_examples,
         )
         for task, row in items_of(one.tasks)
         for layer in (row.layers or ())[:MAX_ROWS]

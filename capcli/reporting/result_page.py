@@ -11,7 +11,7 @@ from capcli.records.parts import Interval, Latency, ModelSparsity, Noisy
 from capcli.reporting import quantities, results, tables
 from capcli.reporting.charts import Bands, Chart, Points, drawable, line_chart
 from capcli.reporting.run_page import MAX_ROWS
-from capcli.reporting.text import NOT_MEASURED, byte_size, count, milliseconds, named, number, percent
+from capcli.reporting.text import NO_VALUE, NOT_MEASURED, byte_size, count, milliseconds, named, number, percent
 
 MAX_CHARTS = 24
 Tile = tuple[str, str, str]
@@ -49,9 +49,10 @@ def _tiles(result: Result) -> list[Tile]:
     return _probe_tiles(result) if isinstance(result, ProbeResult) else _compare_tiles(result)
 
 
-def _beside(bounds: Interval | None, otherwise: str = "") -> str:
+def _beside(bounds: Interval | None, by_chance: float | None) -> str:
     shown = tables.span(bounds)
-    return otherwise if shown == quantities.NO_INTERVAL else f"95 % interval {shown}"
+    found = [] if shown == NO_VALUE else [f"95 % interval {shown}"]
+    return ", ".join(found + ([] if by_chance is None else [f"chance {number(by_chance)}"]))
 
 
 def _eval_tiles(result: EvalResult) -> list[Tile]:
@@ -59,7 +60,11 @@ def _eval_tiles(result: EvalResult) -> list[Tile]:
     first = result.primary if result.primary in metrics else next(iter(metrics), "metric")
     change = result.differences.get(str(first), Noisy())
     return [
-        (named(first, 60), number(metrics.get(str(first))), _beside(result.confidence_95.get(str(first)))),
+        (
+            named(first, 60),
+            number(metrics.get(str(first))),
+            _beside(result.confidence_95.get(str(first)), result.chance.get(str(first))),
+        ),
         ("difference", tables.signed(change.value), _from(change, "the baseline")),
         ("same answers", percent(result.agreement), "as the baseline"),
         ("sparsity", percent(sparsity.achieved), "of the prunable weights"),
@@ -85,7 +90,7 @@ def _from(change: Noisy, baseline: str) -> str:
 def _probe_tiles(result: ProbeResult) -> list[Tile]:
     mean = result.mean or Noisy()
     return [
-        ("mean of the tasks", number(mean.value), _beside(mean.confidence_95)),
+        ("mean of the tasks", number(mean.value), _beside(mean.confidence_95, result.chance)),
         *(
             ("difference", tables.signed(change.value), _from(change, named(one.model, 60)))
             for one in quantities.baselines_of(result)[:3]

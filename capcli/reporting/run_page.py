@@ -15,7 +15,9 @@ from capcli.records.parts import Sparsity
 from capcli.records.pruned import HistoryRow, Metrics, Report, Size, SplitMetrics
 from capcli.reporting import heat_map, latency
 from capcli.reporting.charts import Chart, Points, drawable, line_chart
+from capcli.reporting.headline import Headline, headline
 from capcli.reporting.text import (
+    NO_VALUE,
     NOT_MEASURED,
     byte_size,
     count,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 500  # of any table, so that a hostile report cannot make an endless page
 MAX_PHASES = 4
+AS_GOOD = "as good"  # instead of a retention above 100 %
 SIZES = {
     "dense": "Dense model",
     "artifact": "Model, all files",
@@ -55,7 +58,7 @@ def template(name: str) -> Template:
     from markupsafe import Markup, escape
 
     html = name.endswith(".html.j2")
-    inert = functools.partial(plain, limit=400) if html else markdown
+    inert = functools.partial(plain if html else markdown, limit=400)
     environment = Environment(
         loader=PackageLoader("capcli.reporting", "templates"),
         autoescape=html,
@@ -76,6 +79,7 @@ class MetricRow:
     name: str
     dense: str
     pruned: str
+    chance: str
     interval: str
     retention: str
     difference: str
@@ -110,10 +114,24 @@ def _metric_row(metrics: Metrics | SplitMetrics, name: str, suffix: str = "") ->
     change = None if before is None or after is None else after - before
     difference = ("+" if change and change > 0 else "") + number(change)
     strip = _strip(before, after, [finite(bound) for bound in sequence(bounds)])
-    retention = percent(metrics.retention.get(name))
     return MetricRow(
-        named(name, 60) + suffix, number(dense), number(pruned), interval(bounds), retention, difference, strip
+        name=named(name, 60) + suffix,
+        dense=number(dense),
+        pruned=number(pruned),
+        chance=number(metrics.chance[name]) if name in metrics.chance else NO_VALUE,
+        interval=interval(bounds),
+        retention=_retention(metrics, name),
+        difference=difference,
+        strip=strip,
     )
+
+
+def _retention(metrics: Metrics | SplitMetrics, name: str) -> str:
+    """The share that is kept; none of a dense model that only guesses, and never more than all of it."""
+    if name in metrics.at_chance.dense:
+        return NO_VALUE
+    share = finite(metrics.retention.get(name))
+    return AS_GOOD if share is not None and share > 1 else percent(share)
 
 
 def _strip(dense: float | None, pruned: float | None, bounds: list[float | None]) -> Mapping[str, float]:
@@ -130,14 +148,16 @@ def _strip(dense: float | None, pruned: float | None, bounds: list[float | None]
 def view(report: Report) -> dict[str, Any]:
     """Everything a template shows, as text and coordinates."""
     metrics, sparsity, size = report.metrics, report.sparsity, report.size
-    rows = metric_rows(metrics)
+    rows, names = metric_rows(metrics), _metric_names(metrics, metrics.primary)
+    said = headline(metrics, names[0]) if names else Headline()
     return {
         **{key: named(getattr(report, key), 120) for key in ("model", "task", "method", "status", "device", "seed")},
         "title": _title(report),
         "command": plain(report.command or "", 8000),
         "primary": rows[0] if rows else None,
         "achieved": percent(sparsity.achieved),
-        "tiles": _tiles(report, rows),
+        "headline": said,
+        "tiles": _tiles(report, rows, said),
         "metrics": rows,
         "n_examples": count(metrics.n_examples),
         "split": named(metrics.split, 60),
@@ -166,7 +186,7 @@ def _title(report: Report) -> str:
     return f"{named(model, 120)}, pruned for {named(task, 60)}" if known else "Pruning report"
 
 
-def _tiles(report: Report, rows: Sequence[MetricRow]) -> list[tuple[str, str, str]]:
+def _tiles(report: Report, rows: Sequence[MetricRow], said: Headline) -> list[tuple[str, str, str]]:
     """The key figures as (label, figure, what to compare it with)."""
     sparsity, size = report.sparsity, report.size
     first = rows[0] if rows else None
@@ -174,8 +194,8 @@ def _tiles(report: Report, rows: Sequence[MetricRow]) -> list[tuple[str, str, st
     kept = "" if sparsity.kept_weights is None else f"{count(sparsity.kept_weights)} kept, "
     return [
         ("sparsity", percent(sparsity.achieved), f"{kept}requested {percent(sparsity.requested)}"),
-        (name, first.pruned if first else NOT_MEASURED, f"dense {first.dense if first else NOT_MEASURED}"),
-        ("retention", first.retention if first else NOT_MEASURED, f"of the dense model's {name}"),
+        (name, first.pruned if first else NOT_MEASURED, _beside(first)),
+        _kept_tile(first, name, said),
         (
             "pruned size",
             byte_size(size.artifact_bytes),
@@ -184,6 +204,20 @@ def _tiles(report: Report, rows: Sequence[MetricRow]) -> list[tuple[str, str, st
         ("whole model", percent(sparsity.whole_model), "of all weights removed"),
         ("time", duration(report.timing.total_seconds), named(report.device, 60)),
     ]
+
+
+def _beside(first: MetricRow | None) -> str:
+    """What the metric of the pruned model is to be compared with."""
+    if first is None:
+        return f"dense {NOT_MEASURED}"
+    return f"dense {first.dense}" + (f", chance {first.chance}" if first.chance != NO_VALUE else "")
+
+
+def _kept_tile(first: MetricRow | None, name: str, said: Headline) -> tuple[str, str, str]:
+    """The share that is kept or, where that says nothing, the difference."""
+    if first and said.said and first.difference != NOT_MEASURED:
+        return "difference", first.difference, f"from the dense model's {name}"
+    return "retention", said.kept or NOT_MEASURED, f"of the dense model's {name}"
 
 
 def _sparsity_rows(sparsity: Sparsity) -> list[Row]:

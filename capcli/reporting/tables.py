@@ -20,9 +20,10 @@ from capcli.records.measured import (
 from capcli.records.parts import Interval, Noisy
 from capcli.reporting import charts, latency
 from capcli.reporting.charts import Mark, Strips
-from capcli.reporting.quantities import NO_INTERVAL, baselines_of, ends, items_of
+from capcli.reporting.quantities import baselines_of, ends, items_of
 from capcli.reporting.run_page import MAX_ROWS, other_splits
 from capcli.reporting.text import (
+    NO_VALUE,
     NOT_MEASURED,
     bound,
     byte_size,
@@ -79,14 +80,19 @@ def signed(value: float | None, text: str = "") -> str:
 
 def span(bounds: Interval | None) -> str:
     """The interval of a value."""
-    return interval(bounds) if ends(bounds) else NO_INTERVAL
+    return interval(bounds) if ends(bounds) else NO_VALUE
+
+
+def by_chance(value: float | None) -> str:
+    """What guessing scores."""
+    return NO_VALUE if value is None else number(value)
 
 
 def signed_span(bounds: Interval | None) -> str:
     """The interval of a difference."""
     found = ends(bounds)
     if not found:
-        return NO_INTERVAL
+        return NO_VALUE
     return f"[{signed(found[0], bound(found[0], up=False))}, {signed(found[1], bound(found[1], up=True))}]"
 
 
@@ -103,12 +109,14 @@ def _eval_tables(result: EvalResult) -> list[ResultTable]:
     drawn, theirs = _Drawn(), result.baseline.metrics if result.baseline else {}
     for name, value in items_of(result.metrics):
         bounds = result.confidence_95.get(name)
-        drawn.add((named(name, 60), number(value), span(bounds)), value, bounds, theirs.get(name))
+        cells = (named(name, 60), number(value), by_chance(result.chance.get(name)), span(bounds))
+        drawn.add(cells, value, bounds, theirs.get(name))
     for split, scores in other_splits(result.splits, result.split):
         for name, value in items_of(scores.metrics):
             bounds = scores.confidence_95.get(name)
-            drawn.add((f"{named(name, 60)} ({named(split, 60)})", number(value), span(bounds)), value, bounds)
-    metrics = drawn.table("Metrics", ("metric", "value", "95 % interval"))
+            label, guessing = f"{named(name, 60)} ({named(split, 60)})", by_chance(scores.chance.get(name))
+            drawn.add((label, number(value), guessing, span(bounds)), value, bounds)
+    metrics = drawn.table("Metrics", ("metric", "value", "chance", "95 % interval"), CHANCE_HINT * bool(result.chance))
     against = [_baseline_table(result, result.baseline)] if result.baseline else []
     return [metrics, *against, _perturbed_table(result), *_latencies_tables(result)]
 
@@ -133,7 +141,7 @@ def _baseline_table(result: EvalResult, baseline: Baseline) -> ResultTable:
         if name in baseline.metrics:
             theirs = baseline.metrics[name]
             value, bounds = _change(result.differences, name, ours, theirs)
-            kept = percent(result.retention[name]) if name in result.retention else NO_INTERVAL
+            kept = percent(result.retention[name]) if name in result.retention else NO_VALUE
             drawn.add((named(name, 60), number(theirs), signed(value), signed_span(bounds), kept), value, bounds)
     columns = ("metric", "baseline", "difference", "95 % interval", "retention")
     return drawn.table(_against_title(baseline), columns, DIFFERENCE_HINT, zero=True)
@@ -149,6 +157,7 @@ def _change(
     return (None if a is None or b is None else a - b), None
 
 
+CHANCE_HINT = "Chance: what the best answer that is the same for all examples scores."
 DIFFERENCE_HINT = "Difference: this model minus the baseline. An interval that contains 0 is within the noise."
 
 
@@ -175,13 +184,15 @@ def _probe_tables(result: ProbeResult) -> list[ResultTable]:
     for task, row in items_of(result.tasks):
         deviation = finite(row.deviation)
         mean = number(row.mean) + ("" if deviation is None else f" ± {bound(deviation, up=True)}")
-        cells = (named(task, 60), named(row.metric, 40), mean, span(row.confidence_95), count(row.n_examples))
+        scored = (named(task, 60), named(row.metric, 40), mean, by_chance(row.chance))
+        cells = (*scored, span(row.confidence_95), count(row.n_examples))
         drawn.add(cells, row.mean, row.confidence_95, only.tasks.get(task, TaskScore()).mean)
     if found := result.mean:
-        cells = ("mean of tasks", "", number(found.value), span(found.confidence_95), "")
+        cells = ("mean of tasks", "", number(found.value), by_chance(result.chance), span(found.confidence_95), "")
         drawn.add(cells, found.value, found.confidence_95, (only.mean or Noisy()).value)
     hint = "Mean ± standard deviation over the seeds; the interval also includes the noise of the examples."
-    shown = drawn.table("Tasks", ("task", "metric", "mean", "95 % interval", "examples"), hint, n_text=2)
+    hint += f" {CHANCE_HINT}" if result.chance is not None else ""
+    shown = drawn.table("Tasks", ("task", "metric", "mean", "chance", "95 % interval", "examples"), hint, n_text=2)
     return [shown, *(_probe_against(result, one) for one in baselines), *layer_tables(result)]
 
 
@@ -226,7 +237,7 @@ def layer_tables(result: ProbeResult) -> list[ResultTable]:
 
 
 def _cell(row: LayerScore | None) -> str:
-    return NO_INTERVAL if row is None else number(row.mean)
+    return NO_VALUE if row is None else number(row.mean)
 
 
 def _compare_tables(result: Comparison) -> list[ResultTable]:
@@ -257,7 +268,7 @@ def _latency_table(rows: Sequence[Moved]) -> ResultTable:
     for row in rows[:MAX_ROWS]:
         cells = (named(row.name, 60), milliseconds(row.old), milliseconds(row.new))
         low_high = [signed(end, significant(end)) for end in ends(row.interval) or ()]
-        between = f"[{', '.join(low_high)}]" if low_high else NO_INTERVAL
+        between = f"[{', '.join(low_high)}]" if low_high else NO_VALUE
         found.append((*cells, signed(row.change, milliseconds(row.change)), between, moved(row)))
     return ResultTable("Latency", MOVES, found)
 

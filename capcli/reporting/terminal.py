@@ -131,8 +131,8 @@ def prune_summary(report: Report, path: str | PurePath | None = None) -> Group:
     """What `cap prune` shows at its end."""
     from rich.console import Group
 
-    metrics = [(m.name, m.dense, m.pruned, m.retention, m.interval) for m in metric_rows(report.metrics)]
-    table = _table(("metric", "dense", "pruned", "retention", "95 % interval"), metrics)
+    metrics = [(m.name, m.dense, m.pruned, m.chance, m.retention, m.interval) for m in metric_rows(report.metrics)]
+    table = _table(("metric", "dense", "pruned", "chance", "retention", "95 % interval"), metrics)
     return Group(facts(prune_rows(report, path)), "", table, *_latency_lines(report))
 
 
@@ -157,7 +157,7 @@ def result_summary(result: Result) -> Group:
         shown += ["", Text(table.title, style="bold", overflow="fold")] if len(drawn) > 1 else [""]
         shown.append(_table(table.columns, table.rows, n_text=table.n_text, narrow=True))
     if notes := results.notes(result):
-        shown += ["", *(Text(f"note: {note}", overflow="fold") for note in notes)]
+        shown += ["", *(Text(f"note: {note}") for note in notes)]
     gates = _gate_lines(result)
     return Group(*shown, *(("", gates) if gates else ()))
 

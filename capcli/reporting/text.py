@@ -19,6 +19,7 @@ from capcli.records.pruned import Size
 from capcli.stored import finite, sequence
 
 NOT_MEASURED = "not measured"
+NO_VALUE = "–"  # of what cannot have one here
 
 
 def plain(text: object, limit: int = 200) -> str:

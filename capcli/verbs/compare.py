@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from capcli.config.measure import Gates
 from capcli.config.paths import shortened
 from capcli.errors import ConfigError
-from capcli.measuring import metrics
+from capcli.measuring import chance, metrics
 from capcli.measuring.gates import Evidence, check, require
 from capcli.measuring.noise import (
     EVALUATED_ON,
@@ -36,13 +36,17 @@ Measured = EvalResult | ProbeResult
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """Two results by what they have in common: the estimates of both, what to compare of them, what only one has."""
+    """Two results by what they have in common: the estimates of both, what to compare of them, what only one has.
+
+    chance: what guessing scores, by the same names, where that is known.
+    """
 
     theirs: Estimates
     ours: Estimates
     shared: list[str]
     alone: list[str]
     bounds: Mapping[str, tuple[float, float]]
+    chance: Mapping[str, float]
 
 
 def compare(command: str, old: str, new: str, gates: Gates) -> Comparison:
@@ -60,7 +64,7 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Comparison:
     notes = [f"not compared, because missing from one result or measured differently: {alone}"] if alone else []
     pairs = {name: (pair.theirs[name], pair.ours[name]) for name in pair.shared}
     latency, conditions = _latency(before.latency, after.latency)
-    checked = check(gates, _evidence(command, after, pair.ours, pairs))
+    checked = check(gates, _evidence(command, after, pair, pairs))
     found = Comparison(
         kind=command,
         old=shortened(old),
@@ -77,19 +81,29 @@ def compare(command: str, old: str, new: str, gates: Gates) -> Comparison:
     return found
 
 
-def _evidence(
-    command: str, after: Measured, ours: Estimates, pairs: Mapping[str, tuple[Estimate, Estimate]]
-) -> Evidence:
+def _evidence(command: str, after: Measured, pair: _Pair, pairs: Mapping[str, tuple[Estimate, Estimate]]) -> Evidence:
     """What the gates see: the new result, and the old one as its baseline."""
     return Evidence(
         primary=str(after.primary) if isinstance(after, EvalResult) else "mean",
-        metrics=ours,
+        metrics=pair.ours,
         baseline={name: old.value for name, (old, _) in pairs.items()},
-        differences={name: difference(*_known(*pair)) for name, pair in pairs.items()},
-        ratios={name: ratio(*_known(*pair)) for name, pair in pairs.items() if pair[0].value > 0},
+        differences={name: difference(*_known(*both)) for name, both in pairs.items()},
+        ratios={name: ratio(*_known(*both)) for name, both in pairs.items() if both[0].value > 0},
+        at_chance=_at_chance(after, pair, pairs),
         weights_bytes=after.size.weights_bytes,
         latency_ms=_median(after.latency),
     )
+
+
+def _at_chance(after: Measured, pair: _Pair, pairs: Mapping[str, tuple[Estimate, Estimate]]) -> dict[str, float]:
+    """What guessing scores, of the names in which the old result is no better."""
+    n_examples = after.n_examples if isinstance(after, EvalResult) else None
+    known = {name: (old, pair.chance[name]) for name, (old, _) in pairs.items() if name in pair.chance}
+    return {
+        name: by_chance
+        for name, (old, by_chance) in known.items()
+        if chance.is_at_chance(name.partition("@")[0], old, by_chance, n_examples)
+    }
 
 
 # Two evaluations -----------------------------------------------------------------------------------------------------
@@ -104,6 +118,7 @@ def _evaluated(before: EvalResult, after: EvalResult, old: str, new: str) -> _Pa
         shared=[name for name in ours if name in theirs],
         alone=sorted(set(ours) ^ set(theirs)),
         bounds={name: metrics.bounds(name.partition("@")[0]) for name in {**theirs, **ours}},
+        chance=_eval_chance(before) | _eval_chance(after),
     )
 
 
@@ -125,6 +140,15 @@ def _eval_estimates(result: EvalResult) -> Estimates:
     return found
 
 
+def _eval_chance(result: EvalResult) -> dict[str, float]:
+    """What guessing scores, by the names of `_eval_estimates`; on changed texts as much as without the change."""
+    found = dict(result.chance)
+    others = {name: scores.chance for name, scores in result.splits.items() if name != result.split}
+    for name, by_chance in {**dict.fromkeys(result.perturbed, result.chance), **others}.items():
+        found |= {f"{metric}@{name}": value for metric, value in by_chance.items()}
+    return found
+
+
 def _estimates(scores: EvalResult | Scores | Perturbed) -> Estimates:
     return {name: stored(value, scores.confidence_95.get(name)) for name, value in scores.metrics.items()}
 
@@ -142,7 +166,14 @@ def _probed(before: ProbeResult, after: ProbeResult, old: str, new: str) -> _Pai
             "probe the same tasks, with the same examples and options",
         )
     shared += ["mean"] * (not alone and "mean" in ours and "mean" in theirs)
-    return _Pair(theirs=theirs, ours=ours, shared=shared, alone=alone, bounds=_bounds(before) | _bounds(after))
+    return _Pair(
+        theirs=theirs,
+        ours=ours,
+        shared=shared,
+        alone=alone,
+        bounds=_bounds(before) | _bounds(after),
+        chance=_probe_chance(before) | _probe_chance(after),
+    )
 
 
 def _bounds(result: ProbeResult) -> dict[str, tuple[float, float]]:
@@ -156,6 +187,12 @@ def _probe_estimates(result: ProbeResult) -> Estimates:
     found = {name: stored(row.mean, row.confidence_95) for name, row in result.tasks.items()}
     mean = result.mean
     return found | ({"mean": stored(mean.value, mean.confidence_95)} if mean else {})
+
+
+def _probe_chance(result: ProbeResult) -> dict[str, float]:
+    """What guessing scores, by task and for `mean`, where that is known."""
+    found = {**{name: row.chance for name, row in result.tasks.items()}, "mean": result.chance}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _common_tasks(before: ProbeResult, after: ProbeResult) -> tuple[list[str], list[str]]:

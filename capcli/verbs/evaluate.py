@@ -19,7 +19,7 @@ from capcli.data import dataset, perturb
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
 from capcli.events import Event, told
-from capcli.measuring import gates, latency, metrics, noise
+from capcli.measuring import chance, gates, latency, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
     load_for,
@@ -31,13 +31,15 @@ from capcli.measuring.baselines import (
 )
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
-from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, same_answer
+from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention
 from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.predictor import Predictor
 from capcli.records.measured import EvalResult, Perturbed
 from capcli.records.parts import Latency
 from capcli.sources import hub
+
+REMEDY = "prune it with a lower --sparsity, more --epochs or more training data"
 
 
 def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
@@ -82,16 +84,18 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         metrics=scores.metrics,
         confidence_95=scores.confidence_95,
         n_examples=scores.n_examples,
+        chance=scores.chance,
+        at_chance=scores.at_chance,
         splits={name: measured[name].table for name in data.evals},
         perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         seed=config.seed,
         runtime=model.row,
         sparsity=sparsity(model.model) if model.model else None,
         size=sized,
-        notes=(*data.notes, *model.notes, *said, *notes, *_said(measured, data), *found.notes),
+        notes=(*data.notes, *model.notes, *said, *notes, *_said(config, data, measured, found), *found.notes),
         latency=speed,
         baseline=baseline,
-        retention=retention(ours[""].metrics, found.baseline.metrics if found.baseline else {}),
+        retention=retention(ours[""].metrics, baseline.metrics, baseline.at_chance) if baseline else {},
         differences=rows_of(found.differences),
         agreement=found.agreement.value if found.agreement else None,
         gates=checked,
@@ -106,7 +110,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
 def _data(config: EvalConfig) -> tuple[TaskData, list[str]]:
     """The task's splits with the labels of the model, and what there is to know about their choice."""
     stored, known = artifact.stored_source(config.model), artifact.known(config.model, config.source.label_names)
-    of_run = config.source.task == stored.get("task") and same_place(config.source.data, str(stored.get("data")))
+    of_run = _of_run(config, stored)
     data = dataset.load(
         config.source,
         train=False,
@@ -123,6 +127,11 @@ def _data(config: EvalConfig) -> tuple[TaskData, list[str]]:
     if left_out := set(config.perturbations) - set(perturb.offered(data.kind, config.perturbations)):
         notes.append(f"not measured: {', '.join(sorted(left_out))}; each word of {data.name} has its own label")
     return data, notes
+
+
+def _of_run(config: EvalConfig, stored: Mapping[str, Any]) -> bool:
+    """Whether the data are those that the model was pruned on, as its folder has `stored` them."""
+    return config.source.task == stored.get("task") and same_place(config.source.data, str(stored.get("data")))
 
 
 def _origin(task: str, data: str) -> str:
@@ -220,10 +229,22 @@ def _bounds(names: Sequence[str]) -> dict[str, tuple[float, float]]:
     return {name: metrics.bounds(name.partition("@")[0]) for name in names}
 
 
-def _said(measured: Mapping[str, Measured], data: TaskData) -> list[str]:
-    """What the result says of texts that the model could not read, and of answers that are all the same."""
-    doubts = [doubt for name in data.evals for doubt in measured[name].doubts]
-    return doubts + [same_answer("the model", name, one.constant) for name, one in measured.items() if one.constant]
+def _said(config: EvalConfig, data: TaskData, measured: Mapping[str, Measured], found: Compared) -> list[str]:
+    """What the result says of texts that the model could not read, and of models that are no better than guessing.
+
+    Of changed texts only where the model is better on the unchanged ones.
+    """
+    said, first = [doubt for name in data.evals for doubt in measured[name].doubts], next(iter(data.evals))
+    remedy = REMEDY if _of_run(config, artifact.stored_source(config.model)) else ""
+    for name, one in measured.items():
+        models: dict[str, chance.Scored] = {"the model": one}
+        if name == first and found.scored:
+            models["the baseline"] = found.scored
+        if name in data.evals:
+            said += chance.doubts(models, name, data.primary, remedy * (data.primary in one.at_chance))
+        elif data.primary not in measured[first].at_chance:
+            said += chance.doubts(models, f"{first} with {name[1:]}", data.primary)
+    return said
 
 
 def _perturbed(ours: Measured, plain: Measured) -> Perturbed:
@@ -258,6 +279,7 @@ def _evidence(
         baseline=theirs,
         differences=found.differences,
         ratios=found.ratios,
+        at_chance=found.at_chance,
         weights_bytes=weights_bytes,
         latency_ms=noise.stored(speed.median_ms, speed.confidence_95),
     )

@@ -27,8 +27,8 @@ from capcli.data.kinds import KINDS, NO_LABEL
 from capcli.data.splits import Split, TaskData
 from capcli.errors import ConfigError, FileError
 from capcli.events import Event, finished, told
-from capcli.measuring import answers, classifiers, gates, latency, metrics, noise, vectors
-from capcli.measuring.probing import MEAN, SHARE, Array, Score
+from capcli.measuring import answers, chance, classifiers, gates, latency, metrics, noise, vectors
+from capcli.measuring.probing import MEAN, SHARE, Array, Baseline, Score, guessing, with_mean
 from capcli.records.codec import from_json
 from capcli.records.measured import ProbeBaseline, ProbeResult, TaskScore
 from capcli.records.parts import Latency, ModelSize
@@ -58,6 +58,7 @@ class Probed:
         """For the result."""
         layers = tuple(score.layer(index) for index, score in enumerate(self.scores))
         last = {name: value for name, value in vars(layers[-1]).items() if name != "layer"}
+        last |= {"chance": self.score.chance, "at_chance": self.score.at_chance}
         return replace(self.about, **last, layers=layers if layer == "all" else None)
 
 
@@ -91,6 +92,8 @@ def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
         else _measured(source, ours, found[source], config.layer)
         for source in config.baselines
     ]
+    rows = {name: one.row(config.layer) for name, one in ours.items()}
+    notes += guessing({config.model: rows, **{str(one.row.model): one.row.tasks for one in baselines}})
     first, speed = baselines[0] if baselines else None, _latency(encoder, config)
     checked = gates.check(config.gates, _evidence(ours, first, encoder, speed))
     result = ProbeResult(
@@ -102,8 +105,9 @@ def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
         pooling=config.pooling,
         seeds=config.seeds,
         seed=config.seed,
-        tasks={name: one.row(config.layer) for name, one in ours.items()},
+        tasks=rows,
         mean=_scores(ours)[MEAN].estimate.row(),
+        chance=_scores(ours)[MEAN].chance,
         baselines=tuple(baseline.shown() for baseline in baselines),
         size=ModelSize(weights_bytes=encoder.weights_bytes),
         latency=speed,
@@ -209,12 +213,14 @@ def _scored(data: TaskData, asked: vectors.Vectors, outputs: Array, seed: Sequen
     values = np.array([metrics.measure(data.kind, names, truth, one)[data.primary] for one in given])
     drawn = metrics.resampled(data.kind, names, truth, given, seed)[data.primary]  # [S * L, B]
     share = metrics.METRICS[data.kind][data.primary].wilson
+    by_chance = chance.of(data.kind, names, truth, given[0])[data.primary]
     picks = np.random.default_rng([*seed, 1]).integers(n_seeds, size=(n_seeds, drawn.shape[1]))
     return tuple(
         Score(
             values=values[layer::n_layers],
             draws=np.take_along_axis(drawn[layer::n_layers], picks, axis=0).mean(axis=0),
             n_examples=len(asked.split) if share else 0,
+            chance=by_chance,
         )
         for layer in range(n_layers)
     )
@@ -304,27 +310,9 @@ def _batches(
 # Results -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What the model is compared with: scores by task and `mean`, and how far those of the model are from them."""
-
-    row: ProbeBaseline
-    values: Mapping[str, float]
-    differences: Mapping[str, noise.Estimate]
-    ratios: Mapping[str, noise.Estimate]
-
-    def shown(self) -> ProbeBaseline:
-        """For the result."""
-        return replace(self.row, differences={name: one.row() for name, one in self.differences.items()})
-
-
 def _scores(found: Mapping[str, Probed]) -> dict[str, Score]:
-    """Those of the tasks, whose examples are independent, and their mean."""
-    scores = {name: one.score for name, one in found.items()}
-    if len(scores) == 1:
-        return {**scores, MEAN: next(iter(scores.values()))}
-    values, draws = (np.mean([getattr(one, what) for one in scores.values()], axis=0) for what in ("values", "draws"))
-    return {**scores, MEAN: Score(values=values, draws=draws)}
+    """Those of the tasks, and their mean."""
+    return with_mean({name: one.score for name, one in found.items()})
 
 
 def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Probed], layer: str) -> Baseline:
@@ -341,6 +329,7 @@ def _measured(source: str, ours: Mapping[str, Probed], theirs: Mapping[str, Prob
         ratios={
             name: noise.sampled_ratio(a.mean / b.mean, a.draws, b.draws) for name, (a, b) in pairs.items() if b.mean > 0
         },
+        at_chance={name: b.chance for name, (_, b) in pairs.items() if b.at_chance},
     )
 
 
@@ -373,11 +362,15 @@ def _from_file(path: str, ours: Mapping[str, Probed], found: ProbeResult) -> Bas
     else:
         theirs[MEAN] = noise.mean(list(theirs.values()))
     mine = {name: score.estimate for name, score in _scores(ours).items()}
+    by_chance = {name: score.chance for name, score in _scores(ours).items()}
+    guessed = {name: one for name, one in by_chance.items() if chance.is_at_chance("", theirs[name], one, None)}
+    rows = {name: replace(row, chance=by_chance[name], at_chance=name in guessed) for name, row in rows.items()}
     return Baseline(
         row=ProbeBaseline(model=path, tasks=rows, mean=theirs[MEAN].row()),
         values={name: one.value for name, one in theirs.items()},
         differences={name: noise.difference(mine[name], one) for name, one in theirs.items()},
         ratios={name: noise.ratio(mine[name], one) for name, one in theirs.items() if one.value > 0},
+        at_chance=guessed,
     )
 
 
@@ -391,6 +384,7 @@ def _evidence(
         baseline=baseline.values if baseline else {},
         differences=baseline.differences if baseline else {},
         ratios=baseline.ratios if baseline else {},
+        at_chance=baseline.at_chance if baseline else {},
         weights_bytes=encoder.weights_bytes,
         latency_ms=noise.stored(speed.median_ms, speed.confidence_95) if speed else None,
     )

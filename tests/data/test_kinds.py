@@ -13,7 +13,7 @@ import transformers
 import capcli
 from capcli.data import classes, labels, tasks
 from capcli.data.kinds import KINDS
-from capcli.measuring import answers, classifiers, metrics
+from capcli.measuring import answers, chance, classifiers, metrics
 from capcli.models import hf, task_losses
 
 TABLES: dict[str, Collection[str]] = {
@@ -23,6 +23,7 @@ TABLES: dict[str, Collection[str]] = {
     "task_losses.DISTILLATIONS": task_losses.DISTILLATIONS,
     "metrics.METRICS": metrics.METRICS,
     "answers.ANSWERS": answers.ANSWERS,
+    "chance.CONSTANTS": chance.CONSTANTS,
     "classifiers.LINEAR": classifiers.LINEAR,
 }
 HOUSE = Path(capcli.__file__).parent

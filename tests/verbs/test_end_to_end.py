@@ -421,7 +421,11 @@ def test_eval_of_a_dense_model_on_data_that_lack_a_tag(tiny: Tiny, dense: dict[s
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["n_examples"] == len(without) and "I-positive" in found["labels"]
-    assert [note.partition(":")[0] for note in found["notes"]] == ["measured on other data than those of the run"]
+    assert [note.partition(":")[0] for note in found["notes"]] == [
+        "measured on other data than those of the run",
+        "the model is no better than guessing on validation",
+    ]
+    assert found["confidence_95"]["f1"][0] == found["chance"]["f1"] == 0
 
 
 @pytest.mark.parametrize("task", ["text-classification", "ner"])
@@ -534,17 +538,28 @@ def test_the_report_says_what_was_not_read_and_equal_answers(
     for split, n in (("train", 8), ("validation", 4)):
         rows = [(f"a {word} film " * 9, label) for label, word in (("negative", "bad"), ("positive", "good"))]
         write_csv(tmp_path / "data" / f"{split}.csv", ("text", "label"), [*rows, ("a ☃ film", "positive")] * n)
-    report = tiny.prune(tmp_path / "out", epochs=1, teacher_epochs=1, data=str(tmp_path / "data"))
+    result = invoke(
+        *tiny.arguments(tmp_path / "out", epochs=1, teacher_epochs=1, data=str(tmp_path / "data")), "--json"
+    )
+    report = json.loads(result.stdout)
     assert report["notes"] == [
         "longer than 16 tokens, so their ends were truncated: 16 of 24 texts of train",
         "longer than 16 tokens, so their ends were truncated: 8 of 12 texts of validation",
-        "the dense model gives the same answer to everything in validation: 'negative'",
-        "the pruned model gives the same answer to everything in validation: 'negative'",
+        "the dense model and the pruned model are no better than guessing on validation: accuracy 0.3333 "
+        "(always 'negative') and 0.3333 (always 'negative'), chance 0.6667; "
+        "use more --teacher-epochs or training data, or a larger model",
     ]
+    assert report["metrics"]["at_chance"] == {name: ["accuracy", "macro_f1"] for name in ("dense", "pruned")}
+    assert report["metrics"]["retention"] == {} and report["metrics"]["chance"]["accuracy"] == pytest.approx(2 / 3)
+    early = "evaluate dense: the dense model is no better than guessing on validation: accuracy 0.3333"
+    assert 0 < result.stderr.index(early) < result.stderr.index("writing ") < result.stderr.index(report["notes"][2])
     assert report["notes"] == json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
     for page in ("report.html", "README.md"):
         text = html.unescape((tmp_path / "out" / page).read_text())
-        assert "so their ends were truncated" in text and "gives the same answer to everything" in text
+        text = text.replace("\\", "")
+        assert "so their ends were truncated" in text and report["notes"][2] in text
+        assert "Neither it nor the dense model is better than guessing: accuracy 0.3333, dense 0.3333" in text
+        assert "of the dense model" not in text.replace("from the dense model", "")
 
 
 def test_pairs(tiny: Tiny, tmp_path: Path) -> None:

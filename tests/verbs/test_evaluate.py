@@ -81,32 +81,46 @@ def test_the_same_answer_to_everything(kind: str, labels: Any, truth: Any, outpu
     assert answers.constant(kind, labels, truth, outputs) == answer
 
 
-def test_what_was_not_read_and_equal_answers_are_in_every_document(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
-    """One text is too long, most words are unknown, and the head puts out one class."""
-    shutil.copytree(pruned, tmp_path / "model")
+@pytest.fixture(scope="module")
+def dumb(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose head puts out one class, `positive`."""
+    out = tmp_path_factory.mktemp("dumb") / "model"
+    shutil.copytree(pruned, out)
     tensors = reader.load(pruned / WEIGHTS)
     tensors["classifier.weight"].zero_()
     tensors["classifier.bias"].copy_(torch.tensor([0.0, 1.0]))
     kept = [entry.name for entry in reader.inspect(pruned / WEIGHTS) if entry.kept is not None]
-    writer.save(tmp_path / "model" / WEIGHTS, tensors, kept)
+    writer.save(out / WEIGHTS, tensors, kept)
+    return out
+
+
+def test_what_was_not_read_and_models_that_guess_are_in_every_document(dumb: Path, tmp_path: Path) -> None:
+    """One text is too long, most words are unknown, and the head puts out one class."""
     rows = [("GRAND FINALE", "positive"), ("MEH " * 30, "negative"), ("a bad film", "negative")]
     write_csv(tmp_path / "data" / "validation.csv", ("text", "label"), rows)
     documents = [str(tmp_path / name) for name in ("page.html", "table.md")]
     more = ("--html", documents[0], "--markdown", documents[1], "--data", str(tmp_path / "data"))
-    found = evaluated(tmp_path / "model", *more, "--baseline", str(tmp_path / "model"))
+    found = evaluated(dumb, *more, "--baseline", str(dumb))
     said = [
         "longer than 16 tokens, so their ends were truncated: 1 of 3 texts of validation",
         "unknown to the tokenizer: 84.21 % of the tokens of validation",
-        "the model gives the same answer to everything in validation: 'positive'",
-        "the baseline gives the same answer to everything in validation: 'positive'",
+        "the model and the baseline are no better than guessing on validation: accuracy 0.3333 (always 'positive') and "
+        "0.3333 (always 'positive'), chance 0.6667",
     ]
+    assert sum("guessing" in note for note in found["notes"]) == 1
+    assert found["chance"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx(0.4)}
+    assert found["at_chance"] == found["baseline"]["at_chance"] == ["accuracy", "macro_f1"] and found["retention"] == {}
     notes = "\n".join(found["notes"])
-    table = invoke("eval", str(tmp_path / "model"), *FAST[:-2], "--data", str(tmp_path / "data"), "-q").stdout
     pages = [html.unescape(Path(name).read_text()).replace("\\", "") for name in documents]
     for note in said:
         assert note in notes
         assert all(note in page for page in pages)
-        assert note in " ".join(table.split()) or "baseline" in note
+    table = invoke("eval", str(dumb), *FAST[:-2], "--data", str(tmp_path / "data"), "-q").stdout
+    table = " ".join(table.split())
+    assert all(note in table for note in said[:2]), table
+    alone = "accuracy 0.3333 (always 'positive'), chance 0.6667"
+    assert f"note: the model is no better than guessing on validation: {alone}" in table, table
+    assert "accuracy 0.3333 0.6667 [0.0614, 0.7924]" in table  # Wilson's of 1 in 3
 
 
 def test_estimates_have_the_intervals_of_the_metrics_at_every_level() -> None:
@@ -293,6 +307,55 @@ def test_ece_is_that_of_the_probabilities_of_the_stock_model(tiny: Tiny, pruned:
     assert list(found["metrics"])[-1] == "ece" and "ece" not in found["confidence_95"]
     assert found["metrics"]["ece"] == pytest.approx(sum(gaps) / len(rows), abs=1e-4)
     assert found["splits"]["validation"]["metrics"] == found["metrics"]
+
+
+# Guessing ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_guessing_scores_is_beside_every_metric(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
+    labels = [label for _, label in rows_of(Path(tiny.data) / "validation.csv")]
+    share = max(labels.count("positive"), labels.count("negative")) / len(labels)
+    documents = {name: tmp_path / f"a.{name}" for name in ("html", "markdown", "csv")}
+    found = evaluated(pruned, *(text for name, path in documents.items() for text in (f"--{name}", str(path))))
+    assert found["chance"] == {"accuracy": pytest.approx(share), "macro_f1": pytest.approx(share / (1 + share))}
+    assert found["at_chance"] == [] and not [note for note in found["notes"] if "guessing" in note]
+    assert found["splits"]["validation"]["chance"] == found["chance"]
+    rows = list(csv.DictReader(documents["csv"].open(encoding="utf-8")))
+    chances = {row["name"]: row["chance"] for row in rows if row["kind"] == "metric"}
+    assert chances == {**{name: repr(value) for name, value in found["chance"].items()}, "ece": ""}
+    shown = f"| accuracy | {found['metrics']['accuracy']:.4f} | {share:.4f} |"
+    assert shown in documents["markdown"].read_text().replace("\\", "")
+    assert f"chance {share:.4f}" in documents["html"].read_text()
+    assert "Chance: what the best answer that is the same for all examples scores." in documents["html"].read_text()
+    assert json.loads((pruned / "report.json").read_text())["metrics"]["chance"] == found["chance"]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_share_of_what_guessing_scores_passes_no_gate(pruned: Path, dumb: Path, tmp_path: Path, stored: bool) -> None:
+    result = evaluated(dumb)
+    (tmp_path / "dumb.json").write_text(json.dumps(result))
+    baseline = str(tmp_path / "dumb.json") if stored else str(dumb)
+    accuracy, chance = result["metrics"]["accuracy"], result["chance"]["accuracy"]
+    for gate in (("--min-retention", "0.1"), ("--max-drop", "accuracy=50%")):
+        found = evaluated(pruned, "--baseline", baseline, *gate, "--junit", str(tmp_path / "gates.xml"), code=1)
+        (row,) = found["gates"]
+        said = f"has no meaning: the baseline's value is {accuracy:.6g}, no better than guessing ({chance:.6g})"
+        assert row["value"] is None and row["message"].endswith(said)
+        assert html.escape(said).replace("&#x27;", "'") in (tmp_path / "gates.xml").read_text()
+        assert found["retention"] == {} and found["baseline"]["at_chance"] == ["accuracy", "macro_f1"]
+        assert [note for note in found["notes"] if note.startswith("the baseline is no better than guessing")]
+    assert evaluated(pruned, "--baseline", baseline, "--max-drop", "accuracy=0.01")["passed"], "a difference has one"
+
+
+def test_two_stored_results_have_the_same_rule(pruned: Path, dumb: Path, tmp_path: Path) -> None:
+    for name, model in (("old", dumb), ("new", pruned)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(evaluated(model)))
+    both = ("eval", "--compare", str(tmp_path / "old.json"), str(tmp_path / "new.json"), "--json", "-q")
+    result = invoke(*both, "--min-retention", "0.5")
+    assert result.exit_code == 1
+    assert "no better than guessing" in json.loads(result.stdout)["gates"][0]["message"]
+    again = invoke(*both[:2], *both[3:1:-1], *both[4:], "--min-retention", "0.1")
+    assert again.exit_code == 0, "the other way round the old result is a model that learned"
 
 
 # The baseline --------------------------------------------------------------------------------------------------------
