@@ -171,6 +171,27 @@ def test_the_card_says_whose_metrics_it_shows(pruned: Path, tmp_path: Path, made
     assert SAME_ANSWERS in card_of(tmp_path / "exact")[1]
 
 
+def test_an_export_of_a_model_that_guesses_says_so_once(pruned: Path, tmp_path: Path) -> None:
+    """In its own record if the report of the run does not; there is nothing to keep."""
+    shutil.copytree(pruned, tmp_path / "run")
+    tensors = reader.load(pruned / WEIGHTS)
+    tensors["classifier.weight"].zero_()
+    kept = [entry.name for entry in reader.inspect(pruned / WEIGHTS) if entry.kept is not None]
+    writer.save(tmp_path / "run" / WEIGHTS, tensors, kept)
+    found = exported(tmp_path / "run", tmp_path / "a", "--to", "sparse", "--dtype", "int8")
+    assert found["metrics"]["at_chance"] == list(found["metrics"]["after"])
+    assert found["metrics"]["chance"] == found["run"]["metrics"]["chance"]
+    said = "the model before and the export are no better than guessing on validation: accuracy"
+    assert sum(said in note for note in found["notes"]) == 1
+    _, text = card_of(tmp_path / "a")
+    assert "It is no better than guessing" in text and "the rest keeps" not in text
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report["metrics"]["at_chance"]["pruned"] = ["accuracy"]
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    again = exported(tmp_path / "run", tmp_path / "b", "--to", "sparse", "--dtype", "int8")
+    assert not [note for note in again["notes"] if "guessing" in note]
+
+
 def test_some_examples_are_not_compared_with_all(in_32_bits: Path, tmp_path: Path) -> None:
     found = exported(in_32_bits, tmp_path / "out", "--to", "sparse", "--dtype", "fp16", "--max-eval-samples", "5")
     assert found["metrics"]["n_examples"] == 5 and set(found["metrics"]["before"]) == set(found["metrics"]["after"])

@@ -319,6 +319,37 @@ def test_an_earlier_result_is_a_baseline(tiny: Tiny, trained: Path, tmp_path: Pa
     assert found["passed"] and len(found["gates"]) == 2
 
 
+def test_a_probe_is_compared_with_guessing(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
+    found = capcli.probe(settings(tiny, model=str(trained), layer="all"))
+    labels = [line.rsplit(",", 1)[1] for line in (Path(tiny.data) / "validation.csv").read_text().splitlines()[1:]]
+    share = max(labels.count("positive"), labels.count("negative")) / len(labels)
+    row = found["tasks"]["text-classification"]
+    assert row["chance"] == found["chance"] == pytest.approx(share) and row["at_chance"] is False
+    assert not [note for note in found["notes"] if "guessing" in note]
+    row |= {"mean": 0.5, "confidence_95": [0.4, 0.6], "layers": None}
+    path = tmp_path / "guessing.json"
+    path.write_text(json.dumps({**found, "layer": "last", "mean": {"value": 0.5, "confidence_95": [0.4, 0.6]}}))
+    again = capcli.probe(settings(tiny, model=str(trained), baseline=str(path), gates=Gates(min_retention=0.1)))
+    [gate], [baseline] = again["gates"], again["baselines"]
+    why = f"the baseline's value is 0.5, no better than guessing ({share:.6g})"
+    assert not gate["passed"] and gate["message"] == f"retention of mean has no meaning: {why}"
+    assert baseline["tasks"]["text-classification"]["at_chance"] is True
+    said = f"text-classification (accuracy 0.5000, chance {share:.4f})"
+    assert f"…/guessing.json: no better than guessing on {said}" in again["notes"]
+
+
+def test_a_model_that_knows_nothing_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    """Labels that do not depend on the texts."""
+    texts = [f"{a} {b}" for a in FILLERS for b in FILLERS][:64]
+    for split, offset in (("train", 0), ("validation", 1)):
+        rows = [(text, ("a", "b")[(index * index + offset) // 3 % 2]) for index, text in enumerate(texts)]
+        write_csv(tmp_path / f"{split}.csv", ("text", "label"), rows)
+    found = capcli.probe(settings(tiny, data=str(tmp_path)))
+    row = found["tasks"]["text-classification"]
+    assert row["at_chance"] is True and row["confidence_95"][0] <= row["chance"]
+    assert [note for note in found["notes"] if "no better than guessing on text-classification (accuracy" in note]
+
+
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "no result": (lambda _: {"a": 1}, FileError, "not a result of cap probe"),
     "a list": (lambda _: [1], FileError, "not a result of cap probe"),
