@@ -194,6 +194,7 @@ def _record(
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
             *(_fall(setup.data.primary, dense[first], pruned[first]) if not config.epochs else []),
+            *_unfinished(setup.data.primary, dense[first], pruned[first], given=bool(setup.teacher)),
             *_guessing(setup, dense, pruned),
         ),
     )
@@ -208,6 +209,19 @@ def _fall(name: str, dense: SplitScores, pruned: SplitScores) -> list[str]:
     return [
         f"{name} fell from {number(dense.metrics[name])} to {number(pruned.metrics[name])}, by more than the noise of "
         f"{counted(dense.n_examples or 0, 'example')}: {UNTRAINED}"
+    ]
+
+
+def _unfinished(name: str, teacher: SplitScores, pruned: SplitScores, *, given: bool) -> list[str]:
+    """A note when the student is better than its teacher beyond the noise of the examples: the teacher was not trained
+    to its end, so that the run learned less than it could."""
+    ends = pruned.confidence_95.get(name)
+    if ends is None or not ends[0] > teacher.metrics[name]:
+        return []
+    more = "use one that was trained longer" if given else "raise --teacher-epochs or --teacher-lr"
+    return [
+        f"the pruned model is better than its teacher ({name} {number(pruned.metrics[name])} against "
+        f"{number(teacher.metrics[name])}): the teacher had not learned all that there is; {more}"
     ]
 
 

@@ -78,3 +78,24 @@ def test_the_report_leaves_out_what_a_guess_keeps() -> None:
     assert found.splits["b"].retention == {"accuracy": pytest.approx(0.51 / 0.8)}
     assert found.splits["b"].at_chance.pruned == ("accuracy",) and not math.isnan(found.splits["b"].chance["accuracy"])
     assert found.chance == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "pruned", "interval", "given", "said"),
+    [
+        (0.52, 0.63, (0.61, 0.65), False, "raise --teacher-epochs or --teacher-lr"),
+        (0.52, 0.63, (0.61, 0.65), True, "use one that was trained longer"),
+        (0.62, 0.63, (0.61, 0.65), False, ""),
+        (0.63, 0.52, (0.50, 0.54), False, ""),
+    ],
+)
+def test_a_student_that_beats_its_teacher(
+    teacher: float, pruned: float, interval: tuple[float, float], given: bool, said: str
+) -> None:
+    scores = [
+        SplitScores(metrics={"accuracy": value}, confidence_95={"accuracy": ends}, n_examples=100)
+        for value, ends in ((teacher, (teacher - 0.02, teacher + 0.02)), (pruned, interval))
+    ]
+    found = record._unfinished("accuracy", *scores, given=given)
+    assert len(found) == bool(said)
+    assert all(said in note and "better than its teacher (accuracy 0.6" in note for note in found)
