@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +23,7 @@ from capcli.cli.output import (
     tell_lines,
     wants_json,
 )
-from capcli.cli.parameters import MEASURES, Start, app, options
+from capcli.cli.parameters import MEASURES, OTHERS, Start, app, options
 from capcli.cli.progress import watch
 from capcli.config.export import ExportConfig
 from capcli.config.layers import build, check_limits, layered, options_file, prune_config
@@ -200,7 +200,7 @@ def documented(
     start: Start,
     chosen: dict[str, Any],
     file: str,
-    compare: tuple[str, str] | None,
+    compare: bool,
     output: str,
     as_json: bool,
     quiet: bool,
@@ -209,7 +209,8 @@ def documented(
     """Measure or compare, show the result and write the reports, of an error that in JUnit."""
     began, file = time.monotonic(), options_file(file)
     name = f"cap {command} --compare" if compare else f"cap {command}"
-    read = [file, *(compare or ()), *read_files(chosen)]
+    names = [*filter(None, [chosen.get("model")]), *chosen.pop(OTHERS, [])]
+    read = [file, *(names if compare else ()), *read_files(chosen)]
     try:
         machine = wants_json(output, as_json)
         layers = layered(command, chosen, file)
@@ -217,7 +218,10 @@ def documented(
         check_reports(reports, read)
         if file:
             hello(quiet, f"options from {file}")
-        found = measured(command, start, chosen, layers, compare, quiet)
+        if compare:
+            found = compared(command, names, chosen, layers, quiet)
+        else:
+            found = measured(command, start, names, layers, quiet)
     except Exception as error:
         tell_junit(reports["junit"], read, name, error, time.monotonic() - began)
         raise
@@ -230,26 +234,28 @@ def read_files(chosen: Mapping[str, Any]) -> list[str]:
     return [chosen.get("data", ""), baseline, *split_list(baseline)]
 
 
-def measured(
-    command: str,
-    start: Start,
-    chosen: Mapping[str, Any],
-    layers: dict[str, Any],
-    compare: tuple[str, str] | None,
-    quiet: bool,
+def measured(command: str, start: Start, names: Sequence[str], layers: dict[str, Any], quiet: bool) -> Result:
+    """The result of eval or probe with all the options."""
+    if len(names) > 1:
+        raise ConfigError(
+            f"cap {command} measures one MODEL, got {len(names)}", "to compare stored results, add --compare"
+        )
+    if not layers.get("model"):
+        raise ConfigError("no MODEL given", f"give one after cap {command}, or set model in {CONFIG_FILE}")
+    hello(quiet, f"cap {command} {layers['model']}")
+    return watch(start(layers), quiet)
+
+
+def compared(
+    command: str, names: Sequence[str], chosen: Mapping[str, Any], layers: Mapping[str, Any], quiet: bool
 ) -> Result:
-    """The result of eval or probe with all the options, or the comparison of two results."""
-    if compare is None:
-        if not layers.get("model"):
-            raise ConfigError("no MODEL given", f"give one after cap {command}, or set model in {CONFIG_FILE}")
-        hello(quiet, f"cap {command} {layers['model']}")
-        return watch(start(layers), quiet)
+    """The comparison of stored results with the first."""
     gates = {item.name for item, _ in leaves(Gates)}
-    if others := [name for name in chosen if name not in gates]:
+    if others := [name for name in chosen if name not in gates and name != "model"]:
         raise ConfigError(
             f"--compare measures nothing, so {others[0]} has no effect", "leave it out; only gates are allowed"
         )
-    hello(quiet, f"cap {command} --compare {' '.join(compare)}")
+    hello(quiet, f"cap {command} --compare {' '.join(names)}")
     from capcli.verbs import compare as compare_verb
 
-    return compare_verb.compare(command, *compare, build(Gates, layers))
+    return compare_verb.compare_all(command, names, build(Gates, layers))

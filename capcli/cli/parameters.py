@@ -31,9 +31,11 @@ FILE_ARGUMENT = f"texts, one per row: {', '.join(TEXT_FILES)}; or - for lines or
 CONFIG_HELP = "TOML file with options; the command line overrides it."
 FILE_HELP = f"{CONFIG_HELP} Instead of {CONFIG_FILE}."
 COMPARE_HELP = (
-    "Measure nothing; compare two results stored with --json and show what changed by more than the noise. "
-    "Gates apply to NEW."
+    "Measure nothing; compare two or more results stored with --json (cap eval: also folders of runs) and show what "
+    "changed from the first by more than the noise: --compare OLD NEW. Gates apply to all but the first."
 )
+OTHERS = "others"  # the argument for all names that --compare takes but the first
+OTHERS_HELP = "with --compare: the other results"
 REPORTS = {
     "junit": "Write the gates, or the error, as JUnit XML.",
     "csv": "Write the measurements as a CSV table.",
@@ -45,10 +47,7 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
     "plan": (bool, typer.Option("--plan", help="Print the expected time, disk, memory and sizes, and do nothing.")),
     "config": (str, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, rich_help_panel="Options")),
     "file": (str, typer.Option("--config", metavar="FILE", help=FILE_HELP, rich_help_panel="Options")),
-    "compare": (
-        tuple[str, str] | None,
-        typer.Option("--compare", metavar="OLD NEW", help=COMPARE_HELP, rich_help_panel="Options"),
-    ),
+    "compare": (bool, typer.Option("--compare", help=COMPARE_HELP, rich_help_panel="Options")),
     **{name: (str, typer.Option(f"--{name}", metavar="FILE", help=text)) for name, text in REPORTS.items()},
     "output": (str, typer.Option("--format", help="Format of stdout: human or json.")),
     "as_json": (bool, typer.Option("--json", help="Short for --format json.")),
@@ -79,12 +78,14 @@ def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., 
     arguments = [_model(name, optional="compare" in switches)]
     if any(item.name == "file" for item, _ in leaves(config)):
         arguments.append(_argument("file", "FILE", FILE_ARGUMENT))
+    if "compare" in switches:
+        arguments.append(_others())
     chosen = {item.name for item in (*arguments, *fields)}
     fields += [_switch(switch) for switch in (*switches, *COMMON)]
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
-            given = {key: value for key, value in values.items() if key in chosen and value is not None}
+            given = {key: value for key, value in values.items() if key in chosen and value not in (None, [])}
             with guarded(values["debug"]):
                 function(given, **{s: values[s] for s in (*switches, *COMMON[:3])})
 
@@ -107,6 +108,13 @@ def _argument(name: str, metavar: str, help: str, optional: bool = False) -> ins
     kind, default = (str | None, None) if optional else (str, inspect.Parameter.empty)
     return inspect.Parameter(
         name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def _others() -> inspect.Parameter:
+    info = typer.Argument(metavar="RESULT…", help=OTHERS_HELP, show_default=False)
+    return inspect.Parameter(
+        OTHERS, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[list[str] | None, info]
     )
 
 

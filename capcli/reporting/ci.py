@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from capcli.records.measured import Comparison, EvalResult, ProbeResult, Result
+from capcli.records.measured import EvalResult, ProbeResult, Result
 from capcli.records.parts import Gate
 from capcli.reporting import quantities, results, tables
 from capcli.reporting.quantities import Value
@@ -137,7 +137,7 @@ def markdown_text(result: Result) -> str:
     """The result as Markdown of GitHub and GitLab: gates, facts, tables and notes."""
     gates = results.gates_of(result)
     mark = "✅ " if gates and all(gate.passed for gate in gates) else "❌ " if gates else ""
-    verb = {EvalResult: "cap eval", ProbeResult: "cap probe", Comparison: "compared"}[type(result)]
+    verb = {EvalResult: "cap eval", ProbeResult: "cap probe"}.get(type(result), "compared")
     lines = [f"## {verb}: {markdown(results.title(result), 300)}", ""]
     lines += [f"{mark}{results.verdict(result)}.", ""]
     if gates:
