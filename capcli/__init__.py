@@ -2,7 +2,7 @@
 
 `load(OUT)` gives the pruned network as a ready transformers model, `pipeline(OUT)` answers texts with it. `prune`,
 `evaluate`, `export`, `predict` and `probe` are the commands as functions: each takes its configuration (`PruneConfig`,
-…) and runs to the end. Nothing heavy is imported before one of them is used.
+…; what `sweep_config` makes is for `prune`) and runs to the end. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capcli.api import evaluate, export, load, load_tokenizer, pipeline, predict, probe, prune
     from capcli.config.export import ExportConfig
+    from capcli.config.grid import sweep_config
     from capcli.config.layers import prune_config
     from capcli.config.measure import EvalConfig, Gates, ProbeConfig
     from capcli.config.predict import PredictConfig
     from capcli.config.prune import Hardware, PruneConfig
+    from capcli.config.sweep import SweepConfig
     from capcli.config.task import TaskConfig
     from capcli.errors import CapError
 
@@ -29,6 +31,7 @@ __all__ = [
     "PredictConfig",
     "ProbeConfig",
     "PruneConfig",
+    "SweepConfig",
     "TaskConfig",
     "evaluate",
     "export",
@@ -39,6 +42,7 @@ __all__ = [
     "probe",
     "prune",
     "prune_config",
+    "sweep_config",
 ]
 _HOMES = {
     "CapError": "errors",
@@ -49,8 +53,10 @@ _HOMES = {
     "PredictConfig": "config.predict",
     "ProbeConfig": "config.measure",
     "PruneConfig": "config.prune",
+    "SweepConfig": "config.sweep",
     "TaskConfig": "config.task",
     "prune_config": "config.layers",
+    "sweep_config": "config.grid",
 }
 
 

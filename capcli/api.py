@@ -13,12 +13,14 @@ from capcli.config.names import RUNTIMES
 from capcli.config.options import at_least, check_name
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import Hardware, PruneConfig
+from capcli.config.sweep import SweepConfig
 from capcli.errors import ModelError
 from capcli.events import finished
 from capcli.models import tokenizers
 from capcli.predicting.pipeline import Pipeline, opened
 from capcli.records.codec import to_json
 from capcli.runtime import choice
+from capcli.sweeping import sweep as sweep_
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
 from capcli.verbs import predict as predict_
@@ -71,9 +73,17 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     return tokenizers.read_tokenizer(Path(folder))
 
 
-def prune(config: PruneConfig, *, overwrite: bool = False) -> dict[str, Any]:
-    """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`."""
-    found: dict[str, Any] = to_json(finished(prune_.prune(config, overwrite=overwrite)))
+def prune(config: PruneConfig | SweepConfig, *, overwrite: bool = False) -> dict[str, Any]:
+    """Prune a model into `config.out_folder`; returns the report. See `capcli.verbs.prune.prune`.
+
+    Of a configuration by `sweep_config` with several runs it returns the result of the sweep, and raises when some
+    failed or none passes its gates; with one run, the report holds the gates. See `capcli.sweeping.sweep.sweep`.
+    """
+    if isinstance(config, SweepConfig) and config.cells:
+        swept: dict[str, Any] = to_json(finished(sweep_.sweep(config, overwrite=overwrite)))
+        return swept
+    one, gates = (config.run, config.gates) if isinstance(config, SweepConfig) else (config, None)
+    found: dict[str, Any] = to_json(finished(prune_.prune(one, overwrite=overwrite, gates=gates)))
     return found
 
 

@@ -21,7 +21,7 @@ Other = TypeVar("Other")
 class Event:
     """Something that happened in a run: `done` of `total` units of a phase, and the share of the whole run.
 
-    `note` is news, worth a line of its own; `status` only says how things stand.
+    `note` is news, worth a line of its own; `status` only says how things stand. `whole`: what the share is of.
     """
 
     phase: str
@@ -30,6 +30,7 @@ class Event:
     overall: float = 0.0
     note: str = ""
     status: str = ""
+    whole: str = "run"
 
 
 def finished(events: Generator[Any, None, Result]) -> Result:

@@ -35,6 +35,7 @@ ORDER = [
     "pruning",
     "exporting",
     "verbs",
+    "sweeping",
     "api",
     "hub",
     "cli",

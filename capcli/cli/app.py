@@ -13,12 +13,14 @@ import typer
 from capcli.cli import streams
 from capcli.cli.output import (
     EXIT_FAILED,
+    EXIT_GATE,
     check_reports,
     emit,
     finish,
     hello,
     put,
     say,
+    tell_gates,
     tell_junit,
     tell_lines,
     wants_json,
@@ -26,12 +28,14 @@ from capcli.cli.output import (
 from capcli.cli.parameters import MEASURES, OTHERS, Start, app, options
 from capcli.cli.progress import watch
 from capcli.config.export import ExportConfig
-from capcli.config.layers import build, check_limits, layered, options_file, prune_config
+from capcli.config.grid import sweep_config
+from capcli.config.layers import build, check_limits, layered, options_file
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import CONFIG_FILE
 from capcli.config.options import leaves, split_list
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.sweep import SweepConfig, SweepOptions
 from capcli.errors import CapError, ConfigError
 from capcli.records.measured import EvalResult, ProbeResult, Result
 from capcli.reporting import terminal
@@ -90,31 +94,63 @@ def _cap(
     pass
 
 
-@options("prune", PruneConfig, "overwrite", "plan", "config")
+@options("prune", (PruneConfig, SweepOptions), "overwrite", "plan", "config")
 def prune(
     chosen: dict[str, Any], overwrite: bool, plan: bool, config: str, output: str, as_json: bool, quiet: bool
 ) -> None:
     """Prune MODEL while it learns TASK; write a sparse model and a report.
 
-    To continue a stopped run, run the same command again.
+    To continue a stopped run, run the same command again. Several methods, sparsities or seeds make a sweep: a run of
+    each, one table, and the smallest that passes all gates as OUT/best.
     """
-    settings, machine = prune_config(chosen, config), wants_json(output, as_json)
-    hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
+    settings, machine = sweep_config(chosen, config), wants_json(output, as_json)
+    if plan and settings.cells:
+        raise ConfigError("--plan is for one run", "give one method, one sparsity and one seed")
+    what = f" ({len(settings.cells)} runs)" if settings.cells else ""
+    hello(quiet, f"cap prune {settings.run.model} for {settings.run.source.task} to {settings.out_folder}{what}")
+    if plan:
+        from capcli.pruning import plan as planning
+
+        planned = watch(planning.plan(settings.run), quiet)
+        emit(planned, machine, lambda: terminal.facts(planning.plan_rows(planned)))
+    elif settings.cells:
+        swept(settings, overwrite, machine, quiet)
+    else:
+        pruned(settings, overwrite, machine, quiet)
+
+
+def pruned(settings: SweepConfig, overwrite: bool, machine: bool, quiet: bool) -> None:
+    """One run; exit 1 when a gate fails."""
     from capcli.events import StopFlag, signals
-    from capcli.pruning import plan as planning
     from capcli.verbs import prune as prune_verb
 
-    if plan:
-        planned = watch(planning.plan(settings), quiet)
-        emit(planned, machine, lambda: terminal.facts(planning.plan_rows(planned)))
-        return
     flag = StopFlag()
     with signals(flag):
-        found = watch(prune_verb.prune(settings, flag=flag, overwrite=overwrite), quiet)
+        events = prune_verb.prune(settings.run, flag=flag, overwrite=overwrite, gates=settings.gates)
+        found = watch(events, quiet)
     emit(found, machine, lambda: terminal.prune_summary(found, settings.out_folder))
+    tell_gates(found.gates or ())
+    if found.passed is False:
+        raise typer.Exit(EXIT_GATE)
 
 
-@options("eval", EvalConfig, *MEASURES)
+def swept(settings: SweepConfig, overwrite: bool, machine: bool, quiet: bool) -> None:
+    """All runs of a sweep; its result is shown also when some failed, or none passes."""
+    from capcli.events import StopFlag, signals
+    from capcli.sweeping import sweep as sweeping
+
+    flag = StopFlag()
+    with signals(flag):
+        try:
+            found = watch(sweeping.sweep(settings, flag=flag, overwrite=overwrite), quiet)
+        except (sweeping.RunsFailed, sweeping.NothingPasses) as error:
+            left = error.sweep
+            emit(left, machine, lambda: terminal.sweep_summary(left, settings.out_folder))
+            raise
+    emit(found, machine, lambda: terminal.sweep_summary(found, settings.out_folder))
+
+
+@options("eval", (EvalConfig,), *MEASURES)
 def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure MODEL on a task: metrics with intervals, size, latency; check gates.
 
@@ -129,7 +165,7 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     documented("eval", start, chosen, **switches)
 
 
-@options("export", ExportConfig, "plan")
+@options("export", (ExportConfig,), "plan")
 def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
     """Convert a pruned MODEL to another format, and check the result; or choose the format that meets your limits.
 
@@ -158,7 +194,7 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
     emit(found, machine, lambda: terminal.export_summary(found))
 
 
-@options("probe", ProbeConfig, *MEASURES)
+@options("probe", (ProbeConfig,), *MEASURES)
 def probe(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure what the frozen encoder of MODEL knows about other tasks; check gates.
 
@@ -174,7 +210,7 @@ def probe(chosen: dict[str, Any], **switches: Any) -> None:
     documented("probe", start, chosen, **switches)
 
 
-@options("predict", PredictConfig)
+@options("predict", (PredictConfig,))
 def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
     """Ask the model in FOLDER about every text of FILE; write its answers as JSON lines.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import MISSING
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,14 +69,15 @@ app = typer.Typer(
 )
 
 
-def options(name: str, config: type, *switches: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command that takes MODEL, the fields of `config` as options, and `switches`.
+def options(name: str, configs: Sequence[type], *switches: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command that takes MODEL, the fields of `configs` as options, and `switches`.
 
     The command is called with the options that the user chose, by field name, and the switches by keyword.
     """
-    fields = [_parameter(item, kind) for item, kind in leaves(config) if item.metadata]
+    found = [one for config in configs for one in leaves(config)]
+    fields = [_parameter(item, kind) for item, kind in found if item.metadata]
     arguments = [_model(name, optional="compare" in switches)]
-    if any(item.name == "file" for item, _ in leaves(config)):
+    if any(item.name == "file" for item, _ in found):
         arguments.append(_argument("file", "FILE", FILE_ARGUMENT))
     if "compare" in switches:
         arguments.append(_others())
@@ -121,6 +122,7 @@ def _others() -> inspect.Parameter:
 def _parameter(item: Any, kind: Any) -> inspect.Parameter:
     """One field as a Typer option; the default is shown but not filled in, so that a preset can stand below it."""
     meta, default, unit = item.metadata, item.default, item.metadata["unit"]
+    kind = str if meta["several"] else kind  # a list is read where that of a file is
     unset = default in ("", MISSING) or default is False or meta["panel"] in ("Gates", LIMITS)  # there 0 is no limit
     flag = "--" + item.name.replace("_", "-")
     info = typer.Option(
@@ -128,12 +130,17 @@ def _parameter(item: Any, kind: Any) -> inspect.Parameter:
         help=meta["help"][:1].upper() + meta["help"][1:] + ("." if unset else f" (default {default})."),
         show_default=False,
         rich_help_panel=meta["panel"] or "Options",
-        metavar=None if kind is bool else UNITS[unit][1] if unit else {str: "TEXT", int: "N", float: "X"}[kind],
+        metavar=None if kind is bool else _placeholder(meta, kind),
         parser=partial(_measured, unit) if unit else None,
     )
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
     )
+
+
+def _placeholder(meta: Mapping[str, str], kind: type) -> str:
+    """What `--help` shows for the value of an option."""
+    return meta["several"] or (UNITS[meta["unit"]][1] if meta["unit"] else {str: "TEXT", int: "N", float: "X"}[kind])
 
 
 def _measured(unit: str, text: str) -> float:

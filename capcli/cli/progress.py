@@ -56,7 +56,9 @@ class _lines:
         elif now - self.said_at >= self.every_seconds and (event.total or event.status):
             left = remaining(now - self.began, event.overall)
             state = event.status or f"{event.done:,.0f} of {event.total:,.0f}"
-            say(f"{event.phase}: {state}" + (f"; {event.overall:.0%} of the run{left}" if event.total else ""))
+            say(
+                f"{event.phase}: {state}" + (f"; {event.overall:.0%} of the {event.whole}{left}" if event.total else "")
+            )
         else:
             return
         self.said_at = now
@@ -104,4 +106,4 @@ class _bars(contextlib.AbstractContextManager["_bars"]):
             self.progress.console.print(shown(f"{event.phase}: {event.note}"))
         text = logged(plain(f"{event.phase} ({event.status})" if event.status else event.phase))
         self.progress.update(self.phase, description=text, completed=event.done, total=event.total or None)
-        self.progress.update(self.run, completed=event.overall)
+        self.progress.update(self.run, description=f"whole {event.whole}", completed=event.overall)

@@ -16,13 +16,22 @@ from capcli.config.names import MOST, nearest
 from capcli.errors import ConfigError
 
 
-def option(default: Any, help: str, *, flag: str = "", panel: str = "", resumable: bool = False, unit: str = "") -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str = "",
+    panel: str = "",
+    resumable: bool = False,
+    unit: str = "",
+    several: str = "",
+) -> Any:
     """A dataclass field with its help text.
 
     `resumable` marks what may differ when a run is continued, at no price. `unit`: a name of `UNITS`, for a number that
-    users may write with a unit.
+    users may write with a unit. `several`: what `--help` shows where users may give a list, which makes a sweep.
     """
-    metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "unit": unit}
+    metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "unit": unit, "several": several}
     return field(default=default, metadata=metadata)
 
 

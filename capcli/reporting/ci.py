@@ -111,20 +111,25 @@ def _csv_row(value: Value) -> list[str]:
         value.value, low, high, value.deviation, value.examples, value.baseline, value.baseline_value, baseline_low,
         baseline_high, value.difference, difference_low, difference_high, value.moved, value.limit, value.passed,
     )  # fmt: skip
-    return [*(_text(name) for name in names), _cell(value.layer), _text(value.name), *(_cell(cell) for cell in numbers)]
+    return [
+        *(inert_text(name) for name in names),
+        csv_cell(value.layer),
+        inert_text(value.name),
+        *(csv_cell(cell) for cell in numbers),
+    ]
 
 
-def _cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
     """A number with all its digits, true or false, or text; empty for what is not known or not finite."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         real = finite(value)
         return "" if real is None else str(value) if isinstance(value, int) and abs(value) < 1e15 else repr(real)
-    return _text(value)
+    return inert_text(value)
 
 
-def _text(value: Any) -> str:
+def inert_text(value: Any) -> str:
     """Text that no spreadsheet runs, also not one that splits the cell at another separator."""
     shown = "" if value is None else plain(value, 1000)
     return re.sub('(^|[;,\t|])(?=["\\s]*[=+\\-@＝＋－＠])', r"\1'", shown)
