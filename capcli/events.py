@@ -69,10 +69,14 @@ def told(
 
 @dataclass
 class StopFlag:
-    """Set by a signal or a time limit, looked at between steps. The first signal only sets it."""
+    """Set by a signal or a time limit, looked at between steps. The first signal only sets it.
+
+    paused: seconds that the work stood still for that of others.
+    """
 
     reason: str = ""
     deadline: float = float("inf")
+    paused: float = 0.0
 
     def requested(self) -> str:
         """Why the run should stop, or an empty string."""

@@ -133,10 +133,12 @@ def alone(
         return contextlib.nullcontext()
     run.shared.mkdir(parents=True, exist_ok=True)
     files.check_no_links(run.shared)
-    lock = FileLock(run.shared / LOCK)
+    lock, began = FileLock(run.shared / LOCK), time.monotonic()
     while True:
         with contextlib.suppress(Timeout):
-            return lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
+            run.flag.paused += time.monotonic() - began
+            return held
         run.flag.check()
         yield event(status="waiting for the teacher of another run")
         time.sleep(WAIT_SECONDS)

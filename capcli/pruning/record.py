@@ -229,7 +229,7 @@ def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timin
         teacher_seconds=teacher_seconds,
         banks_seconds=sum(banks),
         prune_seconds=prune_seconds,
-        total_seconds=time.monotonic() - setup.run.started + sum(setup.run.earlier),
+        total_seconds=time.monotonic() - setup.run.started - setup.run.flag.paused + sum(setup.run.earlier),
         examples_per_second=setup.config.epochs * len(setup.train) / max(prune_seconds, 1e-9),
     )
 

@@ -23,7 +23,12 @@ from capcli.errors import RunFailed, Stopped
 from capcli.events import Event, StopFlag
 from capcli.sweeping.worker import END, event_of
 
-HOME = Path(__file__).resolve().parents[2]  # where this package lies, and the process is to find it
+HOME = Path(__file__).resolve().parents[2]  # where this package lies
+# In the process of a run: this same package, wherever others of its name are, and nothing else from where it lies.
+START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import capcli; del sys.path[0]; "
+    "from capcli.sweeping.worker import main; main()"
+)
 LOOK_SECONDS = 0.2  # between two looks at the flag
 TAIL_BYTES = 4000  # of what a process wrote before it died
 
@@ -188,13 +193,11 @@ def run_all(jobs: Sequence[Job], at_once: int, flag: StopFlag, ended: Ended) -> 
 def _started(job: Job, messages: queue.Queue[Message]) -> _Running:
     """The process of a run, with a thread that passes on what it says."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
-    paths = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "capcli.sweeping.worker"],
+        [sys.executable, "-P", "-c", START, str(HOME)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         start_new_session=True,  # a signal of the terminal is for the sweep, which passes it on
     )
     found = _Running(job=job, process=process, log=log)

@@ -66,8 +66,10 @@ def _opened(path: Path) -> Iterator[int]:
 
 def _wait(handle: int, flag: StopFlag, *, alone: bool) -> None:
     """Take a lock as soon as it is free; a run that is to stop waits for nothing."""
+    began = time.monotonic()
     while not _take(handle, alone=alone) and not flag.requested():
         time.sleep(WAIT_SECONDS)
+    flag.paused += time.monotonic() - began
 
 
 def _take(handle: int, *, alone: bool) -> bool:

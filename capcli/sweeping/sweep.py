@@ -74,14 +74,17 @@ class _Work:
             self.failed[cell.name] = failure
         self.write()
 
-    def write(self) -> Sweep:
-        """Write the result as far as there is one."""
-        found = outcome(self.config, self.found, self.failed)
+    def outcome(self) -> Sweep:
+        """The result as far as there is one."""
+        return outcome(self.config, self.found, self.failed)
+
+    def write(self) -> None:
+        """Write it; what says that the folder is ours comes first."""
+        found = self.outcome()
         self.folder.check()
+        files.write_json(self.folder.out / run.SWEEP, to_json(found))
         files.write_text(self.folder.out / folders.TABLE, sweeps.csv_text(found))
         files.write_text(self.folder.out / folders.PAGE, documents.render_sweep_html(found))
-        files.write_json(self.folder.out / run.SWEEP, to_json(found))
-        return found
 
 
 def sweep(
@@ -178,11 +181,12 @@ def _ordered(jobs: Sequence[Job], at_once: int) -> list[Job]:
 
 
 def _finish(work: _Work) -> Sweep:
-    """Write the result, mark the best run, and remove what is not needed any more."""
+    """Mark the best run, write the result, and remove what is not needed any more."""
+    found = work.outcome()
     folders.unmark(work.folder)
-    found = work.write()
     if found.best:
         folders.mark(work.folder, found.best)
+    work.write()
     if found.status == "complete":
         run.finish(work.folder, work.config.run.keep_work)
     return found

@@ -1,4 +1,4 @@
-"""One run of a sweep in a process of its own: `python -P -m capcli.sweeping.worker`.
+"""One run of a sweep, in a process of its own that calls `main`.
 
 It reads what to do as one line of JSON from stdin, and writes its events as lines of JSON to stdout, the last of which
 says how it ended. When stdin is closed, as when the process of the sweep is gone, it stops with a checkpoint.
@@ -87,7 +87,3 @@ def _stop_at_end(flag: StopFlag) -> None:
 def event_of(message: Mapping[str, Any]) -> Event:
     """The event in a line."""
     return Event(**message)
-
-
-if __name__ == "__main__":
-    main()

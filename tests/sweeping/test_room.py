@@ -71,6 +71,7 @@ def test_while_one_measures_the_others_wait(tmp_path: Path) -> None:
         over.set()
     worker.join()
     assert not any(flag.reason for flag in flags), "nobody waited in vain"
+    assert flags[1].paused > 0, "which is no time of its run"
 
 
 def test_two_that_would_measure_take_turns(tmp_path: Path) -> None:
