@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capcli.api import evaluate, export, load, load_tokenizer, pipeline, predict, probe, prune
     from capcli.config.export import ExportConfig
+    from capcli.config.grid import sweep_config
     from capcli.config.hardware import Hardware
     from capcli.config.layers import prune_config
     from capcli.config.measure import EvalConfig, Gates, ProbeConfig
     from capcli.config.predict import PredictConfig
     from capcli.config.prune import PruneConfig
+    from capcli.config.sweep import SweepConfig
     from capcli.config.task import TaskConfig
     from capcli.errors import CapError
     from capcli.outcome import Result
@@ -33,6 +35,7 @@ __all__ = [
     "ProbeConfig",
     "PruneConfig",
     "Result",
+    "SweepConfig",
     "TaskConfig",
     "__version__",
     "evaluate",
@@ -44,6 +47,7 @@ __all__ = [
     "probe",
     "prune",
     "prune_config",
+    "sweep_config",
 ]
 _HOMES = {
     "CapError": "errors",
@@ -55,8 +59,10 @@ _HOMES = {
     "ProbeConfig": "config.measure",
     "PruneConfig": "config.prune",
     "Result": "outcome",
+    "SweepConfig": "config.sweep",
     "TaskConfig": "config.task",
     "prune_config": "config.layers",
+    "sweep_config": "config.grid",
 }
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from capcli.config.export import ExportConfig
+from capcli.config.grid import sweep_config
 from capcli.config.hardware import Hardware
-from capcli.config.layers import build, check_limits, prune_config, typed
+from capcli.config.layers import build, check_limits, typed
 from capcli.config.measure import EvalConfig, ProbeConfig
 from capcli.config.names import RUNTIMES
 from capcli.config.options import at_least, check_name, leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.sweep import SweepConfig, SweepOptions
 from capcli.errors import ConfigError, ModelError
 from capcli.events import Event
 from capcli.models import tokenizers
@@ -24,6 +26,7 @@ from capcli.predicting.pipeline import Pipeline, opened
 from capcli.progress import Bars, in_notebook, nowhere, on_terminal, watch
 from capcli.reporting import terminal
 from capcli.runtime import choice
+from capcli.sweeping import sweep as sweep_
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
 from capcli.verbs import predict as predict_
@@ -77,12 +80,17 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 
 def prune(
-    config: PruneConfig | None = None, *, progress: bool | str = "auto", overwrite: bool = False, **options: Any
+    config: PruneConfig | SweepConfig | None = None,
+    *,
+    progress: bool | str = "auto",
+    overwrite: bool = False,
+    **options: Any,
 ) -> Result:
     """Prune a model and return the report, see `Result`. What stands in the output folder of the same run is continued.
 
-    Either `options`, named like those of `cap prune` with underscores, or a `config`. progress: whether bars are shown;
-    `auto` for on a terminal and in a notebook.
+    Either `options`, named like those of `cap prune` with underscores, or a `config`. Lists, such as
+    sparsity="0.8,0.9", make a sweep, whose result is returned; it raises when some runs failed or none passes its
+    gates. progress: whether bars are shown; `auto` for on a terminal and in a notebook.
 
         report = capcli.prune(model="mini", task="banking77", sparsity=0.9, preset="quick", out="runs/small")
         print(report.table())
@@ -90,8 +98,11 @@ def prune(
 
     Raises `CapError`: `ConfigError` for options that cannot be, before anything is written.
     """
-    settings = _configured(config, options, PruneConfig, prune_config)
-    found = watch(prune_.prune(settings, overwrite=overwrite), _shown(progress))
+    settings = _sweep(config, options)
+    if settings.cells:
+        swept = watch(sweep_.sweep(settings, overwrite=overwrite), _shown(progress))
+        return Result(swept, lambda: terminal.sweep_summary(swept, settings.out_folder))
+    found = watch(prune_.prune(settings.run, overwrite=overwrite, gates=settings.gates), _shown(progress))
     return Result(found, lambda: terminal.prune_summary(found, settings.out_folder))
 
 
@@ -142,15 +153,30 @@ def probe(config: ProbeConfig | None = None, *, progress: bool | str = "auto", *
 C = TypeVar("C")
 
 
-def _configured(config: C | None, options: dict[str, Any], kind: type[C], build_it: Callable[[dict[str, Any]], C]) -> C:
-    """The configuration that was given, or that of the options. Raises `ConfigError` for both, and unknown names."""
+def _sweep(config: PruneConfig | SweepConfig | None, options: dict[str, Any]) -> SweepConfig:
+    """What to prune: the configuration that was given, or that of the options."""
+    given = SweepConfig(run=config) if isinstance(config, PruneConfig) else config
+    return _configured(given, options, SweepConfig, sweep_config, (PruneConfig, SweepOptions))
+
+
+def _configured(
+    config: C | None,
+    options: dict[str, Any],
+    kind: type[C],
+    build_it: Callable[[dict[str, Any]], C],
+    of: Sequence[type] = (),
+) -> C:
+    """The configuration that was given, or that of the options, which are the fields `of` these, or of `kind`. Raises
+    `ConfigError` for both, and for unknown names."""
+    fields = of or (kind,)
     if config is not None:
+        name = fields[0].__name__
         if not isinstance(config, kind):
-            raise ConfigError(f"expected a {kind.__name__}, got {type(config).__name__}", "name the options instead")
+            raise ConfigError(f"expected a {name}, got {type(config).__name__}", "name the options instead")
         if options:
-            raise ConfigError(f"{next(iter(options))} beside a {kind.__name__}", "set it there, or give options only")
+            raise ConfigError(f"{next(iter(options))} beside a {name}", "set it there, or give options only")
         return config
-    known = {item.name: (item, of) for item, of in leaves(kind)}
+    known = {item.name: (item, what) for one in fields for item, what in leaves(one)}
     given = {name: str(one) if isinstance(one, Path) else one for name, one in options.items() if one is not None}
     for name, value in given.items():
         check_name("option", name, known)

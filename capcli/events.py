@@ -21,7 +21,7 @@ Other = TypeVar("Other")
 class Event:
     """Something that happened in a run: `done` of `total` units of a phase, and the share of the whole run.
 
-    `note` is news, worth a line of its own; `status` only says how things stand.
+    `note` is news, worth a line of its own; `status` only says how things stand. `whole`: what the share is of.
     """
 
     phase: str
@@ -30,6 +30,7 @@ class Event:
     overall: float = 0.0
     note: str = ""
     status: str = ""
+    whole: str = "run"
 
 
 def finished(events: Generator[Any, None, Result]) -> Result:
@@ -68,10 +69,14 @@ def told(
 
 @dataclass
 class StopFlag:
-    """Set by a signal or a time limit, looked at between steps. The first signal only sets it."""
+    """Set by a signal or a time limit, looked at between steps. The first signal only sets it.
+
+    paused: seconds that the work stood still for that of others.
+    """
 
     reason: str = ""
     deadline: float = float("inf")
+    paused: float = 0.0
 
     def requested(self) -> str:
         """Why the run should stop, or an empty string."""

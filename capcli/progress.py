@@ -71,7 +71,8 @@ class Lines:
         elif now - self.said_at >= self.every_seconds and (event.total or event.status):
             left = remaining(now - self.began, event.overall)
             state = event.status or f"{event.done:,.0f} of {event.total:,.0f}"
-            self.say(f"{event.phase}: {state}" + (f"; {event.overall:.0%} of the run{left}" if event.total else ""))
+            share = f"; {event.overall:.0%} of the {event.whole}{left}" if event.total else ""
+            self.say(f"{event.phase}: {state}{share}")
         else:
             return
         self.said_at = now
@@ -121,4 +122,4 @@ class Bars(contextlib.AbstractContextManager["Bars"]):
             self.progress.console.print(self.clean(f"{event.phase}: {event.note}"))
         text = self.clean(f"{event.phase} ({event.status})" if event.status else event.phase)
         self.progress.update(self.phase, description=text, completed=event.done, total=event.total or None)
-        self.progress.update(self.run, completed=event.overall)
+        self.progress.update(self.run, description=f"whole {event.whole}", completed=event.overall)

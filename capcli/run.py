@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from capcli.config.layers import differences
 from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, FileError, Stopped
-from capcli.events import StopFlag
+from capcli.events import Event, StopFlag
 from capcli.records.codec import from_json
 from capcli.records.pruned import Report
 from capcli.reporting.text import first_few
@@ -37,7 +38,8 @@ from capcli.stages import (
 )
 from capcli.stored import read_json
 
-EXPORT = "export.json"  # the record of what `cap export` wrote
+EXPORT, SWEEP = "export.json", "sweep.json"  # the records of what `cap export` and a sweep of `cap prune` wrote
+WAIT_SECONDS = 0.2  # between two looks at a lock
 # What a run writes into OUT, in the order in which `--overwrite` removes it; OUT/work goes after it.
 OURS = (REPORT, "report.html", "README.md", "model.cap.safetensors", *TOKENIZER_FILES, "cap_config.json")
 
@@ -120,15 +122,40 @@ def check_inputs(out: Path, bound: Bound, then: Bound) -> list[str]:
     )
 
 
+def alone(
+    run: RunFolder, event: Callable[..., Event]
+) -> Generator[Event, None, contextlib.AbstractContextManager[Any]]:
+    """Wait until no other run makes what this one shares with it; the context that is returned ends that.
+
+    Raises `Stopped` while it waits.
+    """
+    if run.shared is None:
+        return contextlib.nullcontext()
+    run.shared.mkdir(parents=True, exist_ok=True)
+    files.check_no_links(run.shared)
+    lock, began = FileLock(run.shared / LOCK), time.monotonic()
+    while True:
+        with contextlib.suppress(Timeout):
+            held = lock.acquire(timeout=0)
+            run.flag.paused += time.monotonic() - began
+            return held
+        run.flag.check()
+        yield event(status="waiting for the teacher of another run")
+        time.sleep(WAIT_SECONDS)
+
+
 @contextlib.contextmanager
-def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) -> Iterator[RunFolder]:
+def open_run(
+    config: PruneConfig, flag: StopFlag, *, overwrite: bool = False, shared: Path | None = None
+) -> Iterator[RunFolder]:
     """Lock OUT and check that what lies there belongs to this configuration, or may be overwritten by `begin`.
 
     When it fails before anything of the run is kept, it leaves no folder behind that was not there; stopped, it does.
+    `shared`: where the stages lie that other runs use as well.
 
     Raises `ConfigError` for the folder of another run or process, `FileError` for an unwritable or foreign folder.
     """
-    run = RunFolder(out=config.out_folder, flag=flag)
+    run = RunFolder(out=config.out_folder, flag=flag, shared=shared)
     _refuse_foreign(run)
     files.check_no_links(run.work)
     made = [folder for folder in (run.work, *run.work.parents) if not folder.exists()]
@@ -136,23 +163,24 @@ def open_run(config: PruneConfig, flag: StopFlag, *, overwrite: bool = False) ->
     begun = False
     try:
         files.check_writable(run.work)
-        _acquire(lock, run)
+        acquire(lock, run)
         run = replace(run, held=identity_of(run.work / LOCK))
         begun = (run.work / CONFIG).exists()
         if not overwrite:
-            _refuse_other(config, run)
+            refuse_other(config, run)
         yield run
     except Exception as error:
         if not isinstance(error, Stopped) and not isinstance(error.__cause__, Timeout):
             refused = isinstance(error, CapError) and error.exit_code == CapError.exit_code
-            _leave(run, made, forget=refused and not begun)
+            leave(run, made, forget=refused and not begun)
         raise
     finally:
         with contextlib.suppress(OSError):
             lock.release()
 
 
-def _acquire(lock: FileLock, run: RunFolder) -> None:
+def acquire(lock: FileLock, run: RunFolder) -> None:
+    """Take the lock of OUT. Raises `ConfigError` when another process holds it, `FileError` when there can be none."""
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -166,7 +194,7 @@ def _acquire(lock: FileLock, run: RunFolder) -> None:
         ) from error
 
 
-def _refuse_other(config: PruneConfig, run: RunFolder) -> None:
+def refuse_other(config: PruneConfig, run: RunFolder) -> None:
     """Raise unless OUT is empty or holds a run that this configuration may continue."""
     stored = run.work / CONFIG
     if stored.exists():
@@ -206,14 +234,15 @@ def _refuse_foreign(run: RunFolder) -> None:
         raise FileError(f"{run.work} is a link or a file, not a folder", "choose another folder with -o")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    if (out / EXPORT).exists():
-        raise FileError(f"{out} was written by cap export", "choose another folder with -o")
+    for record, verb in {EXPORT: "cap export", SWEEP: "a sweep of cap prune"}.items():
+        if (out / record).exists():
+            raise FileError(f"{out} was written by {verb}", "choose another folder with -o")
     ours = [out / "cap_config.json", run.work / CONFIG, run.work / LOCK]
-    if not (any(path.exists() for path in ours) or _is_failed_start(run)):
+    if not (any(path.exists() for path in ours) or is_failed_start(run)):
         raise FileError(f"{out} is not empty and was not written by cap", "choose another folder with -o")
 
 
-def _is_failed_start(run: RunFolder) -> bool:
+def is_failed_start(run: RunFolder) -> bool:
     """Whether OUT holds nothing but what is there before the lock is taken: a work folder without a file of anyone."""
     return [path.name for path in run.out.iterdir()] == [run.work.name] and all(map(_is_scratch, run.work.iterdir()))
 
@@ -232,7 +261,7 @@ def _remove_scratch(run: RunFolder) -> None:
         files.remove(path)
 
 
-def _leave(run: RunFolder, made: list[Path], *, forget: bool) -> None:
+def leave(run: RunFolder, made: list[Path], *, forget: bool) -> None:
     """Remove the lock and the folders in `made`, the innermost first, when no run is kept there; `forget` a
     configuration without any stage."""
     with contextlib.suppress(CapError, OSError):
@@ -278,6 +307,6 @@ def tidy(config: PruneConfig, report: Report) -> None:
         return
     lock = FileLock(run.work / LOCK)
     with contextlib.suppress(CapError):
-        _acquire(lock, run)
+        acquire(lock, run)
         finish(run, keep_work=False)
         lock.release()

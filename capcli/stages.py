@@ -2,7 +2,8 @@
 
 OUT/work/ holds what a stopped run needs to continue: the teacher, the banks, the dense metrics, the best state, and for
 each training phase the last two checkpoints. A stage is a folder that was published in one rename, see `files.publish`;
-its stage.json says what it was made from. `STAGES` is the one list of them.
+its stage.json says what it was made from. `STAGES` is the one list of them. Those that the student has no part in can
+lie in a folder that several runs share.
 """
 
 from __future__ import annotations
@@ -55,15 +56,19 @@ STAGES = {
     "best": _STUDENT,
 }
 MADE_ANEW = frozenset().union(*STAGES.values())
+SHARED = ("bank-pretrained", "teacher-steps", "teacher", "bank-finetuned", "dense")
+_OF_STUDENT = ("sparsity", "method", "structure", "store")  # what these do not depend on, of the options that must stay
 
 
 @dataclass(kw_only=True)
 class RunFolder:
     """An output folder that this process alone writes to. `earlier` lists seconds of finished work that it found;
-    `held` is (device, inode) of the lock file, None where nothing is locked."""
+    `held` is (device, inode) of the lock file, None where nothing is locked. `shared`: where the stages of `SHARED` lie
+    that other runs use as well; None in a run by itself, which keeps them."""
 
     out: Path
     flag: StopFlag
+    shared: Path | None = None
     started: float = field(default_factory=time.monotonic)
     earlier: list[float] = field(default_factory=list)
     held: tuple[int, int] | None = None
@@ -72,6 +77,14 @@ class RunFolder:
     def work(self) -> Path:
         """Folder of the resumable state."""
         return self.out / "work"
+
+    def shares(self, stage: str) -> bool:
+        """Whether a stage, or a checkpoint of it, lies where other runs use it as well."""
+        return self.shared is not None and _kind(stage.partition("/")[0]) in SHARED
+
+    def place(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return (self.shared if self.shared and self.shares(stage) else self.work) / stage
 
     def check(self) -> None:
         """Raise `RunFailed` when OUT is not the folder any more that this process locked; call before each write."""
@@ -144,10 +157,10 @@ def _kind(name: str) -> str:
 # Stages --------------------------------------------------------------------------------------------------------------
 
 
-def origin(config: PruneConfig, bound: Bound, name: str, teacher: str = "") -> dict[str, Any]:
+def origin(config: PruneConfig, bound: Bound, name: str, teacher: str = "", *, shared: bool = False) -> dict[str, Any]:
     """What the stage `name` depends on: its name, the inputs, the options that matter to it, and `teacher`, the sha256
-    of the teacher's weights where it learns from them."""
-    others = (MADE_ANEW - {*STAGES[_kind(name)]}) | free_options()
+    of the teacher's weights where it learns from them. Of a `shared` stage not what only the student depends on."""
+    others = (MADE_ANEW - {*STAGES[_kind(name)]}) | free_options() | {*(_OF_STUDENT if shared else ())}
     options = {name: value for name, value in flatten(config).items() if name not in others}
     return {"stage": name, "inputs": bound.fingerprints, "options": options, "teacher": teacher}
 
@@ -155,7 +168,7 @@ def origin(config: PruneConfig, bound: Bound, name: str, teacher: str = "") -> d
 def found_stage(run: RunFolder, of: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """stage.json of the published stage that is `of` these things; None when there is none, and why, if something is
     there that cannot be used."""
-    folder = run.work / of["stage"]
+    folder = run.place(of["stage"])
     if not folder.exists():
         return None, ""
     if not files.is_complete(folder):
@@ -195,7 +208,7 @@ class Checkpoint:
 def save_checkpoint(run: RunFolder, of: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """Publish a checkpoint of a phase, then drop all but the newest `KEEP_CHECKPOINTS`."""
     run.check()
-    folder, name = run.work / of["stage"], f"step-{checkpoint.step:08d}"
+    folder, name = run.place(of["stage"]), f"step-{checkpoint.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with files.publish(folder / name) as staging:
         files.write_tensors(staging / "state.safetensors", checkpoint.tensors)
@@ -208,7 +221,7 @@ def save_checkpoint(run: RunFolder, of: Mapping[str, Any], checkpoint: Checkpoin
 def load_checkpoint(run: RunFolder, of: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a phase that verifies, and a warning for each newer one that does not; it is removed."""
     warnings: list[str] = []
-    for folder in _checkpoints(run.work / of["stage"]):
+    for folder in _checkpoints(run.place(of["stage"])):
         stage, why = found_stage(run, _numbered(of, folder.name))
         if stage is not None:
             scalars = read_json(folder / "state.json")
@@ -225,7 +238,7 @@ def _numbered(of: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def drop_checkpoints(run: RunFolder, phase: str, after: int) -> None:
     """Remove the checkpoints of steps beyond `after`, because something that they rest on is damaged."""
-    for folder in _checkpoints(run.work / phase):
+    for folder in _checkpoints(run.place(phase)):
         if folder.name > f"step-{after:08d}":
             files.remove(folder)
 

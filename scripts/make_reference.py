@@ -34,6 +34,7 @@ from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.presets import PRESET_ROWS, PresetRow
 from capcli.config.prune import PruneConfig
+from capcli.config.sweep import SweepOptions
 from capcli.data import layout, tables, tasks
 from capcli.data.kinds import KINDS
 from capcli.data.packed import PACKINGS
@@ -167,13 +168,19 @@ def configuration() -> str:
         "relative to the current folder.\n",
         '```toml\n# run.toml, for cap prune MODEL --config run.toml\ntask = "mr"\nsparsity = 0.95\nepochs = 6\n```\n',
         '```toml\n# cap.toml\nmodel = "runs/mr"\n\n[eval]\nmin = "accuracy=0.8"\n```\n',
-        'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` combines presets and options likewise.\n',
+        'In Python, `capcli.prune_config({"model": "mini", "task": "mr"})` combines presets and options likewise, and '
+        '`capcli.sweep_config({"model": "mini", "task": "mr", "sparsity": [0.8, 0.9], "seeds": 3})` also lists, for a '
+        "[sweep](../how-to/sweep.md); `capcli.prune` takes both. In a file a list is `[0.8, 0.9]`, or a text with "
+        "commas.\n",
         "## Options of prune\n",
         "The last column says what happens if the option is changed before a stopped run continues. `free`: nothing. "
         "`redo`: what depends on it is redone, everything else is kept. `no`: it is refused.\n",
         table(
             ("name", "type", "default", "meaning", "on resume"),
-            [(*option_row(item, kind), on_resume(item)) for item, kind in leaves(PruneConfig) if item.metadata],
+            [
+                *((*option_row(item, kind), on_resume(item)) for item, kind in leaves(PruneConfig) if item.metadata),
+                *((*option_row(item, kind), of_sweep(item)) for item, kind in leaves(SweepOptions) if item.metadata),
+            ],
         ),
     ]
     for title, kind in (
@@ -192,10 +199,16 @@ def on_resume(item: Any) -> str:
     return "free" if item.metadata["resumable"] else "redo" if item.name in stages.MADE_ANEW else "no"
 
 
+def of_sweep(item: Any) -> str:
+    """The same for options that no run depends on but for its threads."""
+    return "no" if item.name == "jobs" else "free"
+
+
 def option_row(item: Any, kind: Any) -> tuple[str, str, str, str]:
     """Name, type, default and meaning of an option; an empty default is shown as a dash."""
     default = "–" if item.default in ("", MISSING) else code(value(item.default))
-    return code(item.name), kind.__name__, default, item.metadata["help"]
+    several = ", or a list" if item.metadata["several"] else ""
+    return code(item.name), kind.__name__ + several, default, item.metadata["help"]
 
 
 def value(given: Any) -> str:

@@ -20,26 +20,29 @@ from tiny import ROOT
 import capcli.errors as errors
 from capcli.cli import app, output
 from capcli.config.export import ExportConfig
-from capcli.config.layers import build, layered, prune_config
+from capcli.config.grid import sweep_config
+from capcli.config.layers import build, layered
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, LOSSES, METHODS, PRESETS, TASK_NAMES
 from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.sweep import SweepOptions
 from capcli.records.exported import ExportRecord
-from capcli.records.measured import Comparison, EvalResult, ProbeResult
+from capcli.records.measured import Comparison, Comparisons, EvalResult, ProbeResult
 from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
+from capcli.records.swept import Sweep
 
 REFERENCE = ROOT / "docs" / "reference"
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
-CONFIGS = {
-    "prune": PruneConfig,
-    "eval": EvalConfig,
-    "export": ExportConfig,
-    "predict": PredictConfig,
-    "probe": ProbeConfig,
+CONFIGS: dict[str, tuple[type, ...]] = {
+    "prune": (PruneConfig, SweepOptions),
+    "eval": (EvalConfig,),
+    "export": (ExportConfig,),
+    "predict": (PredictConfig,),
+    "probe": (ProbeConfig,),
 }
 
 
@@ -84,7 +87,7 @@ def test_every_option_is_documented_and_explained(command: str) -> None:
 
 @pytest.mark.parametrize("command", CONFIGS)
 def test_every_field_is_an_option(command: str) -> None:
-    fields = {item.name for item, _ in leaves(CONFIGS[command]) if item.metadata}
+    fields = {item.name for kind in CONFIGS[command] for item, _ in leaves(kind) if item.metadata}
     assert fields <= {item.name for item in COMMANDS[command].params}
     page = (REFERENCE / "configuration.md").read_text("utf-8")
     section = page.split(f"\n## Options of {command}\n")[1].split("\n## ")[0]
@@ -114,7 +117,9 @@ def names_of(kind: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "kind", [Report, EvalResult, ProbeResult, Comparison, ExportRecord, Predictions], ids=lambda k: k.__name__
+    "kind",
+    [Report, Sweep, EvalResult, ProbeResult, Comparison, Comparisons, ExportRecord, Predictions],
+    ids=lambda k: k.__name__,
 )
 def test_every_name_of_a_result_is_documented(kind: type[Any]) -> None:
     page = (REFERENCE / "report.md").read_text("utf-8")
@@ -219,10 +224,10 @@ def test_shown_commands_parse(page: str, line: str) -> None:
     if command not in CONFIGS:
         return
     if command == "prune" and "task" in chosen and not chosen["config"]:
-        prune_config({key: value for key, value in chosen.items() if key in FIELDS["prune"]})
+        sweep_config({key: value for key, value in chosen.items() if key in FIELDS["prune"]})
     elif command != "prune":
         given = {"task": "mr"} if command == "eval" else {}
-        build(Gates if chosen.get("compare") else CONFIGS[command], {**given, **chosen})
+        build(Gates if chosen.get("compare") else CONFIGS[command][0], {**given, **chosen})
 
 
 def shown_files() -> list[tuple[str, str]]:
@@ -237,13 +242,15 @@ def test_shown_files_are_read(tmp_path: Path, page: str, text: str) -> None:
     file = tmp_path / "options.toml"
     file.write_text(text)
     if "cap prune" in text:
-        prune_config({}, str(file))
+        sweep_config({}, str(file))
         return
     build(ProbeConfig, layered("probe", {}, str(file)))
     build(EvalConfig, {"task": "mr", **layered("eval", {}, str(file))})
 
 
-FIELDS = {command: {"model", *(item.name for item, _ in leaves(kind))} for command, kind in CONFIGS.items()}
+FIELDS = {
+    command: {"model", *(item.name for kind in kinds for item, _ in leaves(kind))} for command, kinds in CONFIGS.items()
+}
 
 
 def test_make_demo_and_test_are_what_the_readme_says() -> None:

@@ -37,6 +37,7 @@ ORDER = [
     "pruning",
     "exporting",
     "verbs",
+    "sweeping",
     "api",
     "hub",
     "cli",

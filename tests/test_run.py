@@ -820,16 +820,16 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check for a finished run is made again under the lock."""
-    out, take = tmp_path / "out", run._acquire
+    out, take = tmp_path / "out", run.acquire
 
     def late(*arguments: Any) -> None:
-        monkeypatch.setattr(run, "_acquire", take)
+        monkeypatch.setattr(run, "acquire", take)
         shutil.rmtree(out)
         tiny.prune(out, **SMALL)
         (out / "work").mkdir()
         take(*arguments)
 
-    monkeypatch.setattr(run, "_acquire", late)
+    monkeypatch.setattr(run, "acquire", late)
     notes = finish(tiny, out)
     assert notes[-1] == "this run is already complete"
     assert not any("epoch" in note for note in notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -22,18 +22,21 @@ from capcli.cli.output import (
     put,
     say,
     shown,
+    tell_gates,
     tell_junit,
     tell_lines,
     wants_json,
 )
-from capcli.cli.parameters import MEASURES, Start, app, options
+from capcli.cli.parameters import MEASURES, OTHERS, Start, app, options
 from capcli.config.export import ExportConfig
-from capcli.config.layers import build, check_limits, explained, layered, options_file, prune_config
+from capcli.config.grid import explained, sweep_config
+from capcli.config.layers import build, check_limits, layered, options_file
 from capcli.config.measure import EvalConfig, Gates, ProbeConfig
 from capcli.config.names import CONFIG_FILE
 from capcli.config.options import leaves, split_list
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.sweep import SweepConfig, SweepOptions
 from capcli.errors import CapError, ConfigError
 from capcli.progress import Bars, Lines, nowhere, on_terminal
 from capcli.progress import watch as watched
@@ -45,6 +48,17 @@ if TYPE_CHECKING:
     from capcli.events import Event, StopFlag
 
 T = TypeVar("T")
+RARE = (
+    "min",
+    "max",
+    "min_retention",
+    "confidence",
+    "structure",
+    "precision",
+    "jobs",
+    "output",
+    "debug",
+)  # of cap prune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,31 +127,63 @@ def _cap(
     pass
 
 
-@options("prune", PruneConfig, "overwrite", "plan", "config")
+@options("prune", (PruneConfig, SweepOptions), "overwrite", "plan", "config", rare=RARE)
 def prune(
     chosen: dict[str, Any], overwrite: bool, plan: bool, config: str, output: str, as_json: bool, quiet: bool
 ) -> None:
     """Prune MODEL while it learns TASK; write a sparse model and a report.
 
-    To continue a stopped run, run the same command again.
+    To continue a stopped run, run the same command again. Several methods, sparsities or seeds make a sweep: a run of
+    each, one table, and the smallest that passes all gates as OUT/best.
     """
-    settings, machine = prune_config(chosen, config), wants_json(output, as_json)
-    hello(quiet, f"cap prune {settings.model} for {settings.source.task} to {settings.out_folder}")
+    settings, machine = sweep_config(chosen, config), wants_json(output, as_json)
+    if plan and settings.cells:
+        raise ConfigError("--plan is for one run", "give one method, one sparsity and one seed")
+    what = f" ({len(settings.cells)} runs)" if settings.cells else ""
+    hello(quiet, f"cap prune {settings.run.model} for {settings.run.source.task} to {settings.out_folder}{what}")
+    if plan:
+        from capcli.pruning import plan as planning
+
+        planned = watch(planning.plan(settings.run), quiet)
+        emit(planned, machine, lambda: terminal.facts(planning.plan_rows(planned)))
+    elif settings.cells:
+        swept(settings, overwrite, machine, quiet)
+    else:
+        pruned(settings, overwrite, machine, quiet)
+
+
+def pruned(settings: SweepConfig, overwrite: bool, machine: bool, quiet: bool) -> None:
+    """One run; exit 1 when a gate fails."""
     from capcli.events import StopFlag, signals
-    from capcli.pruning import plan as planning
     from capcli.verbs import prune as prune_verb
 
-    if plan:
-        planned = watch(planning.plan(settings), quiet)
-        emit(planned, machine, lambda: terminal.facts(planning.plan_rows(planned)))
-        return
     flag = StopFlag()
     with signals(flag):
-        found = watch(prune_verb.prune(settings, flag=flag, overwrite=overwrite), quiet)
+        events = prune_verb.prune(settings.run, flag=flag, overwrite=overwrite, gates=settings.gates)
+        found = watch(events, quiet)
     emit(found, machine, lambda: terminal.prune_summary(found, settings.out_folder))
+    tell_gates(found.gates or ())
+    if found.passed is False:
+        raise typer.Exit(EXIT_GATE)
 
 
-@options("eval", EvalConfig, *MEASURES)
+def swept(settings: SweepConfig, overwrite: bool, machine: bool, quiet: bool) -> None:
+    """All runs of a sweep; its result is shown also when some failed, or none passes."""
+    from capcli.events import StopFlag, signals
+    from capcli.sweeping import sweep as sweeping
+
+    flag = StopFlag()
+    with signals(flag):
+        try:
+            found = watch(sweeping.sweep(settings, flag=flag, overwrite=overwrite), quiet)
+        except (sweeping.RunsFailed, sweeping.NothingPasses) as error:
+            left = error.sweep
+            emit(left, machine, lambda: terminal.sweep_summary(left, settings.out_folder))
+            raise
+    emit(found, machine, lambda: terminal.sweep_summary(found, settings.out_folder))
+
+
+@options("eval", (EvalConfig,), *MEASURES)
 def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure MODEL on a task: metrics with intervals, size, latency; check gates.
 
@@ -152,7 +198,7 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
     documented("eval", start, chosen, **switches)
 
 
-@options("export", ExportConfig, "plan")
+@options("export", (ExportConfig,), "plan")
 def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
     """Convert a pruned MODEL to another format, and check the result; or choose the format that meets your limits.
 
@@ -181,7 +227,7 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
     emit(found, machine, lambda: terminal.export_summary(found))
 
 
-@options("probe", ProbeConfig, *MEASURES)
+@options("probe", (ProbeConfig,), *MEASURES)
 def probe(chosen: dict[str, Any], **switches: Any) -> None:
     """Measure what the frozen encoder of MODEL knows about other tasks; check gates.
 
@@ -197,7 +243,7 @@ def probe(chosen: dict[str, Any], **switches: Any) -> None:
     documented("probe", start, chosen, **switches)
 
 
-@options("predict", PredictConfig)
+@options("predict", (PredictConfig,))
 def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
     """Ask the model in FOLDER about every text of FILE; write its answers as JSON lines.
 
@@ -218,7 +264,7 @@ def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> 
         say(terminal.predict_line(found))
 
 
-@options("tasks", Nothing, model=False)
+@options("tasks", (Nothing,), model=False)
 def tasks(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
     """List the tasks: their columns, labels and metrics, and where their data come from."""
     from capcli.verbs import listing
@@ -227,7 +273,7 @@ def tasks(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> No
     emit(found, wants_json(output, as_json), lambda: told.task_rows(found))
 
 
-@options("config", PruneConfig, "config", model=False)
+@options("config", (PruneConfig,), "config", model=False)
 def config_(chosen: dict[str, Any], config: str, output: str, as_json: bool, quiet: bool) -> None:
     """Show what every option of `cap prune` would be, and where its value comes from; run nothing."""
     found = Settings(
@@ -239,7 +285,7 @@ def config_(chosen: dict[str, Any], config: str, output: str, as_json: bool, qui
     emit(found, wants_json(output, as_json), lambda: told.settings_rows(found))
 
 
-@options("doctor", Nothing, model=False)
+@options("doctor", (Nothing,), model=False)
 def doctor(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
     """Say what is installed, where it computes and where it keeps things; a good start of a bug report."""
     from capcli.verbs import doctor as doctor_verb
@@ -255,7 +301,7 @@ def documented(
     start: Start,
     chosen: dict[str, Any],
     file: str,
-    compare: tuple[str, str] | None,
+    compare: bool,
     output: str,
     as_json: bool,
     quiet: bool,
@@ -264,7 +310,8 @@ def documented(
     """Measure or compare, show the result and write the reports, of an error that in JUnit."""
     began, file = time.monotonic(), options_file(file)
     name = f"cap {command} --compare" if compare else f"cap {command}"
-    read = [file, *(compare or ()), *read_files(chosen)]
+    names = [*filter(None, [chosen.get("model")]), *chosen.pop(OTHERS, [])]
+    read = [file, *(names if compare else ()), *read_files(chosen)]
     try:
         machine = wants_json(output, as_json)
         layers = layered(command, chosen, file)
@@ -272,7 +319,10 @@ def documented(
         check_reports(reports, read)
         if file:
             hello(quiet, f"options from {file}")
-        found = measured(command, start, chosen, layers, compare, quiet)
+        if compare:
+            found = compared(command, names, chosen, layers, quiet)
+        else:
+            found = measured(command, start, names, layers, quiet)
     except Exception as error:
         tell_junit(reports["junit"], read, name, error, time.monotonic() - began)
         raise
@@ -285,26 +335,28 @@ def read_files(chosen: Mapping[str, Any]) -> list[str]:
     return [chosen.get("data", ""), baseline, *split_list(baseline)]
 
 
-def measured(
-    command: str,
-    start: Start,
-    chosen: Mapping[str, Any],
-    layers: dict[str, Any],
-    compare: tuple[str, str] | None,
-    quiet: bool,
+def measured(command: str, start: Start, names: Sequence[str], layers: dict[str, Any], quiet: bool) -> Result:
+    """The result of eval or probe with all the options."""
+    if len(names) > 1:
+        raise ConfigError(
+            f"cap {command} measures one MODEL, got {len(names)}", "to compare stored results, add --compare"
+        )
+    if not layers.get("model"):
+        raise ConfigError("no MODEL given", f"give one after cap {command}, or set model in {CONFIG_FILE}")
+    hello(quiet, f"cap {command} {layers['model']}")
+    return watch(start(layers), quiet)
+
+
+def compared(
+    command: str, names: Sequence[str], chosen: Mapping[str, Any], layers: Mapping[str, Any], quiet: bool
 ) -> Result:
-    """The result of eval or probe with all the options, or the comparison of two results."""
-    if compare is None:
-        if not layers.get("model"):
-            raise ConfigError("no MODEL given", f"give one after cap {command}, or set model in {CONFIG_FILE}")
-        hello(quiet, f"cap {command} {layers['model']}")
-        return watch(start(layers), quiet)
+    """The comparison of stored results with the first."""
     gates = {item.name for item, _ in leaves(Gates)}
-    if others := [name for name in chosen if name not in gates]:
+    if others := [name for name in chosen if name not in gates and name != "model"]:
         raise ConfigError(
             f"--compare measures nothing, so {others[0]} has no effect", "leave it out; only gates are allowed"
         )
-    hello(quiet, f"cap {command} --compare {' '.join(compare)}")
+    hello(quiet, f"cap {command} --compare {' '.join(names)}")
     from capcli.verbs import compare as compare_verb
 
-    return compare_verb.compare(command, *compare, build(Gates, layers))
+    return compare_verb.compare_all(command, names, build(Gates, layers))

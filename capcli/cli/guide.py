@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 # Panels in the order of the help; others stand in the middle, as they come.
-FIRST, LAST = ("Task", "Pruning", "Training", "Gates", "Limits"), ("Hardware", "Run", "Options", "Output")
+FIRST, LAST = ("Task", "Pruning", "Training", "Sweep", "Gates", "Limits"), ("Hardware", "Run", "Options", "Output")
 DOCS = "docs/index.md"
 EXAMPLES = {
     "prune": (

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from capcli import files
 from capcli.errors import CapError, ConfigError, FileError
 from capcli.records.codec import Versioned, to_json
 from capcli.records.measured import Result
+from capcli.records.parts import Gate
 from capcli.reporting import ci, documents
 from capcli.reporting.terminal import result_summary
 from capcli.reporting.text import plain
@@ -149,14 +150,19 @@ def tell_github(found: Result) -> None:
     """Annotations for failed gates, and the Markdown as summary of the step; nothing elsewhere."""
     if not on_github():
         return
-    for line in ci.github_annotations(found.gates):
-        print(ci.inert(line), file=sys.stderr)
+    tell_gates(found.gates)
     if target := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(target).open("a", encoding="utf-8") as file:
                 file.write(ci.markdown_text(found))
         except OSError as error:  # a summary never changes the outcome
             say(f"no step summary written: {error}")
+
+
+def tell_gates(gates: Sequence[Gate]) -> None:
+    """Annotations for failed gates on GitHub; nothing elsewhere."""
+    for line in ci.github_annotations(gates) if on_github() else ():
+        print(ci.inert(line), file=sys.stderr)
 
 
 def on_github() -> bool:

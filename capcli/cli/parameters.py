@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import MISSING
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,9 +32,11 @@ FILE_ARGUMENT = f"texts, one per row: {', '.join(TEXT_FILES)}; or - for lines or
 CONFIG_HELP = "TOML file with options; the command line overrides it."
 FILE_HELP = f"{CONFIG_HELP} Instead of {CONFIG_FILE}."
 COMPARE_HELP = (
-    "Measure nothing; compare two results stored with --json and show what changed by more than the noise. "
-    "Gates apply to NEW."
+    "Measure nothing; compare two or more results stored with --json (cap eval: also folders of runs) and show what "
+    "changed from the first by more than the noise: --compare OLD NEW. Gates apply to all but the first."
 )
+OTHERS = "others"  # the argument for all names that --compare takes but the first
+OTHERS_HELP = "with --compare: the other results"
 REPORTS = {
     "junit": "Write the gates, or the error, as JUnit XML.",
     "csv": "Write the measurements as a CSV table.",
@@ -46,10 +48,7 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
     "plan": (bool, typer.Option("--plan", help="Print the expected time, disk, memory and sizes, and do nothing.")),
     "config": (str, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, rich_help_panel="Run")),
     "file": (str, typer.Option("--config", metavar="FILE", help=FILE_HELP, rich_help_panel="Options")),
-    "compare": (
-        tuple[str, str] | None,
-        typer.Option("--compare", metavar="OLD NEW", help=COMPARE_HELP, rich_help_panel="Options"),
-    ),
+    "compare": (bool, typer.Option("--compare", help=COMPARE_HELP, rich_help_panel="Options")),
     **{name: (str, typer.Option(f"--{name}", metavar="FILE", help=text)) for name, text in REPORTS.items()},
     "output": (str, typer.Option("--format", help="Format of stdout: human or json.")),
     "as_json": (bool, typer.Option("--json", help="Short for --format json.")),
@@ -78,26 +77,29 @@ app = typer.Typer(
 
 
 def options(
-    name: str, config: type, *switches: str, model: bool = True
+    name: str, configs: Sequence[type], *switches: str, model: bool = True, rare: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command that takes MODEL, unless it needs no `model`, the fields of `config` as options, and
-    `switches`.
+    """Register a command that takes MODEL, unless it needs no `model`, the fields of `configs` as options, and
+    `switches`. rare: options that its short help leaves out beside those for experts.
 
     The command is called with the options that the user chose, by field name, and the switches by keyword.
     """
-    known = [(item, kind) for item, kind in leaves(config) if item.metadata]
+    found = [one for config in configs for one in leaves(config)]
+    known = [(item, kind) for item, kind in found if item.metadata]
     fields = [_parameter(item, kind) for item, kind in known]
     arguments = [_model(name, optional="compare" in switches)] if model else []
-    if any(item.name == "file" for item, _ in leaves(config)):
+    if any(item.name == "file" for item, _ in found):
         arguments.append(_argument("file", "FILE", FILE_ARGUMENT))
+    if "compare" in switches:
+        arguments.append(_others())
     chosen = {item.name for item in (*arguments, *fields)}
-    experts = frozenset(item.name for item, _ in known if item.metadata["expert"])
+    experts = frozenset([*rare, *(item.name for item, _ in known if item.metadata["expert"])])
     fields += [_switch(switch) for switch in (*switches, *COMMON)]
     fields = _in_order(fields + [_switch("all_options")] * bool(experts))
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
-            given = {key: value for key, value in values.items() if key in chosen and value is not None}
+            given = {key: value for key, value in values.items() if key in chosen and value not in (None, [])}
             with guarded(values["debug"]):
                 function(given, **{s: values[s] for s in (*switches, *COMMON[:3])})
 
@@ -135,9 +137,17 @@ def _argument(name: str, metavar: str, help: str, optional: bool = False) -> ins
     )
 
 
+def _others() -> inspect.Parameter:
+    info = typer.Argument(metavar="RESULT…", help=OTHERS_HELP, show_default=False)
+    return inspect.Parameter(
+        OTHERS, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[list[str] | None, info]
+    )
+
+
 def _parameter(item: Any, kind: Any) -> inspect.Parameter:
     """One field as a Typer option; the default is shown but not filled in, so that a preset can stand below it."""
     meta, default, unit = item.metadata, item.default, item.metadata["unit"]
+    kind = str if meta["several"] else kind  # a list is read where that of a file is
     unset = default in ("", MISSING) or default is False or meta["panel"] in ("Gates", LIMITS)  # there 0 is no limit
     flag = "--" + item.name.replace("_", "-")
     info = typer.Option(
@@ -154,7 +164,9 @@ def _parameter(item: Any, kind: Any) -> inspect.Parameter:
 
 
 def _metavar(meta: Any, kind: type) -> str:
-    """What stands for the value of an option: its names, its unit, or its type."""
+    """What stands for the value of an option: several, its names, its unit, or its type."""
+    if meta["several"]:
+        return str(meta["several"])
     if names := meta["names"]:
         shown = names if len(names) <= MOST_NAMES else (*names[: MOST_NAMES // 2], "…")
         return "{" + "|".join(shown) + "}"

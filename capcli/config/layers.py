@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from capcli.config.measure import EvalConfig, ProbeConfig
-from capcli.config.names import BUILTIN_TASKS, CONFIG_FILE, METHODS, NUMERIC_GATES, OF_CRITERION, PRESETS
-from capcli.config.options import check_name, flag_name, flatten, leaves, measured, typed_fields
+from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, PRESETS
+from capcli.config.options import check_name, flag_name, leaves, measured, split_list, typed_fields
 from capcli.config.paths import shortened
 from capcli.config.presets import preset_values
 from capcli.config.prune import PruneConfig
+from capcli.config.sweep import SweepOptions, listed, numbers
 from capcli.errors import ConfigError, FileError
 from capcli.stored import read_bytes, text_of
 
@@ -28,7 +29,11 @@ MAX_TOML_BYTES, MAX_TOML_DOTS = 64_000, 2000  # the time for a key such as a.a.a
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{30,}")
 
 
-_SECTIONS: dict[str, type] = {"prune": PruneConfig, "eval": EvalConfig, "probe": ProbeConfig}
+_SECTIONS: dict[str, tuple[type, ...]] = {
+    "prune": (PruneConfig, SweepOptions),
+    "eval": (EvalConfig,),
+    "probe": (ProbeConfig,),
+}
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -55,8 +60,23 @@ def check_no_token(name: str, value: object) -> None:
 
 
 def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
-    """Layer preset, `--config` file and the options the user chose into a `PruneConfig`."""
+    """Layer preset, `--config` file and the options the user chose into a `PruneConfig`.
+
+    Raises `ConfigError`, also for several values and for what a single run does not depend on: see `grid.sweep_config`.
+    """
     layers = layered("prune", chosen, file)
+    sparsities = numbers(layers.get("sparsity", PruneConfig.sparsity))
+    methods = split_list(listed(layers.get("method"))) or (layers.get("method"),)
+    others = {item.name for item, _ in leaves(SweepOptions)} & layers.keys()
+    others |= {name for name, values in {"method": methods, "sparsity": sparsities}.items() if len(values) > 1}
+    if others:
+        raise ConfigError(f"{flag_name(min(others))} is for a sweep or its gates, not for one run", "use sweep_config")
+    return run_config({**layers, "method": methods[0], "sparsity": sparsities[0]})
+
+
+def run_config(layers: Mapping[str, Any]) -> PruneConfig:
+    """The configuration of one run from the options that were chosen; None is what was not. Raises `ConfigError`."""
+    layers = {name: value for name, value in layers.items() if value is not None}
     preset = layers.get("preset", PruneConfig.preset)
     check_name("preset", preset, PRESETS)
     method = layers.get("method", PRESETS[preset].get("*", {}).get("method", "cap-soft"))
@@ -118,7 +138,7 @@ def read_toml(file: str, command: str) -> dict[str, Any]:
 
 def _check_tables(top: Mapping[str, Any], file: str) -> None:
     """Raise `ConfigError` for a table that is not of a command."""
-    options = {item.name for cls in _SECTIONS.values() for item, _ in leaves(cls)}
+    options = {name for command in _SECTIONS for name in _options(command)}
     for name, value in top.items():
         if isinstance(value, dict) and name.replace("-", "_") not in options:
             tables = ", ".join(f"[{section}]" for section in _SECTIONS)
@@ -128,9 +148,14 @@ def _check_tables(top: Mapping[str, Any], file: str) -> None:
             )
 
 
+def _options(command: str) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """The options of a command with their types, by field name."""
+    return {item.name: (item, kind) for cls in _SECTIONS[command] for item, kind in leaves(cls)}
+
+
 def _read_table(table: Mapping[str, Any], place: str, commands: tuple[str, ...]) -> dict[str, Any]:
     """The options of a table by field name; each must be one of all the `commands`."""
-    kinds = {command: {item.name: (item, kind) for item, kind in leaves(_SECTIONS[command])} for command in commands}
+    kinds = {command: _options(command) for command in commands}
     known = {name: both for table in kinds.values() for name, both in table.items()}
     values = {name.replace("-", "_"): value for name, value in table.items()}
     for name, value in values.items():
@@ -146,6 +171,8 @@ def typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> A
     """A value in the type of its option. Raises `ConfigError` that names option and place."""
     name = item.name
     unit = item.metadata.get("unit")
+    if item.metadata.get("several") and not isinstance(value, kind) and _listed(kind, value):
+        return str(value) if kind is str and not isinstance(value, list) else value
     if unit and isinstance(value, str):
         try:
             return measured(unit, value)
@@ -158,6 +185,13 @@ def typed(item: dataclasses.Field[Any], kind: type, value: Any, place: str) -> A
         hint = f'write several in one text, separated by commas: {name} = "…,…"' if several else ""
         raise ConfigError(f"{name} in {place} must be {_TYPE_NAMES[kind]}, got {value!r}", hint)
     return value
+
+
+def _listed(kind: type, value: Any) -> bool:
+    """Whether a value is a list, or a text with commas, for an option of which there may be several."""
+    parts = value if isinstance(value, list) else [value]
+    plain = all(isinstance(part, str | int | float) and not isinstance(part, bool) for part in parts)
+    return bool(parts) and plain and (isinstance(value, list) or isinstance(value, str) != (kind is str))
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
@@ -173,38 +207,3 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 def free_options() -> frozenset[str]:
     """The options of a run that nothing which it makes depends on."""
     return frozenset(item.name for item, _ in leaves(PruneConfig) if item.metadata.get("resumable"))
-
-
-def explained(chosen: Mapping[str, Any], file: str = "") -> list[tuple[str, Any, str, Any, str]]:
-    """(option, value, where it comes from, default, help) of `cap prune` with these options. Raises `ConfigError`.
-
-    Without a task the values are those of classification.
-    """
-    read = layered("prune", {}, file)
-    task = {**read, **chosen}.get("task") or ""
-    config = prune_config({**chosen, "task": task or BUILTIN_TASKS[0]}, file)
-    of_method = OF_CRITERION.get(METHODS[config.method].criterion, {})
-    of_preset = preset_values(
-        config.preset,
-        task=config.source.task,
-        criterion=config.criterion,
-        structure=config.structure,
-        sparsity=config.sparsity,
-    )
-
-    def source(name: str) -> str:
-        if chosen.get(name) is not None:
-            return "command line"
-        if name in read:
-            return file
-        if name not in of_preset:
-            return "default"
-        alone = name in of_method and of_preset[name] == of_method[name]
-        return f"--method {config.method}" if alone else f"--preset {config.preset}"
-
-    values = {**flatten(config), "task": task}
-    return [
-        (item.name, values[item.name], source(item.name), item.default, item.metadata["help"])
-        for item, _ in leaves(PruneConfig)
-        if item.metadata
-    ]

@@ -50,12 +50,13 @@ class Gates:
     max: str = option("", "fail above METRIC=V; several separated by commas", panel="Gates")
     max_drop: str = option(
         "",
-        "fail when METRIC is more than V below --baseline: METRIC=V, or METRIC=P% of the baseline's value",
+        "fail when METRIC is more than V below the baseline (--baseline, in cap prune the dense model): METRIC=V, or "
+        "METRIC=P% of the baseline's value",
         panel="Gates",
     )
     min_retention: float = option(
         0.0,
-        "fail when the primary metric is below this share of that of --baseline, such as 0.98 or 98%",
+        "fail when the primary metric is below this share of that of the baseline, such as 0.98 or 98%",
         panel="Gates",
         unit="share",
     )

@@ -27,15 +27,17 @@ def option(
     names: Iterable[str] = (),
     metavar: str = "",
     expert: bool = False,
+    several: str = "",
 ) -> Any:
     """A dataclass field with its help text.
 
     `resumable` marks what may differ when a run is continued, at no price. `unit`: a name of `UNITS`, for a number that
     users may write with a unit. `names`: what a text can be; `metavar`: what stands for it in the help, else its type.
-    `expert`: only `--help-all` shows it.
+    `expert`: only `--help-all` shows it. `several`: what `--help` shows where users may give a list, which makes a
+    sweep.
     """
     metadata = {"help": help, "flag": flag, "panel": panel, "resumable": resumable, "unit": unit}
-    more = {"names": tuple(names), "metavar": metavar, "expert": expert}
+    more = {"names": tuple(names), "metavar": metavar, "expert": expert, "several": several}
     return field(default=default, metadata={**metadata, **more})
 
 

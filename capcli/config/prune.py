@@ -41,14 +41,26 @@ class PruneConfig:
     model: str = ""
     out: str = option(
         "",
-        "output folder; by default runs/MODEL-TASK-METHOD-SPARSITY, with the name of --data after TASK",
+        "output folder; by default runs/MODEL-TASK-METHOD-SPARSITY, with the name of --data after TASK, and of a sweep "
+        "runs/MODEL-TASK-sweep",
         flag="-o",
         panel="Run",
         resumable=True,
         metavar="FOLDER",
     )
-    sparsity: float = option(0.9, "fraction of the prunable weights to remove, in [0, 1)", panel="Pruning")
-    method: str = option("cap-soft", "pruning method: " + ", ".join(METHODS), panel="Pruning", names=METHODS)
+    sparsity: float = option(
+        0.9,
+        "fraction of the prunable weights to remove, in [0, 1); several, as 0.8,0.9, make a sweep",
+        panel="Pruning",
+        several="FLOAT,…",
+    )
+    method: str = option(
+        "cap-soft",
+        f"pruning method: {', '.join(METHODS)}; several, as fisher,cap-f, make a sweep",
+        panel="Pruning",
+        names=METHODS,
+        several="NAME,…",
+    )
     losses: str = option(
         "",
         "losses to train with, from ce,kd,prc,snc,fic,hid; by default those of the method",
@@ -363,8 +375,10 @@ class PruneConfig:
     @property
     def out_folder(self) -> Path:
         """The output folder, given or derived."""
-        if self.out:
-            return Path(self.out)
+        return Path(self.out or self.named(f"{self.method}-{self.sparsity:g}"))
+
+    def named(self, what: str) -> Path:
+        """The folder of a run, or of several, that is not given: by model, task, and `what` it is."""
         name, _, revision = self.model.partition("@")
         model = "-".join([name.rstrip("/").rsplit("/", 1)[-1], *filter(None, revision.split("/"))])
-        return Path("runs") / f"{model}-{self.source.name}-{self.method}-{self.sparsity:g}"
+        return Path("runs") / f"{model}-{self.source.name}-{what}"

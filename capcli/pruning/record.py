@@ -244,12 +244,12 @@ def _metrics(primary: str, dense: Mapping[str, SplitScores], pruned: Mapping[str
 
 
 def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timing:
-    banks = [stage_record(setup, path.name).get("seconds", 0.0) for path in setup.run.work.glob("bank-*")]
+    banks = [stage_record(setup, name).get("seconds", 0.0) for name in _banks(setup)]
     return Timing(
         teacher_seconds=teacher_seconds,
         banks_seconds=sum(banks),
         prune_seconds=prune_seconds,
-        total_seconds=time.monotonic() - setup.run.started + sum(setup.run.earlier),
+        total_seconds=time.monotonic() - setup.run.started - setup.run.flag.paused + sum(setup.run.earlier),
         examples_per_second=setup.config.epochs * len(setup.train) / max(prune_seconds, 1e-9),
     )
 
@@ -262,3 +262,11 @@ def _guessing(setup: Setup, dense: Mapping[str, SplitScores], pruned: Mapping[st
         remedy = weak_teacher(setup) if primary in dense[name].at_chance else lost
         notes += chance.doubts({"the dense model": dense[name], "the pruned model": one}, name, primary, remedy)
     return notes
+
+
+def _banks(setup: Setup) -> list[str]:
+    """The banks of this run: those in its folder, and those of its losses that it shares with others."""
+    names, encoded = setup.config.loss_names, bool(setup.config.epochs)
+    needed = {"bank-pretrained": "prc" in names, "bank-finetuned": encoded and ("fic" in names or "kd" in names)}
+    own = [path.name for path in setup.run.work.glob("bank-*")]
+    return own + [name for name, wanted in needed.items() if wanted and setup.run.shares(name)]

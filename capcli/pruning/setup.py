@@ -291,10 +291,10 @@ def _counted(examples: Examples) -> str:
 
 def origin_of(setup: Setup, name: str) -> dict[str, Any]:
     """What a stage depends on, see `stages.origin`; the teacher by its weights, if it is made in this run."""
-    manifest = setup.run.work / "teacher" / files.MANIFEST
+    manifest = setup.run.place("teacher") / files.MANIFEST
     after = name not in ("bank-pretrained", "teacher", "teacher-steps")
     weights = read_json(manifest)["model.safetensors"] if after and manifest.is_file() else ""
-    return stages.origin(setup.config, setup.bound, name, weights)
+    return stages.origin(setup.config, setup.bound, name, weights, shared=setup.run.shares(name))
 
 
 def found_stage(setup: Setup, of: dict[str, Any]) -> Generator[Event, None, dict[str, Any] | None]:
@@ -337,6 +337,6 @@ def measure_splits(
 
 def stage_record(setup: Setup, name: str) -> dict[str, Any]:
     """What stage.json of a published stage says; empty when there is none."""
-    path = setup.run.work / name / stages.STAGE
+    path = setup.run.place(name) / stages.STAGE
     found: dict[str, Any] = read_json(path) if path.is_file() else {}
     return found

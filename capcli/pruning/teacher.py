@@ -31,7 +31,7 @@ def make_bank(
 ) -> Generator[Event, None, tuple[torch.Tensor, torch.Tensor]]:
     """Vectors and, of the teacher, logits of the training set by `model`, encoded unless published before."""
     wanted, of = name == "finetuned", origin_of(setup, f"bank-{name}")
-    folder = setup.run.work / of["stage"]
+    folder = setup.run.place(of["stage"])
     if (yield from found_stage(setup, of)) is None:
         began = time.monotonic()
         event = event or setup.meter.stoppable(f"bank {name}")
@@ -68,7 +68,7 @@ def _itself(config: PruneConfig, data: TaskData) -> Model | None:
 def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
     """The student's copy, fine-tuned on the task and published as a stock folder."""
     config, of = setup.config, origin_of(setup, "teacher")
-    folder = setup.run.work / of["stage"]
+    folder = setup.run.place(of["stage"])
     if (yield from found_stage(setup, of)) is None:
         teacher = copy(student)
         job = make_job(setup, teacher, "teacher", Objective(losses=("ce",)), None)
@@ -79,7 +79,7 @@ def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
         with files.publish(folder) as staging:
             stock.save_dense(teacher, staging)
             files.write_json(staging / stages.STAGE, about)
-        files.remove(setup.run.work / "teacher-steps")
+        files.remove(setup.run.place("teacher-steps"))
         return teacher
     for note in other_steps(setup):
         yield setup.meter.of("teacher")(note=note)
@@ -93,7 +93,7 @@ def teacher_again(setup: Setup, student: Model) -> Model:
 
 
 def _published(setup: Setup) -> Model:
-    folder, labels = setup.run.work / "teacher", setup.data.classes
+    folder, labels = setup.run.place("teacher"), setup.data.classes
     return place(loading.load_dense(str(folder), labels, setup.data.kind, setup.config.seed, need_head=True), setup.on)
 
 
@@ -144,7 +144,7 @@ def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[A
     if setup.config.epochs and ("fic" in names or "kd" in names):  # what heals asks the teacher itself
         vectors, logits = yield from make_bank(setup, "finetuned", teacher)
     of = origin_of(setup, "dense")
-    folder = setup.run.work / of["stage"]
+    folder = setup.run.place(of["stage"])
     if (yield from found_stage(setup, of)) is None:
         measured = yield from measure_splits(setup, teacher, setup.meter.stoppable("evaluate dense"))
         for name, one in measured.items():  # said now, as pruning may take hours

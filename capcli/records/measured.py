@@ -1,4 +1,4 @@
-"""The results of `cap eval` and `cap probe`, and of `--compare` of two of them."""
+"""The results of `cap eval` and `cap probe`, and of `--compare` of some of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from capcli.config.options import exists
 from capcli.errors import FileError
 from capcli.records.codec import ABSENT, EMPTY, Versioned, from_json
 from capcli.records.parts import (
@@ -221,12 +222,59 @@ class Comparison(Versioned):
     passed: bool = True
 
 
-Result = EvalResult | ProbeResult | Comparison
+@dataclass(frozen=True, kw_only=True)
+class Comparisons(Versioned):
+    """The result of `--compare` of more than two: each of the others with the first, the `baseline`."""
+
+    kind: str | None = None
+    baseline: str | None = None
+    task: str | None = field(default=None, metadata=ABSENT)
+    split: str | None = field(default=None, metadata=ABSENT)
+    n_examples: int | None = field(default=None, metadata=ABSENT)
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    passed: bool = True
+
+
+Result = EvalResult | ProbeResult | Comparison | Comparisons
+
+
+def of_run(report: Report) -> EvalResult:
+    """What a run says of its pruned model, in the words of an evaluation."""
+    sparsity, size = report.sparsity, report.size
+    return EvalResult(
+        model=report.model,
+        task=report.task,
+        split=report.metrics.split,
+        primary=report.metrics.primary,
+        labels=report.labels,
+        metrics=report.metrics.pruned,
+        confidence_95=report.metrics.confidence_95,
+        n_examples=report.metrics.n_examples,
+        splits={
+            name: Scores(metrics=one.pruned, confidence_95=one.confidence_95, n_examples=one.n_examples)
+            for name, one in report.metrics.splits.items()
+        },
+        sparsity=ModelSparsity(achieved=sparsity.achieved, whole_model=sparsity.whole_model),
+        size=ModelSize(
+            dense_bytes=size.dense_bytes, weights_bytes=size.weights_bytes, artifact_bytes=size.artifact_bytes
+        ),
+        latency=report.latency.pruned if report.latency else None,
+    )
 
 
 def result_of(command: str, path: str) -> Any:
-    """The `EvalResult` or `ProbeResult` in a file, whichever `command` writes. Raises `FileError`."""
-    data = read_json(Path(path))
+    """The `EvalResult` or `ProbeResult` in a file, whichever `command` writes; of a run of `cap prune`, that is of a
+    folder or its report, what it measured itself. Raises `FileError`."""
+    place = Path(path)
+    if not exists(path):
+        raise FileError(
+            f"{path} does not exist", "--compare measures nothing: it takes stored results, and folders of runs"
+        )
+    data = read_json(place / "report.json" if place.is_dir() else place)
+    if command == "eval" and isinstance(part(data, "metrics").get("pruned"), dict) and part(data, "config"):
+        return of_run(from_json(Report, data, path, "run it again"))
     of_eval = part(data, "metrics") and isinstance(data.get("confidence_95"), dict)
     kind = "probe" if part(data, "tasks") else "eval" if of_eval else ""
     if not kind:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capcli.records.codec import ABSENT, Versioned
-from capcli.records.parts import FileFacts, Intervals, Latency, Sparsity, Values
+from capcli.records.parts import FileFacts, Gate, Intervals, Latency, Sparsity, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,10 @@ class CurveExamples:
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Versioned):
-    """The result of `cap prune`; docs/reference/report.md says what each field means."""
+    """The result of `cap prune`; docs/reference/report.md says what each field means.
+
+    gates, passed: in what is printed, where gates were given; the file is about the run alone.
+    """
 
     status: str | None = None
     model: str | None = None
@@ -153,6 +156,8 @@ class Report(Versioned):
     size: Size = field(default_factory=Size)
     latency: Latencies | None = field(default=None, metadata=ABSENT)
     base_model: str | None = None
+    gates: tuple[Gate, ...] | None = field(default=None, metadata=ABSENT)
+    passed: bool | None = field(default=None, metadata=ABSENT)
     files: Mapping[str, FileFacts] = field(default_factory=dict)
 
 

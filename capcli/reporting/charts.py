@@ -80,8 +80,8 @@ def line_chart(
     y_all += [y for name in drawn for _, *ends in edges[name] for y in ends]
     first = [y for _, y in next(iter(drawn.values()))]
     log = min(y_all) > 1e-100 and max(first) / min(first) > LOG_FROM
-    x_axis = _Axis.over(*steps, LEFT, RIGHT)
-    y_axis = _Axis.over(min(y_all), max(y_all), BOTTOM, TOP, log=log, whole_ticks=True)
+    x_axis = Axis.over(*steps, LEFT, RIGHT)
+    y_axis = Axis.over(min(y_all), max(y_all), BOTTOM, TOP, log=log, whole_ticks=True)
     curves = [_curve(name, points, edges[name], write, (x_axis, y_axis)) for name, points in drawn.items()]
     notes = _notes(drawn, n_hidden, n_bad)
     level = None if reference is None else y_axis.at(reference)
@@ -99,7 +99,7 @@ def _notes(drawn: Mapping[str, Points], n_hidden: int, n_bad: int) -> list[str]:
     return notes + ([f"Not drawn: {counted(n_hidden, 'more curve')}."] if n_hidden > 0 else [])
 
 
-def _curve(name: str, points: Points, edges: Bands, write: Callable[[float], str], axes: tuple[_Axis, _Axis]) -> Curve:
+def _curve(name: str, points: Points, edges: Bands, write: Callable[[float], str], axes: tuple[Axis, Axis]) -> Curve:
     x_axis, y_axis = axes
     places = [(x_axis.at(x), y_axis.at(y)) for x, y in thin(points)]
     around = [(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]
@@ -122,7 +122,7 @@ def thin(points: Points, most: int = MAX_POINTS) -> Points:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """A linear or logarithmic scale from data [low, high] to page coordinates [start, end]."""
 
     low: float
@@ -134,7 +134,8 @@ class _Axis:
     @classmethod
     def over(
         cls, low: float, high: float, start: float, end: float, log: bool = False, whole_ticks: bool = False
-    ) -> _Axis:
+    ) -> Axis:
+        """A scale with room for all; `whole_ticks` begins and ends it at one."""
         if log:
             return cls(math.floor(math.log10(low)), math.ceil(math.log10(high)), start, end, True)
         if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
@@ -146,10 +147,12 @@ class _Axis:
         return cls(low, high, start, end, False)
 
     def at(self, value: float) -> float:
+        """The place of a value on the page."""
         value = math.log10(value) if self.log else value
         return round(self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low), 1)
 
     def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts of the marks on the scale."""
         if self.log:
             first, last = math.ceil(self.low), math.floor(self.high)
             every = max(1, (last - first) // 5)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from capcli.records.measured import Comparison, EvalResult, ProbeResult, Result
+from capcli.records.measured import EvalResult, ProbeResult, Result
 from capcli.records.parts import Gate
 from capcli.reporting import quantities, results, tables
 from capcli.reporting.quantities import Value
@@ -112,20 +112,25 @@ def _csv_row(value: Value) -> list[str]:
         baseline_high, value.difference, difference_low, difference_high, value.moved, value.limit, value.passed,
         value.chance,
     )  # fmt: skip
-    return [*(_text(name) for name in names), _cell(value.layer), _text(value.name), *(_cell(cell) for cell in numbers)]
+    return [
+        *(inert_text(name) for name in names),
+        csv_cell(value.layer),
+        inert_text(value.name),
+        *(csv_cell(cell) for cell in numbers),
+    ]
 
 
-def _cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
     """A number with all its digits, true or false, or text; empty for what is not known or not finite."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         real = finite(value)
         return "" if real is None else str(value) if isinstance(value, int) and abs(value) < 1e15 else repr(real)
-    return _text(value)
+    return inert_text(value)
 
 
-def _text(value: Any) -> str:
+def inert_text(value: Any) -> str:
     """Text that no spreadsheet runs, also not one that splits the cell at another separator."""
     shown = "" if value is None else plain(value, 1000)
     return re.sub('(^|[;,\t|])(?=["\\s]*[=+\\-@＝＋－＠])', r"\1'", shown)
@@ -138,7 +143,7 @@ def markdown_text(result: Result) -> str:
     """The result as Markdown of GitHub and GitLab: gates, facts, tables and notes."""
     gates = results.gates_of(result)
     mark = "✅ " if gates and all(gate.passed for gate in gates) else "❌ " if gates else ""
-    verb = {EvalResult: "cap eval", ProbeResult: "cap probe", Comparison: "compared"}[type(result)]
+    verb = {EvalResult: "cap eval", ProbeResult: "cap probe"}.get(type(result), "compared")
     lines = [f"## {verb}: {markdown(results.title(result), 300)}", ""]
     lines += [f"{mark}{results.verdict(result)}.", ""]
     if gates:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from capcli.records.codec import to_json
-from capcli.records.measured import Baseline, Comparison, EvalResult, ProbeBaseline, ProbeResult, Result, TaskScore
+from capcli.records.measured import (
+    Baseline,
+    Comparison,
+    Comparisons,
+    EvalResult,
+    ProbeBaseline,
+    ProbeResult,
+    Result,
+    TaskScore,
+)
 from capcli.records.parts import Gate, Interval, Noisy
 from capcli.reporting.run_page import MAX_ROWS, other_splits
 from capcli.stored import finite
@@ -65,7 +74,14 @@ def values(result: Result) -> list[Value]:
         return [*_eval_values(result), *_gate_values(result.gates, result.model)]
     if isinstance(result, ProbeResult):
         return [*_probe_values(result), *_gate_values(result.gates, result.model)]
+    if isinstance(result, Comparisons):
+        return [value for one in shown_of(result) for value in values(one)]
     return [*_compare_values(result), *_gate_values(result.gates, result.new)]
+
+
+def shown_of(result: Comparisons) -> tuple[Comparison, ...]:
+    """The comparisons of a result, at most `MAX_BASELINES`."""
+    return result.comparisons[:MAX_BASELINES]
 
 
 def _gate_values(gates: Sequence[Gate], model: str | None) -> list[Value]:

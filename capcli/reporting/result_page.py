@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from capcli.records.measured import Comparison, Counted, EvalResult, LayerScore, Moved, ProbeResult, Result
+from capcli.records.measured import Comparison, Comparisons, Counted, EvalResult, LayerScore, Moved, ProbeResult, Result
 from capcli.records.parts import Interval, Latency, ModelSparsity, Noisy
 from capcli.reporting import quantities, results, tables
 from capcli.reporting.charts import Bands, Chart, Points, drawable, line_chart
@@ -40,12 +40,16 @@ def result_view(result: Result) -> dict[str, Any]:
 def _subject(result: Result) -> str:
     if isinstance(result, Comparison):
         return "Two stored results"
+    if isinstance(result, Comparisons):
+        return f"{len(result.comparisons) + 1} stored results"
     return f"Result of cap {'eval' if isinstance(result, EvalResult) else 'probe'}"
 
 
 def _tiles(result: Result) -> list[Tile]:
     if isinstance(result, EvalResult):
         return _eval_tiles(result)
+    if isinstance(result, Comparisons):
+        return [_moved_tile(one, named(one.new, 60)) for one in quantities.shown_of(result)]
     return _probe_tiles(result) if isinstance(result, ProbeResult) else _compare_tiles(result)
 
 
@@ -104,15 +108,24 @@ def _probe_tiles(result: ProbeResult) -> list[Tile]:
 
 def _compare_tiles(result: Comparison) -> list[Tile]:
     rows = result.rows[:MAX_ROWS]
-    outcomes = [tables.moved(row) for row in rows]
-    moved, unknown = sum(o.startswith("yes") for o in outcomes), outcomes.count("unknown")
-    compared = "metrics" if result.kind != "probe" else "tasks"
-    tiles = [("moved beyond the noise", count(moved) if rows else NOT_MEASURED, f"of {len(rows)} {compared}")]
-    tiles += [("noise not known", count(unknown), f"of {len(rows)} {compared}")] if unknown else []
+    unknown = [tables.moved(row) for row in rows].count("unknown")
+    tiles = [_moved_tile(result, "moved beyond the noise")]
+    tiles += [("noise not known", count(unknown), f"of {_compared(result)}")] if unknown else []
     tiles += [_change_tile(row, tables.signed(row.change), number) for row in rows[:2]]
     for size in result.sizes[:1]:
         tiles.append(_change_tile(size, tables.exact_change(size), functools.partial(tables.quantity, size)))
     return tiles
+
+
+def _moved_tile(result: Comparison, label: str) -> Tile:
+    """How many values moved, of how many."""
+    moved = sum(bool(row.moved) for row in result.rows[:MAX_ROWS])
+    beside = "moved, " if label != "moved beyond the noise" else ""
+    return label, count(moved) if result.rows else NOT_MEASURED, f"{beside}of {_compared(result)}"
+
+
+def _compared(result: Comparison) -> str:
+    return f"{len(result.rows[:MAX_ROWS])} {'metrics' if result.kind != 'probe' else 'tasks'}"
 
 
 def _change_tile(row: Moved | Counted, change: str, show: Callable[[float | None], str]) -> Tile:

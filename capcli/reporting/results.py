@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from capcli.records import parts
-from capcli.records.measured import Comparison, EvalResult, ProbeResult, Result
+from capcli.records.measured import Comparison, Comparisons, EvalResult, ProbeResult, Result
 from capcli.records.parts import Latency, ModelSize, Runtime
 from capcli.reporting.latency import on_texts
-from capcli.reporting.quantities import baselines_of, ends
+from capcli.reporting.quantities import baselines_of, ends, shown_of
 from capcli.reporting.run_page import MAX_ROWS, Row
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -31,6 +31,8 @@ def title(result: Result) -> str:
     """One line that says what the result is about."""
     if isinstance(result, Comparison):
         return f"{named(result.old, 100)} → {named(result.new, 100)}"
+    if isinstance(result, Comparisons):
+        return f"{named(result.baseline, 100)} → {counted(len(result.comparisons), 'other')}"
     model = named(result.model, 120)
     return f"{model} on {named(result.task, 60)}" if isinstance(result, EvalResult) else f"{model}, probed"
 
@@ -39,7 +41,9 @@ def facts(result: Result) -> list[Row]:
     """What was measured and under which conditions, as (label, text)."""
     if isinstance(result, EvalResult):
         return eval_rows(result)
-    return probe_rows(result) if isinstance(result, ProbeResult) else compare_rows(result)
+    if isinstance(result, ProbeResult):
+        return probe_rows(result)
+    return compare_rows(result)
 
 
 def eval_rows(result: EvalResult) -> list[Row]:
@@ -101,9 +105,13 @@ def probe_rows(result: ProbeResult) -> list[Row]:
     return [*rows, *(("baseline", named(baseline.model)) for baseline in baselines_of(result))]
 
 
-def compare_rows(result: Comparison) -> list[Row]:
-    """The facts of one comparison."""
-    rows = [("old", named(result.old, 400)), ("new", named(result.new, 400))]
+def compare_rows(result: Comparison | Comparisons) -> list[Row]:
+    """The facts of one comparison, or of several."""
+    if isinstance(result, Comparison):
+        rows = [("old", named(result.old, 400)), ("new", named(result.new, 400))]
+    else:
+        others = [("compared", named(one.new, 400)) for one in shown_of(result)]
+        rows = [("baseline", named(result.baseline, 400)), *others]
     if result.task:
         rows.append(("task", f"{named(result.task)}, {named(result.split)}"))
     return rows + ([("examples", count(result.n_examples))] if result.n_examples else [])

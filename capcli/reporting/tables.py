@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from capcli.records.measured import (
     Baseline,
     Comparison,
+    Comparisons,
     Counted,
     EvalResult,
     LayerScore,
@@ -20,7 +21,7 @@ from capcli.records.measured import (
 from capcli.records.parts import Interval, Noisy
 from capcli.reporting import charts, latency
 from capcli.reporting.charts import Mark, Strips
-from capcli.reporting.quantities import baselines_of, ends, items_of
+from capcli.reporting.quantities import baselines_of, ends, items_of, shown_of
 from capcli.reporting.run_page import MAX_ROWS, other_splits
 from capcli.reporting.text import (
     NO_VALUE,
@@ -100,6 +101,8 @@ def tables(result: Result) -> list[ResultTable]:
     """The tables of a result in reading order, none of them empty."""
     if isinstance(result, EvalResult):
         found = _eval_tables(result)
+    elif isinstance(result, Comparisons):
+        found = _several_tables(result)
     else:
         found = _probe_tables(result) if isinstance(result, ProbeResult) else _compare_tables(result)
     return [table for table in found if table.rows]
@@ -251,26 +254,63 @@ def _compare_tables(result: Comparison) -> list[ResultTable]:
     return [measured, times, ResultTable("Size and sparsity", ("name", "old", "new", "change"), exact)]
 
 
+def _several_tables(result: Comparisons) -> list[ResultTable]:
+    """The first result, and below it the others with what is different, name after name."""
+    pairs = shown_of(result)
+    hint = "Change: from the first of the results. Moved: the interval of the change does not contain 0."
+    title = "Tasks" if result.kind == "probe" else "Metrics"
+    metrics = _several(title, result, [[(row, _move_cells(row)) for row in one.rows] for one in pairs], hint)
+    times = _several("Latency", result, [[(row, _time_cells(row)) for row in one.latency] for one in pairs])
+    names = list(dict.fromkeys(row.name for one in pairs for row in one.sizes))[:MAX_ROWS]
+    exact: list[tuple[str, ...]] = []
+    for name in names:
+        known = [(one.new, row) for one in pairs for row in one.sizes if row.name == name]
+        exact.append((named(name, 60), named(result.baseline, 60), quantity(known[0][1], known[0][1].old), ""))
+        exact += [(named(name, 60), named(new, 60), quantity(row, row.new), exact_change(row)) for new, row in known]
+    columns = ("name", "result", "value", "change")
+    return [metrics, times, ResultTable("Size and sparsity", columns, exact[:MAX_ROWS], n_text=2)]
+
+
+def _several(
+    title: str, result: Comparisons, by_pair: Sequence[Sequence[tuple[Moved, tuple[str, ...]]]], hint: str = ""
+) -> ResultTable:
+    """What moved in each of several results, given with its cells: name, old, new, change, interval, moved."""
+    names = [one.new for one in shown_of(result)]
+    known = [(new, *one) for new, rows in zip(names, by_pair, strict=True) for one in rows]
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(row.name for _, row, _ in known):
+        mine = [(new, cells) for new, row, cells in known if row.name == name]
+        rows.append((mine[0][1][0], named(result.baseline, 60), mine[0][1][1], "", "", ""))
+        rows += [(cells[0], named(new, 60), *cells[2:]) for new, cells in mine]
+    columns = ("name", "result", "value", *MOVES[3:])
+    return ResultTable(title, columns, rows[:MAX_ROWS], hint, n_text=2)
+
+
 def _moves_table(title: str, rows: Sequence[Moved], hint: str = "") -> ResultTable:
     drawn = _Drawn()
     for row in rows[:MAX_ROWS]:
-        cells = (named(row.name, 60), number(row.old), number(row.new), signed(row.change))
-        drawn.add((*cells, signed_span(row.interval), moved(row)), row.change, row.interval)
+        drawn.add(_move_cells(row), row.change, row.interval)
     return drawn.table(title, MOVES, hint, zero=True)
 
 
 MOVES = ("name", "old", "new", "change", "95 % interval", "moved")
 
 
+def _move_cells(row: Moved) -> tuple[str, ...]:
+    cells = (named(row.name, 60), number(row.old), number(row.new), signed(row.change))
+    return (*cells, signed_span(row.interval), moved(row))
+
+
 def _latency_table(rows: Sequence[Moved]) -> ResultTable:
+    return ResultTable("Latency", MOVES, [_time_cells(row) for row in rows[:MAX_ROWS]])
+
+
+def _time_cells(row: Moved) -> tuple[str, ...]:
     """Times with their unit, which a metric has not."""
-    found: list[tuple[str, ...]] = []
-    for row in rows[:MAX_ROWS]:
-        cells = (named(row.name, 60), milliseconds(row.old), milliseconds(row.new))
-        low_high = [signed(end, significant(end)) for end in ends(row.interval) or ()]
-        between = f"[{', '.join(low_high)}]" if low_high else NO_VALUE
-        found.append((*cells, signed(row.change, milliseconds(row.change)), between, moved(row)))
-    return ResultTable("Latency", MOVES, found)
+    cells = (named(row.name, 60), milliseconds(row.old), milliseconds(row.new))
+    low_high = [signed(end, significant(end)) for end in ends(row.interval) or ()]
+    between = f"[{', '.join(low_high)}]" if low_high else NO_VALUE
+    return (*cells, signed(row.change, milliseconds(row.change)), between, moved(row))
 
 
 def moved(row: Moved) -> str:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Ladder, Speed
 from capcli.records.measured import Result
+from capcli.records.parts import Gate
 from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
-from capcli.reporting import ladders, latency, results, tables
+from capcli.records.swept import Sweep
+from capcli.reporting import ladders, latency, results, sweeps, tables
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -114,7 +116,7 @@ def facts(rows: Iterable[Row]) -> Table:
     return grid
 
 
-def _gate_lines(result: Result) -> Table | None:
+def _gate_lines(gates: Sequence[Gate]) -> Table | None:
     from rich.table import Table
     from rich.text import Text
 
@@ -122,7 +124,7 @@ def _gate_lines(result: Result) -> Table | None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for gate in results.gates_of(result):
+    for gate in map(results.gate, gates[:MAX_ROWS]):
         grid.add_row(Text(gate.outcome, style=colours[gate.outcome]), Text(gate.found))
     return grid if grid.row_count else None
 
@@ -133,7 +135,21 @@ def prune_summary(report: Report, path: str | PurePath | None = None) -> Group:
 
     metrics = [(m.name, m.dense, m.pruned, m.chance, m.retention, m.interval) for m in metric_rows(report.metrics)]
     table = _table(("metric", "dense", "pruned", "chance", "retention", "95 % interval"), metrics)
-    return Group(facts(prune_rows(report, path)), "", table, *_latency_lines(report))
+    gates = _gate_lines(report.gates or ())
+    return Group(facts(prune_rows(report, path)), "", table, *_latency_lines(report), *(("", gates) if gates else ()))
+
+
+def sweep_summary(found: Sweep, path: str | PurePath) -> Group:
+    """What a sweep shows at its end: facts, a row for each configuration, why some do not pass."""
+    from rich.console import Group
+    from rich.text import Text
+
+    about = facts([*sweeps.facts(found), ("written to", plain(path, 4096))])
+    table = _table(sweeps.columns(found), sweeps.rows(found), n_text=sweeps.N_TEXT, narrow=True)
+    shown: list[Any] = [about, "", table, Text(sweeps.HINT, style="dim")]
+    if reasons := sweeps.reasons(found):
+        shown += ["", facts(reasons)]
+    return Group(*shown)
 
 
 def _latency_lines(report: Report) -> list[Any]:
@@ -157,8 +173,8 @@ def result_summary(result: Result) -> Group:
         shown += ["", Text(table.title, style="bold", overflow="fold")] if len(drawn) > 1 else [""]
         shown.append(_table(table.columns, table.rows, n_text=table.n_text, narrow=True))
     if notes := results.notes(result):
-        shown += ["", *(Text(f"note: {note}") for note in notes)]
-    gates = _gate_lines(result)
+        shown += ["", *(Text(f"note: {note}", overflow="fold") for note in notes)]
+    gates = _gate_lines(result.gates)
     return Group(*shown, *(("", gates) if gates else ()))
 
 

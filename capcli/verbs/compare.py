@@ -1,9 +1,9 @@
-"""`--compare`: what moved between two stored results, and how sure that is."""
+"""`--compare`: what moved between stored results, and how sure that is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from capcli.config.measure import Gates
@@ -21,8 +21,17 @@ from capcli.measuring.noise import (
     ratio,
     stored,
 )
-from capcli.records.measured import Comparison, Counted, EvalResult, Moved, Perturbed, ProbeResult, result_of
-from capcli.records.parts import Latency, Scores, interval
+from capcli.records.measured import (
+    Comparison,
+    Comparisons,
+    Counted,
+    EvalResult,
+    Moved,
+    Perturbed,
+    ProbeResult,
+    result_of,
+)
+from capcli.records.parts import Gate, Latency, Scores, interval
 from capcli.reporting.text import named
 from capcli.stored import finite
 
@@ -49,8 +58,38 @@ class _Pair:
     chance: Mapping[str, float]
 
 
+def compare_all(command: str, names: Sequence[str], gates: Gates) -> Comparison | Comparisons:
+    """Compare all others with the first: one as `compare` does, more in one result. Raises `ConfigError` for none."""
+    if len(names) < 2:
+        raise ConfigError(
+            f"--compare needs two results or more, got {len(names)}", f"for example cap {command} --compare A B"
+        )
+    if len(names) == 2:
+        return compare(command, names[0], names[1], gates)
+    pairs = [compare(command, names[0], name, gates) for name in names[1:]]
+    notes = dict.fromkeys(f"{pair.new}: {note}" for pair in pairs for note in pair.notes)
+    held = tuple(_of(gate, pair.new or "") for pair in pairs for gate in pair.gates)
+    first = pairs[0]
+    return Comparisons(
+        kind=command,
+        baseline=first.old,
+        task=first.task,
+        split=first.split,
+        n_examples=first.n_examples,
+        comparisons=tuple(pairs),
+        notes=tuple(notes),
+        gates=held,
+        passed=all(gate.passed for gate in held),
+    )
+
+
+def _of(gate: Gate, name: str) -> Gate:
+    """A gate of one of several results, which says of which."""
+    return replace(gate, name=f"{gate.name}, {name}", message=f"{name}: {gate.message}")
+
+
 def compare(command: str, old: str, new: str, gates: Gates) -> Comparison:
-    """Compare two files with the JSON of `cap eval` or `cap probe`, whichever `command` is.
+    """Compare two stored results of `cap eval` or `cap probe`, whichever `command` is, or folders of runs for `eval`.
 
     Metrics of changed texts and of further splits are called METRIC@NAME. `moved` says whether 0 lies outside the 95 %
     interval of the change; it and the interval are None where the noise is not known.

@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from capcli import machine, run, stages
+from capcli.config.measure import Gates
 from capcli.config.names import BUILTIN_TASKS
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, RunFailed, Stopped
 from capcli.events import Event, StopFlag
+from capcli.measuring import reports
 from capcli.models import devices, model
 from capcli.pruning import inputs
 from capcli.pruning.record import write_artefact
@@ -28,48 +30,67 @@ from capcli.stages import Bound, RunFolder
 
 
 def prune(
-    config: PruneConfig, *, flag: StopFlag | None = None, overwrite: bool = False
+    config: PruneConfig,
+    *,
+    flag: StopFlag | None = None,
+    overwrite: bool = False,
+    gates: Gates | None = None,
+    shared: Path | None = None,
 ) -> Generator[Event, None, Report]:
     """Prune `config.model` for its task into `config.out_folder`; yields events and returns the report.
 
-    A finished run of the same configuration is returned as it is; a stopped one goes on.
+    A finished run of the same configuration is returned as it is; a stopped one goes on. `gates` are held against the
+    report that is returned; that in the folder has none. `shared`: a folder for the teacher and what is made with it,
+    where other runs may find them.
 
     Raises:
         CapError: any of its children; see `capcli.errors`.
     """
-    flag = flag or StopFlag()
+    flag, gates = flag or StopFlag(), gates or Gates()
     if config.max_time:
         flag.deadline = time.monotonic() + 60 * config.max_time
-    if not overwrite and (done := (yield from _finished(config, flag))):
+    if not overwrite and (done := (yield from _finished(config, flag, gates))):
         run.tidy(config, done)
-        return done
-    with run.open_run(config, flag, overwrite=overwrite) as folder, _memory(config, folder):
-        if not overwrite and (done := (yield from _finished(config, flag))):  # by another process, a moment ago
+        return reports.judged(done, gates)
+    with run.open_run(config, flag, overwrite=overwrite, shared=shared) as folder, _memory(config, folder):
+        if not overwrite and (done := (yield from _finished(config, flag, gates))):  # by another process, a moment ago
             run.finish(folder, done.config.get("keep_work", False))
-            return done
-        result = yield from _prune(config, folder, overwrite)
+            return reports.judged(done, gates)
+        result = yield from _prune(config, folder, overwrite, gates)
         run.finish(folder, config.keep_work)
-    return result
+    return reports.judged(result, gates)
 
 
-def _finished(config: PruneConfig, flag: StopFlag) -> Generator[Event, None, Report | None]:
+def _finished(config: PruneConfig, flag: StopFlag, gates: Gates) -> Generator[Event, None, Report | None]:
     """The report of a finished run of this configuration and these inputs, or None; see `run.finished_report`."""
     done = run.finished_report(config)
     if done is None:
         return None
-    try:
-        found = Bound(
-            fingerprints=inputs.fingerprints(config, read_data(config), flag.check), versions=machine.versions()
-        )
-        notes = run.check_finished(config.out_folder, found, done)
-    except CapError as error:
-        if isinstance(error, ConfigError | Stopped) or _are_here(config):
-            raise
-        notes = [f"cannot check whether its inputs are still the same: {error.message}"]
-    for note in notes:
+    for note in same_inputs(config, {config.out_folder: done}, flag, gates):
         yield Event(phase="done", overall=1.0, note=note)
     yield Event(phase="done", overall=1.0, note="this run is already complete")
     return done
+
+
+def same_inputs(config: PruneConfig, found: Mapping[Path, Report], flag: StopFlag, gates: Gates) -> list[str]:
+    """Check that finished runs, by folder, which read what this configuration does, were bound to what is there now.
+
+    Returns notes on other versions and devices, and on inputs that are not here to be checked.
+
+    Raises `ConfigError` naming the inputs that changed, and for a gate on what is not measured.
+    """
+    notes: dict[str, None] = {}
+    try:
+        data = read_data(config)
+        reports.require(gates, data.metrics)
+        now = Bound(fingerprints=inputs.fingerprints(config, data, flag.check), versions=machine.versions())
+        for out, report in found.items():
+            notes |= dict.fromkeys(run.check_finished(out, now, report))
+    except CapError as error:
+        if isinstance(error, ConfigError | Stopped) or _are_here(config):
+            raise
+        notes = {f"cannot check whether its inputs are still the same: {error.message}": None}
+    return list(notes)
 
 
 def _are_here(config: PruneConfig) -> bool:
@@ -94,9 +115,10 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator[Event, None, Report]:
+def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates) -> Generator[Event, None, Report]:
     yield Event(phase="load", note=f"loading {config.model}")
     on, data = devices.compute(config.hardware), read_data(config)
+    reports.require(gates, data.metrics)
     student = load_student(config, data)
     given = given_teacher(config, data, student)
     bound = Bound(
@@ -112,9 +134,10 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool) -> Generator
         yield setup.meter.of("load")(note=note)
     if given is not None:
         model.place(given, on)
-    pretrained = (yield from make_bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
-    teacher = given or (yield from fine_tuned(setup, student))
-    finetuned, logits, dense = yield from teacher_bank(setup, teacher)
+    with (yield from run.alone(folder, setup.meter.of("load"))):
+        pretrained = (yield from make_bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
+        teacher = given or (yield from fine_tuned(setup, student))
+        finetuned, logits, dense = yield from teacher_bank(setup, teacher)
     if config.from_teacher:
         student.net.load_state_dict(teacher.net.state_dict())
     kept = teacher if config.needs_teacher else None

@@ -538,13 +538,92 @@ def test_what_powershell_writes_is_named(folder: Path, encoding: str, pruned: Pa
 
 def test_compare_takes_gates_and_nothing_else(folder: Path) -> None:
     for extra in (["m"], ["--baseline", "b"], ["--seed", "3"]):
-        result = compared("eval", evaluated(), evaluated(), *extra)
+        result = compared("eval", evaluated(), evaluated(), *extra)  # m is a third result, which is not there
         assert result.exit_code == 2
         assert "--compare measures nothing" in result.stderr
     (folder / "cap.toml").write_text('model = "m"\nmin = "accuracy=0.9"\n')
     assert compared("eval", evaluated(), evaluated()).exit_code == 1, "gates of the file count, the model does not"
     missing = invoke("eval", "--compare", "none.json", "new.json")
     assert missing.exit_code == 2 and "none.json does not exist" in missing.stderr
+
+
+def test_any_number_of_results_is_compared_with_the_first(folder: Path) -> None:
+    """Each of the others as in a comparison of two; gates are of each, and say so."""
+    for name, accuracy in (("a", 0.8), ("b", 0.82), ("c", 0.7)):
+        (folder / f"{name}.json").write_text(json.dumps(evaluated(accuracy=accuracy)))
+    names = [f"{name}.json" for name in "abc"]
+    result = invoke("eval", "--compare", *names, "--json", "--max-drop", "accuracy=0.05", *flags())
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["kind"], found["baseline"], found["task"], found["n_examples"]) == ("eval", "a.json", "mr", 1000)
+    for name, one in zip(names[1:], found["comparisons"], strict=True):
+        alone = invoke("eval", "--compare", "a.json", name, "--json", "--max-drop", "accuracy=0.05")
+        assert one == json.loads(alone.stdout)
+    assert [(gate["name"], gate["passed"]) for gate in found["gates"]] == [
+        ("max drop accuracy, b.json", True),
+        ("max drop accuracy, c.json", False),
+    ]
+    assert found["gates"][1]["message"] == "c.json: accuracy fell 10.00 points (limit 5.00)"
+    assert junit(folder / "r.xml") == (2, 1, 0)
+    shown = invoke("eval", "--compare", *names, "-q").stdout
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["accuracy", "a.json", "0.8000"] in lines
+    assert ["accuracy", "c.json", "0.7000", "-0.1000", "[-0.1283,", "-0.0717]", "yes,", "down"] in lines
+    assert ["weights_bytes", "b.json", "1.00", "kB", "none"] in lines
+    table = [line.split(",") for line in (folder / "r.csv").read_text().splitlines()]
+    assert [row[6] for row in table if row[0] == "metric" and row[5] == "accuracy"] == ["0.82", "0.7"]
+    assert "3 stored results" in (folder / "r.html").read_text() and "c.json" in (folder / "r.md").read_text()
+
+
+def test_probes_are_compared_with_the_first_too(folder: Path) -> None:
+    for name, value in (("a", 0.8), ("b", 0.8), ("c", 0.7)):
+        (folder / name).write_text(json.dumps(probed(mr=value)))
+    found = json.loads(invoke("probe", "--compare", "a", "b", "c", "--json").stdout)
+    assert [[row["moved"] for row in one["rows"]] for one in found["comparisons"]] == [[False, False], [True, True]]
+    assert found["kind"] == "probe" and "task" not in found
+
+
+def test_one_result_is_not_compared_and_several_are_not_measured(folder: Path) -> None:
+    (folder / "a.json").write_text(json.dumps(evaluated()))
+    for names in ([], ["a.json"]):
+        result = invoke("eval", "--compare", *names)
+        assert result.exit_code == 2
+        assert f"--compare needs two results or more, got {len(names)}" in result.stderr
+    result = invoke("eval", "a", "b")
+    assert result.exit_code == 2
+    assert "cap eval measures one MODEL, got 2" in result.stderr and "--compare" in result.stderr
+
+
+@pytest.mark.slow
+def test_folders_of_runs_are_compared_by_their_reports(folder: Path, pruned: Path, tmp_path: Path) -> None:
+    """By folder or report, with one another or with a stored result of the same examples; not as results of a probe."""
+    report = json.loads((pruned / "report.json").read_text())
+    (folder / "a.json").write_text(
+        json.dumps(evaluated(task=report["task"], n_examples=report["metrics"]["n_examples"]))
+    )
+    result = invoke("eval", "--compare", str(pruned), str(pruned / "report.json"), "a.json", "--json")
+    assert result.exit_code == 0, result.stderr
+    same, other = json.loads(result.stdout)["comparisons"]
+    assert same["old"] == "…/out"
+    values = {row["name"]: row for row in same["rows"]}
+    assert values["accuracy"]["new"] == report["metrics"]["pruned"]["accuracy"]
+    assert values["accuracy"]["new_confidence_95"] == report["metrics"]["confidence_95"]["accuracy"]
+    assert {row["name"]: row["new"] for row in same["sizes"]} == {
+        "dense_bytes": report["size"]["dense_bytes"],
+        "weights_bytes": report["size"]["weights_bytes"],
+        "artifact_bytes": report["size"]["artifact_bytes"],
+        "sparsity": report["sparsity"]["achieved"],
+        "whole_model_sparsity": report["sparsity"]["whole_model"],
+    }
+    assert same["latency"][0]["new"] == report["latency"]["pruned"]["median_ms"]
+    assert [row["new"] for row in other["rows"]] == [0.8]
+    (folder / "empty").mkdir()
+    for command, names, said in (
+        ("eval", ("empty", "a.json"), "report.json does not exist"),
+        ("probe", (str(pruned), str(pruned)), "contains no result of cap probe"),
+    ):
+        refused = invoke(command, "--compare", *names)
+        assert refused.exit_code == 2 and said in refused.stderr
 
 
 @pytest.mark.parametrize("value", [None, "x", [], {}, float("nan"), float("inf"), True, 10**400], ids=range(8))

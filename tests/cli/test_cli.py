@@ -108,7 +108,7 @@ def test_help_has_no_colour_off_a_terminal(changes: dict[str, str]) -> None:
 
 def test_progress_says_step_epoch_and_loss(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And never counts in two ways within a phase."""
-    monkeypatch.setattr("capcli.cli.progress._lines.every_seconds", -1.0)
+    monkeypatch.setattr("capcli.progress.Lines.every_seconds", -1.0)
     chosen: dict[str, Any] = {**SMALL, "epochs": 2, "batch_size": 8, "max_train_samples": 32}
     result = invoke(*tiny.arguments(tmp_path / "out", **chosen))
     lines = [line.partition(": ")[2] for line in result.stderr.splitlines() if line.startswith("prune: ")]

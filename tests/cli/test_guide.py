@@ -49,9 +49,10 @@ def test_help_and_all_of_it(command: str) -> None:
     assert (short.returncode, short.stderr) == (0, "")
     shown = words(short.stdout.split("Examples:")[0])
     switches = {"--format", "--json", "--quiet", "--debug", "--help"}
-    assert flags(command, expert=False) | switches <= shown
-    experts = flags(command, expert=True)
-    assert not experts & shown
+    rare = {"--structure", "--precision", "--format", "--debug"} if command == "prune" else set()
+    assert (flags(command, expert=False) | switches) - rare <= shown
+    experts = flags(command, expert=True) | rare
+    assert not (experts - {"--format"}) & shown  # which --json names
     if experts:
         whole = cap(command, "--help-all", env=env)
         assert (whole.returncode, whole.stderr) == (0, "")
@@ -61,12 +62,12 @@ def test_help_and_all_of_it(command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("columns", [40, 100, 200])
 def test_the_help_of_prune_fits_in_two_screens(columns: int) -> None:
     done = cap("prune", "--help", env=environment(COLUMNS=str(columns)))
     lines = done.stdout.splitlines()
-    if columns >= 80:
-        assert len(lines) < 110
+    if columns >= 100:
+        assert len(lines) <= 100
     body = done.stdout.split("Examples:")[0].splitlines()
     assert max(map(len, body)) <= columns
     panels = [line.split()[1] for line in body if line.startswith("╭─")]

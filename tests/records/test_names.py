@@ -7,6 +7,12 @@ from typing import Any
 import pytest
 from tiny import Tiny, invoke
 
+from capcli.config.grid import sweep_config
+from capcli.records.codec import read, to_json
+from capcli.records.pruned import Report
+from capcli.sweeping.jobs import Failure
+from capcli.sweeping.outcome import outcome
+
 NAMES: dict[str, list[str]] = json.loads((Path(__file__).parent / "names.json").read_text("utf-8"))
 
 
@@ -40,6 +46,13 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         "probe": ("probe", str(run), "--layer", "all", "--baseline", tiny.model, "--max-latency-ms", "9999", *task),
         "probe-result": ("probe", str(run), "--layer", "all", "--baseline", str(home / "probe.json"), *task),
         "compare-eval": ("eval", "--compare", str(home / "eval.json"), str(home / "eval-model.json"), *json_only),
+        "compare-several": (
+            "eval",
+            "--compare",
+            *(str(home / f"{n}.json") for n in ("eval", "eval-model")),
+            str(run),
+            *json_only,
+        ),
         "compare-probe": (
             "probe",
             "--compare",
@@ -73,7 +86,16 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         assert result.exit_code == 0, result.stderr
         (home / f"{name}.json").write_text(result.stdout)
         found[name] = json.loads(result.stdout)
-    return found
+    return {**found, "sweep": swept(run)}
+
+
+def swept(run: Path) -> Any:
+    """The result of a sweep of two runs, of which one is this, and the other failed."""
+    options = {"model": "m", "task": "mr", "method": "fisher,cap-f", "max_bytes": 1, "max_drop": "accuracy=0.5"}
+    config = sweep_config(options)
+    done, lost = (cell.name for cell in config.cells)
+    failure = Failure(message="out of memory", hint="lower --batch-size", code=3)
+    return to_json(outcome(config, {done: read(Report, run / "report.json")}, {lost: failure}))
 
 
 @pytest.mark.parametrize("name", NAMES)
