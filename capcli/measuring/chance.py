@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,7 +150,7 @@ class Known:
     metrics: Values
     chance: Values
     at_chance: Sequence[str] = ()
-    constant: str = field(default="", init=False)
+    constant: str = ""
 
 
 def doubts(models: Mapping[str, Scored], split: str, primary: str, remedy: str = "") -> list[str]:

@@ -28,9 +28,9 @@ class Headline:
 def headline(metrics: Metrics, name: str) -> Headline:
     """How good the pruned model is in the metric `name`."""
     dense, pruned = finite(metrics.dense.get(name)), finite(metrics.pruned.get(name))
-    if pruned is None:
-        return Headline()
     guessing = [model for model in ("pruned", "dense") if name in getattr(metrics.at_chance, model)]
+    if pruned is None and not guessing:
+        return Headline()
     shown = f"{named(name, 60)} {number(pruned)}" + ("" if dense is None else f", dense {number(dense)}")
     if guessing:
         return Headline(said=f"{_who(guessing)}: {shown}, chance {number(metrics.chance.get(name))}")

@@ -177,9 +177,8 @@ def test_there_is_no_retention_of_guessing() -> None:
 
 
 def guess(value: float, answer: str = "", by_chance: float = 0.5) -> Any:
-    found = Known(metrics={"accuracy": value}, chance={"accuracy": by_chance}, at_chance=("accuracy",))
-    object.__setattr__(found, "constant", answer)
-    return found
+    scored = {"metrics": {"accuracy": value}, "chance": {"accuracy": by_chance}, "at_chance": ("accuracy",)}
+    return Known(**scored, constant=answer)  # type: ignore[arg-type]
 
 
 GOOD = Known(metrics={"accuracy": 0.9}, chance={"accuracy": 0.5})

@@ -46,6 +46,7 @@ def eval_result(name: str = "m") -> dict[str, Any]:
     return {
         "schema_version": 1, "model": name, "task": name, "split": name, "primary": name, "labels": [name, "b"],
         "metrics": {name: 0.81678, "ece": 0.0412}, "confidence_95": {name: [0.8, 0.83]}, "n_examples": 872,
+        "chance": {name: 0.50917}, "at_chance": [name],
         "splits": {name: {"metrics": {name: 0.81678}}, "other": {"metrics": {name: 0.7}, "n_examples": 10}},
         "baseline": {"model": name, "metrics": {name: 0.9, "ece": 0.05}, "confidence_95": {name: [0.88, 0.92]}},
         "differences": {name: difference(-0.08329), "ece": {"value": -0.0088, "confidence_95": None}},
@@ -74,7 +75,8 @@ def probed(name: str, value: float) -> dict[str, Any]:
     return {
         name: {
             "metric": name, "mean": value, "deviation": 0.00411, "confidence_95": [value - 0.02, value + 0.02],
-            "values": [value] * 3, "split": name, "n_train": 50, "n_examples": 100, "n_classes": 2, "layers": layers,
+            "values": [value] * 3, "chance": 0.51234, "at_chance": True,
+            "split": name, "n_train": 50, "n_examples": 100, "n_classes": 2, "layers": layers,
         }
     }  # fmt: skip
 
@@ -83,6 +85,7 @@ def probe_result(name: str = "m") -> dict[str, Any]:
     return {
         "schema_version": 1, "model": name, "sha256": "ab" * 32, "probe": "linear", "layer": "all", "pooling": "mean",
         "seeds": 3, "seed": 1, "tasks": probed(name, 0.71239), "mean": {"value": 0.7, "confidence_95": [0.69, 0.72]},
+        "chance": 0.51234,
         "baselines": [
             {
                 "model": name, "tasks": probed(name, 0.75), "mean": {"value": 0.74, "confidence_95": [0.7, 0.8]},
@@ -137,7 +140,7 @@ def parsed_markdown(command: str, result: Any) -> str:
         bars = inert.count("|")
         assert not width or bars in (0, width), line
         width = bars
-        assert re.match(r"(#{2,3} |\||- (?![-+*]|\d+[.)])|✅|❌|No gate|Difference|Change|Mean |$)", line), line
+        assert re.match(r"(#{2,3} |\||- (?![-+*]|\d+[.)])|✅|❌|No gate|Difference|Chance|Change|Mean |$)", line), line
         outside = re.sub(r"^(#+ |\|[-:|]+\|$)", "", inert)
         assert not re.search(r"[`<>\[\]*_$~@]|://|www\.\w", outside), line
     return text
@@ -221,7 +224,18 @@ def test_huge_results_stay_small(command: str) -> None:
 
 
 def test_an_evaluation_shows_its_figures() -> None:
-    wanted = ("0.8168", "[0.8000, 0.8300]", "-0.0833", "0.0412", "97.25 %", "-0.0613", "90.75 %", "3.21 ms", "typos")
+    wanted = (
+        "0.8168",
+        "0.5092",
+        "[0.8000, 0.8300]",
+        "-0.0833",
+        "0.0412",
+        "97.25 %",
+        "-0.0613",
+        "90.75 %",
+        "3.21 ms",
+        "typos",
+    )
     for text in (
         printed(terminal.result_summary(read("eval", eval_result()))),
         check_all("eval", eval_result()).words(),
@@ -232,7 +246,7 @@ def test_an_evaluation_shows_its_figures() -> None:
 
 
 def test_a_probe_shows_its_figures() -> None:
-    wanted = ("0.7124 ± 0.0042", "[0.6923, 0.7324]", "-0.0376", "mean of tasks", "0.7224", "Against m")
+    wanted = ("0.7124 ± 0.0042", "0.5123", "[0.6923, 0.7324]", "-0.0376", "mean of tasks", "0.7224", "Against m")
     for text in (
         printed(terminal.result_summary(read("probe", probe_result()))),
         check_all("probe", probe_result()).words(),

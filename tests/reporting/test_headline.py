@@ -1,6 +1,7 @@
 """The headline of a run: a share where it says something, else the values; the same on page, card and terminal."""
 
 import io
+import math
 from typing import Any
 
 import pytest
@@ -54,6 +55,12 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
         "–",
     ),
     (run(None, 0.6), "", "", "not measured"),
+    (
+        {**run(0.8, math.nan, 0.0, PRUNED), "retention": {}},  # a correlation with the same answer to everything
+        "",
+        "It is no better than guessing: accuracy not measured, dense 0.8000, chance 0.0000",
+        "not measured",
+    ),
 ]
 
 
@@ -86,9 +93,10 @@ def test_page_card_and_terminal_have_the_same_headline(data: dict[str, Any], kep
     assert (f"keeps {kept} of the dense model's accuracy" in card) == bool(kept)
     assert not said or (f"{said}." in page and f"{said}." in card)
     dense, pruned, chance = (data[name].get("accuracy") for name in ("dense", "pruned", "chance"))
-    figures = ["not measured" if dense is None else f"{dense:.4f}", f"{pruned:.4f}"]
+    figures = ["not measured" if dense is None else f"{dense:.4f}", f"{pruned:.4f}".replace("nan", "not measured")]
     figures.append("–" if chance is None else f"{chance:.4f}")
     assert " ".join(["accuracy", *figures, cell]) in " ".join(shown.split())
     assert f"| accuracy | {' | '.join(figures)} |" in card and "Chance: what the best answer" in card
-    assert ("from the dense model's accuracy" in page) == bool(said)
-    assert ("of the dense model's accuracy" in page) == (not said)
+    has_difference = bool(said) and not math.isnan(pruned)
+    assert ("from the dense model's accuracy" in page) == has_difference
+    assert ("of the dense model's accuracy" in page) == (not has_difference)

@@ -78,7 +78,7 @@ def full_report(name: str = "bert", n_layers: int = 12, n_history: int = 2000) -
         "metrics": {
             "dense": {name: 0.9131, "f1": 0.8812}, "pruned": {name: 0.90596, "f1": 0.8723}, "n_examples": 40_430,
             "retention": {name: 0.99217, "f1": 0.98999}, "confidence_95": {name: [0.9031, 0.9088], "f1": [0.86, 0.88]},
-            "primary": name,
+            "primary": name, "chance": {name: 0.3545, "f1": 0.18}, "at_chance": {"dense": [], "pruned": ["f1"]},
         },
         "size": {
             "dense_bytes": 437_951_328, "artifact_bytes": 108_300_211, "weights_bytes": 107_100_311,
@@ -172,7 +172,18 @@ def test_page_is_whole_inert_and_deterministic(name: str) -> None:
 
 def test_page_shows_the_figures() -> None:
     words = check_inert(documents.render_html(read(full_report()))).words()
-    for text in ("97.00 %", "0.9060", "99.22 %", "99.00 %", "108.4 MB", "3 h 59 min", "[0.9031, 0.9088]", "query"):
+    for text in (
+        "97.00 %",
+        "0.9060",
+        "0.3545",
+        "chance 0.3545",
+        "99.22 %",
+        "99.00 %",
+        "108.4 MB",
+        "3 h 59 min",
+        "[0.9031, 0.9088]",
+        "query",
+    ):
         assert text in words
 
 
@@ -225,7 +236,7 @@ def _replaced(whole: dict[str, Any], junk: Any) -> list[dict[str, Any]]:
     matrices = [
         {**m, key: junk} for key in ("name", "shape", "kept", "sparsity") for m in whole["sparsity"]["per_matrix"]
     ]
-    per_name = {key: {"bert": junk, "f1": junk} for key in ("dense", "pruned", "retention", "confidence_95")}
+    per_name = {key: {"bert": junk, "f1": junk} for key in ("dense", "pruned", "retention", "confidence_95", "chance")}
     return [
         *copies,
         {**whole, "history": [*history, junk]},
