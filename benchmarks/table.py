@@ -20,6 +20,7 @@ from typing import Any
 SECTIONS = {
     "quality": "Quality after pruning",
     "contrastive": "Do the contrastive terms help?",
+    "staged": "Staged Fisher, movement and the contrastive methods",
     "transfer": "Knowledge that is left",
     "tasks": "Every kind of task",
     "data": "Reading, tokenising, encoding, training",
