@@ -173,7 +173,7 @@ def result_summary(result: Result) -> Group:
         shown += ["", Text(table.title, style="bold", overflow="fold")] if len(drawn) > 1 else [""]
         shown.append(_table(table.columns, table.rows, n_text=table.n_text, narrow=True))
     if notes := results.notes(result):
-        shown += ["", *(Text(f"note: {note}", overflow="fold") for note in notes)]
+        shown += ["", *(Text(f"note: {note}") for note in notes)]
     gates = _gate_lines(result.gates)
     return Group(*shown, *(("", gates) if gates else ()))
 
