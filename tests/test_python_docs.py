@@ -48,7 +48,7 @@ def test_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.chdir(folder)
     ran(page_blocks())
     printed = capsys.readouterr().out
-    assert "80 %" in printed and "objective" in printed and "[True, True]" in printed
+    assert "80.00 %" in printed and "objective" in printed and "[True, True]" in printed
 
 
 @pytest.mark.slow
