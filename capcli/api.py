@@ -201,4 +201,5 @@ def _shown(progress: bool | str) -> Callable[[Event], None]:
     """Bars or nothing. Raises `ConfigError` for a word other than auto."""
     if not isinstance(progress, bool):
         check_name("progress", progress, ("auto",))
-    return Bars() if (progress is True or (progress == "auto" and (on_terminal() or in_notebook()))) else nowhere
+    wanted = on_terminal() or in_notebook() if progress == "auto" else progress
+    return Bars() if wanted else nowhere

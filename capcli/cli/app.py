@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -59,11 +58,6 @@ RARE = (
     "output",
     "debug",
 )  # of cap prune
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nothing:
-    """The configuration of a command without options of its own."""
 
 
 def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None = None, *, bars: bool = True) -> T:
@@ -264,7 +258,7 @@ def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> 
         say(terminal.predict_line(found))
 
 
-@options("tasks", (Nothing,), model=False)
+@options("tasks", (), model=False)
 def tasks(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
     """List the tasks: their columns, labels and metrics, and where their data come from."""
     from capcli.verbs import listing
@@ -285,7 +279,7 @@ def config_(chosen: dict[str, Any], config: str, output: str, as_json: bool, qui
     emit(found, wants_json(output, as_json), lambda: told.settings_rows(found))
 
 
-@options("doctor", (Nothing,), model=False)
+@options("doctor", (), model=False)
 def doctor(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
     """Say what is installed, where it computes and where it keeps things; a good start of a bug report."""
     from capcli.verbs import doctor as doctor_verb

@@ -14,7 +14,7 @@ from capcli.data.incoming import Incoming
 from capcli.data.tasks import TASKS
 from capcli.errors import DataError
 
-MOST_TEXTS = 1_000_000
+MOST_TEXTS, MOST_CHARACTERS = 1_000_000, 256_000_000
 HINT = "give a .txt with one text per line, or a table with a text column"
 
 
@@ -26,7 +26,13 @@ def read(file: str, source: TaskConfig, *, paired: bool) -> tuple[list[str], lis
     """
     found = incoming.from_file(Path(file))
     columns, wanted = _columns(found, source, paired)
-    rows = [row for row in islice(_rows(found, columns, wanted), MOST_TEXTS) if any(text.strip() for text in row)]
+    rows, n_characters = [], 0
+    for row in islice(_rows(found, columns, wanted), MOST_TEXTS):
+        n_characters += sum(map(len, row))
+        if n_characters > MOST_CHARACTERS:
+            raise DataError(f"{file} has more than {MOST_CHARACTERS:,} characters", "give a part of it")
+        if any(text.strip() for text in row):
+            rows.append(row)
     if not rows:
         raise DataError(f"{file} has no text", HINT)
     return [row[0] for row in rows], [row[1] for row in rows] if wanted > 1 else None

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from capcli.config.measure import Gates
 from capcli.measuring import gates as gates_
@@ -17,9 +18,14 @@ from capcli.records.parts import Gate
 from capcli.records.pruned import Report
 
 
+def limits(gates: Gates) -> dict[str, Any]:
+    """The gates that were set, by name."""
+    return {one.name: value for one in fields(gates) if (value := getattr(gates, one.name)) != one.default}
+
+
 def any_set(gates: Gates) -> bool:
     """Whether there is a condition; `confidence` alone is none."""
-    return any(getattr(gates, one.name) != one.default for one in fields(gates) if one.name != "confidence")
+    return bool(limits(gates).keys() - {"confidence"})
 
 
 def require(gates: Gates, names: Iterable[str]) -> None:

@@ -6,8 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from capcli.config.measure import Gates
 from capcli.config.paths import command_line, portable
@@ -40,18 +39,13 @@ def outcome(config: SweepConfig, found: Mapping[str, Report], failed: Mapping[st
         config=config.shared(),
         versions=first.versions,
         device=first.device,
-        limits=limits(config.gates),
+        limits=reports.limits(config.gates),
         configurations=marked,
         best=chosen,
         notes=tuple(_common(found.values())),
         passed=bool(chosen) or not reports.any_set(config.gates),
     )
     return portable(result, config.run)
-
-
-def limits(gates: Gates) -> dict[str, Any]:
-    """The gates that were set, by name."""
-    return {one.name: value for one in fields(gates) if (value := getattr(gates, one.name)) != one.default}
 
 
 def _configuration(
