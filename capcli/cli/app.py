@@ -281,7 +281,7 @@ def config_(chosen: dict[str, Any], config: str, output: str, as_json: bool, qui
 
 @options("doctor", (), model=False)
 def doctor(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
-    """Say what is installed, where it computes and where it keeps things; a good start of a bug report."""
+    """Say what is installed, where it computes and where it keeps things; a good start for a bug report."""
     from capcli.verbs import doctor as doctor_verb
 
     found = doctor_verb.doctor()

@@ -81,7 +81,7 @@ def after(command: str, short: bool) -> str:
     lines = ["Examples:"] * bool(examples)
     lines += [f"  {line}\n      {what}" for what, line in examples]
     more = [f"cap {command} --help-all lists all options"] if short else []
-    lines += ["", "Learn more: " + "; ".join([*more, f"{DOCS} in the repository of capcli"]), ""]
+    lines += ["", "Learn more: " + "; ".join([*more, f"{DOCS} in capcli's repository"]), ""]
     return "\n".join(lines)
 
 

@@ -101,8 +101,8 @@ class PruneConfig:
     )
     init: str = option(
         "teacher",
-        "weights the student starts from: teacher, pretrained, or fisher: those of the teacher after --method fisher "
-        "without training, at --initial-sparsity, by default 0.8",
+        "weights the student starts from: teacher, pretrained, or fisher (the teacher's, pruned without training by "
+        "--method fisher to --initial-sparsity, by default 0.8)",
         panel="Training",
         names=INITS,
         expert=True,
