@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from capcli.artifact import reader
+from capcli.artifact.entry import Entry
 from capcli.models import artifact
 from capcli.models.model import WEIGHTS_FILE, Model
 from capcli.models.predictor import Predictor
 from capcli.models.tokenizers import is_artifact
-from capcli.records.parts import ModelSize, ModelSparsity
+from capcli.records.parts import ModelSize, ModelSparsity, SizePart
 from capcli.runtime.graph import graph_files
 from capcli.sources import hub
 
@@ -44,6 +47,26 @@ def size(predictor: Predictor, source: str) -> ModelSize:
 
 def _bytes(files: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in files)
+
+
+def parts(model: Model, weights: Path) -> tuple[SizePart, ...]:
+    """The embeddings, the pruned matrices and the rest of a weight file of `model`; headers are in none of them."""
+    tables = {f"{name}.weight" for name, module in model.net.named_modules() if isinstance(module, torch.nn.Embedding)}
+    found: dict[str, list[Entry]] = {"embeddings": [], "pruned matrices": [], "other weights": []}
+    for entry in reader.inspect(weights):
+        part = (
+            "pruned matrices" if entry.kept is not None else "embeddings" if entry.name in tables else "other weights"
+        )
+        found[part].append(entry)
+    return tuple(
+        SizePart(
+            part=part,
+            weights=sum(entry.elements for entry in entries),
+            dense_bytes=4 * sum(entry.elements for entry in entries),
+            stored_bytes=sum(entry.bytes for entry in entries),
+        )
+        for part, entries in found.items()
+    )
 
 
 def codings(weights: Path) -> dict[str, int]:

@@ -11,6 +11,7 @@ from capcli.config.options import exists
 from capcli.errors import FileError
 from capcli.records.codec import ABSENT, EMPTY, Versioned, from_json
 from capcli.records.parts import (
+    ByLabel,
     Gate,
     Interval,
     Intervals,
@@ -71,6 +72,7 @@ class EvalResult(Versioned):
     chance: Values = field(default_factory=dict)
     at_chance: tuple[str, ...] = ()
     splits: Mapping[str, Scores] = field(default_factory=dict)
+    by_label: ByLabel | None = field(default=None, metadata=ABSENT)
     perturbed: Mapping[str, Perturbed] = field(default_factory=dict)
     seed: int | None = None
     runtime: Runtime | None = field(default=None, metadata=ABSENT)
