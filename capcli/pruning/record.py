@@ -21,7 +21,7 @@ from capcli.events import Event, told
 from capcli.measuring import chance, latency, scoring, size
 from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
-from capcli.predicting.usage import usage
+from capcli.predicting.usage import datasets, usage
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measure_splits, stage_record
@@ -97,7 +97,12 @@ def write_artefact(
         },
     )
     record = portable(measured, config)
-    card = render_card(record, usage=usage(student.kind, config.source), base_model=record.base_model)
+    card = render_card(
+        record,
+        usage=usage(student.kind, config.source),
+        base_model=record.base_model,
+        datasets=datasets(config.source),
+    )
     setup.run.check()
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
