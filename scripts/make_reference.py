@@ -36,6 +36,7 @@ from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.presets import PRESET_ROWS, PresetRow
 from capcli.config.prune import PruneConfig
+from capcli.config.push import PushConfig
 from capcli.config.sweep import SweepOptions
 from capcli.data import layout, tables, tasks
 from capcli.data.kinds import KINDS
@@ -218,7 +219,7 @@ def configuration() -> str:
         "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
         "## Files\n",
         f"`cap eval` and `cap probe` read `{CONFIG_FILE}` in the current folder, or the file that `--config` "
-        "names. `cap prune` reads a file only with `--config`, `cap export` and `cap predict` none. The tables "
+        "names. `cap prune` reads a file only with `--config`, `cap export`, `cap predict` and `cap push` none. The tables "
         "`[prune]`, `[eval]` and `[probe]` hold options of one command and override those above the first table, which "
         "apply to both `cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, the argument "
         "`MODEL` is called `model`. All names and types are checked, also in the tables of other commands. Switches "
@@ -246,6 +247,7 @@ def configuration() -> str:
         ("export", ExportConfig),
         ("predict", PredictConfig),
         ("probe", ProbeConfig),
+        ("push", PushConfig),
     ):
         rows = [option_row(item, found) for item, found in leaves(kind) if item.metadata]
         text += [f"## Options of {title}\n", table(("name", "type", "default", "meaning"), rows)]

@@ -31,16 +31,17 @@ def size(predictor: Predictor, source: str) -> ModelSize:
     Of an ONNX graph only the files: which of its weights belong to the matrices is not known.
     """
     if predictor.model is None:
-        return ModelSize(weights_bytes=_bytes(graph_files(Path(source))))
+        return ModelSize(weights_bytes=_bytes(graph_files(hub.place(source, graph=True))))
     dense = 4 * predictor.model.before_slicing.total
     if not is_artifact(source):
         folder = Path(hub.folder(source))
         return ModelSize(dense_bytes=dense, weights_bytes=_bytes([folder / name for name in hub.weight_files(folder)]))
-    weights = Path(source) / WEIGHTS_FILE
+    folder = hub.place(source)
+    weights = folder / WEIGHTS_FILE
     return ModelSize(
         dense_bytes=dense,
         weights_bytes=_bytes([weights]),
-        artifact_bytes=_bytes(artifact.artifact_files(Path(source))),
+        artifact_bytes=_bytes(artifact.artifact_files(folder)),
         codings=codings(weights),
     )
 

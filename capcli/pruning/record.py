@@ -24,7 +24,7 @@ from capcli.measuring import breakdown, chance, latency, scoring, size
 from capcli.measuring.scoring import Measured
 from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
-from capcli.predicting.usage import usage
+from capcli.predicting.usage import datasets, usage
 from capcli.pruning import masked
 from capcli.pruning.objective import term_weights
 from capcli.pruning.pruner import Pruner
@@ -109,7 +109,12 @@ def write_artefact(
         },
     )
     record = portable(measured, config)
-    card = render_card(record, usage=usage(student.kind, config.source), base_model=record.base_model)
+    card = render_card(
+        record,
+        usage=usage(student.kind, config.source),
+        base_model=record.base_model,
+        datasets=datasets(config.source),
+    )
     setup.run.check()
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
