@@ -102,7 +102,7 @@ def codes(names: Iterable[object]) -> str:
 
 # Python ---------------------------------------------------------------------------------------------------------------
 
-FUNCTIONS = ("prune", "evaluate", "export", "predict", "probe", "load", "pipeline", "load_tokenizer")
+FUNCTIONS = ("prune", "evaluate", "export", "predict", "probe", "push", "load", "pipeline", "load_tokenizer")
 
 
 def python_page() -> str:
