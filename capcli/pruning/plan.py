@@ -25,7 +25,7 @@ from capcli.stages import Bound, RunFolder
 def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     """What the run would take, without writing anything: weights kept, disk, memory, and minutes from timed steps."""
     yield Event(phase="plan", note=f"loading {config.model} and timing a few steps")
-    on, data = devices.compute(config.hardware), read_data(config)
+    on, data = devices.compute(config.hardware, training=True), read_data(config)
     student, nothing = load_student(config, data), Bound(fingerprints={}, versions={})
     given = given_teacher(config, data, student)
     teacher, folder = "" if given is None else given.source, RunFolder(out=config.out_folder, flag=StopFlag())

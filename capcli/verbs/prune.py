@@ -118,7 +118,7 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
 
 def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates) -> Generator[Event, None, Report]:
     yield Event(phase="load", note=f"loading {config.model}")
-    on, data = devices.compute(config.hardware), read_data(config)
+    on, data = devices.compute(config.hardware, training=True), read_data(config)
     reports.require(gates, data.metrics)
     student = load_student(config, data)
     given = given_teacher(config, data, student)
