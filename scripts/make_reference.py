@@ -219,10 +219,10 @@ def configuration() -> str:
         "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
         "## Files\n",
         f"`cap eval` and `cap probe` read `{CONFIG_FILE}` in the current folder, or the file that `--config` "
-        "names. `cap prune` reads a file only with `--config`, `cap export`, `cap predict` and `cap push` none. "
-        "The tables `[prune]`, `[eval]` and `[probe]` hold options of one command and override those above the "
-        "first table, which apply to both `cap eval` and `cap probe`, or to `cap prune`."
-        " For `cap eval` and `cap probe`, the argument "
+        "names. `cap prune` reads a file only with `--config`, `cap export`, `cap predict` and `cap push` none. The "
+        "tables `[prune]`, `[eval]` and `[probe]` hold options of one command and override those above the first "
+        "table, which apply to both `cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, "
+        "the argument "
         "`MODEL` is called `model`. All names and types are checked, also in the tables of other commands. Switches "
         "that say where the result goes, such as `--json` and `--junit`, work only on the command line. Paths are "
         "relative to the current folder.\n",
