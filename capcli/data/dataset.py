@@ -126,6 +126,12 @@ def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(m for m in task.measured if m != "f1" or len(names) == 2) or ("accuracy",)
 
 
+def agreements(task: Task, names: Sequence[str]) -> tuple[str, ...]:
+    """What is measured where the answers of another model, whose classes are `names`, take the place of labels."""
+    kind = KINDS[task.kind]
+    return kind.plain_agreements if kind.words and not entities.is_entity_scheme(names) else kind.agreements
+
+
 def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[[], Table]]]:
     """The files of the splits, and what opens the table of each."""
     if config.data.startswith(HUB_PREFIX):

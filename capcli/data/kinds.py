@@ -33,9 +33,9 @@ class Kind:
     so that a model has no labels and keeps the head that it has.
 
     metrics: what is measured unless the task says otherwise, the first decides; plain_metrics: the same where words
-    have labels that mark no entities. agreement: the metric that is the agreement of two outputs when the answers of
-    one are taken for the truth; empty where answers are never the same. texts: a built-in task that stands in for a
-    model's own texts.
+    have labels that mark no entities. agreements, plain_agreements: what is measured where the answers of another model
+    take the place of labels; `agreement`, where it is one of them, is the share of equal answers. texts: a built-in
+    task that stands in for a model's own texts.
     """
 
     tag: str
@@ -53,7 +53,8 @@ class Kind:
     own_head: bool = False
     metrics: tuple[str, ...]
     plain_metrics: tuple[str, ...] = ()
-    agreement: str = ""
+    agreements: tuple[str, ...]
+    plain_agreements: tuple[str, ...] = ()
     texts: str = "mr"
 
     def n_outputs(self, n_labels: int) -> int:
@@ -67,7 +68,7 @@ KINDS = {
         classes=True,
         single=True,
         metrics=("accuracy", "macro_f1"),
-        agreement="accuracy",
+        agreements=("agreement",),
     ),
     "regression": Kind(
         tag="text-classification",
@@ -75,6 +76,7 @@ KINDS = {
         numbers=True,
         outputs=("score",),
         metrics=("pearson", "spearman"),
+        agreements=("agreement_pearson", "agreement_spearman"),
     ),
     "multilabel": Kind(
         tag="text-classification",
@@ -82,7 +84,7 @@ KINDS = {
         classes=True,
         several=True,
         metrics=("micro_f1", "macro_f1", "subset_accuracy"),
-        agreement="subset_accuracy",
+        agreements=("agreement", "agreement_f1"),
     ),
     "tokens": Kind(
         tag="token-classification",
@@ -93,7 +95,8 @@ KINDS = {
         classes=True,
         metrics=("f1", "precision", "recall", "accuracy"),
         plain_metrics=("accuracy", "macro_f1"),
-        agreement="accuracy",
+        agreements=("agreement_f1", "agreement"),
+        plain_agreements=("agreement",),
         texts="wnut17",
     ),
     "spans": Kind(
@@ -104,7 +107,7 @@ KINDS = {
         outputs=("start", "end"),
         own_head=True,
         metrics=("f1", "exact_match"),
-        agreement="exact_match",
+        agreements=("agreement_f1", "agreement"),
     ),
 }
 

@@ -20,6 +20,7 @@ from capcli.data.labels import is_unicode
 from capcli.data.perturb import Change
 from capcli.data.tables import Table
 from capcli.errors import DataError
+from capcli.records.parts import LABELS
 from capcli.reporting.text import counted, first_few
 
 
@@ -163,7 +164,11 @@ def _type_of(cell: Any, expected: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """A task's splits: train (None when only evaluating), holdout (None unless asked for), evaluation splits."""
+    """A task's splits: train (None when only evaluating), holdout (None unless asked for), evaluation splits.
+
+    reference: what an evaluation compares with, `LABELS`, or else the model whose answers take their place: teacher,
+    baseline, or model. Until it was asked, the labels of the evaluation splits say nothing.
+    """
 
     name: str
     kind: str
@@ -173,6 +178,7 @@ class TaskData:
     holdout: Split | None
     evals: dict[str, Split]
     notes: tuple[str, ...]
+    reference: str = LABELS
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data.batches import Examples
+from capcli.data.labels import Answers
 from capcli.data.splits import Split
 from capcli.measuring import decode
 
@@ -25,12 +26,14 @@ class Answering:
     """The functions of one kind; truth and outputs are those of `metrics.measure`.
 
     read: truth and outputs, of label names, examples and logits, which are by example or by token. answered: the
-    answers that outputs stand for, as the truth has them. different: those of such answers that differ, in a form that
-    can be compared. shown: one of these in words, of label names and it.
+    answers that outputs stand for, as the truth has them. labels: the same as a split has its labels, of label names
+    and outputs. different: those of such answers that differ, in a form that can be compared. shown: one of these in
+    words, of label names and it.
     """
 
     read: Callable[[Sequence[str], Examples, Logits], tuple[Any, Any]]
     answered: Callable[[Any], Any]
+    labels: Callable[[Sequence[str], Any], NDArray[Any]]
     different: Callable[[Any], set[Any]]
     shown: Callable[[Sequence[str], Any], str]
 
@@ -43,6 +46,11 @@ def read(kind: str, labels: Sequence[str], examples: Examples, logits: Logits) -
 def answered(kind: str, outputs: Any) -> Any:
     """The answers that outputs, as `metrics.measure` takes them, stand for, as it takes the truth."""
     return ANSWERS[kind].answered(outputs)
+
+
+def as_labels(kind: str, names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    """The answers that outputs stand for as labels of a split; see `Split`."""
+    return ANSWERS[kind].labels(names, outputs)
 
 
 def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
@@ -104,6 +112,38 @@ def _as_golds(outputs: Any) -> Any:
     return [(text,) for text in outputs]
 
 
+# As labels -----------------------------------------------------------------------------------------------------------
+
+
+def _indices(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    return np.asarray(_highest(outputs), dtype=np.int64)
+
+
+def _own_numbers(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    return np.asarray(_first_column(outputs), dtype=np.float64)
+
+
+def _flags(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    return np.asarray(_above_zero(outputs), dtype=np.uint8)
+
+
+def _tag_indices(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    place = {name: i for i, name in enumerate(names)}
+    return _each([np.asarray([place[tag] for tag in tags], dtype=np.int64) for tags in outputs])
+
+
+def _accepted(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    """Each answer as the only accepted one, wherever it is in the context; none where there is no text."""
+    return _each([Answers(texts=(text,) if text else (), starts=(-1,) if text else ()) for text in outputs])
+
+
+def _each(values: Sequence[Any]) -> NDArray[Any]:
+    found = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        found[i] = value
+    return found
+
+
 # In words ------------------------------------------------------------------------------------------------------------
 
 
@@ -136,16 +176,27 @@ def _names(labels: Sequence[str], one: Any) -> str:
 
 ANSWERS = {
     "classification": Answering(
-        read=_plain, answered=_highest, different=_classes, shown=lambda labels, one: repr(labels[one])
+        read=_plain,
+        answered=_highest,
+        labels=_indices,
+        different=_classes,
+        shown=lambda labels, one: repr(labels[one]),
     ),
     "regression": Answering(
-        read=_plain, answered=_first_column, different=_numbers, shown=lambda labels, one: f"{one:.4g}"
+        read=_plain,
+        answered=_first_column,
+        labels=_own_numbers,
+        different=_numbers,
+        shown=lambda labels, one: f"{one:.4g}",
     ),
-    "multilabel": Answering(read=_plain, answered=_above_zero, different=_label_sets, shown=_names),
-    "tokens": Answering(read=_tags, answered=_same, different=_words, shown=lambda labels, one: repr(one)),
+    "multilabel": Answering(read=_plain, answered=_above_zero, labels=_flags, different=_label_sets, shown=_names),
+    "tokens": Answering(
+        read=_tags, answered=_same, labels=_tag_indices, different=_words, shown=lambda labels, one: repr(one)
+    ),
     "spans": Answering(
         read=_pieces,
         answered=_as_golds,
+        labels=_accepted,
         different=_first_answers,
         shown=lambda labels, one: repr(one) if one else "no answer",
     ),

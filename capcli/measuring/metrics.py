@@ -223,15 +223,20 @@ METRICS: dict[str, dict[str, Metric]] = {
         "f1": Metric(count=count_classes, value=f1),
         "macro_f1": Metric(count=count_classes, value=macro_f1),
         "matthews": Metric(count=count_classes, value=matthews),
+        "agreement": Metric(count=count_classes, value=hit_share, wilson=True),
     },
     "regression": {
         "pearson": Metric(count=pairs, value=_of_pairs(pearson)),
         "spearman": Metric(count=pairs, value=_of_pairs(spearman)),
+        "agreement_pearson": Metric(count=pairs, value=_of_pairs(pearson)),
+        "agreement_spearman": Metric(count=pairs, value=_of_pairs(spearman)),
     },
     "multilabel": {
         "micro_f1": Metric(count=count_labels, value=micro_f1),
         "macro_f1": Metric(count=count_labels, value=macro_f1),
         "subset_accuracy": Metric(count=count_label_sets, value=hit_share, wilson=True),
+        "agreement": Metric(count=count_label_sets, value=hit_share, wilson=True),
+        "agreement_f1": Metric(count=count_labels, value=micro_f1),
     },
     "tokens": {
         "f1": Metric(count=count_entities, value=micro_f1),
@@ -239,15 +244,19 @@ METRICS: dict[str, dict[str, Metric]] = {
         "recall": Metric(count=count_entities, value=recall),
         "accuracy": Metric(count=count_words, value=hit_share),
         "macro_f1": Metric(count=count_words, value=macro_f1),
+        "agreement": Metric(count=count_words, value=hit_share),
+        "agreement_f1": Metric(count=count_entities, value=micro_f1),
     },
     "spans": {
         "f1": Metric(count=count_overlaps, value=hit_share),
         "exact_match": Metric(count=count_matches, value=hit_share, wilson=True),
+        "agreement": Metric(count=count_matches, value=hit_share, wilson=True),
+        "agreement_f1": Metric(count=count_overlaps, value=hit_share),
     },
 }
 CALIBRATION, AGREEMENT = "ece", "agreement"  # of `calibration_error` and `agreement`
-CORRELATIONS = ("matthews", "pearson", "spearman")
-SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS) | {CALIBRATION, AGREEMENT}
+CORRELATIONS = ("matthews", "pearson", "spearman", "agreement_pearson", "agreement_spearman")
+SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS) | {CALIBRATION}
 
 
 def bounds(name: str) -> tuple[float, float]:
@@ -356,5 +365,6 @@ def agreement(kind: str, ours: Any, theirs: Any) -> float:
     Of tokens it is the share of the words, of multilabel tasks that of whole label sets, of spans that of answers that
     are the same after `normalised`.
     """
-    name = KINDS[kind].agreement
-    return measure(kind, (name,), answered(kind, theirs), ours)[name] if name else float("nan")
+    if AGREEMENT not in KINDS[kind].agreements:
+        return float("nan")
+    return measure(kind, (AGREEMENT,), answered(kind, theirs), ours)[AGREEMENT]

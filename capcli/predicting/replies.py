@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data import entities
+from capcli.data.words import Sentence
 from capcli.errors import RunFailed
 from capcli.measuring import decode
-from capcli.predicting.inputs import Asked, Place, Sentence
+from capcli.predicting.inputs import Asked, Place
 
 Logits = NDArray[np.floating]
 Answer = Any

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from capcli.artifact import reader
 from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
+from capcli.data.splits import TaskData
 from capcli.errors import RunFailed
 from capcli.events import Event, told
 from capcli.measuring import chance, latency, scoring, size
@@ -24,12 +26,12 @@ from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.predicting.usage import usage
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
-from capcli.pruning.setup import Setup, measure_splits, stage_record
+from capcli.pruning.setup import Setup, holdout_of, measure_splits, stage_record
 from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
-from capcli.records.parts import FileFacts, MatrixSparsity, Sparsity
+from capcli.records.parts import LABELS, FileFacts, MatrixSparsity, Sparsity
 from capcli.records.pruned import (
     AtChance,
     CurveExamples,
@@ -64,7 +66,7 @@ def write_artefact(
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masked.bake(pruner.matrices)
     names = list(student.prunable())
-    settings = {"source": dataclasses.asdict(config.source), "holdout": config.holdout, "seed": config.seed}
+    settings = {**_data_settings(setup), "holdout": holdout_of(config), "seed": config.seed}
     settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}
     run.clear_artefact(setup.run)
     wide = storage.too_large(student, config.store)
@@ -104,6 +106,15 @@ def write_artefact(
     files.write_json(out / stages.REPORT, to_json(record))
     yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
     return record
+
+
+def _data_settings(setup: Setup) -> dict[str, Any]:
+    """What the artefact says of its data: the texts, and the model whose answers they were measured against, only where
+    there were no labels to evaluate on."""
+    source = dataclasses.asdict(setup.config.source)
+    if setup.data.reference == LABELS:
+        return {"source": {**source, "text": ""}}
+    return {"source": source, "teacher": setup.teacher}
 
 
 def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, Latencies]:
@@ -180,8 +191,8 @@ def _record(
         versions=setup.bound.versions,
         device=setup.bound.device,
         labels=tuple(setup.data.labels),
-        metrics=_metrics(setup.data.primary, dense, pruned),
-        teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=dense[first].metrics),
+        metrics=_metrics(setup.data, dense, pruned),
+        teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=_of_teacher(setup, dense[first])),
         timing=_timing(setup, teacher.get("seconds", 0.0), state.seconds),
         memory=Memory(
             peak_host_bytes=machine.peak_bytes(),
@@ -193,17 +204,23 @@ def _record(
             *setup.notes,
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
-            *(_fall(setup.data.primary, dense[first], pruned[first]) if not config.epochs else []),
+            *(_fall(setup, dense[first], pruned[first]) if not config.epochs else []),
             *_unfinished(setup.data.primary, dense[first], pruned[first], given=bool(setup.teacher)),
             *_guessing(setup, dense, pruned),
         ),
     )
 
 
-def _fall(name: str, dense: SplitScores, pruned: SplitScores) -> list[str]:
+def _of_teacher(setup: Setup, dense: SplitScores) -> Mapping[str, float]:
+    """How good the teacher is; nobody knows where it is compared with itself."""
+    return dense.metrics if setup.data.reference == LABELS else {}
+
+
+def _fall(setup: Setup, dense: SplitScores, pruned: SplitScores) -> list[str]:
     """A note when the metric fell below what the noise of the examples explains: below the dense model's interval.
-    Where guessing is as good, another note says so."""
-    ends = dense.confidence_95.get(name)
+    Where guessing is as good, another note says so. Agreement is never that of a model with itself."""
+    name = setup.data.primary
+    ends = dense.confidence_95.get(name) if setup.data.reference == LABELS else None
     if ends is None or not pruned.metrics[name] < ends[0] or name in pruned.at_chance:
         return []
     return [
@@ -225,7 +242,7 @@ def _unfinished(name: str, teacher: SplitScores, pruned: SplitScores, *, given: 
     ]
 
 
-def _metrics(primary: str, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> Metrics:
+def _metrics(data: TaskData, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> Metrics:
     """Of every split, and of the first."""
     splits = {
         name: SplitMetrics(
@@ -240,7 +257,7 @@ def _metrics(primary: str, dense: Mapping[str, SplitScores], pruned: Mapping[str
         for name, one in pruned.items()
     }
     first, scores = next(iter(splits.items()))
-    return Metrics(primary=primary, split=first, splits=splits, **vars(scores))
+    return Metrics(reference=data.reference, primary=data.primary, split=first, splits=splits, **vars(scores))
 
 
 def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timing:

@@ -52,7 +52,7 @@ def test_no_other_code_asks_for_the_name_of_a_kind() -> None:
 
 def test_every_metric_of_a_kind_or_a_task_can_be_measured() -> None:
     for name, row in KINDS.items():
-        wanted = {*row.metrics, *row.plain_metrics, *[row.agreement] * bool(row.agreement)}
+        wanted = {*row.metrics, *row.plain_metrics, *row.agreements, *row.plain_agreements}
         assert wanted <= metrics.METRICS[name].keys(), name
     for task in tasks.TASKS.values():
         assert task.measured
