@@ -186,6 +186,11 @@ class TaskData:
         return self.labels if KINDS[self.kind].classes else None
 
     @property
+    def paired(self) -> bool:
+        """Whether there are two texts per example."""
+        return any(split.paired for split in self.evals.values())
+
+    @property
     def no_answer(self) -> bool:
         """For spans, whether a question may have no answer."""
         return any(split.no_answer for split in self.evals.values())

@@ -215,12 +215,15 @@ def export_summary(found: ExportRecord) -> Group:
             )
         )
     metrics = found.metrics or ExportMetrics()
+    rows += _reference_rows(metrics.reference)
+    labelled = metrics.reference == LABELS  # or the model itself agrees with itself
     table = [
-        (named(name, 60), number(value), number(metrics.after.get(name)))
+        (named(name, 60), *([number(value)] * labelled), number(metrics.after.get(name)))
         for name, value in list(metrics.before.items())[:MAX_ROWS]
     ]
+    columns = ("metric", *(["before"] * labelled), "after")
     shown: list[Any] = [ladder_summary(found.ladder), ""] if found.ladder else []
-    shown += [facts(rows), *(["", _table(("metric", "before", "after"), table)] if table else [])]
+    shown += [facts(rows), *(["", _table(columns, table)] if table else [])]
     return Group(*shown)
 
 

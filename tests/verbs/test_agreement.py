@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SETTINGS, SOURCES, Tiny, write_jsonl
+from tiny import SETTINGS, SOURCES, Tiny, invoke, write_jsonl
 
 import capcli
 
@@ -67,3 +67,34 @@ def test_a_run_without_labels(tiny: Tiny, tmp_path: Path, teachers: Any, kind: s
     model, text = teachers(kind)
     report = run(tiny, tmp_path / "out", kind, model, text)
     print(json.dumps(report["metrics"], indent=1), report["notes"])
+
+
+def cap(*arguments: str) -> Any:
+    done = invoke(*arguments, "--threads", "1", "-q")
+    return done
+
+
+def test_evaluations_and_exports_of_a_run_without_labels(tiny: Tiny, tmp_path: Path, teachers: Any) -> None:
+    model, text = teachers("classification")
+    out = tmp_path / "out"
+    run(tiny, out, "classification", model, text)
+    for arguments in (
+        ("eval", str(out)),
+        ("eval", str(out), "--unlabelled", text, "--baseline", model, "--perturb", "typos"),
+        ("export", str(out), "--to", "sparse", "--dtype", "int8", "-o", str(tmp_path / "int8")),
+        ("eval", str(tmp_path / "int8")),
+        (
+            "export",
+            str(out),
+            "--fit",
+            "1MB",
+            "--max-drop",
+            "agreement=0.2",
+            "--texts",
+            text,
+            "-o",
+            str(tmp_path / "fit"),
+        ),
+    ):
+        done = cap(*arguments)
+        print(" ".join(arguments), done.exit_code, done.stdout, done.stderr)
