@@ -36,6 +36,14 @@ class TaskConfig:
     label_column: str = option(
         "", "column of the label; a,b,c for several columns of 0 and 1, one per label", panel="Task", metavar="NAME"
     )
+    group_column: str = option(
+        "",
+        "column of what rows have in common, such as the query of documents: their order is measured, by nDCG@10 and "
+        "MRR@10 (regression)",
+        panel="Task",
+        expert=True,
+        metavar="NAME",
+    )
     label_map: str = option("", LABEL_MAP, panel="Task", expert=True, metavar="OLD=NEW,…")
     text: str = option(
         "",
@@ -69,6 +77,9 @@ class TaskConfig:
                 f"task {self.task} needs your own data",
                 "name a file or folder with --data, or texts without labels with --unlabelled",
             )
+
+        if self.unlabelled and self.group_column:
+            raise ConfigError("--group-column ranks by labels, and there are none", "leave it out, or name --data")
 
     @property
     def unlabelled(self) -> bool:

@@ -27,7 +27,8 @@ class Kind:
 
     What its label is. classes: the labels are names of classes, and the network has an output for each. single: an
     example has exactly one class; only then there are supervised contrastive terms and a calibration error. several: an
-    example has any number of classes. numbers: it is a number, on a scale of the data.
+    example has any number of classes. numbers: it is a number, on a scale of the data. groups: what counts is the order
+    of the numbers of examples that belong together, the documents of a query; to transformers it is a regression.
 
     What the network puts out where it is no class. outputs: their names. own_head: they mean the same in every task,
     so that a model has no labels and keeps the head that it has.
@@ -49,11 +50,12 @@ class Kind:
     single: bool = False
     several: bool = False
     numbers: bool = False
+    groups: bool = False
     outputs: tuple[str, ...] = ()
     own_head: bool = False
     metrics: tuple[str, ...]
     plain_metrics: tuple[str, ...] = ()
-    agreements: tuple[str, ...]
+    agreements: tuple[str, ...] = ()
     plain_agreements: tuple[str, ...] = ()
     texts: str = "mr"
 
@@ -77,6 +79,14 @@ KINDS = {
         outputs=("score",),
         metrics=("pearson", "spearman"),
         agreements=("agreement_pearson", "agreement_spearman"),
+    ),
+    "ranking": Kind(
+        tag="text-classification",
+        problem="regression",
+        numbers=True,
+        groups=True,
+        outputs=("score",),
+        metrics=("ndcg", "mrr", "pearson", "spearman"),
     ),
     "multilabel": Kind(
         tag="text-classification",

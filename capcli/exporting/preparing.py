@@ -165,7 +165,8 @@ def _of_texts(config: ExportConfig, model: Model, source: TaskConfig) -> Texts:
 
 def _generic(config: ExportConfig, model: Model, stored: Mapping[str, Any]) -> TaskConfig:
     """How texts are read for a model whose data are not here, by what is known of its task."""
-    task = next(name for name in GENERIC_TASKS if TASKS[name].kind == model.kind)
+    fitting = (name for name in GENERIC_TASKS if TASKS[name].kind == model.kind)
+    task = next(fitting, "regression")  # of which ranking is made by the columns
     source: TaskConfig = build(TaskConfig, {"task": task, **stored, "data": "", "text": config.texts})
     return source
 

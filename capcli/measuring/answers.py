@@ -26,16 +26,16 @@ class Answering:
     """The functions of one kind; truth and outputs are those of `metrics.measure`.
 
     read: truth and outputs, of label names, examples and logits, which are by example or by token. answered: the
-    answers that outputs stand for, as the truth has them. labels: the same as a split has its labels, of label names
-    and outputs. different: those of such answers that differ, in a form that can be compared. shown: one of these in
-    words, of label names and it.
+    answers that outputs stand for, as the truth has them. different: those of such answers that differ, in a form that
+    can be compared. shown: one of these in words, of label names and it. labels: the answers that outputs stand for, as
+    a split has its labels, of label names and outputs; None where nothing is measured without labels.
     """
 
     read: Callable[[Sequence[str], Examples, Logits], tuple[Any, Any]]
     answered: Callable[[Any], Any]
-    labels: Callable[[Sequence[str], Any], NDArray[Any]]
     different: Callable[[Any], set[Any]]
     shown: Callable[[Sequence[str], Any], str]
+    labels: Callable[[Sequence[str], Any], NDArray[Any]] | None = None
 
 
 def read(kind: str, labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
@@ -50,7 +50,9 @@ def answered(kind: str, outputs: Any) -> Any:
 
 def as_labels(kind: str, names: Sequence[str], outputs: Any) -> NDArray[Any]:
     """The answers that outputs stand for as labels of a split; see `Split`."""
-    return ANSWERS[kind].labels(names, outputs)
+    labels = ANSWERS[kind].labels
+    assert labels is not None, f"{kind} is measured with labels alone"
+    return labels(names, outputs)
 
 
 def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
@@ -65,6 +67,14 @@ def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
 
 def _plain(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
     return examples.labels, logits
+
+
+def _queries(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    groups = _split(examples).groups
+    assert groups is not None, "what is ranked is in groups"
+    order = np.argsort(groups, kind="stable")
+    ends = np.flatnonzero(np.diff(groups[order])) + 1
+    return np.split(examples.labels[order].astype(np.float64), ends), np.split(logits[order, 0], ends)
 
 
 def _tags(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
@@ -162,6 +172,10 @@ def _numbers(answers: Any) -> set[Any]:
     return {float(values[0])} if close else {float(values.min()), float(values.max())}
 
 
+def _numbers_of_queries(answers: Any) -> set[Any]:
+    return _numbers(np.concatenate(answers))
+
+
 def _words(answers: Any) -> set[Any]:
     return {tag for row in answers for tag in row}
 
@@ -188,6 +202,9 @@ ANSWERS = {
         labels=_own_numbers,
         different=_numbers,
         shown=lambda labels, one: f"{one:.4g}",
+    ),
+    "ranking": Answering(
+        read=_queries, answered=_same, different=_numbers_of_queries, shown=lambda labels, one: f"{one:.4g}"
     ),
     "multilabel": Answering(read=_plain, answered=_above_zero, labels=_flags, different=_label_sets, shown=_names),
     "tokens": Answering(

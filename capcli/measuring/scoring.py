@@ -81,7 +81,7 @@ def measure(
 ) -> Generator[Progress, None, Measured]:
     """Metrics `names` of the model on tokenised examples; yields how many are done, of how many."""
     logits = yield from model.answers(examples)
-    return scored(model.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
+    return scored(examples.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
 
 
 def scored(
@@ -131,8 +131,8 @@ def answered(model: Predictor, examples: Examples) -> Generator[Progress, None, 
     logits = (yield from model.answers(examples)).cpu().double().numpy()
     if not np.isfinite(logits).all():
         raise ModelError(f"answers of {model.source} are not finite, and cannot take the place of labels")
-    _, outputs = answers.read(model.kind, model.labels, examples, logits)
-    labels = answers.as_labels(model.kind, model.labels, outputs)
+    _, outputs = answers.read(examples.kind, model.labels, examples, logits)
+    labels = answers.as_labels(examples.kind, model.labels, outputs)
     split = replace(examples.split, labels=labels)
     return replace(examples, split=split, labels=examples.labels if examples.per_token else labels)
 

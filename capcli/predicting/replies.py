@@ -152,6 +152,7 @@ def _ranked(scores: NDArray[np.float64], labels: Sequence[str]) -> list[dict[str
 REPLIES = {
     "classification": Replying(answers=_class, name=RANKING, ranked=True),
     "regression": Replying(answers=_number),
+    "ranking": Replying(answers=_number),
     "multilabel": Replying(answers=_labels, name="labels", ranked=True),
     "tokens": Replying(answers=_words, name="entities"),
     "spans": Replying(answers=_spans, asks=("question",)),

@@ -73,6 +73,8 @@ def _labels(split: Split, names: Sequence[str]) -> str:
     """Of the labels of all examples, with the names that their codes stand for."""
     digest = hashlib.sha256(json.dumps([split.kind, list(names), split.no_answer]).encode())
     digest.update(json.dumps(list(_plain(split.labels))).encode())
+    if split.groups is not None:
+        digest.update(json.dumps(split.groups.tolist()).encode())
     return digest.hexdigest()
 
 

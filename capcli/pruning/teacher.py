@@ -71,7 +71,7 @@ def with_answers(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
     """The setup with the teacher's answers for labels of what is evaluated on, where there are no others."""
     if setup.data.reference == LABELS:
         return setup
-    event, found = setup.meter.stoppable("bank finetuned"), {}
+    event, found = setup.meter.stoppable("answers of the teacher"), {}
     answering = predictor.of_network(teacher, setup.on.exact)
     with predict.evaluating(teacher):
         for name, examples in setup.evals.items():

@@ -44,7 +44,10 @@ def headline(metrics: Metrics, name: str) -> Headline:
     if guessing:
         return Headline(said=f"{_who(guessing)}: {shown}, chance {number(metrics.chance.get(name))}")
     if metrics.reference != LABELS:
-        return Headline(said=f"Compared with {compared_with(metrics.reference)}: {shown}{_chance(metrics, name)}")
+        who = named(metrics.reference, 20)
+        return Headline(
+            said=f"Agreement with the {who}, not accuracy, since there were no labels: {shown}{_chance(metrics, name)}"
+        )
     share = finite(metrics.retention.get(name))
     if share is not None and share > 1:
         return Headline(said=f"It is as good as the dense model: {shown}")

@@ -51,7 +51,8 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
     if chosen.get("task", stored.get("task")) != stored.get("task"):
         stored = {}  # another task has other data and columns
     if "data" in chosen or "text" in chosen:  # what is measured on is one of the two
-        stored = {name: value for name, value in stored.items() if name not in ("data", "text")}
+        others = ("data", "text", *["group_column"] * ("text" in chosen))  # without labels nothing is ranked
+        stored = {name: value for name, value in stored.items() if name not in others}
     values = {**stored, **chosen}
     if values.get("text") and (teacher := artifact.known(str(chosen["model"])).teacher if stored else ""):
         values = {"baseline": teacher, **values}
@@ -77,9 +78,9 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours, other)
     speed, theirs = yield from _latencies(config, data, model, other)
     baseline = dataclasses.replace(found.baseline, latency=theirs) if found.baseline and theirs else found.baseline
+    split, scores = data.evals[primary], ours[""].table
     sized, said = size(model, config.model), [model.chosen] * bool(model.chosen)
     checked = gates.check(config.gates, _evidence(data, ours, found, sized.weights_bytes, speed))
-    scores = ours[""].table
     result = EvalResult(
         model=config.model,
         task=data.name,
@@ -87,7 +88,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         reference=data.reference,
         primary=data.primary,
         labels=tuple(model.labels),
-        data=data.evals[primary].fingerprint,
+        data=split.fingerprint if data.reference == LABELS else split.answers_fingerprint,
         max_length=config.source.longest,
         metrics=scores.metrics,
         confidence_95=scores.confidence_95,
@@ -257,7 +258,7 @@ def _check_baseline(config: EvalConfig, data: TaskData) -> None:
             raise ConfigError(
                 f"{config.baseline} is a stored result, without the answers to agree with", "name the model itself"
             )
-        stored_baseline(config, data, len(next(iter(data.evals.values()))))
+        stored_baseline(config, data, next(iter(data.evals.values())).n_measured)
     else:
         loading.check_head(config.baseline, data.classes, data.kind, config.source.label_names)
 

@@ -68,7 +68,7 @@ def test_rows_make_sense() -> None:
         assert tasks.TASKS[row.texts].kind in (name, "classification")
         assert row.n_outputs(7) == (7 if row.classes else len(row.outputs))
         assert not (row.single and row.several)
-    told = [(row.head, row.problem) for row in KINDS.values()]
+    told = [(row.head, row.problem) for row in KINDS.values() if not row.groups]  # which are told by the data
     assert len(set(told)) == len(told), "a configuration of transformers tells the kinds apart"
 
 
