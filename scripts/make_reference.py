@@ -371,6 +371,9 @@ def task_table() -> str:
             "`spans`, `f1` is that of the words of the answer. The 95 % intervals of shares of examples (accuracy of "
             "classification, subset_accuracy, exact_match) are Wilson's; the others come from "
             f"{resampling.RESAMPLES:,} bootstrap resamples of the examples.\n",
+            f"With `--group-column` a regression is measured by {codes(KINDS['ranking'].metrics)}, see "
+            "[rerankers](../how-to/rerankers.md). Without labels the metrics are those of "
+            "[agreement](../how-to/without-labels.md#what-is-measured).\n",
             "## Built-in tasks\n",
             "They need no network. Licence: CC BY 4.0; sources and changes are in "
             "[capcli/builtin/tasks/README.md](../../capcli/builtin/tasks/README.md).\n",

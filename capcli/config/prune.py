@@ -152,15 +152,6 @@ class PruneConfig:
         panel="Calibration",
         expert=True,
     )
-    text: str = option(
-        "",
-        "train or calibrate on texts without labels, in place of a training set: a .txt with one per line, or a table "
-        "with a text column (pairs: two, or a tab); MODEL or --teacher is fine-tuned for the task, and its answers "
-        "are learned",
-        flag="--unlabelled",
-        panel="Task",
-        metavar="FILE",
-    )
     refit: bool = option(
         False,
         "after a selection, fit the weights that stay to the layers' outputs before it; fisher and the methods that "
@@ -304,7 +295,7 @@ class PruneConfig:
     def needs_teacher(self) -> bool:
         """Whether the teacher itself is asked while the student is pruned, not only what it once answered."""
         refitted = self.refit and self.refit_target == "teacher"
-        return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.text))
+        return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.source.text))
 
     @property
     def stair_list(self) -> tuple[float, ...]:
@@ -377,7 +368,7 @@ class PruneConfig:
         if not (self.epochs or self.heal):
             return ()
         usual = METHODS[self.method].losses if self.epochs else ("kd",)
-        chosen = split_list(self.losses) or tuple(name for name in usual if not (self.text and name == "ce"))
+        chosen = split_list(self.losses) or tuple(name for name in usual if not (self.source.text and name == "ce"))
         return tuple(
             sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 
 from capcli.config.names import BUILTIN_TASKS, HUB_PREFIX
 from capcli.config.task import TaskConfig
-from capcli.data import entities, labels, layout, library, literals, tables
+from capcli.data import entities, groups, labels, layout, library, literals, tables
 from capcli.data.classes import check_labelled, coded, map_remarks, names_of, remarks, unknown
 from capcli.data.incoming import Incoming
 from capcli.data.kinds import KINDS
@@ -21,7 +22,7 @@ from capcli.data.names import FLAGS, finder, key, number, order
 from capcli.data.splits import Split, TaskData, need_holdout, subset, subsets
 from capcli.data.tables import Table
 from capcli.data.tasks import BUILTIN_FOLDER, LABEL_NAMES, TASKS, Task
-from capcli.errors import DataError
+from capcli.errors import ConfigError, DataError
 from capcli.reporting.text import first_few
 from capcli.sources import hub_data
 
@@ -48,7 +49,7 @@ def load(
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
-    task = TASKS[config.task]
+    task = _task(config)
     files, sources = _sources(task, config)
     wanted = _wanted(files, train, holdout or spare, config)
     holdout = holdout or (spare if train and wanted == ["train"] else 0.0)
@@ -68,6 +69,7 @@ def load(
             kind=task.kind,
             no_answer=empty,
             lists=KINDS[task.kind].words and _begins_with_list(opened[name], texts[0]),
+            groups=groups.read(opened[name], config.group_column, name) if KINDS[task.kind].groups else None,
         )
         for name, (texts, _) in read.items()
     }
@@ -87,6 +89,7 @@ def load(
         _check_training_labels(trained, names)
     if not train and holdout and list(parts) == ["train"]:
         parts = {"holdout": need_holdout(subsets(parts["train"], holdout, 0, seed)[1])}
+    notes += groups.remarks(parts, config.group_column) if KINDS[task.kind].groups else []
     evals = {name: subset(split, config.max_eval_samples, 0) for name, split in parts.items()}
     sizes = {name: (len(split), len(parts[name])) for name, split in evals.items()}
     notes += [f"{name}: {n:,} of {total:,} examples" for name, (n, total) in sizes.items() if n < total]
@@ -108,6 +111,18 @@ def load(
     )
 
 
+def _task(config: TaskConfig) -> Task:
+    """The row of the table, as ranking where rows are in groups. Raises `ConfigError` where nothing can be ranked."""
+    task = TASKS[config.task]
+    if not config.group_column:
+        return task
+    if not KINDS[task.kind].numbers:
+        raise ConfigError(
+            f"--group-column ranks by a number for each row, which {config.task} does not have", "use --task regression"
+        )
+    return dataclasses.replace(task, kind="ranking", metrics=())
+
+
 def _list_notes(found: Mapping[str, Labels], parts: Mapping[str, Split]) -> list[str]:
     """Which columns hold lists that were written as text."""
     places = [(split.columns[0], name) for name, split in parts.items() if split.lists]
@@ -124,6 +139,12 @@ def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
     if not kind.single:
         return task.measured
     return tuple(m for m in task.measured if m != "f1" or len(names) == 2) or ("accuracy",)
+
+
+def agreements(task: Task, names: Sequence[str]) -> tuple[str, ...]:
+    """What is measured where the answers of another model, whose classes are `names`, take the place of labels."""
+    kind = KINDS[task.kind]
+    return kind.plain_agreements if kind.words and not entities.is_entity_scheme(names) else kind.agreements
 
 
 def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[[], Table]]]:

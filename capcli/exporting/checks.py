@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from capcli.models import predictor
 from capcli.models.model import place
 from capcli.models.predictor import Predictor
 from capcli.records.exported import BeforeAfter, Check, ExportMetrics, ExportSize, Measurements, Speed, Timed
-from capcli.records.parts import intervals
+from capcli.records.parts import LABELS, intervals
 from capcli.timing import in_turn
 
 ALONE = (
@@ -100,6 +101,21 @@ def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
     return first == second
 
 
+def with_answers(job: Export) -> Generator[Event, None, Export]:
+    """The job with the answers of the model as it was loaded for labels of the held-out texts, where there are none."""
+    data = job.known.data
+    if data.reference == LABELS:
+        return job
+    place(job.original, job.on)
+    model, found = predictor.of_network(job.original, job.on), {}
+    for name, split in data.evals.items():
+        asked = scoring.answered(model, scoring.encoded(model, split, job.known.source))
+        examples = yield from told(asked, event_of("before"))
+        assert examples.split is not None, "it has the answers"
+        found[name] = examples.split
+    return replace(job, known=replace(job.known, data=replace(data, evals=found)))
+
+
 def scored(job: Export, model: Predictor, when: str) -> Generator[Event, None, Measured]:
     """The scores of the original (`before`) or of what was written (`after`) on the held-out split."""
     examples = scoring.encoded(model, job.known.held_out, job.known.source)
@@ -109,6 +125,7 @@ def scored(job: Export, model: Predictor, when: str) -> Generator[Event, None, M
 def _metrics(job: Export, before: Measured, after: Measured) -> ExportMetrics:
     """Metrics before and after, and how often both answer alike, on the same examples."""
     return ExportMetrics(
+        reference=job.known.data.reference,
         split=job.known.held_out.name,
         primary=job.known.data.primary,
         before=before.metrics,

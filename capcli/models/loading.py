@@ -299,7 +299,8 @@ def check_head(
 
 
 def _check_kind(source: str, own: Any, kind: str) -> None:
-    if own != kind:
+    numbers = own in KINDS and KINDS[own].numbers and KINDS[kind].numbers  # of which an order can be told
+    if own != kind and not numbers:
         raise ModelError(f"{source} was pruned for {own}, not for {kind}")
 
 

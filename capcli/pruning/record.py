@@ -18,6 +18,7 @@ from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
 from capcli.config.prune import PruneConfig
+from capcli.data.splits import TaskData
 from capcli.errors import RunFailed
 from capcli.events import Event, told
 from capcli.measuring import breakdown, chance, latency, scoring, size
@@ -28,12 +29,12 @@ from capcli.predicting.usage import datasets, usage
 from capcli.pruning import masked
 from capcli.pruning.objective import term_weights
 from capcli.pruning.pruner import Pruner
-from capcli.pruning.setup import Setup, answers, scores, stage_record
+from capcli.pruning.setup import Setup, answers, holdout_of, scores, stage_record
 from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
-from capcli.records.parts import FileFacts, MatrixSparsity, Sparsity, intervals
+from capcli.records.parts import LABELS, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
 from capcli.records.pruned import (
     AtChance,
     CurveExamples,
@@ -74,7 +75,7 @@ def write_artefact(
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masked.bake(pruner.matrices)
     names = list(student.prunable())
-    settings = {"source": dataclasses.asdict(config.source), "holdout": config.holdout, "seed": config.seed}
+    settings = {**_data_settings(setup), "holdout": holdout_of(config), "seed": config.seed}
     settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}
     run.clear_artefact(setup.run)
     wide = storage.too_large(student, config.store)
@@ -121,6 +122,15 @@ def write_artefact(
     files.write_json(out / stages.REPORT, to_json(record))
     yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
     return record
+
+
+def _data_settings(setup: Setup) -> dict[str, Any]:
+    """What the artefact says of its data: the texts, and the model whose answers they were measured against, only where
+    there were no labels to evaluate on."""
+    source = dataclasses.asdict(setup.config.source)
+    if _has_labels(setup):
+        return {"source": {**source, "text": ""}}
+    return {"source": source, "teacher": setup.teacher}
 
 
 def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, Latencies]:
@@ -209,9 +219,9 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
         versions=setup.bound.versions,
         device=setup.bound.device,
         labels=tuple(setup.data.labels),
-        metrics=_metrics(setup.data.primary, dense, pruned),
-        by_label=breakdown.by_label(setup.data.labels, pruned[first], dense[first]),
-        teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=dense[first].metrics),
+        metrics=_metrics(setup.data, dense, pruned),
+        by_label=breakdown.by_label(setup.data.labels, pruned[first], dense[first] if _has_labels(setup) else None),
+        teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=_of_teacher(setup, dense[first])),
         timing=_timing(setup, teacher.get("seconds", 0.0), state.seconds),
         memory=Memory(
             peak_host_bytes=machine.peak_bytes(),
@@ -223,17 +233,27 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
             *setup.notes,
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
-            *(_fall(setup.data.primary, dense[first], pruned[first]) if not config.epochs else []),
+            *(_fall(setup, dense[first], pruned[first]) if not config.epochs else []),
             *_unfinished(setup.data.primary, dense[first], pruned[first], given=bool(setup.teacher)),
             *_guessing(setup, dense, pruned),
         ),
     )
 
 
-def _fall(name: str, dense: Measured, pruned: Measured) -> list[str]:
+def _has_labels(setup: Setup) -> bool:
+    return setup.data.reference == LABELS
+
+
+def _of_teacher(setup: Setup, dense: Measured) -> Mapping[str, float]:
+    """How good the teacher is; nobody knows where it is compared with itself."""
+    return dense.metrics if _has_labels(setup) else {}
+
+
+def _fall(setup: Setup, dense: Measured, pruned: Measured) -> list[str]:
     """A note when the metric fell below what the noise of the examples explains: below the dense model's interval.
-    Where guessing is as good, another note says so."""
-    ends = dense.confidence_95.get(name)
+    Where guessing is as good, another note says so. Agreement is never that of a model with itself."""
+    name = setup.data.primary
+    ends = dense.confidence_95.get(name) if _has_labels(setup) else None
     if ends is None or not pruned.metrics[name] < ends[0] or name in pruned.at_chance:
         return []
     return [
@@ -255,7 +275,7 @@ def _unfinished(name: str, teacher: Measured, pruned: Measured, *, given: bool) 
     ]
 
 
-def _metrics(primary: str, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> Metrics:
+def _metrics(data: TaskData, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> Metrics:
     """Of every split, and of the first."""
     splits = {
         name: SplitMetrics(
@@ -266,12 +286,16 @@ def _metrics(primary: str, dense: Mapping[str, Measured], pruned: Mapping[str, M
             retention=scoring.retention(one.metrics, dense[name].metrics, dense[name].at_chance),
             n_examples=one.n_examples,
             confidence_95=intervals(one.confidence_95),
-            differences={metric: by.row() for metric, by in scoring.paired(one, dense[name])[0].items()},
+            differences=_differences(one, dense[name]) if data.reference == LABELS else {},
         )
         for name, one in pruned.items()
     }
     first, scores = next(iter(splits.items()))
-    return Metrics(primary=primary, split=first, splits=splits, **vars(scores))
+    return Metrics(reference=data.reference, primary=data.primary, split=first, splits=splits, **vars(scores))
+
+
+def _differences(pruned: Measured, dense: Measured) -> dict[str, Noisy]:
+    return {name: by.row() for name, by in scoring.paired(pruned, dense)[0].items()}
 
 
 def _weights(config: PruneConfig, history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,15 @@ from capcli.data import dataset, texts, tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData, subset
+from capcli.data.tasks import TASKS
 from capcli.errors import ConfigError
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
-from capcli.models import families, loading, predict, predictor
+from capcli.models import artifact, families, loading, predict, predictor, tokenizers
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place
 from capcli.models.predict import Progress
-from capcli.models.predictor import Predictor
 from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.pruner import planned
 from capcli.pruning.schedules import RISE_OF_DIMENSIONS, RISE_OF_UNITS
@@ -110,29 +110,43 @@ def nothing() -> Generator[Event, None, None]:
 
 
 def read_data(config: PruneConfig) -> TaskData:
-    """The splits of the task, with the part that is held out; without training examples where there are only texts."""
-    if config.text:
-        return _evaluated(config)
+    """The splits of the task, with the part that is held out."""
+    if config.source.text:
+        return _of_texts(config)
     return dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
 
 
-def _evaluated(config: PruneConfig) -> TaskData:
-    """The evaluation splits of a task, its classes by the fine-tuned model. Raises `ConfigError` for a kind of task
-    that texts alone cannot serve, `DataError` when they are not there."""
-    texts.check(config.text)
-    names = loading.names_of(config.teacher or config.model, config.source.label_names)
-    data = dataset.load(config.source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
-    if config.staged and not KINDS[data.kind].single:
+def holdout_of(config: PruneConfig) -> float:
+    """The share of the training set that is held out: chosen, or what a run without any labels is evaluated on."""
+    return config.holdout or texts.HELD_OUT * config.source.unlabelled
+
+
+def _of_texts(config: PruneConfig) -> TaskData:
+    """Texts in place of a training set, the classes by the fine-tuned model; with the evaluation splits of the task or,
+    where nothing has labels, held-out texts. Raises `ConfigError` for a kind of task that texts alone cannot serve,
+    `DataError` when they are not there."""
+    source, kind = config.source, KINDS[TASKS[config.source.task].kind]
+    texts.check(source.text)
+    if config.staged and not (kind.single or kind.words):
         raise ConfigError(
-            f"{config.method} needs labels for {config.source.task}: only of classes can the teacher's answers be used",
+            f"{config.method} needs labels for {source.task}: only of classes can the teacher's answers be used",
             "leave --text out, or use a method that needs none, such as wanda",
         )
-    if (config.heal or config.epochs) and KINDS[data.kind].words:
-        raise ConfigError(
-            f"training needs the words of {config.source.task}, which --text does not have",
-            "leave --text out, or train nothing: --preset minutes, or a method such as wanda",
+    names = loading.names_of(config.teacher or config.model, source.label_names)
+    limits = {"max_train": config.max_train_samples, "seed": config.seed}
+    if source.unlabelled:
+        return texts.open_task(
+            source, names, "teacher", holdout=holdout_of(config), no_answer=_no_answer(config), **limits
         )
-    return data
+    data = dataset.load(source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
+    found = texts.read(source.text, source, paired=bool(config.epochs or config.heal))
+    return replace(data, train=subset(found, config.max_train_samples, config.seed))
+
+
+def _no_answer(config: PruneConfig) -> bool | None:
+    """Whether the teacher may answer nothing to a question, as far as it says so."""
+    source = config.teacher or config.model
+    return artifact.known(source).no_answer if tokenizers.is_artifact(source) else None
 
 
 def load_student(config: PruneConfig, data: TaskData) -> Model:
@@ -159,8 +173,9 @@ def make_setup(
     """Everything tokenised, and the student on its device."""
     check = folder.flag.check
     reader = predictor.of_network(student, on.exact)
-    examples = _examples(config, reader, data, check)
-    if config.text and not teacher:
+    assert data.train is not None, "a run has examples to train or calibrate on"
+    examples = scoring.encoded(reader, data.train, config.source, check)
+    if config.source.text and not teacher:
         raise ConfigError(
             f"{config.model} has no head for these labels, and --text has no labels to fine-tune it with",
             "name a model that was fine-tuned for this task",
@@ -173,7 +188,7 @@ def make_setup(
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
     curve_examples = scoring.encoded(reader, curve, config.source, check)
     read = {
-        config.text or "train": examples,
+        config.source.text or "train": examples,
         **({"the held-out part": curve_examples} if data.holdout else {}),
         **evals,
     }
@@ -207,15 +222,6 @@ def _slow_precision(on: Compute) -> list[str]:
     """A note when a CPU has to emulate the numbers that it is to train with."""
     emulated = on.device.type == "cpu" and on.dtype == torch.bfloat16 and not machine.has_bf16()
     return ["this processor has no bf16 instructions: training in fp32 is faster"] * emulated
-
-
-def _examples(config: PruneConfig, reader: Predictor, data: TaskData, check: Callable[[], None]) -> Examples:
-    """The training examples, or texts without labels in their place."""
-    if data.train is not None:
-        return scoring.encoded(reader, data.train, config.source, check)
-    found, pairs = texts.read(config.text, config.source, paired=bool(config.epochs or config.heal))
-    length = min(config.source.longest, reader.longest)
-    return tokens.unlabelled(found, pairs, reader.tokenizer, length, data.kind)
 
 
 def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
@@ -269,7 +275,7 @@ def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
     """Say what was read: splits, labels, sizes, and what there is to note about them."""
     data, event = setup.data, setup.meter.of("load")
     splits = {
-        "texts" if data.train is None else "train": setup.train,
+        "texts" if setup.config.source.text else "train": setup.train,
         **({"held out": setup.curve} if data.holdout else {}),
         **setup.evals,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from capcli.config.prune import PruneConfig
 from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, ModelError
 from capcli.events import Event, told
-from capcli.measuring import chance
+from capcli.measuring import chance, scoring
 from capcli.measuring.scoring import Measured
-from capcli.models import loading, predict, stock
+from capcli.models import loading, predict, predictor, stock
 from capcli.models.model import Model, copy, place
 from capcli.pruning import banks, train
 from capcli.pruning.objective import Objective
 from capcli.pruning.phase import make_job
 from capcli.pruning.setup import Setup, answers, found_stage, origin_of, scores, stage_record
+from capcli.records.parts import LABELS
 from capcli.stored import read_tensors
 
 ANSWERS = "answers.safetensors"  # of the teacher, to the evaluation splits in order
@@ -50,7 +52,7 @@ def given_teacher(config: PruneConfig, data: TaskData, student: Model) -> Model 
     None when the run has to make one. Raises `ModelError` or `ConfigError` when the named one does not fit.
     """
     if not config.teacher:
-        return None if config.epochs and not config.text else _itself(config, data)
+        return None if config.epochs and not config.source.text else _itself(config, data)
     names = config.source.label_names
     teacher = loading.load_model(config.teacher, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     _check_teacher(config, teacher, student)
@@ -64,6 +66,19 @@ def _itself(config: PruneConfig, data: TaskData) -> Model | None:
         return loading.load_dense(config.model, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     except ModelError:
         return None
+
+
+def with_answers(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
+    """The setup with the teacher's answers for labels of what is evaluated on, where there are no others."""
+    if setup.data.reference == LABELS:
+        return setup
+    event, found = setup.meter.stoppable("answers of the teacher"), {}
+    answering = predictor.of_network(teacher, setup.on.exact)
+    with predict.evaluating(teacher):
+        for name, examples in setup.evals.items():
+            found[name] = yield from told(scoring.answered(answering, examples), event)
+        curve = yield from told(scoring.answered(answering, setup.curve), event)
+    return replace(setup, evals=found, curve=curve)
 
 
 def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:

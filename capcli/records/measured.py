@@ -11,6 +11,7 @@ from capcli.config.options import exists
 from capcli.errors import FileError
 from capcli.records.codec import ABSENT, EMPTY, Versioned, from_json
 from capcli.records.parts import (
+    LABELS,
     ByLabel,
     Gate,
     Interval,
@@ -62,6 +63,7 @@ class EvalResult(Versioned):
     model: str | None = None
     task: str | None = None
     split: str | None = None
+    reference: str = LABELS
     primary: str | None = None
     labels: tuple[str, ...] = ()
     data: str | None = None
@@ -98,6 +100,7 @@ def stored_scores(path: str, hint: str) -> EvalResult:
         model=report.model,
         task=report.task,
         split=report.metrics.split,
+        reference=report.metrics.reference,
         metrics=report.metrics.pruned,
         confidence_95=report.metrics.confidence_95,
         n_examples=report.metrics.n_examples,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from capcli.records.codec import ABSENT
 
+LABELS = "labels"  # what metrics compare with, unless the answers of another model took their place
 Interval = tuple[float, float]  # low and high
 Values = Mapping[str, float]  # by name of the metric
 Intervals = Mapping[str, Interval]

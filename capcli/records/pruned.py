@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capcli.records.codec import ABSENT, Versioned
-from capcli.records.parts import ByLabel, FileFacts, Gate, Intervals, Latency, Noisy, SizePart, Sparsity, Values
+from capcli.records.parts import (
+    LABELS,
+    ByLabel,
+    FileFacts,
+    Gate,
+    Intervals,
+    Latency,
+    Noisy,
+    SizePart,
+    Sparsity,
+    Values,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +46,13 @@ class SplitMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Metrics of the first split, and of each."""
+    """Metrics of the first split, and of each.
 
+    reference: what they compare with, labels; or teacher, whose answers took the place of labels: then they say how far
+    the pruned model agrees with it, not how often it is right.
+    """
+
+    reference: str = LABELS
     primary: str | None = None
     split: str | None = None
     dense: Values = field(default_factory=dict)

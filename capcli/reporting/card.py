@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from capcli.records.exported import ExportRecord
+from capcli.records.parts import LABELS
 from capcli.records.pruned import Report
 from capcli.reporting.run_page import template, view
 from capcli.reporting.terminal import speed_lines
-from capcli.reporting.text import plain
+from capcli.reporting.text import named, plain
 
 WORD = re.compile("[A-Za-z][A-Za-z0-9_./-]+")
 
@@ -128,7 +129,8 @@ def _export_view(exported: ExportRecord | None) -> dict[str, Any]:
 def _model_index(
     report: Report, metrics: Mapping[str, float], datasets: Sequence[str], pipeline_tag: str | None
 ) -> list[dict[str, Any]]:
-    task = report.task or "task"
+    task, reference = report.task or "task", report.metrics.reference
+    about = {} if reference == LABELS else {"name": f"agreement with the {named(reference, 20)}, without labels"}
     result = {
         "task": {"type": pipeline_tag or task, "name": task},
         "dataset": {
@@ -136,7 +138,7 @@ def _model_index(
             "name": task,
             **({"split": report.metrics.split} if report.metrics.split else {}),
         },
-        "metrics": [{"type": name, "value": float(value)} for name, value in metrics.items()],
+        "metrics": [{"type": name, **about, "value": float(value)} for name, value in metrics.items()],
     }
     return [{"name": f"{report.model} pruned for {task}", "results": [result]}]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from capcli.records.measured import Comparison, Comparisons, Counted, EvalResult, LayerScore, Moved, ProbeResult, Result
-from capcli.records.parts import Interval, Latency, ModelSparsity, Noisy
+from capcli.records.parts import LABELS, Interval, Latency, ModelSparsity, Noisy
 from capcli.reporting import quantities, results, tables
 from capcli.reporting.charts import Bands, Chart, Points, drawable, line_chart
 from capcli.reporting.labels import label_tables
@@ -82,7 +82,7 @@ def _eval_tiles(result: EvalResult) -> list[Tile]:
             number(metrics.get(str(first))),
             _beside(result.confidence_95.get(str(first)), result.chance.get(str(first))),
         ),
-        ("difference", signed(change.value), _from(change, "the baseline")),
+        *([("difference", signed(change.value), _from(change, "the baseline"))] * (result.reference == LABELS)),
         ("same answers", percent(result.agreement), "as the baseline"),
         ("sparsity", percent(sparsity.achieved), "of the prunable weights"),
         *_cost_tiles(result),

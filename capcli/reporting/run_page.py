@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from capcli.records.parts import Noisy, Sparsity
+from capcli.records.parts import LABELS, Noisy, Sparsity
 from capcli.records.pruned import Metrics, Report, Size, SplitMetrics
 from capcli.reporting import heat_map, latency, training
-from capcli.reporting.headline import Headline, headline
+from capcli.reporting.headline import Headline, compared_with, headline
 from capcli.reporting.labels import label_tables
 from capcli.reporting.text import (
     NO_VALUE,
@@ -97,10 +97,11 @@ def _metric_names(metrics: Metrics | SplitMetrics, primary_name: str | None) -> 
 
 def metric_rows(metrics: Metrics) -> list[MetricRow]:
     """One row per metric of the primary split, then those of the other splits, which are named."""
-    rows = [_metric_row(metrics, name) for name in _metric_names(metrics, metrics.primary)]
+    labelled = metrics.reference == LABELS
+    rows = [_metric_row(metrics, name, labelled=labelled) for name in _metric_names(metrics, metrics.primary)]
     for split, found in other_splits(metrics.splits, metrics.split):
         names = _metric_names(found, metrics.primary)
-        rows += [_metric_row(found, name, f" ({named(split, 60)})") for name in names]
+        rows += [_metric_row(found, name, f" ({named(split, 60)})", labelled=labelled) for name in names]
     return rows[:MAX_ROWS]
 
 
@@ -109,7 +110,8 @@ def other_splits(splits: Mapping[str, T], first: str | None) -> list[tuple[str, 
     return [(name, found) for name, found in splits.items() if name != first][:MAX_ROWS]
 
 
-def _metric_row(metrics: Metrics | SplitMetrics, name: str, suffix: str = "") -> MetricRow:
+def _metric_row(metrics: Metrics | SplitMetrics, name: str, suffix: str = "", *, labelled: bool = True) -> MetricRow:
+    """Without labels nothing is said of the dense model, which agrees with itself."""
     dense, pruned = metrics.dense.get(name), metrics.pruned.get(name)
     bounds = metrics.confidence_95.get(name)
     before, after = finite(dense), finite(pruned)
@@ -117,14 +119,14 @@ def _metric_row(metrics: Metrics | SplitMetrics, name: str, suffix: str = "") ->
     strip = _strip(before, after, [finite(bound) for bound in sequence(bounds)])
     return MetricRow(
         name=named(name, 60) + suffix,
-        dense=number(dense),
+        dense=number(dense) if labelled else NO_VALUE,
         pruned=number(pruned),
         chance=number(metrics.chance[name]) if name in metrics.chance else NO_VALUE,
         interval=interval(bounds),
-        retention=_retention(metrics, name),
-        difference=signed(change),
+        retention=_retention(metrics, name) if labelled else NO_VALUE,
+        difference=signed(change) if labelled else NO_VALUE,
         moved=signed_span(metrics.differences.get(name, Noisy()).confidence_95),
-        strip=strip,
+        strip=strip if labelled else {},
     )
 
 
@@ -159,6 +161,7 @@ def view(report: Report) -> dict[str, Any]:
         "primary": rows[0] if rows else None,
         "achieved": percent(sparsity.achieved),
         "headline": said,
+        "compared_with": compared_with(metrics.reference),
         "tiles": _tiles(report, rows, said),
         "metrics": rows,
         "n_examples": count(metrics.n_examples),
@@ -200,8 +203,8 @@ def _tiles(report: Report, rows: Sequence[MetricRow], said: Headline) -> list[tu
     kept = "" if sparsity.kept_weights is None else f"{count(sparsity.kept_weights)} kept, "
     return [
         ("sparsity", percent(sparsity.achieved), f"{kept}requested {percent(sparsity.requested)}"),
-        (name, first.pruned if first else NOT_MEASURED, _beside(first)),
-        _kept_tile(first, name, said),
+        (name, first.pruned if first else NOT_MEASURED, _beside(first, report.metrics.reference)),
+        *([_kept_tile(first, name, said)] if report.metrics.reference == LABELS else []),
         (
             "pruned size",
             byte_size(size.artifact_bytes),
@@ -212,10 +215,12 @@ def _tiles(report: Report, rows: Sequence[MetricRow], said: Headline) -> list[tu
     ]
 
 
-def _beside(first: MetricRow | None) -> str:
+def _beside(first: MetricRow | None, reference: str) -> str:
     """What the metric of the pruned model is to be compared with."""
     if first is None:
         return f"dense {NOT_MEASURED}"
+    if reference != LABELS:
+        return f"with the {named(reference, 20)}, chance {first.chance}"
     return f"dense {first.dense}" + (f", chance {first.chance}" if first.chance != NO_VALUE else "")
 
 

@@ -18,7 +18,7 @@ from capcli.records.measured import (
     Result,
     TaskScore,
 )
-from capcli.records.parts import Interval, Noisy
+from capcli.records.parts import LABELS, Interval, Noisy
 from capcli.reporting import charts, latency
 from capcli.reporting.charts import Mark, ResultTable
 from capcli.reporting.quantities import baselines_of, ends, items_of, shown_of
@@ -85,7 +85,7 @@ def tables(result: Result) -> list[ResultTable]:
 
 
 def _eval_tables(result: EvalResult) -> list[ResultTable]:
-    drawn, theirs = _Drawn(), result.baseline.metrics if result.baseline else {}
+    drawn, theirs = _Drawn(), result.baseline.metrics if result.baseline and result.reference == LABELS else {}
     for name, value in items_of(result.metrics):
         bounds = result.confidence_95.get(name)
         cells = (named(name, 60), number(value), by_chance(result.chance.get(name)), span(bounds))
@@ -96,7 +96,8 @@ def _eval_tables(result: EvalResult) -> list[ResultTable]:
             label, guessing = f"{named(name, 60)} ({named(split, 60)})", by_chance(scores.chance.get(name))
             drawn.add((label, number(value), guessing, span(bounds)), value, bounds)
     metrics = drawn.table("Metrics", ("metric", "value", "chance", "95 % interval"), CHANCE_HINT * bool(result.chance))
-    against = [_baseline_table(result, result.baseline)] if result.baseline else []
+    labelled = result.reference == LABELS  # or the metrics themselves say how far both agree
+    against = [_baseline_table(result, result.baseline)] if result.baseline and labelled else []
     return [metrics, *against, _perturbed_table(result), *_latencies_tables(result)]
 
 

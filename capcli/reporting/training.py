@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from capcli.records.parts import LABELS
 from capcli.records.pruned import HistoryRow, Report
 from capcli.reporting.charts import Chart, Points, drawable, line_chart
 from capcli.reporting.text import count, named, number, plain
@@ -48,7 +49,7 @@ def phases(report: Report, names: Sequence[str]) -> list[Phase]:
 
 
 def _phase(report: Report, names: Sequence[str], name: str, rows: Sequence[HistoryRow]) -> Phase:
-    primary = finite(report.metrics.dense.get(names[0])) if names else None
+    primary = finite(report.metrics.dense.get(names[0])) if names and report.metrics.reference == LABELS else None
     steps = _steps(rows)
     losses, bad_losses = _series(steps, [row.losses for row in rows], [TOTAL])
     scores, bad_scores = _series(steps, [row.metrics for row in rows], names)

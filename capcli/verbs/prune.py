@@ -26,7 +26,7 @@ from capcli.pruning.plan import expected
 from capcli.pruning.record import write_artefact
 from capcli.pruning.setup import describe_device, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.student import train_student
-from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank
+from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank, with_answers
 from capcli.records.pruned import Report
 from capcli.sources import hub
 from capcli.stages import Bound, RunFolder
@@ -109,8 +109,12 @@ def same_inputs(config: PruneConfig, found: Mapping[Path, Report], flag: StopFla
 
 def _are_here(config: PruneConfig) -> bool:
     """Whether all that the configuration names is on this machine, so that an error tells of a change."""
-    named, place = [source for source in (config.model, config.teacher, config.text) if source], config.source.data
-    return all(map(hub.is_local, named)) and (Path(place).exists() if place else config.source.task in BUILTIN_TASKS)
+    source = config.source
+    named, place = (
+        filter(None, (config.model, config.teacher, source.text)),
+        source.data or source.text * source.unlabelled,
+    )
+    return all(map(hub.is_local, named)) and (Path(place).exists() if place else source.task in BUILTIN_TASKS)
 
 
 @contextlib.contextmanager
@@ -149,6 +153,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
     planned = expected(setup, student)
     if given is not None:
         model.place(given, on)
+        setup = yield from with_answers(setup, given)
     with (yield from run.alone(folder, setup.meter.of("load"))):
         pretrained = (yield from make_bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
         teacher = given or (yield from fine_tuned(setup, student))

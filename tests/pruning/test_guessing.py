@@ -35,7 +35,9 @@ def measured(value: float, ends: tuple[float, float], at_chance: tuple[str, ...]
 
 def setup(epochs: int = 3, teacher: str = "") -> Any:
     return SimpleNamespace(
-        config=SimpleNamespace(epochs=epochs), teacher=teacher, data=SimpleNamespace(primary="accuracy")
+        config=SimpleNamespace(epochs=epochs),
+        teacher=teacher,
+        data=SimpleNamespace(primary="accuracy", reference="labels"),
     )
 
 
@@ -79,13 +81,13 @@ def test_each_split_has_its_own_note() -> None:
 
 
 def test_a_fall_to_chance_is_said_once() -> None:
-    assert record._fall("accuracy", LEARNED, GUESSES) == []
-    (note,) = record._fall("accuracy", LEARNED, scores(0.7, False))
+    assert record._fall(setup(), LEARNED, GUESSES) == []
+    (note,) = record._fall(setup(), LEARNED, scores(0.7, False))
     assert note.startswith("accuracy fell from 0.8000 to 0.7000, by more than the noise of 100 examples")
 
 
 def test_the_report_leaves_out_what_a_guess_keeps() -> None:
-    found = record._metrics("accuracy", {"a": GUESSES, "b": LEARNED}, {"a": LEARNED, "b": GUESSES})
+    found = record._metrics(setup().data, {"a": GUESSES, "b": LEARNED}, {"a": LEARNED, "b": GUESSES})
     assert found.retention == {} and found.at_chance.dense == ("accuracy",) and found.at_chance.pruned == ()
     assert found.splits["b"].retention == {"accuracy": pytest.approx(0.51 / 0.8)}
     assert found.splits["b"].at_chance.pruned == ("accuracy",) and not math.isnan(found.splits["b"].chance["accuracy"])
@@ -93,7 +95,7 @@ def test_the_report_leaves_out_what_a_guess_keeps() -> None:
 
 
 def test_the_difference_has_the_noise_of_the_examples_that_both_answered() -> None:
-    found = record._metrics("accuracy", {"a": LEARNED}, {"a": measured(0.75, (0.7, 0.8))}).differences["accuracy"]
+    found = record._metrics(setup().data, {"a": LEARNED}, {"a": measured(0.75, (0.7, 0.8))}).differences["accuracy"]
     assert found.value == pytest.approx(-0.05) and found.confidence_95 is not None
     low, high = found.confidence_95  # 5 of 100 moved: much less noise than two accuracies of other examples have
     assert low == pytest.approx(-0.09, abs=0.011) and high == pytest.approx(-0.01, abs=0.011)
