@@ -17,8 +17,9 @@ from capcli.config.names import (
     METHODS,
     PRESETS,
     STRUCTURES,
+    TRACKERS,
 )
-from capcli.config.options import check_names, option, split_list
+from capcli.config.options import check_name, check_names, option, split_list
 from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 
@@ -283,11 +284,20 @@ class PruneConfig:
         names=STORES,
         expert=True,
     )
+    track: str = option(
+        "",
+        f"also log the run to an experiment tracker, which never changes or stops it: {', '.join(TRACKERS)}",
+        resumable=True,
+        panel="Run",
+        metavar="NAME",
+    )
     keep_work: bool = option(False, "keep the work folder of a finished run", resumable=True, panel="Run", expert=True)
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         check_names(self)
+        if self.track:
+            check_name("tracker", self.track, TRACKERS)
         validity.check(self)
 
     @property

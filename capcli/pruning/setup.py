@@ -72,12 +72,20 @@ class Meter:
             begin += size
 
     def of(self, phase: str) -> Callable[..., Event]:
-        """A maker of events of `phase`: event(done, total, note, status)."""
+        """A maker of events of `phase`: event(done, total, note, status, numbers)."""
         begin, size = self.spans.get(phase, (0.0, 0.0))
 
-        def event(done: float = 0, total: float = 0, note: str = "", status: str = "") -> Event:
+        def event(
+            done: float = 0,
+            total: float = 0,
+            note: str = "",
+            status: str = "",
+            numbers: Mapping[str, float] | None = None,
+        ) -> Event:
             share = (begin + size * (done / total if total else 0)) / self.total
-            return Event(phase=phase, done=done, total=total, overall=share, note=note, status=status)
+            return Event(
+                phase=phase, done=done, total=total, overall=share, note=note, status=status, numbers=numbers or {}
+            )
 
         return event
 

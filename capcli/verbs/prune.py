@@ -11,9 +11,11 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from capcli import machine, run, stages
+from capcli import machine, run, stages, tracking
 from capcli.config.measure import Gates
 from capcli.config.names import BUILTIN_TASKS
+from capcli.config.options import flatten
+from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, RunFailed, Stopped
 from capcli.events import Event, StopFlag
@@ -28,6 +30,7 @@ from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher
 from capcli.records.pruned import Report
 from capcli.sources import hub
 from capcli.stages import Bound, RunFolder
+from capcli.trackers import About
 
 
 def prune(
@@ -57,9 +60,19 @@ def prune(
         if not overwrite and (done := (yield from _finished(config, flag, gates))):  # by another process, a moment ago
             run.finish(folder, done.config.get("keep_work", False))
             return reports.judged(done, gates)
-        result = yield from _prune(config, folder, overwrite, gates)
+        work = _prune(config, folder, overwrite, gates)
+        result = yield from tracking.tracked(work, config.track, _about(config, shared), reports.summary)
         run.finish(folder, config.keep_work)
     return reports.judged(result, gates)
+
+
+def _about(config: PruneConfig, shared: Path | None) -> About:
+    """What a tracker is told of a run; the runs of a sweep, which share a folder, are a group."""
+    out = config.out_folder.resolve()
+    home = out.parent if shared is None else out.parent.parent
+    group = "" if shared is None else out.parent.name
+    options = {name: shortened(value) for name, value in flatten(config).items() if name not in ("out", "track")}
+    return About(name=out.name, group=group, config=options, folder=str(home / "tensorboard" / group / out.name))
 
 
 def _finished(config: PruneConfig, flag: StopFlag, gates: Gates) -> Generator[Event, None, Report | None]:
