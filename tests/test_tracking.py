@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from tiny import Tiny, invoke, outcome
 
-from capcli import tracking
+from capcli import trackers, tracking
+from capcli.config import names
 from capcli.errors import Stopped
 from capcli.events import Event, finished
 from capcli.trackers import About
@@ -176,6 +177,10 @@ def test_the_runs_of_a_sweep_are_a_group(package: Make, tiny: Tiny, tmp_path: Pa
     begun = [given for call, given in calls(told) if call == "init"]
     assert [one["group"] for one in begun] == ["grid", "grid"]
     assert sorted(one["name"] for one in begun) == ["magnitude-0.5-seed1", "magnitude-0.6-seed1"]
+
+
+def test_every_name_has_its_tracker() -> None:
+    assert tuple(trackers.TRACKERS) == names.TRACKERS
 
 
 @pytest.mark.parametrize("name", ["nobody", "os", "wandb.sdk"])

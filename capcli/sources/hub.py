@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Collection
@@ -98,7 +99,9 @@ def place(source: str, *, graph: bool = False) -> Path:
     name, revision = resolve(source)
     if is_local(source):
         return Path(name)
-    return _fetched(Repo(kind="model", name=name, revision=revision, source=source), graph)
+    repo = Repo(kind="model", name=name, revision=revision, source=source)
+    found = _fetched(repo, graph=False)
+    return _fetched(dataclasses.replace(repo, revision=found.name), graph=True) if graph else found  # of its commit
 
 
 @functools.lru_cache(maxsize=64)
