@@ -99,7 +99,7 @@ def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
         yield Event(phase="export", overall=0.5, note="quantising to int8")
         onnx_model.quantise(path, path)
         files.remove(staging / onnx_model.DATA_FILE)
-    opened = graphs.predictor(graphs.load(staging), job.model.kind, job.model.labels)
+    opened = graphs.predictor(graphs.load(str(staging)), job.model.kind, job.model.labels)
     prunable = [linear.weight for linear in job.model.prunable().values()]
     others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
     size = sum(file.stat().st_size for file in graph_files(staging))

@@ -52,7 +52,7 @@ def prepared(config: ExportConfig, *, train: bool = False) -> Generator[Event, N
         texts_of=config.texts or f"{known.compared.name} of {known.data.name}",
         words=None,
         own_dtype=artifact.dtype(config.model),
-        history=_history(Path(config.model)),
+        history=_history(hub.place(config.model)),
     )
     if not config.vocab:
         return found
@@ -75,14 +75,14 @@ def with_vocabulary(job: Export) -> Export:
 def _load(config: ExportConfig) -> Model:
     source = config.model
     if tokenizers.is_artifact(source):
-        folder = Path(source)
+        folder = hub.place(source)
         if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (stages.REPORT, RECORD)):
             raise checkpoint.unfinished(source)
         if config.threshold:
             raise ConfigError(
                 f"--threshold is for checkpoints of movement pruning; {source} already says which weights are zero"
             )
-        return artifact.load_artifact(folder)
+        return replace(artifact.load_artifact(folder), source=source)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)

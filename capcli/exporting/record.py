@@ -13,7 +13,7 @@ from capcli.exporting.formats import settings
 from capcli.exporting.job import Export
 from capcli.measuring import scoring
 from capcli.models import artifact
-from capcli.predicting.usage import usage
+from capcli.predicting.usage import datasets, usage
 from capcli.records.exported import ExportRecord, Ladder, LayerSize, Measurements
 from capcli.records.parts import Sparsity
 from capcli.records.pruned import AtChance, Metrics, Report, Size
@@ -50,6 +50,7 @@ def describe(job: Export, record: ExportRecord, staging: Path) -> None:
         found,
         usage=usage(job.original.kind, source if job.known.ours else None),
         base_model=found.base_model,
+        datasets=datasets(source) if job.known.ours else (),
         form=config.to,
         exported=record,
     )

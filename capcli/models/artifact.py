@@ -20,6 +20,7 @@ from capcli.artifact.reader import Kept
 from capcli.artifact.writer import Sizes
 from capcli.config.names import HUB_PREFIX
 from capcli.config.options import leaves
+from capcli.config.paths import ELSEWHERE, elsewhere
 from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
@@ -56,15 +57,15 @@ def stored_settings(source: str) -> dict[str, Any]:
 
 
 def _settings_file(source: str) -> Path:
-    return Path(source) / (CONFIG_FILE if is_artifact(source) else EXPORT_FILE)
+    return hub.place(source) / (CONFIG_FILE if is_artifact(source) else EXPORT_FILE)
 
 
 def stored_source(source: str) -> dict[str, Any]:
     """The task options that a pruned model, or an export of one, was made with; empty for one that was converted, and
     for any other model.
 
-    The places of data and texts, stored as seen from the folder, are returned as they are from here. Raises
-    `FileError`.
+    The places of data and texts, stored as seen from the folder, are returned as they are from here; of a model from
+    the hub, by their last part, because they were on another machine. Raises `FileError`.
     """
     settings = stored_settings(source)
     if not settings and not is_artifact(source):
@@ -79,7 +80,9 @@ def stored_source(source: str) -> dict[str, Any]:
 
 def _from_here(source: str, place: str) -> str:
     """A place that a model names as seen from its folder."""
-    return place if place.startswith(HUB_PREFIX) else os.path.normpath(Path(source).resolve() / place)
+    if place.startswith((HUB_PREFIX, ELSEWHERE)):
+        return place
+    return os.path.normpath(Path(source).resolve() / place) if hub.is_local(source) else elsewhere(place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,7 @@ def dtype(source: str) -> str:
     if not is_artifact(source):
         return "fp32"
     names = {"F16": "fp16", "BF16": "bf16"}
-    entries = [entry for entry in reader.inspect(Path(source) / WEIGHTS_FILE) if entry.dtype in (*names, "F32")]
+    entries = [entry for entry in reader.inspect(hub.place(source) / WEIGHTS_FILE) if entry.dtype in (*names, "F32")]
     found = {"F32" if entry.quantised or entry.coding == "factors" else entry.dtype for entry in entries}
     return names.get(found.pop(), "fp32") if len(found) == 1 else "fp32"
 

@@ -42,7 +42,7 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
 
 def _files(source: str) -> list[Path]:
     """The files that make up an artefact or a dense model."""
-    return artifact.artifact_files(Path(source)) if tokenizers.is_artifact(source) else _dense_files(source)
+    return artifact.artifact_files(hub.place(source)) if tokenizers.is_artifact(source) else _dense_files(source)
 
 
 def _dense_files(source: str) -> list[Path]:

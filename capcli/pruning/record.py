@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,36 +13,40 @@ from typing import Any
 import torch
 
 from capcli import files, machine, run, stages
-from capcli.artifact import reader
+from capcli.artifact import reader, writer
 from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
+from capcli.config.prune import PruneConfig
 from capcli.data.splits import TaskData
 from capcli.errors import RunFailed
 from capcli.events import Event, told
-from capcli.measuring import chance, latency, scoring, size
+from capcli.measuring import breakdown, chance, latency, scoring, size
+from capcli.measuring.scoring import Measured
 from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
-from capcli.predicting.usage import usage
+from capcli.predicting.usage import datasets, usage
 from capcli.pruning import masked
+from capcli.pruning.objective import term_weights
 from capcli.pruning.pruner import Pruner
-from capcli.pruning.setup import Setup, holdout_of, measure_splits, stage_record
+from capcli.pruning.setup import Setup, answers, holdout_of, scores, stage_record
 from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
-from capcli.records.parts import LABELS, FileFacts, MatrixSparsity, Sparsity
+from capcli.records.parts import LABELS, ByLabel, FileFacts, MatrixSparsity, Sparsity, intervals
 from capcli.records.pruned import (
     AtChance,
     CurveExamples,
+    ExportSize,
     HistoryRow,
     Latencies,
     Memory,
     Metrics,
+    Planned,
     Report,
     Size,
     SplitMetrics,
-    SplitScores,
     Teacher,
     Timing,
 )
@@ -57,7 +61,12 @@ UNTRAINED = "training will be needed; raise --heal, use --method fisher with --e
 
 
 def write_artefact(
-    setup: Setup, student: Model, pruner: Pruner, state: Progress, dense: Mapping[str, SplitScores]
+    setup: Setup,
+    student: Model,
+    pruner: Pruner,
+    state: Progress,
+    dense: Mapping[str, Measured],
+    planned: Planned,
 ) -> Generator[Event, None, Report]:
     """Write the artefact, measure it as re-opened from disk, and write the report last."""
     config, out = setup.config, setup.run.out
@@ -75,7 +84,7 @@ def write_artefact(
     reopened = place(artifact.load_artifact(out), setup.on)
     storage.check(wanted, reopened.net)
     event = setup.meter.stoppable("evaluate pruned")
-    pruned = yield from measure_splits(setup, reopened, event)
+    pruned = scores(setup, reopened, (yield from answers(setup, reopened, event)))
     for note in _guessing(setup, dense, pruned):
         yield setup.meter.of("evaluate pruned")(done=1, total=1, note=note)
     counted = _sparsity(reopened, out, config.sparsity, pruner.errors)
@@ -90,6 +99,8 @@ def write_artefact(
         found,
         sparsity=counted,
         size=_size(student, out, sizes),
+        exports=_exports(reopened, names),
+        planned=planned,
         latency=speed,
         notes=(*found.notes, *too_wide),
         base_model=loading.hub_id(student.source),
@@ -99,7 +110,12 @@ def write_artefact(
         },
     )
     record = portable(measured, config)
-    card = render_card(record, usage=usage(student.kind, config.source), base_model=record.base_model)
+    card = render_card(
+        record,
+        usage=usage(student.kind, config.source),
+        base_model=record.base_model,
+        datasets=datasets(config.source),
+    )
     setup.run.check()
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
@@ -168,12 +184,23 @@ def _size(student: Model, out: Path, sizes: Sizes) -> Size:
         weights_bytes=sizes.file_bytes,
         bound_bytes=round(sizes.bound_bytes),
         codings=size.codings(out / WEIGHTS_FILE),
+        parts=size.parts(student, out / WEIGHTS_FILE),
     )
 
 
-def _record(
-    setup: Setup, state: Progress, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]
-) -> Report:
+def _exports(model: Model, pruned: Sequence[str]) -> tuple[ExportSize, ...]:
+    """What a dense file for other tools would take, and our own with 8-bit values."""
+    small = storage.stored(model, pruned, "int8", "int8", wide=storage.too_large(model, "fp16"))
+    sizes = {
+        "--to dense": 4 * sum(tensor.numel() for tensor in model.net.state_dict().values()),
+        "--to sparse --dtype int8 --embeddings int8": writer.sizes(
+            small.tensors, pruned, quantised=small.quantised
+        ).file_bytes,
+    }
+    return tuple(ExportSize(options=options, weights_bytes=n) for options, n in sizes.items())
+
+
+def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> Report:
     """The report but for sparsity, size and files, which are counted on the artefact."""
     config, first = setup.config, next(iter(pruned))
     teacher = stage_record(setup, "teacher")
@@ -184,6 +211,7 @@ def _record(
         task=config.source.task,
         method=config.method,
         losses=tuple(config.loss_names),
+        loss_weights=_weights(config, state.history),
         seed=config.seed,
         command=command_line(sys.argv[1:]),
         config=flatten(config),
@@ -192,6 +220,7 @@ def _record(
         device=setup.bound.device,
         labels=tuple(setup.data.labels),
         metrics=_metrics(setup.data, dense, pruned),
+        by_label=_by_label(setup, dense[first], pruned[first]),
         teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=_of_teacher(setup, dense[first])),
         timing=_timing(setup, teacher.get("seconds", 0.0), state.seconds),
         memory=Memory(
@@ -211,12 +240,17 @@ def _record(
     )
 
 
-def _of_teacher(setup: Setup, dense: SplitScores) -> Mapping[str, float]:
+def _by_label(setup: Setup, dense: Measured, pruned: Measured) -> ByLabel | None:
+    """What became of each label; nothing where there are none."""
+    return breakdown.by_label(setup.data.labels, pruned, dense) if setup.data.reference == LABELS else None
+
+
+def _of_teacher(setup: Setup, dense: Measured) -> Mapping[str, float]:
     """How good the teacher is; nobody knows where it is compared with itself."""
     return dense.metrics if setup.data.reference == LABELS else {}
 
 
-def _fall(setup: Setup, dense: SplitScores, pruned: SplitScores) -> list[str]:
+def _fall(setup: Setup, dense: Measured, pruned: Measured) -> list[str]:
     """A note when the metric fell below what the noise of the examples explains: below the dense model's interval.
     Where guessing is as good, another note says so. Agreement is never that of a model with itself."""
     name = setup.data.primary
@@ -229,7 +263,7 @@ def _fall(setup: Setup, dense: SplitScores, pruned: SplitScores) -> list[str]:
     ]
 
 
-def _unfinished(name: str, teacher: SplitScores, pruned: SplitScores, *, given: bool) -> list[str]:
+def _unfinished(name: str, teacher: Measured, pruned: Measured, *, given: bool) -> list[str]:
     """A note when the student is better than its teacher beyond the noise of the examples: the teacher was not trained
     to its end, so that the run learned less than it could."""
     ends = pruned.confidence_95.get(name)
@@ -242,7 +276,7 @@ def _unfinished(name: str, teacher: SplitScores, pruned: SplitScores, *, given: 
     ]
 
 
-def _metrics(data: TaskData, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> Metrics:
+def _metrics(data: TaskData, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> Metrics:
     """Of every split, and of the first."""
     splits = {
         name: SplitMetrics(
@@ -252,12 +286,19 @@ def _metrics(data: TaskData, dense: Mapping[str, SplitScores], pruned: Mapping[s
             at_chance=AtChance(dense=dense[name].at_chance, pruned=one.at_chance),
             retention=scoring.retention(one.metrics, dense[name].metrics, dense[name].at_chance),
             n_examples=one.n_examples,
-            confidence_95=one.confidence_95,
+            confidence_95=intervals(one.confidence_95),
+            differences={metric: by.row() for metric, by in scoring.paired(one, dense[name])[0].items()},
         )
         for name, one in pruned.items()
     }
     first, scores = next(iter(splits.items()))
     return Metrics(reference=data.reference, primary=data.primary, split=first, splits=splits, **vars(scores))
+
+
+def _weights(config: PruneConfig, history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The weight of each term that was trained with."""
+    terms = dict.fromkeys(name for row in history for name in row["losses"])
+    return {name: weight for name, weight in term_weights(config, config.loss_names).items() if name in terms}
 
 
 def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timing:
@@ -271,7 +312,7 @@ def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timin
     )
 
 
-def _guessing(setup: Setup, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> list[str]:
+def _guessing(setup: Setup, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> list[str]:
     """For each split a note when the dense model, the pruned one or both only guess, and what helps."""
     primary, lost = setup.data.primary, TRAINED if setup.config.epochs else UNTRAINED
     notes = []

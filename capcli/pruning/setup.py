@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,6 @@ from capcli.models.predict import Progress
 from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.pruner import planned
 from capcli.pruning.schedules import RISE_OF_DIMENSIONS, RISE_OF_UNITS
-from capcli.records.parts import intervals
-from capcli.records.pruned import SplitScores
 from capcli.reporting.text import counted
 from capcli.stages import Bound, RunFolder
 from capcli.stored import read_json
@@ -317,28 +315,33 @@ def measured(
     setup: Setup, model: Model, examples: Examples, *, with_intervals: bool = True
 ) -> Generator[Progress, None, Measured]:
     """Metrics of a network as it is, in training or opened again; yields how many examples are done, of how many."""
-    with predict.evaluating(model):
-        answering = predictor.of_network(model, setup.on.exact)
-        names = setup.data.metrics
-        return (yield from scoring.measure(answering, examples, names, with_intervals=with_intervals))
+    logits = yield from _answered(setup, model, examples)
+    return _scored(setup, model, examples, logits, with_intervals=with_intervals)
 
 
-def measure_splits(
-    setup: Setup, model: Model, event: Callable[..., Event]
-) -> Generator[Event, None, dict[str, SplitScores]]:
-    """Metrics of every evaluation split by name, what guessing scores, and a model's one answer to everything."""
+def answers(setup: Setup, model: Model, event: Callable[..., Event]) -> Generator[Event, None, dict[str, torch.Tensor]]:
+    """The logits of a network for every evaluation split by name, as `predict.outputs` gives them, on the CPU."""
     found = {}
     for name, examples in setup.evals.items():
-        one = yield from told(measured(setup, model, examples), event)
-        found[name] = SplitScores(
-            metrics=one.metrics,
-            confidence_95=intervals(one.confidence_95),
-            n_examples=one.n_examples,
-            constant=one.constant,
-            chance=one.chance,
-            at_chance=one.at_chance,
-        )
+        found[name] = (yield from told(_answered(setup, model, examples), event)).cpu()
     return found
+
+
+def scores(setup: Setup, model: Model, logits: Mapping[str, torch.Tensor]) -> dict[str, Measured]:
+    """Metrics of every evaluation split by name, of the `answers` of a network."""
+    return {name: _scored(setup, model, examples, logits[name]) for name, examples in setup.evals.items()}
+
+
+def _answered(setup: Setup, model: Model, examples: Examples) -> Generator[Progress, None, torch.Tensor]:
+    with predict.evaluating(model):
+        return (yield from predictor.of_network(model, setup.on.exact).answers(examples))
+
+
+def _scored(
+    setup: Setup, model: Model, examples: Examples, logits: torch.Tensor, *, with_intervals: bool = True
+) -> Measured:
+    names = setup.data.metrics
+    return scoring.scored(examples.kind, model.labels, examples, names, logits, with_intervals=with_intervals)
 
 
 def stage_record(setup: Setup, name: str) -> dict[str, Any]:

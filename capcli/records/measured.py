@@ -12,6 +12,7 @@ from capcli.errors import FileError
 from capcli.records.codec import ABSENT, EMPTY, Versioned, from_json
 from capcli.records.parts import (
     LABELS,
+    ByLabel,
     Gate,
     Interval,
     Intervals,
@@ -73,6 +74,7 @@ class EvalResult(Versioned):
     chance: Values = field(default_factory=dict)
     at_chance: tuple[str, ...] = ()
     splits: Mapping[str, Scores] = field(default_factory=dict)
+    by_label: ByLabel | None = field(default=None, metadata=ABSENT)
     perturbed: Mapping[str, Perturbed] = field(default_factory=dict)
     seed: int | None = None
     runtime: Runtime | None = field(default=None, metadata=ABSENT)

@@ -12,6 +12,7 @@ from capcli.records.measured import Result
 from capcli.records.parts import LABELS, Gate
 from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
+from capcli.records.pushed import Pushed
 from capcli.records.swept import Sweep
 from capcli.reporting import ladders, latency, results, sweeps, tables
 from capcli.reporting.headline import compared_with
@@ -23,6 +24,7 @@ from capcli.reporting.text import (
     counted,
     dense_sizes,
     duration,
+    first_few,
     named,
     number,
     percent,
@@ -246,6 +248,30 @@ def speed_lines(speed: Speed) -> str:
     rows = {name.removeprefix("batch_"): row for name, row in speed.batches.items()}
     times = ", ".join(f"{times_faster(row.times)} at batch {size}" for size, row in rows.items())
     return f"{times}; length {count(speed.length)}, {counted(speed.threads, 'thread')}"
+
+
+def push_summary(found: Pushed) -> Group:
+    """The files with their sizes and what they change, where they are now, and what to do with them."""
+    from rich.console import Group
+
+    total = byte_size(sum(file.bytes for file in found.files))
+    files = [(plain(file.name), byte_size(file.bytes), file.change or "") for file in found.files]
+    table = _table(("file", "size", "in the repository"), [*files, ("together", total, "")])
+    rows = [("would go to" if found.dry_run else "is at", found.url + _visible(found))]
+    rows += [("commit", found.commit)] if found.commit else []
+    rows += [("left as it is", first_few(found.others))] if found.others else []
+    rows += [("note", plain(note, 300)) for note in found.notes]
+    if found.dry_run:
+        return Group(table, facts([*rows, ("next", "the same command without --dry-run")]))
+    commands = (f"cap eval {found.repo}@{found.commit}", f"cap predict {found.repo} texts.csv -o answers.jsonl")
+    return Group(table, facts([*rows, *(("next", command) for command in commands)]))
+
+
+def _visible(found: Pushed) -> str:
+    """Who can see a repository, and whether it is there already, as far as that is known."""
+    if found.private is None:
+        return ""
+    return f" ({'new, ' if found.created else ''}{'private' if found.private else 'public'})"
 
 
 def predict_summary(found: Predictions) -> Table:

@@ -20,7 +20,7 @@ from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
 from capcli.errors import ConfigError
 from capcli.events import Event, told
-from capcli.measuring import chance, gates, latency, metrics, noise
+from capcli.measuring import breakdown, chance, gates, latency, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
     load_for,
@@ -96,6 +96,11 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         chance=scores.chance,
         at_chance=scores.at_chance,
         splits={name: measured[name].table for name in data.evals},
+        by_label=breakdown.by_label(
+            model.labels, ours[""], found.scored if isinstance(found.scored, Measured) else None
+        )
+        if data.reference == LABELS
+        else None,
         perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         seed=config.seed,
         runtime=model.row,

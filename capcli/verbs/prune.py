@@ -20,6 +20,7 @@ from capcli.events import Event, StopFlag
 from capcli.measuring import reports
 from capcli.models import devices, model
 from capcli.pruning import inputs
+from capcli.pruning.plan import expected
 from capcli.pruning.record import write_artefact
 from capcli.pruning.setup import describe_device, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.student import train_student
@@ -136,6 +137,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
     yield from tell_notes(setup, student)
     for note in notes:
         yield setup.meter.of("load")(note=note)
+    planned = expected(setup, student)
     if given is not None:
         model.place(given, on)
         setup = yield from with_answers(setup, given)
@@ -148,4 +150,4 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
     kept = teacher if config.needs_teacher else None
     del teacher, given
     pruner, state = yield from train_student(setup, student, pretrained, finetuned, logits, kept)
-    return (yield from write_artefact(setup, student, pruner, state, dense))
+    return (yield from write_artefact(setup, student, pruner, state, dense, planned))
