@@ -98,7 +98,9 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         splits={name: measured[name].table for name in data.evals},
         by_label=breakdown.by_label(
             model.labels, ours[""], found.scored if isinstance(found.scored, Measured) else None
-        ),
+        )
+        if data.reference == LABELS
+        else None,
         perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         seed=config.seed,
         runtime=model.row,
