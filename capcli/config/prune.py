@@ -13,6 +13,7 @@ from pathlib import Path
 from capcli.config import rises, validity
 from capcli.config.hardware import Hardware
 from capcli.config.names import (
+    EMBEDDING_TASKS,
     LOSSES,
     METHODS,
     PRESETS,
@@ -297,6 +298,11 @@ class PruneConfig:
         return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.text))
 
     @property
+    def unlabelled(self) -> bool:
+        """Whether there are no labels to learn, so that the model's own answers are learned, or those of a teacher."""
+        return bool(self.text) or self.source.task in EMBEDDING_TASKS
+
+    @property
     def stair_list(self) -> tuple[float, ...]:
         """The sparsities one after another, the last of them `sparsity`; none where it rises in another way."""
         if not (self.calibrated or self.stairs):
@@ -367,7 +373,7 @@ class PruneConfig:
         if not (self.epochs or self.heal):
             return ()
         usual = METHODS[self.method].losses if self.epochs else ("kd",)
-        chosen = split_list(self.losses) or tuple(name for name in usual if not (self.text and name == "ce"))
+        chosen = split_list(self.losses) or tuple(name for name in usual if not (self.unlabelled and name == "ce"))
         return tuple(
             sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
         )

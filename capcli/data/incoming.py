@@ -52,9 +52,14 @@ class Incoming:
         return f"{self.unit} {number} of {self.name}"
 
 
+def is_lines(file: str) -> bool:
+    """Whether a file has a text on each line, by its ending."""
+    return file.lower().endswith(LINES)
+
+
 def from_file(path: Path) -> Incoming:
     """The rows of a file, by its ending. Raises `DataError`, for one without any too."""
-    if path.name.lower().endswith(LINES):
+    if is_lines(path.name):
         return _of_lines(path)
     if not tables.ending(path) and path.is_file():
         raise DataError(

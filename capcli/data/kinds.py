@@ -32,10 +32,14 @@ class Kind:
     What the network puts out where it is no class. outputs: their names. own_head: they mean the same in every task,
     so that a model has no labels and keeps the head that it has.
 
+    Where there is no head. vectors: the network is an encoder that gives a vector for each text; the second text of an
+    example is one by itself, and the score of both is a number that an example may do without. What it learns is the
+    vectors of the model before pruning.
+
     metrics: what is measured unless the task says otherwise, the first decides; plain_metrics: the same where words
-    have labels that mark no entities. agreement: the metric that is the agreement of two outputs when the answers of
-    one are taken for the truth; empty where answers are never the same. texts: a built-in task that stands in for a
-    model's own texts.
+    have labels that mark no entities; unlabelled_metrics: what needs no labels, but the outputs of another model to
+    compare with. agreement: the metric that is the agreement of two outputs when the answers of one are taken for the
+    truth; empty where answers are never the same. texts: a built-in task that stands in for a model's own texts.
     """
 
     tag: str
@@ -51,8 +55,10 @@ class Kind:
     numbers: bool = False
     outputs: tuple[str, ...] = ()
     own_head: bool = False
+    vectors: bool = False
     metrics: tuple[str, ...]
     plain_metrics: tuple[str, ...] = ()
+    unlabelled_metrics: tuple[str, ...] = ()
     agreement: str = ""
     texts: str = "mr"
 
@@ -105,6 +111,14 @@ KINDS = {
         own_head=True,
         metrics=("f1", "exact_match"),
         agreement="exact_match",
+    ),
+    "embedding": Kind(
+        tag="sentence-similarity",
+        head="AutoModel",
+        own_head=True,
+        vectors=True,
+        metrics=("spearman", "pearson"),
+        unlabelled_metrics=("cosine", "recall_at_10"),
     ),
 }
 

@@ -28,10 +28,11 @@ class Split:
     """One split: its texts are read from `table` when they are needed, its labels are here.
 
     columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
-    None for all. labels: int64 [N] for classification, float64 [N] for regression, uint8 [N, C] for multilabel, an
-    object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans. no_answer: for spans,
-    whether a question may have no answer. lists: for tokens, whether the words are lists written as text. change: what
-    is done to each text while it is read; for spans to the questions alone, since the answers stand in the contexts.
+    None for all. labels: int64 [N] for classification, float64 [N] for regression, and for embedding, where NaN is no
+    score, uint8 [N, C] for multilabel, an object array [N] of int64 arrays (one label per word) for tokens and of
+    `Answers` for spans. no_answer: for spans, whether a question may have no answer. lists: for tokens, whether the
+    words are lists written as text. change: what is done to each text while it is read; for spans to the questions
+    alone, since the answers stand in the contexts.
     """
 
     name: str
@@ -54,6 +55,11 @@ class Split:
         changed = () if self.change is None else (perturb.VERSION, self.change.name, self.change.seed)
         read = changed if not self.lists else ("lists", *changed)
         return hashlib.sha256(repr((self.table.fingerprint, self.columns, read)).encode() + rows).hexdigest()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there are labels; only texts that vectors are made of may have none."""
+        return not (KINDS[self.kind].vectors and bool(np.isnan(self.labels).all()))
 
     @property
     def paired(self) -> bool:
@@ -183,6 +189,11 @@ class TaskData:
     def no_answer(self) -> bool:
         """For spans, whether a question may have no answer."""
         return any(split.no_answer for split in self.evals.values())
+
+    @property
+    def compares(self) -> bool:
+        """Whether some of the metrics compare the outputs of two models."""
+        return not {*KINDS[self.kind].unlabelled_metrics}.isdisjoint(self.metrics)
 
     @property
     def primary(self) -> str:

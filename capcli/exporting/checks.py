@@ -42,7 +42,7 @@ def checked(
     metrics, speed = None, None
     if (job.lossy or after) and job.known.ours:
         before = before or (yield from scored(job, predictor.of_network(job.original, job.on), "before"))
-        after = after or (yield from scored(job, opened.model, "after"))
+        after = after or (yield from scored(job, opened.model, "after", before))
         metrics = _metrics(job, before, after)
         notes += [*after.doubts, *_guessing(job, before, after)]
     elif job.lossy:
@@ -100,9 +100,14 @@ def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
     return first == second
 
 
-def scored(job: Export, model: Predictor, when: str) -> Generator[Event, None, Measured]:
-    """The scores of the original (`before`) or of what was written (`after`) on the held-out split."""
+def scored(
+    job: Export, model: Predictor, when: str, before: Measured | None = None
+) -> Generator[Event, None, Measured]:
+    """The scores of the original (`before`) or of what was written (`after`) on the held-out split. before: those of
+    the original, which what was written is compared with."""
     examples = scoring.encoded(model, job.known.held_out, job.known.source)
+    if before and job.known.data.compares:
+        examples = scoring.against(examples, before.outputs)
     return (yield from told(scoring.measure(model, examples, job.known.data.metrics), event_of(when)))
 
 

@@ -124,7 +124,7 @@ def _texts(config: ExportConfig, model: Model, *, train: bool) -> Texts:
             perhaps=model.labels,
             no_answer=known.no_answer,
         )
-        return Texts(source=source, data=data)
+        return Texts(source=source, data=dataset.comparable(data))
     except CapError as error:
         if config.data or config.vocab or (place and Path(place).exists()):
             raise

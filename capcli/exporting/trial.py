@@ -70,7 +70,7 @@ def tried(
         rung = _held(replace(rung, latency=speed), _latency(limits, speed))
     if not rung.passed or before is None:
         return Tried(rung=rung, opened=opened)
-    after = yield from checks.scored(job, opened.model, "after")
+    after = yield from checks.scored(job, opened.model, "after", before)
     rung = _held(replace(rung, metrics=after.metrics), _drops(limits, after, before))
     return Tried(rung=rung, opened=opened, after=after)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from capcli.data.batches import Examples
 from capcli.data.splits import Split
 from capcli.measuring import decode
+from capcli.measuring.embeddings import Wanted, directions
 
 Logits = NDArray[np.floating]
 SAME = 1e-6  # of the largest number: what rounding may tell apart
@@ -81,6 +82,16 @@ def _split(examples: Examples) -> Split:
     return examples.split
 
 
+def _vectors(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    """Vectors [N, K, H], which are compared with themselves where no others are given."""
+    split = _split(examples)
+    outputs, others = (
+        part.reshape(len(split), -1, part.shape[-1]).astype(np.float64)
+        for part in (logits, logits if examples.compared is None else examples.compared)
+    )
+    return Wanted(vectors=others, scores=split.labels if split.is_labelled else None), outputs
+
+
 # From outputs --------------------------------------------------------------------------------------------------------
 
 
@@ -98,6 +109,10 @@ def _first_column(outputs: Any) -> Any:
 
 def _same(outputs: Any) -> Any:
     return outputs
+
+
+def _as_wanted(outputs: Any) -> Any:
+    return Wanted(vectors=outputs)
 
 
 def _as_golds(outputs: Any) -> Any:
@@ -148,5 +163,11 @@ ANSWERS = {
         answered=_as_golds,
         different=_first_answers,
         shown=lambda labels, one: repr(one) if one else "no answer",
+    ),
+    "embedding": Answering(
+        read=_vectors,
+        answered=_as_wanted,
+        different=lambda wanted: directions(wanted.vectors),
+        shown=lambda labels, one: "the same vector",
     ),
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from capcli.config.task import TaskConfig
 from capcli.data import tokens
@@ -67,6 +70,12 @@ class Measured:
             chance=self.chance,
             at_chance=self.at_chance,
         )
+
+
+def against(examples: Examples, vectors: torch.Tensor | NDArray[np.floating] | None) -> Examples:
+    """The examples, to be compared with the vectors [T, H] of another model; None: with none."""
+    found = vectors.cpu().double().numpy() if isinstance(vectors, torch.Tensor) else vectors
+    return examples if found is None else dataclasses.replace(examples, compared=found)
 
 
 def measure(
@@ -140,7 +149,7 @@ def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[
 
 
 def agreed(ours: Measured, theirs: Measured) -> Estimate:
-    """How often two answer alike, see `metrics.agreement`; NaN for regression."""
+    """How often two answer alike, see `metrics.agreement`; NaN where answers are never the same."""
     value = metrics.agreement(ours.kind, ours.outputs, theirs.outputs)
     if math.isnan(value) or any(map(math.isnan, (*ours.metrics.values(), *theirs.metrics.values()))):
         return Estimate(math.nan)

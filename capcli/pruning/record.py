@@ -24,7 +24,7 @@ from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.predicting.usage import usage
 from capcli.pruning import masked
 from capcli.pruning.pruner import Pruner
-from capcli.pruning.setup import Setup, measure_splits, stage_record
+from capcli.pruning.setup import SPARE, Setup, measure_splits, stage_record
 from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
@@ -64,7 +64,8 @@ def write_artefact(
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masked.bake(pruner.matrices)
     names = list(student.prunable())
-    settings = {"source": dataclasses.asdict(config.source), "holdout": config.holdout, "seed": config.seed}
+    held_out = config.holdout or SPARE * ("holdout" in setup.data.evals)
+    settings = {"source": dataclasses.asdict(config.source), "holdout": held_out, "seed": config.seed}
     settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}
     run.clear_artefact(setup.run)
     wide = storage.too_large(student, config.store)
@@ -165,7 +166,7 @@ def _record(
 ) -> Report:
     """The report but for sparsity, size and files, which are counted on the artefact."""
     config, first = setup.config, next(iter(pruned))
-    teacher = stage_record(setup, "teacher")
+    teacher, given = stage_record(setup, "teacher"), bool(setup.teacher)
     history = [*teacher.get("history", []), *state.history]
     return Report(
         status="complete",
@@ -194,7 +195,7 @@ def _record(
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
             *(_fall(setup.data.primary, dense[first], pruned[first]) if not config.epochs else []),
-            *_unfinished(setup.data.primary, dense[first], pruned[first], given=bool(setup.teacher)),
+            *([] if config.unlabelled else _unfinished(setup.data.primary, dense[first], pruned[first], given=given)),
             *_guessing(setup, dense, pruned),
         ),
     )

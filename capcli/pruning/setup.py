@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from capcli import files, machine, stages
+from capcli.config.names import EMBEDDING_TASKS
 from capcli.config.prune import PruneConfig
 from capcli.data import dataset, texts, tokens
 from capcli.data.batches import Examples
@@ -20,9 +22,9 @@ from capcli.errors import ConfigError
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
-from capcli.models import families, loading, predict, predictor
+from capcli.models import loading, predict, predictor
 from capcli.models.devices import Compute
-from capcli.models.model import Model, longest_input, place
+from capcli.models.model import Model, longest_input, place, pooling_of
 from capcli.models.predict import Progress
 from capcli.models.predictor import Predictor
 from capcli.pruning.calibration import check_enough, few_tokens
@@ -35,6 +37,7 @@ from capcli.stages import Bound, RunFolder
 from capcli.stored import read_json
 
 CURVE_SAMPLES = 2000
+SPARE = 0.1  # of texts without an evaluation split that is held out
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
 REFIT_SHARE = 5  # training steps: a refit, of as many examples
 
@@ -107,7 +110,11 @@ def read_data(config: PruneConfig) -> TaskData:
     """The splits of the task, with the part that is held out; without training examples where there are only texts."""
     if config.text:
         return _evaluated(config)
-    return dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+    spare = SPARE if config.source.task in EMBEDDING_TASKS else 0.0
+    data = dataset.load(
+        config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed, spare=spare
+    )
+    return dataset.comparable(data)
 
 
 def _evaluated(config: PruneConfig) -> TaskData:
@@ -116,7 +123,8 @@ def _evaluated(config: PruneConfig) -> TaskData:
     texts.check(config.text)
     names = loading.names_of(config.teacher or config.model, config.source.label_names)
     data = dataset.load(config.source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
-    if config.staged and not KINDS[data.kind].single:
+    data = dataset.comparable(data)
+    if config.staged and not (KINDS[data.kind].single or KINDS[data.kind].vectors):
         raise ConfigError(
             f"{config.method} needs labels for {config.source.task}: only of classes can the teacher's answers be used",
             "leave --text out, or use a method that needs none, such as wanda",
@@ -186,7 +194,7 @@ def make_setup(
             _units(config, len(examples), sum(map(len, evals.values())), len(curve_examples), given=bool(teacher)),
             folder.flag,
         ),
-        pooling=families.pooling_of(student.family, config.pooling),
+        pooling=pooling_of(student, config.pooling),
         notes=(
             *data.notes,
             *_slow_precision(on),
@@ -195,6 +203,17 @@ def make_setup(
             *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
         ),
     )
+
+
+def compared(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
+    """The same with what the teacher gives for the examples that are evaluated on, where metrics compare with that."""
+    if not setup.data.compares:
+        return setup
+    found, event = {}, setup.meter.stoppable("evaluate dense")
+    for name, examples in {**setup.evals, "": setup.curve}.items():
+        outputs, _ = yield from told(predict.encoded(teacher, examples, setup.on.exact), event)
+        found[name] = scoring.against(examples, outputs)
+    return dataclasses.replace(setup, curve=found.pop(""), evals=found)
 
 
 def _slow_precision(on: Compute) -> list[str]:
@@ -207,7 +226,8 @@ def _examples(config: PruneConfig, reader: Predictor, data: TaskData, check: Cal
     """The training examples, or texts without labels in their place."""
     if data.train is not None:
         return scoring.encoded(reader, data.train, config.source, check)
-    found, pairs = texts.read(config.text, config.source, paired=bool(config.epochs or config.heal))
+    paired = bool(config.epochs or config.heal) and not KINDS[data.kind].vectors
+    found, pairs = texts.read(config.text, config.source, paired=paired)
     length = min(config.source.longest, reader.longest)
     return tokens.unlabelled(found, pairs, reader.tokenizer, length, data.kind)
 
@@ -215,6 +235,8 @@ def _examples(config: PruneConfig, reader: Predictor, data: TaskData, check: Cal
 def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
     """Without training: whether MODEL is pruned as it is, or has to be fine-tuned first."""
     if config.epochs or config.teacher:
+        return []
+    if config.source.task in EMBEDDING_TASKS:
         return []
     if teacher:
         return [f"{teacher} was fine-tuned for these labels: it is pruned as it is"]
@@ -281,6 +303,8 @@ def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
 
 def _counted(examples: Examples) -> str:
     """How many examples; of questions also how many windows their contexts take."""
+    if KINDS[examples.kind].vectors:
+        return counted(len(examples), "text")
     if examples.owner is None:
         return f"{len(examples):,}"
     return f"{len(np.unique(examples.owner)):,} questions in {len(examples):,} windows"

@@ -15,6 +15,8 @@ from capcli.stored import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GRAPH = "model.onnx"
+# What sentence-transformers has beside: the modules, of which one pools in a folder below; lengths; prompts.
+MODULES, TRANSFORMER, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 WORDS = (
     "tokenizer.json",
     "vocab.txt",

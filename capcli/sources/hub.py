@@ -10,12 +10,23 @@ from capcli.config.layers import check_no_token
 from capcli.config.names import ALIASES, BUILTIN_MODEL, nearest
 from capcli.errors import ModelError
 from capcli.sources import checkpoint
-from capcli.sources.checkpoint import CONFIG, GRAPH, INDEX, SAVE_AGAIN, TOKENIZER_FILES, WEIGHTS, WORDS
+from capcli.sources.checkpoint import (
+    CONFIG,
+    GRAPH,
+    INDEX,
+    MODULES,
+    SAVE_AGAIN,
+    SETTINGS,
+    TOKENIZER_FILES,
+    TRANSFORMER,
+    WEIGHTS,
+    WORDS,
+)
 from capcli.sources.requests import Choice, Repo, fetch, near_folders
 
 BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "mini"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-SMALL_FILES = (*TOKENIZER_FILES, CONFIG)
+SMALL_FILES = (*TOKENIZER_FILES, CONFIG, MODULES, TRANSFORMER, SETTINGS)
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
@@ -119,7 +130,8 @@ def _small_files(source: str) -> Choice:
     def choose(names: Collection[str], get: Callable[[str], Path]) -> list[str]:
         checkpoint.check_names(names, source, local=False)
         checkpoint.check_words(names, source)
-        return [name for name in SMALL_FILES if name in names]
+        pooling = [name for name in names if re.fullmatch(r"[\w.-]*Pooling/config\.json", name)]
+        return [*(name for name in SMALL_FILES if name in names), *pooling]
 
     return choose
 

@@ -18,6 +18,7 @@ from capcli.config.paths import portable, shortened
 from capcli.data import dataset, perturb
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
+from capcli.errors import ConfigError
 from capcli.events import Event, told
 from capcli.measuring import chance, gates, latency, metrics, noise
 from capcli.measuring.baselines import (
@@ -31,7 +32,7 @@ from capcli.measuring.baselines import (
 )
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
-from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention
+from capcli.measuring.scoring import Measured, against, agreed, encoded, measure, paired, retention
 from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.predictor import Predictor
@@ -64,12 +65,15 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     if model.chosen:
         yield Event(phase="load", note=model.chosen)
     primary, changed = next(iter(data.evals)), _changed(config, data)
-    measured = yield from _measured(config, data, model, {**data.evals, **changed}, "evaluate")
+    other, splits = _other_model(config, data), {**data.evals, **changed}
+    theirs = yield from _of_other(config, data, other, splits)
+    measured = yield from _measured(config, data, model, splits, "evaluate", theirs if data.compares else {})
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
-    other = _other_model(config, data)
-    found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours, other)
-    speed, theirs = yield from _latencies(config, data, model, other)
-    baseline = dataclasses.replace(found.baseline, latency=theirs) if found.baseline and theirs else found.baseline
+    found = _compared(config, data, ours, {name: theirs[name or primary] for name in ours} if theirs else {})
+    speed, speed_of_other = yield from _latencies(config, data, model, other)
+    baseline = found.baseline
+    if baseline and speed_of_other:
+        baseline = dataclasses.replace(baseline, latency=speed_of_other)
     sized, said = size(model, config.model), [model.chosen] * bool(model.chosen)
     checked = gates.check(config.gates, _evidence(data, ours, found, sized.weights_bytes, speed))
     scores = ours[""].table
@@ -120,6 +124,13 @@ def _data(config: EvalConfig) -> tuple[TaskData, list[str]]:
         perhaps=known.labels,
         no_answer=known.no_answer,
     )
+    if config.baseline and not Path(config.baseline).is_file():
+        data = dataset.comparable(data)
+    if not data.metrics:
+        raise ConfigError(
+            f"the texts of {data.name} have no scores, so there is nothing to measure without another model",
+            "give the model before pruning to compare with: --baseline MODEL",
+        )
     notes = []
     if stored and not of_run:
         here, there = _origin(data.name, config.source.data), _origin(stored["task"], stored["data"])
@@ -148,12 +159,19 @@ def _changed(config: EvalConfig, data: TaskData) -> dict[str, Split]:
 
 
 def _measured(
-    config: EvalConfig, data: TaskData, model: Predictor, splits: Mapping[str, Split], phase: str
+    config: EvalConfig,
+    data: TaskData,
+    model: Predictor,
+    splits: Mapping[str, Split],
+    phase: str,
+    compared: Mapping[str, Measured] | None = None,
 ) -> Generator[Event, None, dict[str, Measured]]:
-    """The model measured on each of the splits."""
+    """The model measured on each of the splits; `compared` is another one on them, where metrics compare the two."""
     found = {}
     for index, (name, split) in enumerate(splits.items()):
         examples = encoded(model, split, config.source)
+        if compared:
+            examples = against(examples, compared[name].outputs)
 
         def event(done: float, total: float, index: int = index, name: str = name) -> Event:
             share = (index + done / total) / len(splits)
@@ -163,16 +181,22 @@ def _measured(
     return found
 
 
+def _of_other(
+    config: EvalConfig, data: TaskData, other: Predictor | None, splits: Mapping[str, Split]
+) -> Generator[Event, None, dict[str, Measured]]:
+    """The baseline on the first split and its changed texts, if it is a model; on all where metrics compare the two."""
+    first = next(iter(data.evals))
+    wanted = {
+        name: split for name, split in splits.items() if data.compares or name in (first, *_changed(config, data))
+    }
+    return (yield from _measured(config, data, other, wanted, "baseline")) if other else {}
+
+
 def _compared(
-    config: EvalConfig,
-    data: TaskData,
-    splits: Mapping[str, Split],
-    ours: Mapping[str, Measured],
-    other: Predictor | None,
-) -> Generator[Event, None, Compared]:
-    """Compare with the baseline, if there is one: the `other` model on the same examples, or a stored result."""
-    if other:
-        theirs = yield from _measured(config, data, other, splits, "baseline")
+    config: EvalConfig, data: TaskData, ours: Mapping[str, Measured], theirs: Mapping[str, Measured]
+) -> Compared:
+    """Compare with the baseline, if there is one: a model on the same examples (`theirs`), or a stored result."""
+    if theirs:
         return with_model(config, data, ours, theirs)
     return with_report(config, data, ours) if config.baseline else Compared()
 

@@ -21,7 +21,7 @@ from capcli.measuring import reports
 from capcli.models import devices, model
 from capcli.pruning import inputs
 from capcli.pruning.record import write_artefact
-from capcli.pruning.setup import describe_device, load_student, make_setup, read_data, tell_notes
+from capcli.pruning.setup import compared, describe_device, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.student import train_student
 from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank
 from capcli.records.pruned import Report
@@ -134,6 +134,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
         yield setup.meter.of("load")(note=note)
     if given is not None:
         model.place(given, on)
+        setup = yield from compared(setup, given)
     with (yield from run.alone(folder, setup.meter.of("load"))):
         pretrained = (yield from make_bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
         teacher = given or (yield from fine_tuned(setup, student))
