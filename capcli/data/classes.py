@@ -212,7 +212,7 @@ def _numbers(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.
             comma = isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value.strip())
             hint = "for names of classes use --task text-classification"
             if KINDS[found.kind].vectors:
-                hint = "name the column of the score with --label-column"
+                hint = "name the column of the score with --label-column, or leave the labels out"
             if comma:
                 hint = "decimals have a point, and thousands no separator"
             raise DataError(f"row {row} of {found.place} holds {value!r}, not a number", hint) from error

@@ -299,14 +299,17 @@ def intervals(
     return {name: found[name] for name in names}
 
 
-def resampled(kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any], seed: Seed) -> dict[str, Array]:
+def resampled(
+    kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any], seed: Seed, truths: Sequence[Any] = ()
+) -> dict[str, Array]:
     """Values [S, B] of each metric of S outputs on the same resamples of the examples, B of them.
 
     What differs between two rows is therefore the difference of the outputs, not of the examples. `truth` and each of
-    `outputs` are as in `measure`; a pure function of the seed.
+    `outputs` are as in `measure`; a pure function of the seed. truths: that of each of the outputs, where these are
+    held against different ones on the same examples.
     """
     n, blocks = len(truth), []
-    counted = [_counted(kind, names, truth, one) for one in outputs]
+    counted = [_counted(kind, names, *both) for both in zip(truths or [truth] * len(outputs), outputs, strict=True)]
     width = max([n, *(counts.width for table in counted for counts in table.values())])
     for times in draws(np.ones(n, dtype=np.int64), width, seed):
         totals = [{count: counts.of_examples(times) for count, counts in table.items()} for table in counted]

@@ -135,7 +135,8 @@ def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[
     Ratios only to values above zero.
     """
     names = list(ours.metrics)
-    draws = metrics.resampled(ours.kind, names, ours.truth, [ours.outputs, theirs.outputs], ours.seed)
+    truths, outputs = [ours.truth, theirs.truth], [ours.outputs, theirs.outputs]
+    draws = metrics.resampled(ours.kind, names, ours.truth, outputs, ours.seed, truths)
     differences = {
         name: noise.sampled(ours.metrics[name] - theirs.metrics[name], draws[name][0] - draws[name][1])
         for name in names

@@ -103,10 +103,11 @@ def load_dense(
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
     check_finite(net.named_parameters(), source)
-    name, output = output_layer(net)
-    if order is None and f"{name}.weight" not in info["missing_keys"]:
-        redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
-    reorder_rows(output, order)
+    if not KINDS[kind].vectors:
+        name, output = output_layer(net)
+        if order is None and f"{name}.weight" not in info["missing_keys"]:
+            redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
+        reorder_rows(output, order)
     made = _made(net, tokenizer, names, kind, source, note + notes, Path(path))
     stored = sum(Path(path, name).stat().st_size for name in hub.weight_files(Path(path)))
     return dataclasses.replace(made, stored_bytes=stored)
@@ -328,7 +329,9 @@ def load_model(
     model = load_artifact(Path(source))
     if need_head:
         _check_kind(source, model.kind, kind)
-    reorder_rows(output_layer(model.net)[1], _pruned_order(model.labels, labels, source, label_map))
+    order = _pruned_order(model.labels, labels, source, label_map)
+    if model.embedding is None:
+        reorder_rows(output_layer(model.net)[1], order)
     return dataclasses.replace(model, labels=tuple(labels or model.labels))
 
 

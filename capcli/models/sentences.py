@@ -19,8 +19,9 @@ from torch.nn import functional
 from capcli import files
 from capcli.errors import ModelError
 from capcli.models import families
+from capcli.reporting.text import first_few, named
 from capcli.sources.checkpoint import MODULES, SETTINGS, TRANSFORMER
-from capcli.stored import mapping, read_json
+from capcli.stored import mapping, read_json, sequence
 
 MAX_BYTES = 1_000_000  # of one of its files
 POOLING, NORMALIZE = "1_Pooling", "2_Normalize"
@@ -105,15 +106,15 @@ def paths(folder: Path) -> list[Path]:
 
 def _places(root: Path, source: str) -> dict[str, str]:
     """The folders of the modules below the root, by what they are. Raises `ModelError` for others than are read."""
-    table, found = read_json(root / MODULES, MAX_BYTES), {}
-    for one in table if isinstance(table, list) else []:
+    table, found = sequence(read_json(root / MODULES, MAX_BYTES)), {}
+    for one in table:
         name, place = str(mapping(one).get("type")).rpartition(".")[2], mapping(one).get("path")
         if not isinstance(place, str) or Path(place).name != place or place in (".", ".."):
             raise ModelError(f"{root / MODULES}: expected the name of a folder in path, got {str(place)[:40]!r}")
         found[name] = place
     expected = [["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]]
     if list(found) not in expected or len(found) != len(table):
-        got = ", ".join(str(mapping(one).get("type")).rpartition(".")[2][:40] for one in table) if table else "none"
+        got = first_few([named(str(mapping(one).get("type")).rpartition(".")[2]) for one in table] or ["none"])
         raise ModelError(
             f"the modules of {source} are {got}; capcli reads Transformer, Pooling and Normalize, in this order",
             f"without {MODULES} its encoder is read alone, with the mean over tokens",
@@ -141,7 +142,7 @@ def _pooling(table: Mapping[str, Any], source: str) -> str:
     several = several or [name for name, flag in FLAGS.items() if table.get(flag)] or ["mean"]
     if len(several) > 1 or several[0] not in POOLINGS:
         raise ModelError(
-            f"{source} pools by {' and '.join(str(name)[:40] for name in several)}; capcli reads {', '.join(POOLINGS)}",
+            f"{source} pools by {first_few([named(name) for name in several])}; capcli reads {', '.join(POOLINGS)}",
             "use a model with one of these poolings",
         )
     return str(several[0])
