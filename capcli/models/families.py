@@ -102,6 +102,14 @@ class Family:
         return (*self.query_key_value, *self.more_heads, self.attention_output, *self.ffn_in, self.ffn_out)
 
 
+def pooling_of(family: Family | None, chosen: str) -> str:
+    """The pooling that `auto` stands for, else the chosen one: `head` where that vector means something before a model
+    is fine-tuned, `cls` where it would be a random projection; of an unknown family `head`, which is the mean."""
+    if chosen != "auto":
+        return chosen
+    return "head" if family is None or family.pretrained_vector else "cls"
+
+
 # Sentence vectors ----------------------------------------------------------------------------------------------------
 
 

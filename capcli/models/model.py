@@ -119,12 +119,9 @@ class Model:
 
 
 def pooling_of(model: Model, chosen: str) -> str:
-    """The pooling that `auto` stands for, else the chosen one: `head` where that vector means something before a model
-    is fine-tuned, `cls` where it would be a random projection; of an unknown family `head`, which is the mean."""
-    if chosen != "auto":
-        return chosen
-    family = model.family
-    return "head" if model.embedding or family is None or family.pretrained_vector else "cls"
+    """The pooling that `auto` stands for, else the chosen one: without a head `head`, the vector that the model gives;
+    otherwise that of the family."""
+    return "head" if model.embedding and chosen == "auto" else families.pooling_of(model.family, chosen)
 
 
 def count_parameters(net: Any, family: families.Family | None) -> ParameterCounts:

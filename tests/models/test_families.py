@@ -87,7 +87,9 @@ def test_pooling_follows_the_family(tiny: Tiny, family: Folder, tmp_path: Path, 
     for out, chosen in (("auto", {}), (pooling, {"pooling": pooling})):
         prune(tiny, family(name), tmp_path / out, "classification", method="cap-m", epochs=2, **chosen)
     assert digest(tmp_path / "auto" / WEIGHTS) == digest(tmp_path / pooling / WEIGHTS)
-    assert pooling_of(loading.load_dense(str(family("gpt2")), ("x", "y"), "classification", 1), "auto") == "head"
+    assert families.pooling_of(None, "auto") == "head"
+    encoder = loading.load_dense(str(family(name)), None, "embedding", 1)
+    assert [pooling_of(encoder, chosen) for chosen in ("auto", "cls")] == ["head", "cls"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, row in ROWS.items() for kind in row.kinds])
