@@ -63,8 +63,8 @@ class Kind:
     texts: str = "mr"
 
     def n_outputs(self, n_labels: int) -> int:
-        """How many outputs a network has for a task with `n_labels` classes."""
-        return len(self.outputs) or n_labels
+        """How many outputs a network has for a task with `n_labels` classes; none without a head."""
+        return n_labels if self.classes else len(self.outputs)
 
 
 KINDS = {
