@@ -1,8 +1,8 @@
 """Make a pre-trained language model small for one task, and prove that it still works.
 
 `load(OUT)` gives the pruned network as a ready transformers model, `pipeline(OUT)` answers texts with it. `prune`,
-`evaluate`, `export`, `predict` and `probe` are the commands as functions: each takes the options of its command by
-name, runs to the end and returns a `Result`. Nothing heavy is imported before one of them is used.
+`evaluate`, `export`, `predict`, `probe` and `push` are the commands as functions: each takes the options of its command
+by name, runs to the end and returns a `Result`. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capcli.api import evaluate, export, load, load_tokenizer, pipeline, predict, probe, prune
+    from capcli.api import evaluate, export, load, load_tokenizer, pipeline, predict, probe, prune, push
     from capcli.config.export import ExportConfig
     from capcli.config.grid import sweep_config
     from capcli.config.hardware import Hardware
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from capcli.config.measure import EvalConfig, Gates, ProbeConfig
     from capcli.config.predict import PredictConfig
     from capcli.config.prune import PruneConfig
+    from capcli.config.push import PushConfig
     from capcli.config.sweep import SweepConfig
     from capcli.config.task import TaskConfig
     from capcli.errors import CapError
@@ -34,6 +35,7 @@ __all__ = [
     "PredictConfig",
     "ProbeConfig",
     "PruneConfig",
+    "PushConfig",
     "Result",
     "SweepConfig",
     "TaskConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "probe",
     "prune",
     "prune_config",
+    "push",
     "sweep_config",
 ]
 _HOMES = {
@@ -58,6 +61,7 @@ _HOMES = {
     "PredictConfig": "config.predict",
     "ProbeConfig": "config.measure",
     "PruneConfig": "config.prune",
+    "PushConfig": "config.push",
     "Result": "outcome",
     "SweepConfig": "config.sweep",
     "TaskConfig": "config.task",

@@ -17,8 +17,9 @@ from capcli.config.names import RUNTIMES
 from capcli.config.options import at_least, check_name, leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.push import PushConfig
 from capcli.config.sweep import SweepConfig, SweepOptions
-from capcli.errors import ConfigError, ModelError
+from capcli.errors import ConfigError
 from capcli.events import Event
 from capcli.models import tokenizers
 from capcli.outcome import Result
@@ -26,17 +27,20 @@ from capcli.predicting.pipeline import Pipeline, opened
 from capcli.progress import Bars, in_notebook, nowhere, on_terminal, watch
 from capcli.reporting import terminal
 from capcli.runtime import choice
+from capcli.sources import hub
 from capcli.sweeping import sweep as sweep_
 from capcli.verbs import evaluate as evaluate_
 from capcli.verbs import export as export_
 from capcli.verbs import predict as predict_
 from capcli.verbs import probe as probe_
 from capcli.verbs import prune as prune_
+from capcli.verbs import push as push_
 
 
 def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) -> Any:
-    """The model in a folder that capcli wrote, or in a Hugging Face or ONNX folder, ready to be called with what its
-    tokenizer gives; it returns what the network of transformers returns, `logits` for one.
+    """The model of a folder that capcli wrote, of a Hugging Face or ONNX folder, or of a hub id of one (`me/name` or
+    `me/name@revision`), ready to be called with what its tokenizer gives; it returns what the network of transformers
+    returns, `logits` for one.
 
     runtime: by default an ONNX folder is computed by onnxruntime and everything else is a transformers model in eval
     mode, with exactly the weights of the folder. `torch`, `sparse` or `onnx` chooses by name, `auto` takes the faster
@@ -50,16 +54,16 @@ def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) ->
     if runtime:
         check_name("runtime", runtime, RUNTIMES)
     at_least(0, threads=threads)
-    if not Path(source).is_dir():
-        raise ModelError(f"{source} is not a folder", "load takes a folder of cap prune or cap export")
-    return choice.loaded(Path(source), runtime, threads)
+    hub.ask_again()
+    return choice.loaded(source, runtime, threads)
 
 
 def pipeline(
     folder: str | os.PathLike[str], runtime: str = "", threads: int = 0, *, device: str = "cpu", max_length: int = 0
 ) -> Pipeline:
-    """The model in a folder that capcli wrote, or any fine-tuned model, as something to ask: texts go in, answers come
-    out. `pipeline(FOLDER)("a text")` is `{"label": …, "score": …}`; see `Pipeline.__call__` for the other kinds.
+    """The model of a folder that capcli wrote, of a hub id of one, or any fine-tuned model, as something to ask: texts
+    go in, answers come out. `pipeline(FOLDER)("a text")` is `{"label": …, "score": …}`; see `Pipeline.__call__` for
+    the other kinds.
 
     runtime, threads: as of `load`. device: for PyTorch, which computes in 16 bits on a GPU that has them. max_length:
     tokens of the longest input; 0 for that of the run, else 128, 384 for questions. Longer texts are truncated.
@@ -68,6 +72,7 @@ def pipeline(
     """
     if runtime:
         check_name("runtime", runtime, RUNTIMES)
+    hub.ask_again()
     found = opened(os.fspath(folder), runtime, Hardware(device=device, threads=threads), max_length=max_length)
     if found.model.chosen:
         logging.getLogger("capcli").info(found.model.chosen)
@@ -75,8 +80,9 @@ def pipeline(
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    """The tokenizer of the model in a folder, as for `load`; its weights are not read."""
-    return tokenizers.read_tokenizer(Path(folder))
+    """The tokenizer of a model, as for `load`; its weights are not read."""
+    hub.ask_again()
+    return tokenizers.read_tokenizer(os.fspath(folder))
 
 
 def prune(
@@ -138,6 +144,16 @@ def predict(config: PredictConfig | None = None, *, progress: bool | str = "auto
     return Result(found, lambda: terminal.predict_summary(found))
 
 
+def push(config: PushConfig | None = None, *, progress: bool | str = "auto", **options: Any) -> Result:
+    """Send a folder that capcli wrote to a repository of the hub; returns what `cap push` prints, see `Result`.
+
+    `push(folder="runs/small", repo="me/sst2-small", dry_run=True)` lists the files and sends nothing.
+    """
+    settings = _configured(config, options, PushConfig, _limited(PushConfig))
+    found = watch(push_.push(settings), _shown(progress))
+    return Result(found, lambda: terminal.push_summary(found))
+
+
 def probe(config: ProbeConfig | None = None, *, progress: bool | str = "auto", **options: Any) -> Result:
     """Measure what a frozen encoder knows; returns what `cap probe` prints, see `Result` and `prune`.
 
@@ -168,6 +184,7 @@ def _configured(
 ) -> C:
     """The configuration that was given, or that of the options, which are the fields `of` these, or of `kind`. Raises
     `ConfigError` for both, and for unknown names."""
+    hub.ask_again()
     fields = of or (kind,)
     if config is not None:
         name = fields[0].__name__
@@ -181,7 +198,7 @@ def _configured(
     for name, value in given.items():
         check_name("option", name, known)
         given[name] = typed(*known[name], value, "the call")
-    if not given.get("model"):
+    if "model" in known and not given.get("model"):
         raise ConfigError("no model given", "name one, such as model='mini'")
     return build_it(given)
 

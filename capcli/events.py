@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ class Event:
     """Something that happened in a run: `done` of `total` units of a phase, and the share of the whole run.
 
     `note` is news, worth a line of its own; `status` only says how things stand. `whole`: what the share is of.
+    `numbers`: what was measured up to `done`, by name, for experiment trackers.
     """
 
     phase: str
@@ -31,6 +32,7 @@ class Event:
     note: str = ""
     status: str = ""
     whole: str = "run"
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 def finished(events: Generator[Any, None, Result]) -> Result:

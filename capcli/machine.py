@@ -16,6 +16,14 @@ def versions() -> dict[str, str]:
     return {"cap": importlib.metadata.version("capcli"), "python": platform.python_version(), **found}
 
 
+def own_python(module: str) -> list[str]:
+    """The command of a process that calls `main` of a module of this same package, wherever others of its name are, and
+    imports nothing else from where it lies."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import capcli; del sys.path[0]; "
+    home = str(Path(__file__).resolve().parents[1])
+    return [sys.executable, "-P", "-c", f"{code}from {module} import main; main()", home]
+
+
 def processor() -> str:
     """What the processor is called."""
     named = _said("model name")  # not by all processors

@@ -35,7 +35,7 @@ class Result(dict[str, Any]):
         return sorted({*super().__dir__(), *vars(self._record)})
 
     def table(self) -> str:
-        """The facts as plain text, at most `COLUMNS` wide."""
+        """The facts as plain text, at most 100 columns wide."""
         console = self._console(record=False)
         console.print(self._rendered())
         file = console.file

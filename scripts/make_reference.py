@@ -7,15 +7,17 @@ python scripts/make_reference.py --check    exit 1 when one is out of date
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet  # type: ignore[import-untyped]
 import typer
 
+import capcli
 from capcli import stages
 from capcli.cli import app
 from capcli.config.export import ExportConfig
@@ -34,6 +36,7 @@ from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.presets import PRESET_ROWS, PresetRow
 from capcli.config.prune import PruneConfig
+from capcli.config.push import PushConfig
 from capcli.config.sweep import SweepOptions
 from capcli.data import layout, tables, tasks
 from capcli.data.kinds import KINDS
@@ -41,6 +44,7 @@ from capcli.data.packed import PACKINGS
 from capcli.data.tasks import Task
 from capcli.measuring import resampling
 from capcli.models import families
+from capcli.predicting.pipeline import Pipeline
 from capcli.pruning import criteria
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -75,6 +79,7 @@ def pages() -> dict[str, str]:
         "configuration.md": configuration(),
         "tasks.md": task_table(),
         "models.md": model_table(),
+        "python.md": python_page(),
     }
     return {name: f"{NOTE}\n{text.rstrip()}\n" for name, text in made.items()}
 
@@ -93,6 +98,60 @@ def code(text: object) -> str:
 def codes(names: Iterable[object]) -> str:
     """Several names in code font, separated by commas."""
     return ", ".join(code(name) for name in names)
+
+
+# Python ---------------------------------------------------------------------------------------------------------------
+
+FUNCTIONS = ("prune", "evaluate", "export", "predict", "probe", "push", "load", "pipeline", "load_tokenizer")
+
+
+def python_page() -> str:
+    """Every public name of the package with its signature and docstring."""
+    others = [name for name in capcli.__all__ if name not in FUNCTIONS and inspect.isfunction(getattr(capcli, name))]
+    kinds = [name for name in capcli.__all__ if inspect.isclass(getattr(capcli, name))]
+    configs = [name for name in kinds if is_dataclass(getattr(capcli, name))]
+    fields = "The fields of a configuration are the options of its command, with the same defaults: see "
+    fields += "[configuration](configuration.md)."
+    return "\n".join(
+        [
+            "# Python\n",
+            "[Use it from Python](../how-to/python.md) shows these at work.\n",
+            *(described(f"capcli.{name}", getattr(capcli, name)) for name in FUNCTIONS),
+            described("Result", capcli.Result),
+            *(described(f"Result.{name}", getattr(capcli.Result, name), "###") for name in ("table",)),
+            described("Pipeline", Pipeline),
+            described("Pipeline.__call__", Pipeline.__call__, "###"),
+            described("CapError", capcli.CapError),
+            "Its children and their exit codes: [exit codes](exit-codes.md).\n",
+            "## Configurations\n",
+            fields + "\n",
+            *(described(f"capcli.{name}", getattr(capcli, name), "###") for name in others),
+            table(("class", "what it is"), [(code(name), first_line(capcli_doc(name))) for name in configs]),
+            "`capcli.__version__` is the version as text.\n",
+        ]
+    )
+
+
+def described(name: str, found: Any, level: str = "##") -> str:
+    """A heading, the signature of a function and the docstring, of which a class has no more than that."""
+    text = inspect.getdoc(found) or ""
+    if inspect.isclass(found):
+        return f"{level} `{name}`\n\n{text}\n"
+    parameters = list(inspect.signature(found).parameters.values())
+    plain = [one.replace(annotation=Unquoted(one.annotation)) for one in parameters if one.name != "self"]
+    shown = str(inspect.Signature(plain))
+    return f"{level} `{name}`\n\n```text\n{name.removesuffix('.__call__')}{shown}\n```\n\n{text}\n"
+
+
+class Unquoted(str):
+    """An annotation as it is written in the code, which a signature would show in quotes."""
+
+    __repr__ = str.__str__
+
+
+def capcli_doc(name: str) -> str:
+    """The docstring of a public class."""
+    return inspect.getdoc(getattr(capcli, name)) or ""
 
 
 # Command line --------------------------------------------------------------------------------------------------------
@@ -160,9 +219,10 @@ def configuration() -> str:
         "the method's criterion, what the run of a pruned model was about (`cap eval`), file, command line.\n",
         "## Files\n",
         f"`cap eval` and `cap probe` read `{CONFIG_FILE}` in the current folder, or the file that `--config` "
-        "names. `cap prune` reads a file only with `--config`, `cap export` and `cap predict` none. The tables "
-        "`[prune]`, `[eval]` and `[probe]` hold options of one command and override those above the first table, which "
-        "apply to both `cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, the argument "
+        "names. `cap prune` reads a file only with `--config`, `cap export`, `cap predict` and `cap push` none. The "
+        "tables `[prune]`, `[eval]` and `[probe]` hold options of one command and override those above the first "
+        "table, which apply to both `cap eval` and `cap probe`, or to `cap prune`. For `cap eval` and `cap probe`, "
+        "the argument "
         "`MODEL` is called `model`. All names and types are checked, also in the tables of other commands. Switches "
         "that say where the result goes, such as `--json` and `--junit`, work only on the command line. Paths are "
         "relative to the current folder.\n",
@@ -188,6 +248,7 @@ def configuration() -> str:
         ("export", ExportConfig),
         ("predict", PredictConfig),
         ("probe", ProbeConfig),
+        ("push", PushConfig),
     ):
         rows = [option_row(item, found) for item, found in leaves(kind) if item.metadata]
         text += [f"## Options of {title}\n", table(("name", "type", "default", "meaning"), rows)]
@@ -308,10 +369,13 @@ def task_table() -> str:
             "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
             f"words that mark no entities are measured by {codes(KINDS['tokens'].plain_metrics)} of the words. For "
             "`spans`, `f1` is that of the words of the answer. For `embedding` they are correlations of scores and "
-            f"cosines; {codes(KINDS['embedding'].unlabelled_metrics)} compare with the dense model, and need no scores "
+            f"cosines; {codes(KINDS['embedding'].agreements)} compare with the dense model, and need no scores "
             "([sentence embeddings](../how-to/sentence-embeddings.md)). The 95 % intervals of shares of examples "
             "(accuracy of classification, subset_accuracy, exact_match) are Wilson's; the others come from "
             f"{resampling.RESAMPLES:,} bootstrap resamples of the examples.\n",
+            f"With `--group-column` a regression is measured by {codes(KINDS['ranking'].metrics)}, see "
+            "[rerankers](../how-to/rerankers.md). Without labels the metrics are those of "
+            "[agreement](../how-to/without-labels.md#what-is-measured).\n",
             "## Built-in tasks\n",
             "They need no network. Licence: CC BY 4.0; sources and changes are in "
             "[capcli/builtin/tasks/README.md](../../capcli/builtin/tasks/README.md).\n",

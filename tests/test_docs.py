@@ -27,11 +27,13 @@ from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, LOSSES, M
 from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.push import PushConfig
 from capcli.config.sweep import SweepOptions
 from capcli.records.exported import ExportRecord
 from capcli.records.measured import Comparison, Comparisons, EvalResult, ProbeResult
 from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
+from capcli.records.pushed import Pushed
 from capcli.records.swept import Sweep
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -43,6 +45,7 @@ CONFIGS: dict[str, tuple[type, ...]] = {
     "export": (ExportConfig,),
     "predict": (PredictConfig,),
     "probe": (ProbeConfig,),
+    "push": (PushConfig,),
 }
 
 
@@ -118,13 +121,13 @@ def names_of(kind: Any) -> set[str]:
 
 @pytest.mark.parametrize(
     "kind",
-    [Report, Sweep, EvalResult, ProbeResult, Comparison, Comparisons, ExportRecord, Predictions],
+    [Report, Sweep, EvalResult, ProbeResult, Comparison, Comparisons, ExportRecord, Predictions, Pushed],
     ids=lambda k: k.__name__,
 )
 def test_every_name_of_a_result_is_documented(kind: type[Any]) -> None:
     page = (REFERENCE / "report.md").read_text("utf-8")
     names = names_of(kind)
-    assert len(names) > 15
+    assert len(names) > 12
     assert not {name for name in names if f"`{name}`" not in page}
     assert "## files" in page
     assert "## history" in page
@@ -199,7 +202,7 @@ def shown_commands() -> list[tuple[str, str]]:
         lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
         lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
         for line in lines:
-            match = re.search(r"(?:^|[\s/])(cap (?:prune|eval|export|predict|probe) [^;#]*)", line)
+            match = re.search(r"(?:^|[\s/])(cap (?:prune|eval|export|predict|probe|push) [^;#]*)", line)
             wrong = "[OPTIONS]" in line or "COMMAND" in line or "exit code 2" in line
             if match and not wrong:
                 found.append((name(page), re.split(r"\s(?:\d?>|\|)", match[1])[0].strip()))

@@ -24,6 +24,8 @@ ORDER = [
     "records",
     "reporting",
     "progress",
+    "trackers",
+    "tracking",
     "outcome",
     "sources",
     "stages",

@@ -479,7 +479,7 @@ def test_all_checkpoints_damaged(tiny: Tiny, stopped: Path, tmp_path: Path, whol
         "bank-finetuned/bank.safetensors",
         "bank-snapshot-000/bank.safetensors",
         "bank-snapshot-001/manifest.json",
-        "dense/metrics.json",
+        "dense/answers.safetensors",
         "teacher/model.safetensors",
         "teacher/tokenizer.json",
     ],

@@ -35,6 +35,7 @@ from capcli.config.names import CONFIG_FILE
 from capcli.config.options import leaves, split_list
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.push import PushConfig
 from capcli.config.sweep import SweepConfig, SweepOptions
 from capcli.errors import CapError, ConfigError
 from capcli.progress import Bars, Lines, nowhere, on_terminal
@@ -256,6 +257,20 @@ def predict(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> 
         emit(found, machine, lambda: terminal.predict_summary(found))
     elif not quiet:
         say(terminal.predict_line(found))
+
+
+@options("push", (PushConfig,), model=False)
+def push(chosen: dict[str, Any], output: str, as_json: bool, quiet: bool) -> None:
+    """Send the model in FOLDER to a repository of the hub, with its card and results, in one commit.
+
+    Only files that capcli wrote are sent, and none with what looks like a secret; nothing is deleted there.
+    """
+    settings, machine = build(PushConfig, chosen), wants_json(output, as_json)
+    hello(quiet, f"cap push {settings.folder} {settings.repo}")
+    from capcli.verbs import push as push_verb
+
+    found = watch(push_verb.push(settings), quiet)
+    emit(found, machine, lambda: terminal.push_summary(found))
 
 
 @options("tasks", (), model=False)

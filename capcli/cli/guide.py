@@ -40,6 +40,10 @@ EXAMPLES = {
         ("a file", "cap predict RUN texts.csv -o answers.jsonl"),
         ("a stream", "tail -f log.txt | cap predict RUN -"),
     ),
+    "push": (
+        ("what would be sent", "cap push RUN me/sst2-small --dry-run"),
+        ("to a private repository", "cap push RUN me/sst2-small --private"),
+    ),
     "config": (("where values come from", "cap config --task mnli --method cap-f --preset paper"),),
     "tasks": (),
     "doctor": (),

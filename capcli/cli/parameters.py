@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 FROM_FILE = f"; can also be set in {CONFIG_FILE}"
 MODEL_HELP = {
     "prune": f"hub id, folder, the built-in {BUILTIN_MODEL!r}, or a short name such as bert-base",
-    "eval": "output of cap prune, or any fine-tuned model" + FROM_FILE,
+    "eval": "output of cap prune or cap export, a hub id of one, or any fine-tuned model" + FROM_FILE,
     "export": "output of cap prune, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
-    "probe": "output of cap prune, or any model" + FROM_FILE,
-    "predict": "output of cap prune or cap export, or any fine-tuned model",
+    "probe": "output of cap prune, a hub id of one, or any model" + FROM_FILE,
+    "predict": "output of cap prune or cap export, a hub id of one, or any fine-tuned model",
 }
-FILE_ARGUMENT = f"texts, one per row: {', '.join(TEXT_FILES)}; or - for lines or JSON lines on stdin"
+ARGUMENTS = {
+    "file": ("FILE", f"texts, one per row: {', '.join(TEXT_FILES)}; or - for lines or JSON lines on stdin"),
+    "folder": ("FOLDER", "output of cap prune or cap export"),
+    "repo": ("OWNER/NAME", "repository of the hub; OWNER is you or an organisation of yours"),
+}
 CONFIG_HELP = "TOML file with options; the command line overrides it."
 FILE_HELP = f"{CONFIG_HELP} Instead of {CONFIG_FILE}."
 COMPARE_HELP = (
@@ -88,8 +92,7 @@ def options(
     known = [(item, kind) for item, kind in found if item.metadata]
     fields = [_parameter(item, kind) for item, kind in known]
     arguments = [_model(name, optional="compare" in switches)] if model else []
-    if any(item.name == "file" for item, _ in found):
-        arguments.append(_argument("file", "FILE", FILE_ARGUMENT))
+    arguments += [_argument(item.name, *ARGUMENTS[item.name]) for item, _ in found if item.name in ARGUMENTS]
     if "compare" in switches:
         arguments.append(_others())
     chosen = {item.name for item in (*arguments, *fields)}

@@ -65,6 +65,13 @@ class ExportConfig:
         "", "threshold that a movement-pruning checkpoint with scores was pruned with", panel="Weights"
     )
     data: str = option("", "data of the task, if they have moved since the run", panel="Checks")
+    texts: str = option(
+        "",
+        "texts without labels on which the export is compared with MODEL: a .txt with one per line, or a table with a "
+        "text column; where there are no labelled data, the agreement of their answers is measured on all of them",
+        panel="Checks",
+        metavar="FILE",
+    )
     label_map: str = option("", LABEL_MAP, panel="Checks")
     samples: int = option(64, "number of texts on which the logits are compared", panel="Checks")
     max_eval_samples: int = option(

@@ -17,7 +17,7 @@ class Hardware:
     device: str = option("auto", "where to compute: auto, cpu, cuda, cuda:N or mps", panel="Hardware", metavar="DEVICE")
     precision: str = option(
         "auto",
-        "precision; auto is bf16 on a GPU, fp32 elsewhere",
+        "precision; auto is bf16 on a GPU and, to train, on a CPU with bf16 instructions; else fp32",
         panel="Hardware",
         names=PRECISIONS,
     )

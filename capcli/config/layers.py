@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from capcli.config.measure import EvalConfig, ProbeConfig
-from capcli.config.names import CONFIG_FILE, EMBEDDING_TASKS, METHODS, NUMERIC_GATES, PRESETS
+from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, PRESETS
 from capcli.config.options import check_name, flag_name, leaves, measured, split_list, typed_fields
 from capcli.config.paths import shortened
 from capcli.config.presets import preset_values
@@ -77,8 +77,6 @@ def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
 def run_config(layers: Mapping[str, Any]) -> PruneConfig:
     """The configuration of one run from the options that were chosen; None is what was not. Raises `ConfigError`."""
     layers = {name: value for name, value in layers.items() if value is not None}
-    if layers.get("task") in EMBEDDING_TASKS and layers.get("text") and not layers.get("data"):
-        layers |= {"data": layers["text"], "text": ""}  # texts are all that is needed, to evaluate on too
     preset = layers.get("preset", PruneConfig.preset)
     check_name("preset", preset, PRESETS)
     method = layers.get("method", PRESETS[preset].get("*", {}).get("method", "cap-soft"))

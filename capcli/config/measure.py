@@ -117,6 +117,7 @@ class EvalConfig:
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
         check_runtime(self.runtime)
+        _check_texts(self.source, self.baseline)
         for name in self.perturbations:
             check_name("perturbation", name, PERTURBATIONS)
 
@@ -209,6 +210,19 @@ class ProbeConfig:
             )
         if not any(Path(self.data, name).is_dir() for name in self.task_names):
             raise ConfigError(f"--data {self.data} has no subfolder for any of the tasks", f"looked for {wanted}")
+
+
+def _check_texts(source: TaskConfig, baseline: str) -> None:
+    """Raise `ConfigError` for texts without labels that do not say what to compare with."""
+    if source.text and source.data:
+        raise ConfigError(
+            "--data has labels to be compared with, and --unlabelled the answers of --baseline", "leave one of them out"
+        )
+    if source.text and not baseline:
+        raise ConfigError(
+            f"{source.text} has no labels, and there is no model to agree with",
+            "name one with --baseline, or labelled examples with --data",
+        )
 
 
 def check_runtime(name: str) -> None:

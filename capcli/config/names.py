@@ -25,6 +25,7 @@ ALIASES = {
     "minilm": "nreimers/MiniLM-L6-H384-uncased",
 }
 BUILTIN_MODEL = "mini"
+TRACKERS = ("trackio", "wandb", "tensorboard", "mlflow")  # names of packages
 HUB_PREFIX = "hub:"  # of data that are a set of the hub
 CONFIG_FILE = "cap.toml"  # read by eval and probe where they are run
 TEXT_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json", ".txt")  # that cap predict reads

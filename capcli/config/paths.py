@@ -15,9 +15,17 @@ from capcli.config.options import flatten, pieces
 T = TypeVar("T")
 
 
+ELSEWHERE = "…/"  # how the place of a file begins that is, or was, outside of what is shown
+
+
+def elsewhere(place: str) -> str:
+    """A path of another machine, or one that another machine need not know, by its last part."""
+    return f"{ELSEWHERE}{Path(place).name}"
+
+
 def shortened(value: Any) -> Any:
     """An absolute path as reports show it, by its last part; anything else as it is."""
-    return f"…/{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
+    return elsewhere(value) if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def portable(found: T, config: Any) -> T:

@@ -18,8 +18,9 @@ from capcli.config.names import (
     METHODS,
     PRESETS,
     STRUCTURES,
+    TRACKERS,
 )
-from capcli.config.options import check_names, option, split_list
+from capcli.config.options import check_name, check_names, option, split_list
 from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError
 
@@ -152,15 +153,6 @@ class PruneConfig:
         panel="Calibration",
         expert=True,
     )
-    text: str = option(
-        "",
-        "train or calibrate on texts without labels, in place of a training set: a .txt with one per line, or a table "
-        "with a text column (pairs: two, or a tab); MODEL or --teacher is fine-tuned for the task, and its answers "
-        "are learned",
-        flag="--unlabelled",
-        panel="Task",
-        metavar="FILE",
-    )
     refit: bool = option(
         False,
         "after a selection, fit the weights that stay to the layers' outputs before it; fisher and the methods that "
@@ -284,23 +276,32 @@ class PruneConfig:
         names=STORES,
         expert=True,
     )
+    track: str = option(
+        "",
+        f"also log the run to an experiment tracker, which never changes or stops it: {', '.join(TRACKERS)}",
+        resumable=True,
+        panel="Run",
+        metavar="NAME",
+    )
     keep_work: bool = option(False, "keep the work folder of a finished run", resumable=True, panel="Run", expert=True)
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         check_names(self)
+        if self.track:
+            check_name("tracker", self.track, TRACKERS)
         validity.check(self)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher itself is asked while the student is pruned, not only what it once answered."""
         refitted = self.refit and self.refit_target == "teacher"
-        return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.text))
+        return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.source.text))
 
     @property
-    def unlabelled(self) -> bool:
-        """Whether there are no labels to learn, so that the model's own answers are learned, or those of a teacher."""
-        return bool(self.text) or self.source.task in EMBEDDING_TASKS
+    def uses_labels(self) -> bool:
+        """Whether labels are learned, or else only the model's own answers or those of a teacher."""
+        return not (self.source.text or self.source.task in EMBEDDING_TASKS)
 
     @property
     def stair_list(self) -> tuple[float, ...]:
@@ -373,7 +374,7 @@ class PruneConfig:
         if not (self.epochs or self.heal):
             return ()
         usual = METHODS[self.method].losses if self.epochs else ("kd",)
-        chosen = split_list(self.losses) or tuple(name for name in usual if not (self.unlabelled and name == "ce"))
+        chosen = split_list(self.losses) or tuple(name for name in usual if self.uses_labels or name != "ce")
         return tuple(
             sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
         )

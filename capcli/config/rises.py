@@ -84,8 +84,8 @@ def _check_untrained(config: PruneConfig) -> None:
         raise ConfigError(
             "--heal is for a run that trains nothing before", "use --preset minutes, or a method such as wanda"
         )
-    if config.unlabelled and "ce" in config.loss_names:
-        what = "--text" if config.text else config.source.task
+    if "ce" in config.loss_names and not config.uses_labels:
+        what = "--text" if config.source.text else config.source.task
         raise ConfigError(
             f"{what} has no labels, and ce needs them", "leave ce out: kd learns what the teacher answers"
         )

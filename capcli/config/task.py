@@ -36,7 +36,24 @@ class TaskConfig:
     label_column: str = option(
         "", "column of the label; a,b,c for several columns of 0 and 1, one per label", panel="Task", metavar="NAME"
     )
+    group_column: str = option(
+        "",
+        "column of what rows have in common, such as the query of documents: their order is measured, by nDCG@10 and "
+        "MRR@10 (regression)",
+        panel="Task",
+        expert=True,
+        metavar="NAME",
+    )
     label_map: str = option("", LABEL_MAP, panel="Task", expert=True, metavar="OLD=NEW,…")
+    text: str = option(
+        "",
+        "texts without labels: a .txt with one per line, or a table with a text column (pairs: two, or a tab). "
+        "cap prune learns the answers of MODEL or --teacher, which is fine-tuned for the task, and without --data "
+        "measures agreement with them on a part that is held out; cap eval measures agreement with --baseline",
+        flag="--unlabelled",
+        panel="Task",
+        metavar="FILE",
+    )
     max_length: int = option(
         0,
         f"longest input in tokens, longer texts are truncated; 0 for {LENGTH}, or {WINDOW} in question answering",
@@ -55,8 +72,19 @@ class TaskConfig:
         parse_label_map(self.label_map)
         at_least(8, max_length=self.longest)
         at_least(0, max_eval_samples=self.max_eval_samples, stride=self.stride)
-        if self.task in GENERIC_TASKS and not self.data:
-            raise ConfigError(f"task {self.task} needs your own data", "name a file or folder with --data")
+        if self.task in GENERIC_TASKS and not (self.data or self.text):
+            raise ConfigError(
+                f"task {self.task} needs your own data",
+                "name a file or folder with --data, or texts without labels with --unlabelled",
+            )
+
+        if self.unlabelled and self.group_column:
+            raise ConfigError("--group-column ranks by labels, and there are none", "leave it out, or name --data")
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether there are texts, and no labelled examples to evaluate on."""
+        return bool(self.text) and not self.data and self.task in GENERIC_TASKS
 
     @property
     def label_names(self) -> dict[str, str]:
@@ -71,9 +99,9 @@ class TaskConfig:
     @property
     def name(self) -> str:
         """The task, and of own data the name too with some digits of its path: another folder has another name."""
-        if not self.data:
+        if not (self.data or self.unlabelled):
             return self.task
-        path = os.path.normpath(self.data)
+        path = os.path.normpath(self.data or self.text)
         stem = re.sub("[:@]", "-", Path(path).stem) if path.startswith(HUB_PREFIX) else Path(path).stem
         name, digits = (
             stem[:40] or "data",

@@ -29,10 +29,9 @@ class Examples:
     For spans an example is a window of a long context: owner [N] is the question that it belongs to, and chars [T, 2]
     are the begin and end of each token in the context in characters, -1 outside of it. For tokens, words [T] is the
     word that begins with the token, -1 elsewhere. For embedding, each text of an example of the split is one by itself,
-    the first before the second, labels are the scores of their examples; compared [N, H]: vectors of another model, to
-    compare with. split: what was tokenised. n_cut: texts that were longer than a
-    window of `length` tokens and lost their end (for spans: questions). unknown: share of the tokens, special ones
-    aside, that stand for what the tokenizer does not know.
+    the first before the second, and labels are the scores of their examples. split: what was tokenised. n_cut: texts
+    that were longer than a window of `length` tokens and lost their end (for spans: questions). unknown: share of the
+    tokens, special ones aside, that stand for what the tokenizer does not know.
     """
 
     tokens: NDArray[np.integer[Any]]
@@ -45,7 +44,6 @@ class Examples:
     words: NDArray[np.int32] | None = None
     chars: NDArray[np.int32] | None = None
     split: Split | None = None
-    compared: NDArray[np.floating] | None = None
     n_cut: int = 0
     length: int = 0
     unknown: float = 0.0

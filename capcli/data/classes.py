@@ -221,6 +221,17 @@ def _numbers(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.
     return numbers
 
 
+def _relevances(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.float64]:
+    numbers = _numbers(found, count, codes)
+    if (numbers < 0).any():
+        row = int((numbers < 0).argmax())
+        raise DataError(
+            f"row {row} of {found.place} holds the relevance {numbers[row]:g}, below 0",
+            "a document that is not relevant has 0; for other numbers leave out --group-column",
+        )
+    return numbers
+
+
 def _indices(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.int64]:
     return np.asarray([codes[value] for value in found.values], dtype=np.int64)
 
@@ -246,6 +257,7 @@ def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
 CODERS: dict[str, Callable[[Labels, int, Mapping[str, Any]], NDArray[Any]]] = {
     "classification": _indices,
     "regression": _numbers,
+    "ranking": _relevances,
     "multilabel": _many_hot,
     "tokens": _sequences,
     "spans": lambda found, count, codes: _objects(found.values),

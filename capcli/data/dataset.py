@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from capcli import files
 from capcli.config.names import BUILTIN_TASKS, HUB_PREFIX
 from capcli.config.task import TaskConfig
-from capcli.data import entities, labels, layout, library, literals, tables
+from capcli.data import entities, groups, labels, layout, library, literals, tables
 from capcli.data.classes import check_labelled, coded, map_remarks, names_of, remarks, unknown
-from capcli.data.incoming import Incoming, from_file, is_lines
+from capcli.data.incoming import Incoming
 from capcli.data.kinds import KINDS
 from capcli.data.labels import Labels
 from capcli.data.layout import Found
@@ -23,7 +22,7 @@ from capcli.data.names import FLAGS, finder, key, number, order
 from capcli.data.splits import Split, TaskData, need_holdout, subset, subsets
 from capcli.data.tables import Table
 from capcli.data.tasks import BUILTIN_FOLDER, LABEL_NAMES, TASKS, Task
-from capcli.errors import DataError
+from capcli.errors import ConfigError, DataError
 from capcli.reporting.text import first_few
 from capcli.sources import hub_data
 
@@ -50,7 +49,7 @@ def load(
 
     Raises `DataError` for a missing or empty split, a missing column, and unknown or missing labels.
     """
-    task = TASKS[config.task]
+    task = _task(config)
     files, sources = _sources(task, config)
     wanted = _wanted(files, train, holdout or spare, config)
     holdout = holdout or (spare if train and wanted == ["train"] else 0.0)
@@ -70,6 +69,7 @@ def load(
             kind=task.kind,
             no_answer=empty,
             lists=KINDS[task.kind].words and _begins_with_list(opened[name], texts[0]),
+            groups=groups.read(opened[name], config.group_column, name) if KINDS[task.kind].groups else None,
         )
         for name, (texts, _) in read.items()
     }
@@ -89,6 +89,7 @@ def load(
         _check_training_labels(trained, names)
     if not train and holdout and list(parts) == ["train"]:
         parts = {"holdout": need_holdout(subsets(parts["train"], holdout, 0, seed)[1])}
+    notes += groups.remarks(parts, config.group_column) if KINDS[task.kind].groups else []
     evals = {name: subset(split, config.max_eval_samples, 0) for name, split in parts.items()}
     sizes = {name: (len(split), len(parts[name])) for name, split in evals.items()}
     notes += [f"{name}: {n:,} of {total:,} examples" for name, (n, total) in sizes.items() if n < total]
@@ -108,6 +109,18 @@ def load(
         evals=evals,
         notes=tuple(notes),
     )
+
+
+def _task(config: TaskConfig) -> Task:
+    """The row of the table, as ranking where rows are in groups. Raises `ConfigError` where nothing can be ranked."""
+    task = TASKS[config.task]
+    if not config.group_column:
+        return task
+    if not KINDS[task.kind].numbers:
+        raise ConfigError(
+            f"--group-column ranks by a number for each row, which {config.task} does not have", "use --task regression"
+        )
+    return dataclasses.replace(task, kind="ranking", metrics=())
 
 
 def _list_notes(found: Mapping[str, Labels], parts: Mapping[str, Split]) -> list[str]:
@@ -133,16 +146,26 @@ def _metrics(task: Task, names: Sequence[str], *, scored: bool) -> tuple[str, ..
 
 def _all_scored(evals: Mapping[str, Split]) -> bool:
     """Whether what is evaluated on has labels. Raises `DataError` where only some of it has."""
-    without = [name for name, split in evals.items() if not split.is_labelled]
+    without = [name for name, split in evals.items() if not split.is_scored]
     if without and len(without) < len(evals):
         rest = first_few([name for name in evals if name not in without])
         raise DataError(f"{first_few(without)} has no score for its pairs, and {rest} has one")
     return not without
 
 
-def comparable(data: TaskData) -> TaskData:
-    """The task with what is measured where there is another model to compare with, such as that before pruning."""
-    return dataclasses.replace(data, metrics=(*data.metrics, *KINDS[data.kind].unlabelled_metrics))
+def comparable(data: TaskData, reference: str) -> TaskData:
+    """The task with what is measured where vectors can be compared with those of another model, called `reference`."""
+    kind = KINDS[data.kind]
+    if not kind.vectors:
+        return data
+    compared = dataclasses.replace(data, metrics=(*data.metrics, *kind.agreements))
+    return compared if data.metrics else compared.without_labels(reference)
+
+
+def agreements(task: Task, names: Sequence[str]) -> tuple[str, ...]:
+    """What is measured where the answers of another model, whose classes are `names`, take the place of labels."""
+    kind = KINDS[task.kind]
+    return kind.plain_agreements if kind.words and not entities.is_entity_scheme(names) else kind.agreements
 
 
 def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[[], Table]]]:
@@ -155,18 +178,10 @@ def _sources(task: Task, config: TaskConfig) -> tuple[Found, dict[str, Callable[
         return _of_hub(*task.hub)
     else:
         raise DataError(f"task {config.task} needs your own data", "name a file or folder with --data")
-    if KINDS[task.kind].vectors and not found.unread and set(found.files) == {"train"} and is_lines(config.data):
-        return found, {"train": partial(_lines, Path(config.data))}
     # A few rows of GLUE's own qqp/train.tsv are broken, and every reader of it leaves them out.
     glue = task.hub is not None and task.hub[0] == "nyu-mll/glue"
     opened = partial(tables.open_files, header=task.header, lenient=glue)
     return found, {name: partial(opened, files) for name, files in found.files.items()}
-
-
-def _lines(path: Path) -> Table:
-    """The lines of a text file as a table of one column; empty ones are left out. Raises `DataError`."""
-    found = [text for chunk in from_file(path).read(("text",)) for _, (text,) in chunk if text.strip()]
-    return tables.in_memory(str(path), {"text": found}, files.sha256(path))
 
 
 def _of_hub(name: str, config: str, revision: str | None = None) -> tuple[Found, dict[str, Callable[[], Table]]]:
@@ -226,8 +241,7 @@ def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tupl
 def _read_scored(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tuple[str, ...], Labels]:
     """The columns of texts that need no labels, of which two may have a score; see `Labels`."""
     place, others = f"the {name} split", {config.label_column, *task.label}
-    names = (*task.text, *table.columns) if len(table.columns) == 1 else task.text
-    texts = [column(table, names, config.text_column, "text", place, others)]
+    texts = [column(table, task.text, config.text_column, "text", place, others)]
     paired = bool(config.pair_column) or not {*task.pair}.isdisjoint(table.columns)
     if paired:
         texts.append(column(table, task.pair, config.pair_column, "pair", place, others.union(texts)))

@@ -52,14 +52,9 @@ class Incoming:
         return f"{self.unit} {number} of {self.name}"
 
 
-def is_lines(file: str) -> bool:
-    """Whether a file has a text on each line, by its ending."""
-    return file.lower().endswith(LINES)
-
-
 def from_file(path: Path) -> Incoming:
     """The rows of a file, by its ending. Raises `DataError`, for one without any too."""
-    if is_lines(path.name):
+    if path.name.lower().endswith(LINES):
         return _of_lines(path)
     if not tables.ending(path) and path.is_file():
         raise DataError(

@@ -27,7 +27,8 @@ class Kind:
 
     What its label is. classes: the labels are names of classes, and the network has an output for each. single: an
     example has exactly one class; only then there are supervised contrastive terms and a calibration error. several: an
-    example has any number of classes. numbers: it is a number, on a scale of the data.
+    example has any number of classes. numbers: it is a number, on a scale of the data. groups: what counts is the order
+    of the numbers of examples that belong together, the documents of a query; to transformers it is a regression.
 
     What the network puts out where it is no class. outputs: their names. own_head: they mean the same in every task,
     so that a model has no labels and keeps the head that it has.
@@ -37,9 +38,10 @@ class Kind:
     vectors of the model before pruning.
 
     metrics: what is measured unless the task says otherwise, the first decides; plain_metrics: the same where words
-    have labels that mark no entities; unlabelled_metrics: what needs no labels, but the outputs of another model to
-    compare with. agreement: the metric that is the agreement of two outputs when the answers of one are taken for the
-    truth; empty where answers are never the same. texts: a built-in task that stands in for a model's own texts.
+    have labels that mark no entities. agreements, plain_agreements: what is measured where the answers of another model
+    take the place of labels, and of vectors besides what labels say; `agreement`, where it is one of them, is the share
+    of equal answers. texts: a built-in
+    task that stands in for a model's own texts.
     """
 
     tag: str
@@ -53,13 +55,14 @@ class Kind:
     single: bool = False
     several: bool = False
     numbers: bool = False
+    groups: bool = False
     outputs: tuple[str, ...] = ()
     own_head: bool = False
     vectors: bool = False
     metrics: tuple[str, ...]
     plain_metrics: tuple[str, ...] = ()
-    unlabelled_metrics: tuple[str, ...] = ()
-    agreement: str = ""
+    agreements: tuple[str, ...] = ()
+    plain_agreements: tuple[str, ...] = ()
     texts: str = "mr"
 
     def n_outputs(self, n_labels: int) -> int:
@@ -73,7 +76,7 @@ KINDS = {
         classes=True,
         single=True,
         metrics=("accuracy", "macro_f1"),
-        agreement="accuracy",
+        agreements=("agreement",),
     ),
     "regression": Kind(
         tag="text-classification",
@@ -81,6 +84,15 @@ KINDS = {
         numbers=True,
         outputs=("score",),
         metrics=("pearson", "spearman"),
+        agreements=("agreement_pearson", "agreement_spearman"),
+    ),
+    "ranking": Kind(
+        tag="text-classification",
+        problem="regression",
+        numbers=True,
+        groups=True,
+        outputs=("score",),
+        metrics=("ndcg", "mrr", "pearson", "spearman"),
     ),
     "multilabel": Kind(
         tag="text-classification",
@@ -88,7 +100,7 @@ KINDS = {
         classes=True,
         several=True,
         metrics=("micro_f1", "macro_f1", "subset_accuracy"),
-        agreement="subset_accuracy",
+        agreements=("agreement", "agreement_f1"),
     ),
     "tokens": Kind(
         tag="token-classification",
@@ -99,7 +111,8 @@ KINDS = {
         classes=True,
         metrics=("f1", "precision", "recall", "accuracy"),
         plain_metrics=("accuracy", "macro_f1"),
-        agreement="accuracy",
+        agreements=("agreement_f1", "agreement"),
+        plain_agreements=("agreement",),
         texts="wnut17",
     ),
     "spans": Kind(
@@ -110,7 +123,7 @@ KINDS = {
         outputs=("start", "end"),
         own_head=True,
         metrics=("f1", "exact_match"),
-        agreement="exact_match",
+        agreements=("agreement_f1", "agreement"),
     ),
     "embedding": Kind(
         tag="sentence-similarity",
@@ -118,7 +131,7 @@ KINDS = {
         own_head=True,
         vectors=True,
         metrics=("spearman", "pearson"),
-        unlabelled_metrics=("cosine", "recall_at_10"),
+        agreements=("cosine", "recall_at_10"),
     ),
 }
 

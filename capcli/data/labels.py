@@ -231,6 +231,7 @@ def _json_or_literal(text: str) -> Any:
 PARSERS: dict[str, Callable[..., Any]] = {
     "classification": _label,
     "regression": _label,
+    "ranking": _label,
     "multilabel": _label_set,
     "tokens": _tags,
     "spans": _answers,

@@ -13,6 +13,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from capcli.config.names import HUB_PREFIX
+from capcli.config.paths import ELSEWHERE
 from capcli.data import tables
 from capcli.errors import CapError, DataError
 from capcli.reporting.text import first_few
@@ -92,6 +93,8 @@ def find(path: Path) -> Found:
     with tables.reading(str(path)):
         if path.is_file():
             return Found(files={"train": [path]}, unread={}, notes=())
+        if not path.exists() and str(path).startswith(ELSEWHERE):
+            raise DataError(f"the data of this model's run, {path}, did not come with it", "give them with --data")
         if not path.exists():
             endings = ", ".join(suffix[1:] for suffix in tables.SUFFIXES)
             raise DataError(

@@ -20,6 +20,7 @@ from capcli.data.labels import is_unicode
 from capcli.data.perturb import Change
 from capcli.data.tables import Table
 from capcli.errors import DataError
+from capcli.records.parts import LABELS
 from capcli.reporting.text import counted, first_few
 
 
@@ -30,9 +31,11 @@ class Split:
     columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
     None for all. labels: int64 [N] for classification, float64 [N] for regression, and for embedding, where NaN is no
     score, uint8 [N, C] for multilabel, an object array [N] of int64 arrays (one label per word) for tokens and of
-    `Answers` for spans. no_answer: for spans, whether a question may have no answer. lists: for tokens, whether the
-    words are lists written as text. change: what is done to each text while it is read; for spans to the questions
-    alone, since the answers stand in the contexts.
+    `Answers` for spans. vectors: for embedding, float64 [N, K, H], those of the K texts of each example by the model to
+    compare with; None before it was asked. no_answer: for spans, whether a question may have no answer. lists: for
+    tokens, whether the words are lists written as text. groups: for ranking, int64 [N], the query of each example.
+    change: what is done to each text while it is read; for spans to the questions alone, since the answers stand in the
+    contexts.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Split:
     rows: NDArray[np.int64] | None = None
     no_answer: bool = False
     lists: bool = False
+    groups: NDArray[np.int64] | None = None
+    vectors: NDArray[np.float64] | None = None
     change: Change | None = None
 
     def __len__(self) -> int:
@@ -57,9 +62,21 @@ class Split:
         return hashlib.sha256(repr((self.table.fingerprint, self.columns, read)).encode() + rows).hexdigest()
 
     @property
-    def is_labelled(self) -> bool:
+    def is_scored(self) -> bool:
         """Whether there are labels; only texts that vectors are made of may have none."""
         return not (KINDS[self.kind].vectors and bool(np.isnan(self.labels).all()))
+
+    @property
+    def n_measured(self) -> int:
+        """How many examples metrics are means over: of ranking, queries."""
+        return len(self) if self.groups is None else len(np.unique(self.groups))
+
+    @property
+    def answers_fingerprint(self) -> str:
+        """sha256, as hex, of the texts and of the answers that took the place of labels."""
+        answers = self.labels if self.vectors is None else self.vectors
+        labels = (one.tolist() if isinstance(one, np.ndarray) else one for one in answers)
+        return tables.digest(f"{self.fingerprint} {list(map(repr, labels))}")
 
     @property
     def paired(self) -> bool:
@@ -74,7 +91,9 @@ class Split:
         """The examples with the given indices, which ascend."""
         assert bool((np.diff(rows) > 0).all()), "texts are read in the order of the table"
         chosen = rows if self.rows is None else self.rows[rows]
-        return dataclasses.replace(self, labels=self.labels[rows], rows=chosen)
+        groups = None if self.groups is None else self.groups[rows]
+        vectors = None if self.vectors is None else self.vectors[rows]
+        return dataclasses.replace(self, labels=self.labels[rows], rows=chosen, groups=groups, vectors=vectors)
 
     def chunks(self, size: int = tables.BATCH_ROWS) -> Iterator[tuple[list[Any], list[str] | None]]:
         """(texts, second texts or None) of all examples in order, at most `size` at a time.
@@ -169,7 +188,11 @@ def _type_of(cell: Any, expected: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """A task's splits: train (None when only evaluating), holdout (None unless asked for), evaluation splits."""
+    """A task's splits: train (None when only evaluating), holdout (None unless asked for), evaluation splits.
+
+    reference: what an evaluation compares with, `LABELS`, or else the model whose answers take their place: teacher,
+    baseline, or model. Until it was asked, the labels of the evaluation splits say nothing.
+    """
 
     name: str
     kind: str
@@ -179,11 +202,17 @@ class TaskData:
     holdout: Split | None
     evals: dict[str, Split]
     notes: tuple[str, ...]
+    reference: str = LABELS
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The names of what a model's outputs stand for; None where they have no names."""
         return self.labels if KINDS[self.kind].classes else None
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are two texts per example."""
+        return any(split.paired for split in self.evals.values())
 
     @property
     def no_answer(self) -> bool:
@@ -192,8 +221,14 @@ class TaskData:
 
     @property
     def compares(self) -> bool:
-        """Whether some of the metrics compare the outputs of two models."""
-        return not {*KINDS[self.kind].unlabelled_metrics}.isdisjoint(self.metrics)
+        """Whether some of the metrics compare with the answers of another model."""
+        kind = KINDS[self.kind]
+        return not {*kind.agreements, *kind.plain_agreements}.isdisjoint(self.metrics)
+
+    def without_labels(self, reference: str) -> TaskData:
+        """The same where the answers of a model, called `reference`, take the place of labels."""
+        said = f"no labels: what is measured is agreement with the {reference}, not accuracy"
+        return dataclasses.replace(self, reference=reference, notes=(*self.notes, said))
 
     @property
     def primary(self) -> str:
@@ -211,18 +246,36 @@ class TaskData:
 
 
 def subset(split: Split, limit: int, seed: int) -> Split:
-    """At most `limit` examples, drawn at random by `seed`, in their own order; files are often sorted by class."""
+    """At most `limit` examples, drawn at random by `seed`, in their own order; files are often sorted by class. Groups
+    stay whole, the first one even beyond the limit."""
     if not limit or limit >= len(split):
         return split
-    return split.take(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))
+    order = _drawn(split, np.random.default_rng(seed))
+    return split.take(np.sort(order[: _whole(split, order, limit)]))
+
+
+def _drawn(split: Split, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The examples in random order, those of a group together."""
+    if split.groups is None:
+        return rng.permutation(len(split))
+    names, place = np.unique(split.groups, return_inverse=True)
+    return np.argsort(rng.permutation(len(names))[place], kind="stable")
+
+
+def _whole(split: Split, order: NDArray[np.int64], limit: int) -> int:
+    """How many of the first `limit` examples in this order are in groups that end there; at least the first group."""
+    if split.groups is None:
+        return limit
+    ends = np.append(np.flatnonzero(np.diff(split.groups[order])) + 1, len(order))
+    return int(max(ends[0], ends[ends <= limit].max(initial=0)))
 
 
 def subsets(train: Split, holdout: float, max_train: int, seed: int) -> tuple[Split, Split | None]:
     """The training split, at most `max_train` examples of it, and the part that is held out, drawn by `seed`."""
     if not holdout:
         return subset(train, max_train, seed), None
-    order = np.random.default_rng([seed, 1]).permutation(len(train))
-    n_held = max(1, round(holdout * len(train)))
+    order = _drawn(train, np.random.default_rng([seed, 1]))
+    n_held = _whole(train, order, max(1, round(holdout * len(train))))
     held, rest = train.take(np.sort(order[:n_held])), train.take(np.sort(order[n_held:]))
     return subset(rest, max_train, seed), dataclasses.replace(held, name="holdout")
 

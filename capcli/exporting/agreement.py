@@ -18,6 +18,7 @@ from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
 from capcli.events import finished
+from capcli.measuring.metrics import AGREEMENT
 from capcli.models import predict
 from capcli.models.predictor import Predictor
 
@@ -86,7 +87,7 @@ def difference(kind: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> D
     return Difference(
         largest=max(gaps) if finite else float("inf"),
         scale=max(float(row.abs().max()) for row in ours),
-        agreement=sum(same) / len(same) if KINDS[kind].agreement else None,
+        agreement=sum(same) / len(same) if AGREEMENT in KINDS[kind].agreements else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,7 @@ def checked(
     metrics, speed = None, None
     if (job.lossy or after) and job.known.ours:
         before = before or (yield from scored(job, predictor.of_network(job.original, job.on), "before"))
-        after = after or (yield from scored(job, opened.model, "after", before))
+        after = after or (yield from scored(job, opened.model, "after"))
         metrics = _metrics(job, before, after)
         notes += [*after.doubts, *_guessing(job, before, after)]
     elif job.lossy:
@@ -100,20 +101,31 @@ def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
     return first == second
 
 
-def scored(
-    job: Export, model: Predictor, when: str, before: Measured | None = None
-) -> Generator[Event, None, Measured]:
-    """The scores of the original (`before`) or of what was written (`after`) on the held-out split. before: those of
-    the original, which what was written is compared with."""
+def with_answers(job: Export) -> Generator[Event, None, Export]:
+    """The job with the answers of the model as it was loaded to the held-out texts, where metrics compare with them."""
+    data = job.known.data
+    if not data.compares:
+        return job
+    place(job.original, job.on)
+    model, found = predictor.of_network(job.original, job.on), {}
+    for name, split in data.evals.items():
+        asked = scoring.answered(model, scoring.encoded(model, split, job.known.source))
+        examples = yield from told(asked, event_of("before"))
+        assert examples.split is not None, "it has the answers"
+        found[name] = examples.split
+    return replace(job, known=replace(job.known, data=replace(data, evals=found)))
+
+
+def scored(job: Export, model: Predictor, when: str) -> Generator[Event, None, Measured]:
+    """The scores of the original (`before`) or of what was written (`after`) on the held-out split."""
     examples = scoring.encoded(model, job.known.held_out, job.known.source)
-    if before and job.known.data.compares:
-        examples = scoring.against(examples, before.outputs)
     return (yield from told(scoring.measure(model, examples, job.known.data.metrics), event_of(when)))
 
 
 def _metrics(job: Export, before: Measured, after: Measured) -> ExportMetrics:
     """Metrics before and after, and how often both answer alike, on the same examples."""
     return ExportMetrics(
+        reference=job.known.data.reference,
         split=job.known.held_out.name,
         primary=job.known.data.primary,
         before=before.metrics,

@@ -17,6 +17,7 @@ from capcli.exporting import onnx_model
 from capcli.exporting.job import Export, Opened, total_bytes
 from capcli.models import artifact, predictor, stock, storage, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
+from capcli.records.parts import LABELS
 from capcli.runtime import onnx as graphs
 from capcli.runtime.graph import graph_files
 
@@ -69,8 +70,10 @@ def settings(job: Export) -> dict[str, Any]:
     config, stored = job.config, artifact.stored_settings(job.config.model)
     kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
     kept["source"] = artifact.stored_source(config.model)
-    if job.known.ours:
-        now = {"data": job.known.source.data, "label_map": job.known.source.label_map}
+    if "teacher" in stored:
+        kept["teacher"] = artifact.known(config.model).teacher
+    if job.known.ours and job.known.data.reference == LABELS:
+        now = {"data": job.known.source.data, "label_map": job.known.source.label_map, "text": ""}
         kept["source"] = {**kept["source"], **now}
     treatment = {"format": config.to, "dtype": job.dtype, "embeddings": config.embeddings}
     return {**kept, "export": {**treatment, "vocab": shortened(config.vocab)}}
@@ -96,7 +99,7 @@ def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
         yield Event(phase="export", overall=0.5, note="quantising to int8")
         onnx_model.quantise(path, path)
         files.remove(staging / onnx_model.DATA_FILE)
-    opened = graphs.predictor(graphs.load(staging), job.model.kind, job.model.labels)
+    opened = graphs.predictor(graphs.load(str(staging)), job.model.kind, job.model.labels)
     prunable = [linear.weight for linear in job.model.prunable().values()]
     others = [p for p in job.model.net.parameters() if not any(p is weight for weight in prunable)]
     size = sum(file.stat().st_size for file in graph_files(staging))

@@ -27,12 +27,14 @@ SLICED_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 class Texts:
     """The data of an export: those of the model's own task, or built-in texts that stand in for them.
 
-    ours: they are the model's own, so that its accuracy can be measured; else `missing` says why not.
+    ours: they are the model's own, so that its accuracy can be measured, or at least agreement with it; else `missing`
+    says why not. given: the texts that the user named to compare logits on.
     """
 
     source: TaskConfig
     data: TaskData
     missing: str = ""
+    given: Split | None = None
 
     @property
     def ours(self) -> bool:
@@ -42,6 +44,11 @@ class Texts:
     def held_out(self) -> Split:
         """The first evaluation split."""
         return next(iter(self.data.evals.values()))
+
+    @property
+    def compared(self) -> Split:
+        """What logits are compared on."""
+        return self.given or self.held_out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from capcli import stages
 from capcli.config.export import ExportConfig
 from capcli.config.hardware import Hardware
 from capcli.config.layers import build
+from capcli.config.names import GENERIC_TASKS
 from capcli.config.paths import shortened
 from capcli.config.task import TaskConfig
-from capcli.data import dataset, splits
+from capcli.data import dataset, splits, texts
 from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData
+from capcli.data.tasks import TASKS
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
 from capcli.exporting import agreement
@@ -45,11 +48,11 @@ def prepared(config: ExportConfig, *, train: bool = False) -> Generator[Event, N
         original=original,
         model=original,
         known=known,
-        texts=agreement.texts(splits.subset(known.held_out, config.samples, seed=0)),
-        texts_of=f"{known.held_out.name} of {known.data.name}",
+        texts=agreement.texts(splits.subset(known.compared, config.samples, seed=0)),
+        texts_of=config.texts or f"{known.compared.name} of {known.data.name}",
         words=None,
         own_dtype=artifact.dtype(config.model),
-        history=_history(Path(config.model)),
+        history=_history(hub.place(config.model)),
     )
     if not config.vocab:
         return found
@@ -63,23 +66,23 @@ def with_vocabulary(job: Export) -> Export:
     model, words = _reduced(job.config, job.original, job.known.data)
     found = replace(job, model=model, words=words)
     train = job.known.data.train
-    if job.config.vocab != "task" or train is None:
+    if job.config.vocab != "task" or train is None or job.known.given:
         return found
-    texts = agreement.texts(splits.subset(train, job.config.samples, seed=0))
-    return replace(found, texts=texts, texts_of=f"{train.name} of {job.known.data.name}")
+    some = agreement.texts(splits.subset(train, job.config.samples, seed=0))
+    return replace(found, texts=some, texts_of=f"{train.name} of {job.known.data.name}")
 
 
 def _load(config: ExportConfig) -> Model:
     source = config.model
     if tokenizers.is_artifact(source):
-        folder = Path(source)
+        folder = hub.place(source)
         if (folder / "work").is_dir() and not any((folder / name).is_file() for name in (stages.REPORT, RECORD)):
             raise checkpoint.unfinished(source)
         if config.threshold:
             raise ConfigError(
                 f"--threshold is for checkpoints of movement pruning; {source} already says which weights are zero"
             )
-        return artifact.load_artifact(folder)
+        return replace(artifact.load_artifact(folder), source=source)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)
@@ -106,32 +109,67 @@ def _known(config: ExportConfig, model: Model, train: bool) -> Texts:
 
 
 def _texts(config: ExportConfig, model: Model, *, train: bool) -> Texts:
-    """The data of the model's own task; where they are not here, built-in texts."""
+    """The data of the model's own task, or texts that the user named; where neither are here, built-in texts."""
     stored = artifact.stored_source(config.model)
     chosen = {"data": config.data, "label_map": config.label_map, "max_eval_samples": config.max_eval_samples}
-    place = config.data or stored.get("data", "")
+    place = config.data or stored.get("data") or stored.get("text", "")
     try:
         if not stored:
             raise ConfigError(f"the task of {config.model} is not known")
-        source: TaskConfig = build(TaskConfig, {**stored, **{name: value for name, value in chosen.items() if value}})
-        known = artifact.known(config.model)
-        data = dataset.load(
-            source,
-            train=train,
-            holdout=known.holdout,
-            seed=known.seed,
-            known=model.labels,
-            perhaps=model.labels,
-            no_answer=known.no_answer,
-        )
-        return Texts(source=source, data=dataset.comparable(data))
+        options = {**stored, **{name: value for name, value in chosen.items() if value}}
+        source: TaskConfig = build(TaskConfig, {**options, "text": "" if config.data else stored.get("text", "")})
+        if source.text and config.texts:
+            return _of_texts(config, model, source)
+        data = _own(config, model, source, train=train)
+        given = texts.read(config.texts, source, paired=data.paired) if config.texts else None
+        return Texts(source=source, data=data, given=given)
     except CapError as error:
         if config.data or config.vocab or (place and Path(place).exists()):
             raise
+        if config.texts:
+            return _of_texts(config, model, _generic(config, model, stored))
         other = TaskConfig(task=KINDS[model.kind].texts)
         reason = error.message.replace(place, shortened(place)) if place else error.message
         missing = f"the task's own data are not available ({reason}): logits are compared on texts of {other.task}"
         return Texts(source=other, data=dataset.load(other, train=False), missing=missing)
+
+
+def _own(config: ExportConfig, model: Model, source: TaskConfig, *, train: bool) -> TaskData:
+    """The data that the model was pruned on."""
+    known = artifact.known(config.model)
+    if source.text:
+        return texts.open_task(
+            source, model.labels, "model", holdout=known.holdout, seed=known.seed, no_answer=known.no_answer
+        )
+    data = dataset.load(
+        source,
+        train=train,
+        holdout=known.holdout,
+        seed=known.seed,
+        known=model.labels,
+        perhaps=model.labels,
+        no_answer=known.no_answer,
+    )
+    return dataset.comparable(data, "model")
+
+
+def _of_texts(config: ExportConfig, model: Model, source: TaskConfig) -> Texts:
+    """The texts that the user named in place of all other data. Raises `ConfigError` where these are to train on."""
+    if config.vocab == "task":
+        raise ConfigError(
+            "--vocab task needs the training texts of the task, and --texts takes their place", "leave one of them out"
+        )
+    source = replace(source, text=config.texts, data="")
+    data = texts.open_task(source, model.labels, "model", no_answer=artifact.known(config.model).no_answer)
+    return Texts(source=source, data=data)
+
+
+def _generic(config: ExportConfig, model: Model, stored: Mapping[str, Any]) -> TaskConfig:
+    """How texts are read for a model whose data are not here, by what is known of its task."""
+    fitting = (name for name in GENERIC_TASKS if TASKS[name].kind == model.kind)
+    task = next(fitting, "regression")  # of which ranking is made by the columns
+    source: TaskConfig = build(TaskConfig, {"task": task, **stored, "data": "", "text": config.texts})
+    return source
 
 
 def _reduced(config: ExportConfig, model: Model, data: TaskData) -> tuple[Model, Vocabulary]:
@@ -143,8 +181,8 @@ def _reduced(config: ExportConfig, model: Model, data: TaskData) -> tuple[Model,
         vocabulary.check_same(model.tokenizer, reduced.tokenizer, [data.train])
     else:
         reduced = vocabulary.reduced(model, vocabulary.from_file(model.tokenizer, Path(config.vocab)))
-        texts = [split for split in (data.train, *data.evals.values()) if split is not None]
-        vocabulary.check_known(model.tokenizer, reduced.tokenizer, texts, config.vocab)
+        known = [split for split in (data.train, *data.evals.values()) if split is not None]
+        vocabulary.check_known(model.tokenizer, reduced.tokenizer, known, config.vocab)
     found = vocabulary.coverage(model.tokenizer, reduced.tokenizer, held_out)
     return reduced, replace(found, kept=len(reduced.tokenizer), of=len(model.tokenizer), split=held_out.name)
 

@@ -13,7 +13,7 @@ from capcli.exporting.formats import settings
 from capcli.exporting.job import Export
 from capcli.measuring import scoring
 from capcli.models import artifact
-from capcli.predicting.usage import usage
+from capcli.predicting.usage import datasets, usage
 from capcli.records.exported import ExportRecord, Ladder, LayerSize, Measurements
 from capcli.records.parts import Sparsity
 from capcli.records.pruned import AtChance, Metrics, Report, Size
@@ -50,13 +50,13 @@ def describe(job: Export, record: ExportRecord, staging: Path) -> None:
         found,
         usage=usage(job.original.kind, source if job.known.ours else None),
         base_model=found.base_model,
+        datasets=datasets(source) if job.known.ours else (),
         form=config.to,
         exported=record,
     )
     files.write_text(staging / "README.md", card)
-    hub_set = (
-        tasks.TASKS[source.task].hub if job.known.ours and not source.data and not source.max_eval_samples else None
-    )
+    whole = job.known.ours and not (source.data or source.text or source.max_eval_samples)
+    hub_set = tasks.TASKS[source.task].hub if whole else None
     if config.to == "dense" and hub_set:
         for name, text in eval_results(found, *hub_set).items():
             files.write_text(staging / ".eval_results" / name, text)
@@ -88,9 +88,11 @@ def _metrics(job: Export, record: ExportRecord, of_run: Metrics) -> Metrics:
     again = record.metrics
     if again is None:
         return Metrics() if job.lossy else of_run
-    same = of_run.n_examples == again.n_examples  # or the metrics of the dense model are about other examples
+    # Or the metrics of the dense model are about other examples, or compare with something else.
+    same = (of_run.n_examples, of_run.reference) == (again.n_examples, again.reference)
     dense, guessed = (of_run.dense, of_run.at_chance.dense) if same else ({}, ())
     return Metrics(
+        reference=again.reference,
         primary=again.primary,
         split=again.split,
         n_examples=again.n_examples,

@@ -26,7 +26,10 @@ def check_limits(job: Export) -> None:
     """Raise `ConfigError` for a drop that cannot be measured here, or that no model or every model has."""
     limits, data = job.config.limits, job.known.data
     if limits.max_drop and not job.known.ours:
-        raise ConfigError(f"--max-drop needs the data of the task: {job.known.missing}", "name them with --data")
+        raise ConfigError(
+            f"--max-drop needs the data of the task: {job.known.missing}",
+            "name them with --data, or texts with --texts",
+        )
     known = {name: metrics.bounds(name) for name in data.metrics}
     gates.require(Gates(max_drop=limits.max_drop), known, known)
 
@@ -70,7 +73,7 @@ def tried(
         rung = _held(replace(rung, latency=speed), _latency(limits, speed))
     if not rung.passed or before is None:
         return Tried(rung=rung, opened=opened)
-    after = yield from checks.scored(job, opened.model, "after", before)
+    after = yield from checks.scored(job, opened.model, "after")
     rung = _held(replace(rung, metrics=after.metrics), _drops(limits, after, before))
     return Tried(rung=rung, opened=opened, after=after)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data.batches import Examples
+from capcli.data.labels import Answers
 from capcli.data.splits import Split
 from capcli.measuring import decode
 from capcli.measuring.embeddings import Wanted, directions
@@ -27,13 +28,16 @@ class Answering:
 
     read: truth and outputs, of label names, examples and logits, which are by example or by token. answered: the
     answers that outputs stand for, as the truth has them. different: those of such answers that differ, in a form that
-    can be compared. shown: one of these in words, of label names and it.
+    can be compared. shown: one of these in words, of label names and it. labels: the answers that outputs stand for, as
+    a split has its labels, of label names and outputs; None where nothing is measured without labels, and for vectors,
+    which a split has besides its labels.
     """
 
     read: Callable[[Sequence[str], Examples, Logits], tuple[Any, Any]]
     answered: Callable[[Any], Any]
     different: Callable[[Any], set[Any]]
     shown: Callable[[Sequence[str], Any], str]
+    labels: Callable[[Sequence[str], Any], NDArray[Any]] | None = None
 
 
 def read(kind: str, labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
@@ -44,6 +48,13 @@ def read(kind: str, labels: Sequence[str], examples: Examples, logits: Logits) -
 def answered(kind: str, outputs: Any) -> Any:
     """The answers that outputs, as `metrics.measure` takes them, stand for, as it takes the truth."""
     return ANSWERS[kind].answered(outputs)
+
+
+def as_labels(kind: str, names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    """The answers that outputs stand for as labels of a split; see `Split`."""
+    labels = ANSWERS[kind].labels
+    assert labels is not None, f"{kind} is measured with labels alone"
+    return labels(names, outputs)
 
 
 def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
@@ -58,6 +69,14 @@ def constant(kind: str, labels: Sequence[str], truth: Any, outputs: Any) -> str:
 
 def _plain(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
     return examples.labels, logits
+
+
+def _queries(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    groups = _split(examples).groups
+    assert groups is not None, "what is ranked is in groups"
+    order = np.argsort(groups, kind="stable")
+    ends = np.flatnonzero(np.diff(groups[order])) + 1
+    return np.split(examples.labels[order].astype(np.float64), ends), np.split(logits[order, 0], ends)
 
 
 def _tags(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
@@ -83,13 +102,11 @@ def _split(examples: Examples) -> Split:
 
 
 def _vectors(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
-    """Vectors [N, K, H], which are compared with themselves where no others are given."""
+    """Vectors [N, K, H], which are compared with themselves where no others are known."""
     split = _split(examples)
-    outputs, others = (
-        part.reshape(len(split), -1, part.shape[-1]).astype(np.float64)
-        for part in (logits, logits if examples.compared is None else examples.compared)
-    )
-    return Wanted(vectors=others, scores=split.labels if split.is_labelled else None), outputs
+    outputs = logits.reshape(len(split), -1, logits.shape[-1]).astype(np.float64)
+    others = outputs if split.vectors is None else split.vectors
+    return Wanted(vectors=others, scores=split.labels if split.is_scored else None), outputs
 
 
 # From outputs --------------------------------------------------------------------------------------------------------
@@ -119,6 +136,38 @@ def _as_golds(outputs: Any) -> Any:
     return [(text,) for text in outputs]
 
 
+# As labels -----------------------------------------------------------------------------------------------------------
+
+
+def _indices(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    return np.asarray(_highest(outputs), dtype=np.int64)
+
+
+def _own_numbers(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    return np.asarray(_first_column(outputs), dtype=np.float64)
+
+
+def _flags(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    return np.asarray(_above_zero(outputs), dtype=np.uint8)
+
+
+def _tag_indices(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    place = {name: i for i, name in enumerate(names)}
+    return _each([np.asarray([place[tag] for tag in tags], dtype=np.int64) for tags in outputs])
+
+
+def _accepted(names: Sequence[str], outputs: Any) -> NDArray[Any]:
+    """Each answer as the only accepted one, wherever it is in the context; none where there is no text."""
+    return _each([Answers(texts=(text,) if text else (), starts=(-1,) if text else ()) for text in outputs])
+
+
+def _each(values: Sequence[Any]) -> NDArray[Any]:
+    found = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        found[i] = value
+    return found
+
+
 # In words ------------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +186,10 @@ def _numbers(answers: Any) -> set[Any]:
     return {float(values[0])} if close else {float(values.min()), float(values.max())}
 
 
+def _numbers_of_queries(answers: Any) -> set[Any]:
+    return _numbers(np.concatenate(answers))
+
+
 def _words(answers: Any) -> set[Any]:
     return {tag for row in answers for tag in row}
 
@@ -151,16 +204,30 @@ def _names(labels: Sequence[str], one: Any) -> str:
 
 ANSWERS = {
     "classification": Answering(
-        read=_plain, answered=_highest, different=_classes, shown=lambda labels, one: repr(labels[one])
+        read=_plain,
+        answered=_highest,
+        labels=_indices,
+        different=_classes,
+        shown=lambda labels, one: repr(labels[one]),
     ),
     "regression": Answering(
-        read=_plain, answered=_first_column, different=_numbers, shown=lambda labels, one: f"{one:.4g}"
+        read=_plain,
+        answered=_first_column,
+        labels=_own_numbers,
+        different=_numbers,
+        shown=lambda labels, one: f"{one:.4g}",
     ),
-    "multilabel": Answering(read=_plain, answered=_above_zero, different=_label_sets, shown=_names),
-    "tokens": Answering(read=_tags, answered=_same, different=_words, shown=lambda labels, one: repr(one)),
+    "ranking": Answering(
+        read=_queries, answered=_same, different=_numbers_of_queries, shown=lambda labels, one: f"{one:.4g}"
+    ),
+    "multilabel": Answering(read=_plain, answered=_above_zero, labels=_flags, different=_label_sets, shown=_names),
+    "tokens": Answering(
+        read=_tags, answered=_same, labels=_tag_indices, different=_words, shown=lambda labels, one: repr(one)
+    ),
     "spans": Answering(
         read=_pieces,
         answered=_as_golds,
+        labels=_accepted,
         different=_first_answers,
         shown=lambda labels, one: repr(one) if one else "no answer",
     ),

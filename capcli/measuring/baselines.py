@@ -135,7 +135,7 @@ def stored_baseline(config: EvalConfig, data: TaskData, n_examples: int) -> Base
         raise ConfigError(f"{path} is about task {stored.task}, not {data.name}")
     name, split = next(iter(data.evals.items()))
     ours = EvalResult(n_examples=n_examples, split=name, data=split.fingerprint, max_length=config.source.longest)
-    known = [name for name in ("n_examples", "split", *noise.DATA) if getattr(stored, name) is not None]
+    known = [name for name in ("reference", "n_examples", "split", *noise.DATA) if getattr(stored, name) is not None]
     if what := noise.differing(stored, ours, known):
         raise ConfigError(
             f"{path} and {config.model} differ in {what}: {named(getattr(stored, what))} and {getattr(ours, what)}",

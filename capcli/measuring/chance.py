@@ -68,6 +68,11 @@ def _mean(truth: Any, outputs: Any) -> list[Array]:
     return [_always(np.array([truth.astype(np.float64).mean()]), truth)]
 
 
+def _one_score(truth: Any, outputs: Any) -> list[list[Array]]:
+    """All documents have the same score, which is worth what a random order is on average."""
+    return [[np.zeros(len(one)) for one in truth]]
+
+
 def _tags(truth: Any, outputs: Any) -> list[list[list[str]]]:
     """Every word has the most frequent tag: where tags mark entities, there is none."""
     counts = Counter(tag for tags in truth for tag in tags)
@@ -88,6 +93,7 @@ def _average_vector(truth: Any, outputs: Any) -> list[Array]:
 CONSTANTS: dict[str, Callable[[Any, Any], list[Any]]] = {
     "classification": _classes,
     "regression": _mean,
+    "ranking": _one_score,
     "multilabel": _label_sets,
     "tokens": _tags,
     "spans": _no_answers,

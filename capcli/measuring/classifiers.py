@@ -71,6 +71,7 @@ def _log_probabilities(
 LINEAR: dict[str, Callable[[Array, NDArray[Any], Array, int, int, str], Array] | None] = {
     "classification": _log_probabilities,
     "regression": _numbers,
+    "ranking": _numbers,
     "multilabel": _log_odds,
     "tokens": _log_probabilities,
     "spans": None,  # places in a window are asked for, which no single vector tells: a head is trained

@@ -22,9 +22,29 @@ from numpy.typing import NDArray
 
 from capcli.data.entities import entities
 from capcli.data.kinds import KINDS
-from capcli.measuring import embeddings
+from capcli.measuring import embeddings, ranking
 from capcli.measuring.answers import answered
-from capcli.measuring.resampling import Array, Counts, Pairs, Seed, bootstrap, draws, from_events, from_table
+from capcli.measuring.correlations import (
+    grouped_pairs,
+    of_grouped,
+    of_pairs,
+    pairs,
+    pearson,
+    spearman,
+    weighted_pearson,
+    weighted_spearman,
+)
+from capcli.measuring.resampling import (
+    Array,
+    Counts,
+    GroupedPairs,
+    Pairs,
+    Seed,
+    bootstrap,
+    draws,
+    from_events,
+    from_table,
+)
 
 # Values --------------------------------------------------------------------------------------------------------------
 
@@ -94,29 +114,14 @@ def _divide(part: Array, whole: Array, *, empty: float) -> Array:
     return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), empty, dtype=np.float64), where=whole > 0))
 
 
-def pearson(truth: Array, predicted: Array) -> Array:
-    """Correlation along the last axis of two [..., N]; NaN when either is constant."""
-    a, b = (x - x.mean(axis=-1, keepdims=True) for x in (truth, predicted))
-    scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
-    varies = (np.ptp(truth, axis=-1) > 0) & (np.ptp(predicted, axis=-1) > 0) & (scale > 0)  # rounding hides constants
-    return np.asarray(np.where(varies, (a * b).sum(axis=-1) / np.where(scale > 0, scale, 1), np.nan))
+def count_gains(truth: Sequence[Array], outputs: Sequence[Array]) -> Counts:
+    """Of relevances and scores by query: hit by `ranking.ndcg`."""
+    return from_table([(ranking.ndcg(*query), 1, 1) for query in zip(truth, outputs, strict=True)])
 
 
-def spearman(truth: Array, predicted: Array) -> Array:
-    """Rank correlation along the last axis of two [..., N]."""
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(truth, axis=-1), rankdata(predicted, axis=-1))
-
-
-def pairs(truth: NDArray[np.generic], outputs: Array) -> Pairs:
-    """Of numbers [N] and outputs [N, 1]."""
-    return Pairs(truth=truth.astype(np.float64), predicted=outputs[:, 0])
-
-
-def _of_pairs(value: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
-    """A correlation as a function of pairs [..., 2, N]."""
-    return lambda both: value(both[..., 0, :], both[..., 1, :])
+def count_first_ranks(truth: Sequence[Array], outputs: Sequence[Array]) -> Counts:
+    """Of relevances and scores by query: hit by `ranking.reciprocal_rank`."""
+    return from_table([(ranking.reciprocal_rank(*query), 1, 1) for query in zip(truth, outputs, strict=True)])
 
 
 def count_classes(truth: NDArray[np.generic], outputs: Array) -> Counts:
@@ -217,22 +222,33 @@ class Metric:
     wilson: bool = False
 
 
-Count = Callable[[Any, Any], Counts | Pairs]
+Count = Callable[[Any, Any], Counts | Pairs | GroupedPairs]
 METRICS: dict[str, dict[str, Metric]] = {
     "classification": {
         "accuracy": Metric(count=count_classes, value=hit_share, wilson=True),
         "f1": Metric(count=count_classes, value=f1),
         "macro_f1": Metric(count=count_classes, value=macro_f1),
         "matthews": Metric(count=count_classes, value=matthews),
+        "agreement": Metric(count=count_classes, value=hit_share, wilson=True),
     },
     "regression": {
-        "pearson": Metric(count=pairs, value=_of_pairs(pearson)),
-        "spearman": Metric(count=pairs, value=_of_pairs(spearman)),
+        "pearson": Metric(count=pairs, value=of_pairs(pearson)),
+        "spearman": Metric(count=pairs, value=of_pairs(spearman)),
+        "agreement_pearson": Metric(count=pairs, value=of_pairs(pearson)),
+        "agreement_spearman": Metric(count=pairs, value=of_pairs(spearman)),
+    },
+    "ranking": {
+        "ndcg": Metric(count=count_gains, value=hit_share),
+        "mrr": Metric(count=count_first_ranks, value=hit_share),
+        "pearson": Metric(count=grouped_pairs, value=of_grouped(weighted_pearson)),
+        "spearman": Metric(count=grouped_pairs, value=of_grouped(weighted_spearman)),
     },
     "multilabel": {
         "micro_f1": Metric(count=count_labels, value=micro_f1),
         "macro_f1": Metric(count=count_labels, value=macro_f1),
         "subset_accuracy": Metric(count=count_label_sets, value=hit_share, wilson=True),
+        "agreement": Metric(count=count_label_sets, value=hit_share, wilson=True),
+        "agreement_f1": Metric(count=count_labels, value=micro_f1),
     },
     "tokens": {
         "f1": Metric(count=count_entities, value=micro_f1),
@@ -240,22 +256,26 @@ METRICS: dict[str, dict[str, Metric]] = {
         "recall": Metric(count=count_entities, value=recall),
         "accuracy": Metric(count=count_words, value=hit_share),
         "macro_f1": Metric(count=count_words, value=macro_f1),
+        "agreement": Metric(count=count_words, value=hit_share),
+        "agreement_f1": Metric(count=count_entities, value=micro_f1),
     },
     "spans": {
         "f1": Metric(count=count_overlaps, value=hit_share),
         "exact_match": Metric(count=count_matches, value=hit_share, wilson=True),
+        "agreement": Metric(count=count_matches, value=hit_share, wilson=True),
+        "agreement_f1": Metric(count=count_overlaps, value=hit_share),
     },
     "embedding": {
-        "spearman": Metric(count=embeddings.scored_pairs, value=_of_pairs(spearman)),
-        "pearson": Metric(count=embeddings.scored_pairs, value=_of_pairs(pearson)),
+        "spearman": Metric(count=embeddings.scored_pairs, value=of_pairs(spearman)),
+        "pearson": Metric(count=embeddings.scored_pairs, value=of_pairs(pearson)),
         "cosine": Metric(count=embeddings.count_cosines, value=hit_share),
         "recall_at_10": Metric(count=embeddings.count_neighbours, value=hit_share),
     },
 }
 CALIBRATION, AGREEMENT = "ece", "agreement"  # of `calibration_error` and `agreement`
-CORRELATIONS, COSINE = ("matthews", "pearson", "spearman"), "cosine"
-SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS, {COSINE})
-SHARES |= {CALIBRATION, AGREEMENT}
+CORRELATIONS = ("matthews", "pearson", "spearman", "agreement_pearson", "agreement_spearman")
+COSINE = "cosine"
+SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS, {COSINE}) | {CALIBRATION}
 
 
 def bounds(name: str) -> tuple[float, float]:
@@ -269,9 +289,10 @@ def measure(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[s
     """Point values of the metrics `names`; NaN where a value cannot be computed, as of no examples.
 
     By kind of task, `truth` and `outputs` are: classification: class indices [N], logits [N, C]; regression: numbers
-    [N], [N, 1]; multilabel: 0 or 1 [N, C], logits [N, C]; tokens: lists of the tag names of N sentences, each of the
-    same length in both; spans: N tuples of gold answers (empty: unanswerable), N predicted answers ("": no answer);
-    embedding: `embeddings.Wanted`, vectors [N, K, H] of the K texts of each example.
+    [N], [N, 1]; ranking: lists of the relevances and of the scores of N queries, each of the same length in both;
+    multilabel: 0 or 1 [N, C], logits [N, C]; tokens: lists of the tag names of N sentences, each of the same length in
+    both; spans: N tuples of gold answers (empty: unanswerable), N predicted answers ("": no answer); embedding:
+    `embeddings.Wanted`, vectors [N, K, H] of the K texts of each example.
     """
     if len(truth) == 0:
         return dict.fromkeys(names, float("nan"))
@@ -299,17 +320,14 @@ def intervals(
     return {name: found[name] for name in names}
 
 
-def resampled(
-    kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any], seed: Seed, truths: Sequence[Any] = ()
-) -> dict[str, Array]:
+def resampled(kind: str, names: Sequence[str], truth: Any, outputs: Sequence[Any], seed: Seed) -> dict[str, Array]:
     """Values [S, B] of each metric of S outputs on the same resamples of the examples, B of them.
 
     What differs between two rows is therefore the difference of the outputs, not of the examples. `truth` and each of
-    `outputs` are as in `measure`; a pure function of the seed. truths: that of each of the outputs, where these are
-    held against different ones on the same examples.
+    `outputs` are as in `measure`; a pure function of the seed.
     """
     n, blocks = len(truth), []
-    counted = [_counted(kind, names, *both) for both in zip(truths or [truth] * len(outputs), outputs, strict=True)]
+    counted = [_counted(kind, names, truth, one) for one in outputs]
     width = max([n, *(counts.width for table in counted for counts in table.values())])
     for times in draws(np.ones(n, dtype=np.int64), width, seed):
         totals = [{count: counts.of_examples(times) for count, counts in table.items()} for table in counted]
@@ -318,12 +336,12 @@ def resampled(
     return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in names}
 
 
-def _counted(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[Count, Counts | Pairs]:
+def _counted(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[Count, Counts | Pairs | GroupedPairs]:
     """Each way to count that the metrics need, once."""
     return {count: count(truth, outputs) for count in {METRICS[kind][name].count for name in names}}
 
 
-def _wilson_of(counts: Counts | Pairs, level: float) -> list[float]:
+def _wilson_of(counts: Counts | Pairs | GroupedPairs, level: float) -> list[float]:
     hit, true, _ = _sums(counts.total())
     return wilson(float(hit), int(true), level)
 
@@ -369,5 +387,6 @@ def agreement(kind: str, ours: Any, theirs: Any) -> float:
     Of tokens it is the share of the words, of multilabel tasks that of whole label sets, of spans that of answers that
     are the same after `normalised`.
     """
-    name = KINDS[kind].agreement
-    return measure(kind, (name,), answered(kind, theirs), ours)[name] if name else float("nan")
+    if AGREEMENT not in KINDS[kind].agreements:
+        return float("nan")
+    return measure(kind, (AGREEMENT,), answered(kind, theirs), ours)[AGREEMENT]

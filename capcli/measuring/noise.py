@@ -24,7 +24,7 @@ Record = TypeVar("Record")
 Interval = list[float]
 DATA = ("data", "max_length")  # the examples and how much of them was read; older results do not hold them
 MEASURED_ON = ("metric", "split", "n_train", "n_examples", "n_classes", *DATA)  # one task of a probe
-EVALUATED_ON = ("task", "split", "n_examples", *DATA)  # an evaluation
+EVALUATED_ON = ("task", "split", "reference", "n_examples", *DATA)  # an evaluation
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,18 @@ def require(gates: Gates, names: Iterable[str]) -> None:
     gates_.require(gates, bounds, bounds)
 
 
+def summary(report: Report) -> dict[str, float]:
+    """The figures of a run that tell it from others, by name."""
+    metrics = {"dense": report.metrics.dense, "pruned": report.metrics.pruned}
+    found = {f"result/{who}/{name}": value for who, values in metrics.items() for name, value in values.items()}
+    figures = {
+        "sparsity": report.sparsity.achieved,
+        "artifact_bytes": report.size.artifact_bytes,
+        "seconds": report.timing.total_seconds,
+    }
+    return found | {f"result/{name}": float(value) for name, value in figures.items() if value is not None}
+
+
 def judged(report: Report, gates: Gates) -> Report:
     """The report with the gates held against it; as it is without any."""
     if not any_set(gates):

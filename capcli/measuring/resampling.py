@@ -87,6 +87,39 @@ class Pairs:
             yield self.of_examples(times)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupedPairs:
+    """True and predicted numbers [R] of rows that are drawn by group: index [R] is the group of each, of N."""
+
+    truth: Array
+    predicted: Array
+    index: Index
+
+    @property
+    def width(self) -> int:
+        """Numbers that one resample holds."""
+        return len(self.truth)
+
+    def total(self) -> Array:
+        """Truth, prediction and weight [3, R] of all rows."""
+        return np.stack([self.truth, self.predicted, np.ones(self.width)])
+
+    def of_examples(self, times: Array) -> Array:
+        """The same [B, 3, R] when group n occurs times [B, N] times."""
+        weights = times[:, self.index]
+        return np.stack(
+            [np.broadcast_to(one, weights.shape) for one in (self.truth, self.predicted)] + [weights], axis=-2
+        )
+
+    def resamples(self, seed: int) -> Iterator[Array]:
+        """The same of resamples of all groups; NaN when a number is not finite."""
+        if not np.isfinite(self.predicted).all():
+            yield np.full((1, 3, self.width), np.nan)
+            return
+        for times in draws(np.ones(self.index.max() + 1, dtype=np.int64), self.width, seed):
+            yield self.of_examples(times)
+
+
 def draws(times: Index, width: int, seed: Seed) -> Iterator[Array]:
     """How often each of M different examples, of which there are times [M], occurs in resamples: blocks [B, M]."""
     rng = np.random.default_rng(seed)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from capcli.config.task import TaskConfig
 from capcli.data import tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split
+from capcli.errors import ModelError
 from capcli.measuring import answers, chance, metrics, noise
-from capcli.measuring.metrics import CALIBRATION
+from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
 from capcli.models.predict import Progress
 from capcli.models.predictor import Predictor
@@ -57,7 +56,7 @@ class Measured:
     @property
     def calibration(self) -> dict[str, float]:
         """The expected calibration error, by its name; only classification has one."""
-        known = KINDS[self.kind].single
+        known = KINDS[self.kind].single and AGREEMENT not in self.metrics  # other answers are no truth
         return {CALIBRATION: metrics.calibration_error(self.truth, self.outputs)} if known else {}
 
     @property
@@ -72,12 +71,6 @@ class Measured:
         )
 
 
-def against(examples: Examples, vectors: torch.Tensor | NDArray[np.floating] | None) -> Examples:
-    """The examples, to be compared with the vectors [T, H] of another model; None: with none."""
-    found = vectors.cpu().double().numpy() if isinstance(vectors, torch.Tensor) else vectors
-    return examples if found is None else dataclasses.replace(examples, compared=found)
-
-
 def measure(
     model: Predictor,
     examples: Examples,
@@ -88,7 +81,7 @@ def measure(
 ) -> Generator[Progress, None, Measured]:
     """Metrics `names` of the model on tokenised examples; yields how many are done, of how many."""
     logits = yield from model.answers(examples)
-    return scored(model.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
+    return scored(examples.kind, model.labels, examples, names, logits, seed, with_intervals=with_intervals)
 
 
 def scored(
@@ -129,14 +122,30 @@ def encoded(model: Predictor, split: Split, source: TaskConfig, check: Callable[
     return tokens.encode(split, model.tokenizer, length, stride=source.stride, check=check)
 
 
+def answered(model: Predictor, examples: Examples) -> Generator[Progress, None, Examples]:
+    """The examples, and the split that they are of, with the model's answers for labels; vectors are there besides.
+
+    Raises `ModelError` for answers that are not finite.
+    """
+    assert examples.split is not None, "what is measured was read from a split"
+    logits = (yield from model.answers(examples)).cpu().double().numpy()
+    if not np.isfinite(logits).all():
+        raise ModelError(f"answers of {model.source} are not finite, and cannot take the place of labels")
+    _, outputs = answers.read(examples.kind, model.labels, examples, logits)
+    if KINDS[examples.kind].vectors:
+        return replace(examples, split=replace(examples.split, vectors=outputs))
+    labels = answers.as_labels(examples.kind, model.labels, outputs)
+    split = replace(examples.split, labels=labels)
+    return replace(examples, split=split, labels=examples.labels if examples.per_token else labels)
+
+
 def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Differences (ours minus theirs) and ratios of the metrics, with the noise of examples that both answered.
 
     Ratios only to values above zero.
     """
     names = list(ours.metrics)
-    truths, outputs = [ours.truth, theirs.truth], [ours.outputs, theirs.outputs]
-    draws = metrics.resampled(ours.kind, names, ours.truth, outputs, ours.seed, truths)
+    draws = metrics.resampled(ours.kind, names, ours.truth, [ours.outputs, theirs.outputs], ours.seed)
     differences = {
         name: noise.sampled(ours.metrics[name] - theirs.metrics[name], draws[name][0] - draws[name][1])
         for name in names
@@ -154,10 +163,10 @@ def agreed(ours: Measured, theirs: Measured) -> Estimate:
     value = metrics.agreement(ours.kind, ours.outputs, theirs.outputs)
     if math.isnan(value) or any(map(math.isnan, (*ours.metrics.values(), *theirs.metrics.values()))):
         return Estimate(math.nan)
-    name, truth = KINDS[ours.kind].agreement, answers.answered(ours.kind, theirs.outputs)
+    truth = answers.answered(ours.kind, theirs.outputs)
     return Estimate(
         value,
-        lambda level: metrics.intervals(ours.kind, (name,), truth, ours.outputs, ours.seed, level)[name],
+        lambda level: metrics.intervals(ours.kind, (AGREEMENT,), truth, ours.outputs, ours.seed, level)[AGREEMENT],
     )
 
 

@@ -87,12 +87,12 @@ class Encoder:
     def files(self) -> tuple[Path, ...]:
         """The files that the model consists of, its weights first. Raises `ModelError` or `FileError`."""
         if tokenizers.is_artifact(self.source) and self.meant[0] != "onnx":
-            found = artifact.artifact_files(Path(self.source))
+            found = artifact.artifact_files(hub.place(self.source))
             return tuple(sorted(found, key=lambda path: path.name != WEIGHTS_FILE))
         here = Path(hub.folder(self.source))
         small = [here / name for name in sorted({CONFIG, *TOKENIZER_FILES}) if (here / name).is_file()]
         if self.meant[0] == "onnx":
-            return (*graph_files(here), *small)
+            return (*graph_files(hub.place(self.source, graph=True)), *small)
         hub.weights(str(here), self.source)
         return tuple([here / name for name in hub.weight_files(here)] + small)
 

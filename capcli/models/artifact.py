@@ -20,6 +20,7 @@ from capcli.artifact.reader import Kept
 from capcli.artifact.writer import Sizes
 from capcli.config.names import HUB_PREFIX
 from capcli.config.options import leaves
+from capcli.config.paths import ELSEWHERE, elsewhere
 from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
@@ -39,6 +40,7 @@ from capcli.sources.checkpoint import (
 from capcli.stored import part, read_json
 
 EXPORT_FILE = "export.json"  # what `cap export` did, beside any format
+PLACES = ("data", "text")  # options of a task that name a file or folder
 CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
 
 
@@ -55,14 +57,15 @@ def stored_settings(source: str) -> dict[str, Any]:
 
 
 def _settings_file(source: str) -> Path:
-    return Path(source) / (CONFIG_FILE if is_artifact(source) else EXPORT_FILE)
+    return hub.place(source) / (CONFIG_FILE if is_artifact(source) else EXPORT_FILE)
 
 
 def stored_source(source: str) -> dict[str, Any]:
     """The task options that a pruned model, or an export of one, was made with; empty for one that was converted, and
     for any other model.
 
-    The place of the data, stored as seen from the folder, is returned as it is from here. Raises `FileError`.
+    The places of data and texts, stored as seen from the folder, are returned as they are from here; of a model from
+    the hub, by their last part, because they were on another machine. Raises `FileError`.
     """
     settings = stored_settings(source)
     if not settings and not is_artifact(source):
@@ -72,21 +75,28 @@ def stored_source(source: str) -> dict[str, Any]:
     if not isinstance(stored, dict) or not all(type(value) is kinds.get(name) for name, value in stored.items()):
         path = _settings_file(source)
         raise FileError(f"{path}: source is missing or malformed", "prune again, or copy the whole folder")
-    if (place := stored.get("data")) and not place.startswith(HUB_PREFIX):
-        return {**stored, "data": os.path.normpath(Path(source).resolve() / place)}
-    return stored
+    return {**stored, **{name: _from_here(source, stored[name]) for name in PLACES if stored.get(name)}}
+
+
+def _from_here(source: str, place: str) -> str:
+    """A place that a model names as seen from its folder."""
+    if place.startswith((HUB_PREFIX, ELSEWHERE)):
+        return place
+    return os.path.normpath(Path(source).resolve() / place) if hub.is_local(source) else elsewhere(place)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """What a model knows of its task: class names, if `ours` the very ones of its data; whether it may answer nothing
-    (None: not known); and what share its run held out of the training set, by which seed."""
+    (None: not known); what share its run held out of the training set, by which seed; and, of a run without labels, the
+    model whose answers took their place, if it is here."""
 
     labels: tuple[str, ...] = ()
     ours: bool = False
     no_answer: bool | None = None
     holdout: float = 0.0
     seed: int = 0
+    teacher: str = ""
 
 
 def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
@@ -104,7 +114,16 @@ def known(source: str, label_map: Mapping[str, str] | None = None) -> Known:
         no_answer=empty if isinstance(empty, bool) else None,
         holdout=share if isinstance(share, float) else 0.0,
         seed=seed if isinstance(seed, int) else 0,
+        teacher=_teacher(source, table.get("teacher")),
     )
+
+
+def _teacher(source: str, stored: Any) -> str:
+    """The model that a run learned from: a folder that is still there, or a name."""
+    if not isinstance(stored, str) or not stored:
+        return ""
+    folder = _from_here(source, stored)
+    return folder if Path(folder).is_dir() else "" if stored.startswith(".") else stored
 
 
 def dtype(source: str) -> str:
@@ -112,7 +131,7 @@ def dtype(source: str) -> str:
     if not is_artifact(source):
         return "fp32"
     names = {"F16": "fp16", "BF16": "bf16"}
-    entries = [entry for entry in reader.inspect(Path(source) / WEIGHTS_FILE) if entry.dtype in (*names, "F32")]
+    entries = [entry for entry in reader.inspect(hub.place(source) / WEIGHTS_FILE) if entry.dtype in (*names, "F32")]
     found = {"F32" if entry.quantised or entry.coding == "factors" else entry.dtype for entry in entries}
     return names.get(found.pop(), "fp32") if len(found) == 1 else "fp32"
 
@@ -294,16 +313,23 @@ def save_artifact(
 def settings_record(model: Model, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """What a model in the folder OUT says of its task and its run."""
     embedding = {"embedding": sentences.record(model.embedding)} if model.embedding else {}
-    return {"kind": model.kind, "labels": list(model.labels), **embedding, **settings, **_source_record(settings, out)}
+    teacher = settings.get("teacher", "")
+    near = {"teacher": _as_seen(teacher, out)} if teacher and Path(teacher).is_dir() else {}
+    about = {"kind": model.kind, "labels": list(model.labels), **embedding}
+    return {**about, **settings, **_source_record(settings, out), **near}
+
+
+def _as_seen(place: str, out: Path) -> str:
+    """Where something is, as seen from OUT and not from the root; it begins with a dot, unless it is inside."""
+    return os.path.relpath(Path(place).resolve(), out.resolve())
 
 
 def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """The task options for `cap_config.json`: where the data are, as seen from OUT and not from the root."""
+    """The task options for `cap_config.json`, places as seen from OUT."""
     source = settings.get("source", {})
-    place = source.get("data")
-    if place and place.startswith(HUB_PREFIX):
-        return {"source": source}
-    return {"source": {**source, "data": os.path.relpath(Path(place).resolve(), out.resolve())}} if place else {}
+    places = {name: source[name] for name in PLACES if source.get(name)}
+    near = {name: _as_seen(place, out) for name, place in places.items() if not place.startswith(HUB_PREFIX)}
+    return {"source": {**source, **near}} if places else {}
 
 
 def _slices_record(slices: Slices | None) -> dict[str, Any]:

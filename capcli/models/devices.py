@@ -48,8 +48,11 @@ class Compute:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else machine.processor()
 
 
-def compute(hardware: Hardware) -> Compute:
-    """Find the device and precision, and set the CPU threads. Raises `ConfigError` for a device that is not there."""
+def compute(hardware: Hardware, *, training: bool = False) -> Compute:
+    """Find the device and precision, and set the CPU threads. Raises `ConfigError` for a device that is not there.
+
+    training: `auto` is then bf16 also on a CPU that multiplies such numbers, where `Compute.exact` is to measure in.
+    """
     _keep_out_of_tmpdir()
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
@@ -67,9 +70,15 @@ def compute(hardware: Hardware) -> Compute:
         raise ConfigError(f"there is no {name}, this machine has {torch.cuda.device_count()} CUDA devices")
     precision = hardware.precision
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if _is_fast_in_bf16(device, training) else "fp32"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return Compute(device=device, dtype=dtypes[precision])
+
+
+def _is_fast_in_bf16(device: torch.device, training: bool) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return training and device.type == "cpu" and machine.has_bf16()
 
 
 def _keep_out_of_tmpdir() -> None:

@@ -113,13 +113,13 @@ def load_dense(
     return dataclasses.replace(made, stored_bytes=stored)
 
 
-def load_stock(folder: Path) -> Model:
-    """The model of a stock folder that says itself what it is for, with its head; see `load_dense`.
+def load_stock(source: str) -> Model:
+    """A stock model that says itself what it is for, with its head; see `load_dense`.
 
     Raises:
         ModelError: also where the configuration names no network for a kind of task that capcli knows.
     """
-    return load_dense(str(folder), None, kind_of(read_config(str(folder), str(folder)), str(folder)), 0, need_head=True)
+    return load_dense(source, None, kind_of(read_config(hub.folder(source), source), source), 0, need_head=True)
 
 
 def kind_of(config: Any, source: str) -> str:
@@ -310,7 +310,8 @@ def check_head(
 
 
 def _check_kind(source: str, own: Any, kind: str) -> None:
-    if own != kind:
+    numbers = own in KINDS and KINDS[own].numbers and KINDS[kind].numbers  # of which an order can be told
+    if own != kind and not numbers:
         raise ModelError(f"{source} was pruned for {own}, not for {kind}")
 
 
@@ -326,7 +327,7 @@ def load_model(
     """Load a pruned artefact or a dense checkpoint, whichever `source` is; see `load_dense`."""
     if not is_artifact(source):
         return load_dense(source, labels, kind, seed, need_head=need_head, label_map=label_map)
-    model = load_artifact(Path(source))
+    model = dataclasses.replace(load_artifact(hub.place(source)), source=source)
     if need_head:
         _check_kind(source, model.kind, kind)
     order = _pruned_order(model.labels, labels, source, label_map)

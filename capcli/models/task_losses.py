@@ -77,6 +77,7 @@ def _of_vectors(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
 TASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "classification": _of_classes,
     "regression": _of_numbers,
+    "ranking": _of_numbers,
     "multilabel": _of_label_sets,
     "tokens": _of_words,
     "spans": _of_places,
@@ -115,6 +116,7 @@ def _from_vectors(logits: Tensor, teacher: Tensor, temperature: float, mask: Ten
 DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], Tensor]] = {
     "classification": _from_classes,
     "regression": _from_numbers,
+    "ranking": _from_numbers,
     "multilabel": _from_label_sets,
     "tokens": _from_words,
     "spans": _from_places,

@@ -14,7 +14,7 @@ from capcli.errors import ModelError
 from capcli.models.hf import read_pretrained
 from capcli.models.model import CONFIG_FILE, accepted_inputs
 from capcli.reporting.text import first_few
-from capcli.sources import checkpoint, requests
+from capcli.sources import checkpoint, hub, requests
 from capcli.sources.checkpoint import (
     TOKENIZER_FILES,
     check_tokenizer_config,
@@ -22,8 +22,8 @@ from capcli.sources.checkpoint import (
 
 
 def is_artifact(source: str) -> bool:
-    """Whether `source` is a folder that `cap prune` wrote."""
-    return (Path(source) / CONFIG_FILE).is_file()
+    """Whether a MODEL argument is what `cap prune` wrote."""
+    return (hub.place(source) / CONFIG_FILE).is_file()
 
 
 def check_fits(net: Any, tokenizer: Any, source: str) -> None:
@@ -70,7 +70,7 @@ def open_tokenizer(path: str, source: str, config: Any = None) -> Any:
     from transformers import AutoTokenizer, PreTrainedConfig
 
     checkpoint.check_files(Path(path), source)
-    if config is None and is_artifact(path):
+    if config is None and (Path(path) / CONFIG_FILE).is_file():
         config = PreTrainedConfig()  # an artefact has no config.json, and one that was put there is not read
     check_tokenizer_config(Path(path), source)
     tokenizer = read_pretrained(AutoTokenizer.from_pretrained, path, source, config=config)
@@ -103,9 +103,9 @@ def _check_reads(tokenizer: Any, source: str) -> None:
         )
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer whose files lie in `folder`."""
-    return open_tokenizer(str(folder), str(folder))
+def read_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a MODEL argument; its weights are not read."""
+    return open_tokenizer(str(hub.place(str(source))), str(source))
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -7,39 +7,21 @@ Letters: N examples.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from capcli.data import literals, tables, tokens
+from capcli.data import tables, texts, tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS, Kind
-from capcli.data.labels import Answers, is_unicode
+from capcli.data.labels import is_unicode
 from capcli.data.splits import Split
+from capcli.data.words import Sentence, sentence
 from capcli.errors import DataError
 
 Item = tuple[Any, ...]
 Place = Callable[[int], str]
 """How messages call the item with this index."""
-
-# What annotated sentences have as words of their own, written before or behind another word.
-_BEFORE, _BEHIND = "([{\"'“‘«¿¡", ")]}\"'”’»,;:.!?…。，、；：！？"
-_CLITICS = ("'s", "’s")
-_ABBREVIATION = re.compile(r"(?:\w\.){2,}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sentence:
-    """The words of a text, and where each begins and ends in it, in characters."""
-
-    text: str
-    words: list[str]
-    spans: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,38 +122,6 @@ def _wrong_text(cell: Any) -> str:
     return "" if cell.isascii() or is_unicode(cell) else "holds half of a surrogate pair, which is not text"
 
 
-# Words ---------------------------------------------------------------------------------------------------------------
-
-
-def sentence(cell: str | list[str]) -> Sentence:
-    """The words of a text, punctuation apart; or words that are given, in a text with a space between them."""
-    found = literals.listed(cell) if isinstance(cell, str) else cell
-    if found and all(isinstance(word, str) for word in found):
-        ends = np.cumsum([len(word) + 1 for word in found]) - 1
-        spans = [(int(end) - len(word), int(end)) for word, end in zip(found, ends, strict=True)]
-        return Sentence(text=" ".join(found), words=list(found), spans=spans)
-    assert isinstance(cell, str), "a list has words"
-    spans = [span for piece in re.finditer(r"\S+", cell) for span in _apart(piece[0], piece.start())]
-    return Sentence(text=cell, words=[cell[begin:end] for begin, end in spans], spans=spans)
-
-
-def _apart(piece: str, at: int) -> Iterator[tuple[int, int]]:
-    """The words of a text without spaces that begins at `at`: `"U.S."` in quotes is three, `Ada's` two, `:-)` one."""
-    begin, end = 0, len(piece)
-    if piece.lower() not in _CLITICS and any(map(str.isalnum, piece)):
-        while piece[begin] in _BEFORE:
-            begin += 1
-        while piece[end - 1] in _BEHIND and not _ABBREVIATION.fullmatch(piece, begin, end):
-            end -= 1
-    stem = end - 2 if piece[max(end - 2, begin + 1) : end].lower() in _CLITICS else end
-    middle = [piece[begin:stem], piece[stem:end]]
-    parts = ["".join(run) for _, run in groupby(piece[:begin])] + middle
-    for part in [*parts, *("".join(run) for _, run in groupby(piece[end:]))]:
-        if part:
-            yield at, at + len(part)
-        at += len(part)
-
-
 # Examples ------------------------------------------------------------------------------------------------------------
 
 
@@ -185,18 +135,8 @@ def asked(items: Sequence[Item], kind: str, tokenizer: Any, length: int, stride:
         name="input",
         table=tables.in_memory("input", dict(zip(names, columns, strict=True)), fingerprint="input"),
         columns=names,
-        labels=_no_labels(row, sentences, len(items)),
+        labels=texts.no_labels(kind, [one.words for one in sentences] or items),
         kind=kind,
     )
     examples = tokens.encode(split, tokenizer, length, stride=stride, cache=False)
     return Asked(items=items, examples=examples, sentences=sentences)
-
-
-def _no_labels(row: Kind, sentences: Sequence[Sentence], n: int) -> NDArray[Any]:
-    """Labels [N] that say nothing, of the type that a split of this kind has."""
-    if not (row.words or row.windows):
-        return np.zeros(n)
-    labels = np.empty(n, dtype=object)
-    for i in range(n):
-        labels[i] = np.zeros(len(sentences[i].words), dtype=np.int64) if row.words else Answers(texts=(), starts=())
-    return labels

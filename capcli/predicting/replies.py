@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli.data import entities
+from capcli.data.words import Sentence
 from capcli.errors import RunFailed
 from capcli.measuring import decode
-from capcli.predicting.inputs import Asked, Place, Sentence
+from capcli.predicting.inputs import Asked, Place
 
 Logits = NDArray[np.floating]
 Answer = Any
@@ -155,6 +156,7 @@ def _ranked(scores: NDArray[np.float64], labels: Sequence[str]) -> list[dict[str
 REPLIES = {
     "classification": Replying(answers=_class, name=RANKING, ranked=True),
     "regression": Replying(answers=_number),
+    "ranking": Replying(answers=_number),
     "multilabel": Replying(answers=_labels, name="labels", ranked=True),
     "tokens": Replying(answers=_words, name="entities"),
     "spans": Replying(answers=_spans, asks=("question",)),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from capcli.config.names import HUB_PREFIX
 from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS, Kind
 from capcli.data.tasks import TASKS
 from capcli.reporting.card import Usage
+from capcli.sources.hub_data import named
 
 SHORT, LONG = "a short text", "a longer text, which shares a batch with the short one"
 QUESTIONS = ("What is short?", "Which text shares a batch with the short one?")
@@ -23,6 +25,14 @@ def usage(kind: str, source: TaskConfig | None) -> Usage:
         options=_options(row),
         **_inputs(row, paired),
     )
+
+
+def datasets(source: TaskConfig) -> tuple[str, ...]:
+    """The sets of the hub that a task was read from, for a card; none for local and built-in data."""
+    if source.data:
+        return (named(source.data)[0],) if source.data.startswith(HUB_PREFIX) else ()
+    hub = TASKS[source.task].hub
+    return (hub[0],) if hub else ()
 
 
 def _inputs(row: Kind, paired: bool) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from capcli.config.prune import PruneConfig
 from capcli.data import batches
 from capcli.data.batches import Batch, Examples
-from capcli.data.kinds import KINDS
+from capcli.data.kinds import KINDS, NO_LABEL
 from capcli.errors import DataError
 from capcli.models import predict, task_losses
 from capcli.models.model import Model
@@ -108,9 +108,10 @@ def sampled(vectors: Tensor, seed: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def answers(model: Model, batch: Batch) -> Tensor:
-    """The most likely class of each example, [B]."""
+    """The most likely class of each example, [B], or of each word, [B, S], where these have labels."""
     with predict.without_dropout(model):
-        return predict.forward(model, batch.inputs)[0].argmax(dim=-1)
+        found = predict.forward(model, batch.inputs)[0].argmax(dim=-1)
+    return torch.where(batch.labels == NO_LABEL, NO_LABEL, found) if KINDS[model.kind].words else found
 
 
 def check_enough(n_examples: int) -> None:

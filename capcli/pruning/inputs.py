@@ -17,6 +17,7 @@ from capcli.data.labels import Answers
 from capcli.data.splits import Split, TaskData
 from capcli.errors import FileError
 from capcli.models import artifact, sentences, tokenizers
+from capcli.records.parts import LABELS
 from capcli.sources import hub
 from capcli.sources.checkpoint import CONFIG, INDEX, TOKENIZER_FILES
 
@@ -33,18 +34,19 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
         found |= {f"{path.relative_to(folder)} of the model": _sha256(path, check) for path in sentences.paths(folder)}
     if config.teacher:
         found |= {f"{path.name} of the teacher": _sha256(path, check) for path in _files(config.teacher)}
-    if config.text:
-        found["calibration texts"] = _sha256(Path(config.text), check)
-    splits = [data.train, data.holdout, *data.evals.values()]
+    if config.source.text:
+        found["calibration texts"] = _sha256(Path(config.source.text), check)
+    splits = [None if config.source.text else data.train, data.holdout, *data.evals.values()]
     for split in filter(None, splits):
         found[f"texts of {split.name}"] = _texts(split, check)
-        found[f"labels of {split.name}"] = _labels(split, data.labels)
+        if data.reference == LABELS:
+            found[f"labels of {split.name}"] = _labels(split, data.labels)
     return found
 
 
 def _files(source: str) -> list[Path]:
     """The files that make up an artefact or a dense model."""
-    return artifact.artifact_files(Path(source)) if tokenizers.is_artifact(source) else _dense_files(source)
+    return artifact.artifact_files(hub.place(source)) if tokenizers.is_artifact(source) else _dense_files(source)
 
 
 def _dense_files(source: str) -> list[Path]:
@@ -75,6 +77,8 @@ def _labels(split: Split, names: Sequence[str]) -> str:
     """Of the labels of all examples, with the names that their codes stand for."""
     digest = hashlib.sha256(json.dumps([split.kind, list(names), split.no_answer]).encode())
     digest.update(json.dumps(list(_plain(split.labels))).encode())
+    if split.groups is not None:
+        digest.update(json.dumps(split.groups.tolist()).encode())
     return digest.hexdigest()
 
 

@@ -11,13 +11,13 @@ from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
 from capcli.data import batches
 from capcli.events import Event, StopFlag
-from capcli.models import devices, predict
+from capcli.models import devices, predict, storage
 from capcli.models.model import Model
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.pruner import planned
 from capcli.pruning.setup import Setup, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.teacher import given_teacher
-from capcli.records.pruned import PrunePlan
+from capcli.records.pruned import Planned, PrunePlan
 from capcli.reporting.text import byte_size, duration, percent
 from capcli.stages import Bound, RunFolder
 
@@ -25,22 +25,18 @@ from capcli.stages import Bound, RunFolder
 def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     """What the run would take, without writing anything: weights kept, disk, memory, and minutes from timed steps."""
     yield Event(phase="plan", note=f"loading {config.model} and timing a few steps")
-    on, data = devices.compute(config.hardware), read_data(config)
+    on, data = devices.compute(config.hardware, training=True), read_data(config)
     student, nothing = load_student(config, data), Bound(fingerprints={}, versions={})
     given = given_teacher(config, data, student)
     teacher, folder = "" if given is None else given.source, RunFolder(out=config.out_folder, flag=StopFlag())
     setup = make_setup(config, folder, nothing, on, data, student, teacher)
     yield from tell_notes(setup, student)
+    found, kept = expected(setup, student), planned(student, config).weights(config.sparsity)
     n = sum(linear.weight.numel() for linear in student.prunable().values())
     total = sum(p.numel() for p in student.net.parameters())
-    kept = planned(student, config).weights(config.sparsity)
-    criterion = CRITERIA[config.criterion]
-    seconds = _seconds_per_example(setup, student)
-    state = 4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight))
-    copied = config.calibrated or config.refit or bool(config.calibrated_start)  # by a refit, to compare with
-    networks = 1 + config.needs_teacher + copied
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
+    snapshots = (config.epochs + 1) * width
     return PrunePlan(
         model=shortened(config.model),
         task=config.source.task,
@@ -48,11 +44,35 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
         prunable_weights=n,
         kept_weights=kept,
         sparsity=1 - kept / n,
-        artifact_bytes=round(4 * (total - n + kept) + entry.entropy_bits(n, kept) / 8),
-        work_bytes=stages.KEEP_CHECKPOINTS * state + 4 * total + (config.epochs + 1) * width + logits,
-        memory_bytes=state + 4 * (total * networks + n) + (machine.peak_bytes() or 0),
-        minutes=setup.meter.total * seconds / 60,
+        artifact_bytes=found.weights_bytes or 0,
+        work_bytes=stages.KEEP_CHECKPOINTS * _state_bytes(config, student) + 4 * total + snapshots + logits,
+        memory_bytes=found.memory_bytes or 0,
+        minutes=(found.seconds or 0.0) / 60,
     )
+
+
+def expected(setup: Setup, student: Model) -> Planned:
+    """What a run is expected to take: its weight file, memory, and time by a few steps, of which nothing is kept."""
+    config = setup.config
+    n = sum(linear.weight.numel() for linear in student.prunable().values())
+    total = sum(p.numel() for p in student.net.parameters())
+    kept = planned(student, config).weights(config.sparsity)
+    copied = config.calibrated or config.refit or bool(config.calibrated_start)  # by a refit, to compare with
+    networks = 1 + config.needs_teacher + copied
+    width = storage.DTYPES[config.store].itemsize
+    return Planned(
+        weights_bytes=round(width * (total - n + kept) + entry.entropy_bits(n, kept) / 8),
+        memory_bytes=_state_bytes(config, student) + 4 * (total * networks + n) + (machine.peak_bytes() or 0),
+        seconds=setup.meter.total * _seconds_per_example(setup, student),
+    )
+
+
+def _state_bytes(config: PruneConfig, student: Model) -> int:
+    """Bytes of weights, moments and what the criterion remembers: what a checkpoint holds."""
+    n = sum(linear.weight.numel() for linear in student.prunable().values())
+    total = sum(p.numel() for p in student.net.parameters())
+    criterion = CRITERIA[config.criterion]
+    return int(4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight)))
 
 
 def plan_rows(found: PrunePlan) -> list[tuple[str, str]]:
@@ -83,4 +103,5 @@ def _seconds_per_example(setup: Setup, student: Model) -> float:
         logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
         float(next(student.net.parameters()).detach().sum())  # waits for the device
         times.append((time.perf_counter() - began) / len(some))
+    student.net.zero_grad(set_to_none=True)
     return min(times) * 1.3

@@ -5,42 +5,49 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from capcli import files, machine, run, stages
-from capcli.artifact import reader
+from capcli.artifact import reader, writer
 from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
+from capcli.config.prune import PruneConfig
+from capcli.data.kinds import KINDS
+from capcli.data.splits import TaskData
 from capcli.errors import RunFailed
 from capcli.events import Event, told
-from capcli.measuring import chance, latency, scoring, size
+from capcli.measuring import breakdown, chance, latency, scoring, size
+from capcli.measuring.scoring import Measured
 from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
-from capcli.predicting.usage import usage
+from capcli.predicting.usage import datasets, usage
 from capcli.pruning import masked
+from capcli.pruning.objective import term_weights
 from capcli.pruning.pruner import Pruner
-from capcli.pruning.setup import SPARE, Setup, measure_splits, stage_record
+from capcli.pruning.setup import Setup, answers, holdout_of, scores, stage_record
 from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
-from capcli.records.parts import FileFacts, MatrixSparsity, Sparsity
+from capcli.records.parts import LABELS, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
 from capcli.records.pruned import (
     AtChance,
     CurveExamples,
+    ExportSize,
     HistoryRow,
     Latencies,
     Memory,
     Metrics,
+    Planned,
     Report,
     Size,
     SplitMetrics,
-    SplitScores,
     Teacher,
     Timing,
 )
@@ -55,7 +62,12 @@ UNTRAINED = "training will be needed; raise --heal, use --method fisher with --e
 
 
 def write_artefact(
-    setup: Setup, student: Model, pruner: Pruner, state: Progress, dense: Mapping[str, SplitScores]
+    setup: Setup,
+    student: Model,
+    pruner: Pruner,
+    state: Progress,
+    dense: Mapping[str, Measured],
+    planned: Planned,
 ) -> Generator[Event, None, Report]:
     """Write the artefact, measure it as re-opened from disk, and write the report last."""
     config, out = setup.config, setup.run.out
@@ -64,8 +76,7 @@ def write_artefact(
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masked.bake(pruner.matrices)
     names = list(student.prunable())
-    held_out = config.holdout or SPARE * ("holdout" in setup.data.evals)
-    settings = {"source": dataclasses.asdict(config.source), "holdout": held_out, "seed": config.seed}
+    settings = {**_data_settings(setup), "holdout": holdout_of(config), "seed": config.seed}
     settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}
     run.clear_artefact(setup.run)
     wide = storage.too_large(student, config.store)
@@ -74,7 +85,7 @@ def write_artefact(
     reopened = place(artifact.load_artifact(out), setup.on)
     storage.check(wanted, reopened.net)
     event = setup.meter.stoppable("evaluate pruned")
-    pruned = yield from measure_splits(setup, reopened, event)
+    pruned = scores(setup, reopened, (yield from answers(setup, reopened, event)))
     for note in _guessing(setup, dense, pruned):
         yield setup.meter.of("evaluate pruned")(done=1, total=1, note=note)
     counted = _sparsity(reopened, out, config.sparsity, pruner.errors)
@@ -89,6 +100,8 @@ def write_artefact(
         found,
         sparsity=counted,
         size=_size(student, out, sizes),
+        exports=_exports(reopened, names),
+        planned=planned,
         latency=speed,
         notes=(*found.notes, *too_wide),
         base_model=loading.hub_id(student.source),
@@ -98,13 +111,27 @@ def write_artefact(
         },
     )
     record = portable(measured, config)
-    card = render_card(record, usage=usage(student.kind, config.source), base_model=record.base_model)
+    card = render_card(
+        record,
+        usage=usage(student.kind, config.source),
+        base_model=record.base_model,
+        datasets=datasets(config.source),
+    )
     setup.run.check()
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
     files.write_json(out / stages.REPORT, to_json(record))
     yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
     return record
+
+
+def _data_settings(setup: Setup) -> dict[str, Any]:
+    """What the artefact says of its data: the texts, and the model whose answers they were measured against, only where
+    there were no labels to evaluate on."""
+    source = dataclasses.asdict(setup.config.source)
+    if not setup.config.source.unlabelled:
+        source["text"] = ""
+    return {"source": source} if _has_labels(setup) else {"source": source, "teacher": setup.teacher}
 
 
 def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, Latencies]:
@@ -158,15 +185,26 @@ def _size(student: Model, out: Path, sizes: Sizes) -> Size:
         weights_bytes=sizes.file_bytes,
         bound_bytes=round(sizes.bound_bytes),
         codings=size.codings(out / WEIGHTS_FILE),
+        parts=size.parts(student, out / WEIGHTS_FILE),
     )
 
 
-def _record(
-    setup: Setup, state: Progress, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]
-) -> Report:
+def _exports(model: Model, pruned: Sequence[str]) -> tuple[ExportSize, ...]:
+    """What a dense file for other tools would take, and our own with 8-bit values."""
+    small = storage.stored(model, pruned, "int8", "int8", wide=storage.too_large(model, "fp16"))
+    sizes = {
+        "--to dense": 4 * sum(tensor.numel() for tensor in model.net.state_dict().values()),
+        "--to sparse --dtype int8 --embeddings int8": writer.sizes(
+            small.tensors, pruned, quantised=small.quantised
+        ).file_bytes,
+    }
+    return tuple(ExportSize(options=options, weights_bytes=n) for options, n in sizes.items())
+
+
+def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> Report:
     """The report but for sparsity, size and files, which are counted on the artefact."""
     config, first = setup.config, next(iter(pruned))
-    teacher, given = stage_record(setup, "teacher"), bool(setup.teacher)
+    teacher = stage_record(setup, "teacher")
     history = [*teacher.get("history", []), *state.history]
     return Report(
         status="complete",
@@ -174,6 +212,7 @@ def _record(
         task=config.source.task,
         method=config.method,
         losses=tuple(config.loss_names),
+        loss_weights=_weights(config, state.history),
         seed=config.seed,
         command=command_line(sys.argv[1:]),
         config=flatten(config),
@@ -181,8 +220,9 @@ def _record(
         versions=setup.bound.versions,
         device=setup.bound.device,
         labels=tuple(setup.data.labels),
-        metrics=_metrics(setup.data.primary, dense, pruned),
-        teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=dense[first].metrics),
+        metrics=_metrics(setup.data, dense, pruned),
+        by_label=breakdown.by_label(setup.data.labels, pruned[first], dense[first] if _has_labels(setup) else None),
+        teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=_of_teacher(setup, dense[first])),
         timing=_timing(setup, teacher.get("seconds", 0.0), state.seconds),
         memory=Memory(
             peak_host_bytes=machine.peak_bytes(),
@@ -194,17 +234,27 @@ def _record(
             *setup.notes,
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
-            *(_fall(setup.data.primary, dense[first], pruned[first]) if not config.epochs else []),
-            *([] if config.unlabelled else _unfinished(setup.data.primary, dense[first], pruned[first], given=given)),
+            *(_fall(setup, dense[first], pruned[first]) if not config.epochs else []),
+            *_unfinished(setup, dense[first], pruned[first]),
             *_guessing(setup, dense, pruned),
         ),
     )
 
 
-def _fall(name: str, dense: SplitScores, pruned: SplitScores) -> list[str]:
+def _has_labels(setup: Setup) -> bool:
+    return setup.data.reference == LABELS
+
+
+def _of_teacher(setup: Setup, dense: Measured) -> Mapping[str, float]:
+    """How good the teacher is; nobody knows where it is compared with itself."""
+    return dense.metrics if _has_labels(setup) else {}
+
+
+def _fall(setup: Setup, dense: Measured, pruned: Measured) -> list[str]:
     """A note when the metric fell below what the noise of the examples explains: below the dense model's interval.
-    Where guessing is as good, another note says so."""
-    ends = dense.confidence_95.get(name)
+    Where guessing is as good, another note says so. Agreement is never that of a model with itself."""
+    name = setup.data.primary
+    ends = dense.confidence_95.get(name) if _has_labels(setup) else None
     if ends is None or not pruned.metrics[name] < ends[0] or name in pruned.at_chance:
         return []
     return [
@@ -213,20 +263,21 @@ def _fall(name: str, dense: SplitScores, pruned: SplitScores) -> list[str]:
     ]
 
 
-def _unfinished(name: str, teacher: SplitScores, pruned: SplitScores, *, given: bool) -> list[str]:
+def _unfinished(setup: Setup, teacher: Measured, pruned: Measured) -> list[str]:
     """A note when the student is better than its teacher beyond the noise of the examples: the teacher was not trained
-    to its end, so that the run learned less than it could."""
-    ends = pruned.confidence_95.get(name)
+    to its end, so that the run learned less than it could. The teacher of vectors was not trained on what is scored."""
+    name = setup.data.primary
+    ends = pruned.confidence_95.get(name) if not KINDS[setup.data.kind].vectors else None
     if ends is None or not ends[0] > teacher.metrics[name]:
         return []
-    more = "use one that was trained longer" if given else "raise --teacher-epochs or --teacher-lr"
+    more = "use one that was trained longer" if setup.teacher else "raise --teacher-epochs or --teacher-lr"
     return [
         f"the pruned model is better than its teacher ({name} {number(pruned.metrics[name])} against "
         f"{number(teacher.metrics[name])}): the teacher had not learned all that there is; {more}"
     ]
 
 
-def _metrics(primary: str, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> Metrics:
+def _metrics(data: TaskData, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> Metrics:
     """Of every split, and of the first."""
     splits = {
         name: SplitMetrics(
@@ -236,12 +287,23 @@ def _metrics(primary: str, dense: Mapping[str, SplitScores], pruned: Mapping[str
             at_chance=AtChance(dense=dense[name].at_chance, pruned=one.at_chance),
             retention=scoring.retention(one.metrics, dense[name].metrics, dense[name].at_chance),
             n_examples=one.n_examples,
-            confidence_95=one.confidence_95,
+            confidence_95=intervals(one.confidence_95),
+            differences=_differences(one, dense[name]) if data.reference == LABELS else {},
         )
         for name, one in pruned.items()
     }
     first, scores = next(iter(splits.items()))
-    return Metrics(primary=primary, split=first, splits=splits, **vars(scores))
+    return Metrics(reference=data.reference, primary=data.primary, split=first, splits=splits, **vars(scores))
+
+
+def _differences(pruned: Measured, dense: Measured) -> dict[str, Noisy]:
+    return {name: by.row() for name, by in scoring.paired(pruned, dense)[0].items()}
+
+
+def _weights(config: PruneConfig, history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The weight of each term that was trained with."""
+    terms = dict.fromkeys(name for row in history for name in row["losses"])
+    return {name: weight for name, weight in term_weights(config, config.loss_names).items() if name in terms}
 
 
 def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timing:
@@ -255,7 +317,7 @@ def _timing(setup: Setup, teacher_seconds: float, prune_seconds: float) -> Timin
     )
 
 
-def _guessing(setup: Setup, dense: Mapping[str, SplitScores], pruned: Mapping[str, SplitScores]) -> list[str]:
+def _guessing(setup: Setup, dense: Mapping[str, Measured], pruned: Mapping[str, Measured]) -> list[str]:
     """For each split a note when the dense model, the pruned one or both only guess, and what helps."""
     primary, lost = setup.data.primary, TRAINED if setup.config.epochs else UNTRAINED
     notes = []

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,26 +17,23 @@ from capcli.data import dataset, texts, tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData, subset
+from capcli.data.tasks import TASKS
 from capcli.errors import ConfigError
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
-from capcli.models import loading, predict, predictor
+from capcli.models import artifact, loading, predict, predictor, tokenizers
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place, pooling_of
 from capcli.models.predict import Progress
-from capcli.models.predictor import Predictor
 from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.pruner import planned
 from capcli.pruning.schedules import RISE_OF_DIMENSIONS, RISE_OF_UNITS
-from capcli.records.parts import intervals
-from capcli.records.pruned import SplitScores
 from capcli.reporting.text import counted
 from capcli.stages import Bound, RunFolder
 from capcli.stored import read_json
 
 CURVE_SAMPLES = 2000
-SPARE = 0.1  # of texts without an evaluation split that is held out
 FORWARD_SHARE = 1 / 3  # of a training step: a forward pass alone
 REFIT_SHARE = 5  # training steps: a refit, of as many examples
 
@@ -77,12 +73,20 @@ class Meter:
             begin += size
 
     def of(self, phase: str) -> Callable[..., Event]:
-        """A maker of events of `phase`: event(done, total, note, status)."""
+        """A maker of events of `phase`: event(done, total, note, status, numbers)."""
         begin, size = self.spans.get(phase, (0.0, 0.0))
 
-        def event(done: float = 0, total: float = 0, note: str = "", status: str = "") -> Event:
+        def event(
+            done: float = 0,
+            total: float = 0,
+            note: str = "",
+            status: str = "",
+            numbers: Mapping[str, float] | None = None,
+        ) -> Event:
             share = (begin + size * (done / total if total else 0)) / self.total
-            return Event(phase=phase, done=done, total=total, overall=share, note=note, status=status)
+            return Event(
+                phase=phase, done=done, total=total, overall=share, note=note, status=status, numbers=numbers or {}
+            )
 
         return event
 
@@ -107,34 +111,45 @@ def nothing() -> Generator[Event, None, None]:
 
 
 def read_data(config: PruneConfig) -> TaskData:
-    """The splits of the task, with the part that is held out; without training examples where there are only texts."""
-    if config.text:
-        return _evaluated(config)
-    spare = SPARE if config.source.task in EMBEDDING_TASKS else 0.0
-    data = dataset.load(
-        config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed, spare=spare
-    )
-    return dataset.comparable(data)
+    """The splits of the task, with the part that is held out."""
+    if config.source.text:
+        return _of_texts(config)
+    data = dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+    return dataset.comparable(data, "teacher")
 
 
-def _evaluated(config: PruneConfig) -> TaskData:
-    """The evaluation splits of a task, its classes by the fine-tuned model. Raises `ConfigError` for a kind of task
-    that texts alone cannot serve, `DataError` when they are not there."""
-    texts.check(config.text)
-    names = loading.names_of(config.teacher or config.model, config.source.label_names)
-    data = dataset.load(config.source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
-    data = dataset.comparable(data)
-    if config.staged and not (KINDS[data.kind].single or KINDS[data.kind].vectors):
+def holdout_of(config: PruneConfig) -> float:
+    """The share of the training set that is held out: chosen, or what a run without any labels is evaluated on."""
+    return config.holdout or texts.HELD_OUT * config.source.unlabelled
+
+
+def _of_texts(config: PruneConfig) -> TaskData:
+    """Texts in place of a training set, the classes by the fine-tuned model; with the evaluation splits of the task or,
+    where nothing has labels, held-out texts. Raises `ConfigError` for a kind of task that texts alone cannot serve,
+    `DataError` when they are not there."""
+    source, kind = config.source, KINDS[TASKS[config.source.task].kind]
+    texts.check(source.text)
+    if config.staged and not (kind.single or kind.words or kind.vectors):
         raise ConfigError(
-            f"{config.method} needs labels for {config.source.task}: only of classes can the teacher's answers be used",
+            f"{config.method} needs labels for {source.task}: only of classes can the teacher's answers be used",
             "leave --text out, or use a method that needs none, such as wanda",
         )
-    if (config.heal or config.epochs) and KINDS[data.kind].words:
-        raise ConfigError(
-            f"training needs the words of {config.source.task}, which --text does not have",
-            "leave --text out, or train nothing: --preset minutes, or a method such as wanda",
+    names = loading.names_of(config.teacher or config.model, source.label_names)
+    limits = {"max_train": config.max_train_samples, "seed": config.seed}
+    if source.unlabelled:
+        return texts.open_task(
+            source, names, "teacher", holdout=holdout_of(config), no_answer=_no_answer(config), **limits
         )
-    return data
+    data = dataset.load(source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
+    data = dataset.comparable(data, "teacher")
+    found = texts.read(source.text, source, paired=bool(config.epochs or config.heal))
+    return replace(data, train=subset(found, config.max_train_samples, config.seed))
+
+
+def _no_answer(config: PruneConfig) -> bool | None:
+    """Whether the teacher may answer nothing to a question, as far as it says so."""
+    source = config.teacher or config.model
+    return artifact.known(source).no_answer if tokenizers.is_artifact(source) else None
 
 
 def load_student(config: PruneConfig, data: TaskData) -> Model:
@@ -161,8 +176,9 @@ def make_setup(
     """Everything tokenised, and the student on its device."""
     check = folder.flag.check
     reader = predictor.of_network(student, on.exact)
-    examples = _examples(config, reader, data, check)
-    if config.text and not teacher:
+    assert data.train is not None, "a run has examples to train or calibrate on"
+    examples = scoring.encoded(reader, data.train, config.source, check)
+    if config.source.text and not teacher:
         raise ConfigError(
             f"{config.model} has no head for these labels, and --text has no labels to fine-tune it with",
             "name a model that was fine-tuned for this task",
@@ -175,7 +191,7 @@ def make_setup(
     curve = data.holdout or subset(next(iter(data.evals.values())), most, 0)
     curve_examples = scoring.encoded(reader, curve, config.source, check)
     read = {
-        config.text or "train": examples,
+        config.source.text or "train": examples,
         **({"the held-out part": curve_examples} if data.holdout else {}),
         **evals,
     }
@@ -205,38 +221,15 @@ def make_setup(
     )
 
 
-def compared(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
-    """The same with what the teacher gives for the examples that are evaluated on, where metrics compare with that."""
-    if not setup.data.compares:
-        return setup
-    found, event = {}, setup.meter.stoppable("evaluate dense")
-    for name, examples in {**setup.evals, "": setup.curve}.items():
-        outputs, _ = yield from told(predict.encoded(teacher, examples, setup.on.exact), event)
-        found[name] = scoring.against(examples, outputs)
-    return dataclasses.replace(setup, curve=found.pop(""), evals=found)
-
-
 def _slow_precision(on: Compute) -> list[str]:
     """A note when a CPU has to emulate the numbers that it is to train with."""
     emulated = on.device.type == "cpu" and on.dtype == torch.bfloat16 and not machine.has_bf16()
     return ["this processor has no bf16 instructions: training in fp32 is faster"] * emulated
 
 
-def _examples(config: PruneConfig, reader: Predictor, data: TaskData, check: Callable[[], None]) -> Examples:
-    """The training examples, or texts without labels in their place."""
-    if data.train is not None:
-        return scoring.encoded(reader, data.train, config.source, check)
-    paired = bool(config.epochs or config.heal) and not KINDS[data.kind].vectors
-    found, pairs = texts.read(config.text, config.source, paired=paired)
-    length = min(config.source.longest, reader.longest)
-    return tokens.unlabelled(found, pairs, reader.tokenizer, length, data.kind)
-
-
 def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
     """Without training: whether MODEL is pruned as it is, or has to be fine-tuned first."""
-    if config.epochs or config.teacher:
-        return []
-    if config.source.task in EMBEDDING_TASKS:
+    if config.epochs or config.teacher or config.source.task in EMBEDDING_TASKS:
         return []
     if teacher:
         return [f"{teacher} was fine-tuned for these labels: it is pruned as it is"]
@@ -285,7 +278,7 @@ def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
     """Say what was read: splits, labels, sizes, and what there is to note about them."""
     data, event = setup.data, setup.meter.of("load")
     splits = {
-        "texts" if data.train is None else "train": setup.train,
+        "texts" if setup.config.source.text else "train": setup.train,
         **({"held out": setup.curve} if data.holdout else {}),
         **setup.evals,
     }
@@ -335,28 +328,33 @@ def measured(
     setup: Setup, model: Model, examples: Examples, *, with_intervals: bool = True
 ) -> Generator[Progress, None, Measured]:
     """Metrics of a network as it is, in training or opened again; yields how many examples are done, of how many."""
-    with predict.evaluating(model):
-        answering = predictor.of_network(model, setup.on.exact)
-        names = setup.data.metrics
-        return (yield from scoring.measure(answering, examples, names, with_intervals=with_intervals))
+    logits = yield from _answered(setup, model, examples)
+    return _scored(setup, model, examples, logits, with_intervals=with_intervals)
 
 
-def measure_splits(
-    setup: Setup, model: Model, event: Callable[..., Event]
-) -> Generator[Event, None, dict[str, SplitScores]]:
-    """Metrics of every evaluation split by name, what guessing scores, and a model's one answer to everything."""
+def answers(setup: Setup, model: Model, event: Callable[..., Event]) -> Generator[Event, None, dict[str, torch.Tensor]]:
+    """The logits of a network for every evaluation split by name, as `predict.outputs` gives them, on the CPU."""
     found = {}
     for name, examples in setup.evals.items():
-        one = yield from told(measured(setup, model, examples), event)
-        found[name] = SplitScores(
-            metrics=one.metrics,
-            confidence_95=intervals(one.confidence_95),
-            n_examples=one.n_examples,
-            constant=one.constant,
-            chance=one.chance,
-            at_chance=one.at_chance,
-        )
+        found[name] = (yield from told(_answered(setup, model, examples), event)).cpu()
     return found
+
+
+def scores(setup: Setup, model: Model, logits: Mapping[str, torch.Tensor]) -> dict[str, Measured]:
+    """Metrics of every evaluation split by name, of the `answers` of a network."""
+    return {name: _scored(setup, model, examples, logits[name]) for name, examples in setup.evals.items()}
+
+
+def _answered(setup: Setup, model: Model, examples: Examples) -> Generator[Progress, None, torch.Tensor]:
+    with predict.evaluating(model):
+        return (yield from predictor.of_network(model, setup.on.exact).answers(examples))
+
+
+def _scored(
+    setup: Setup, model: Model, examples: Examples, logits: torch.Tensor, *, with_intervals: bool = True
+) -> Measured:
+    names = setup.data.metrics
+    return scoring.scored(model.kind, model.labels, examples, names, logits, with_intervals=with_intervals)
 
 
 def stage_record(setup: Setup, name: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _classes(setup: Setup, logits: torch.Tensor | None) -> torch.Tensor | None:
     """The class of each example, [N], by the teacher where there are no labels; None where no two share one."""
     if not KINDS[setup.data.kind].single:
         return None
-    if setup.config.text:
+    if setup.config.source.text:
         return None if logits is None else logits.argmax(dim=-1)
     return torch.from_numpy(setup.train.labels).to(setup.on.device)
 
@@ -136,7 +136,7 @@ def _calibration(
         target=teacher if config.refit_target == "teacher" else None,
         loss=loss,
         batch_size=config.batch_size,
-        asked=teacher if config.text and config.staged and KINDS[setup.data.kind].single else None,
+        asked=teacher if config.source.text and config.staged and not KINDS[setup.data.kind].vectors else None,
         check=(lambda: None) if config.epochs else setup.run.flag.check,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,16 +16,17 @@ from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, ModelError
 from capcli.events import Event, told
-from capcli.measuring import chance
-from capcli.models import loading, predict, stock
+from capcli.measuring import chance, scoring
+from capcli.measuring.scoring import Measured
+from capcli.models import loading, predict, predictor, stock
 from capcli.models.model import Model, copy, place
 from capcli.pruning import banks, train
 from capcli.pruning.objective import Objective
 from capcli.pruning.phase import make_job
-from capcli.pruning.setup import Setup, found_stage, measure_splits, origin_of, stage_record
-from capcli.records.codec import from_json, to_json
-from capcli.records.pruned import SplitScores
-from capcli.stored import read_json
+from capcli.pruning.setup import Setup, answers, found_stage, origin_of, scores, stage_record
+from capcli.stored import read_tensors
+
+ANSWERS = "answers.safetensors"  # of the teacher, to the evaluation splits in order
 
 
 def make_bank(
@@ -52,7 +54,7 @@ def given_teacher(config: PruneConfig, data: TaskData, student: Model) -> Model 
     None when the run has to make one. Raises `ModelError` or `ConfigError` when the named one does not fit.
     """
     if not config.teacher:
-        return None if config.epochs and not config.unlabelled else _itself(config, data)
+        return None if config.epochs and config.uses_labels else _itself(config, data)
     names = config.source.label_names
     teacher = loading.load_model(config.teacher, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     _check_teacher(config, teacher, student)
@@ -66,6 +68,19 @@ def _itself(config: PruneConfig, data: TaskData) -> Model | None:
         return loading.load_dense(config.model, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     except ModelError:
         return None
+
+
+def with_answers(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
+    """The setup with the teacher's answers to what is evaluated on, where metrics compare with them."""
+    if not setup.data.compares:
+        return setup
+    event, found = setup.meter.stoppable("answers of the teacher"), {}
+    answering = predictor.of_network(teacher, setup.on.exact)
+    with predict.evaluating(teacher):
+        for name, examples in setup.evals.items():
+            found[name] = yield from told(scoring.answered(answering, examples), event)
+        curve = yield from told(scoring.answered(answering, setup.curve), event)
+    return replace(setup, evals=found, curve=curve)
 
 
 def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
@@ -146,22 +161,26 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
         )
 
 
-def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, SplitScores]]]:
+def teacher_bank(setup: Setup, teacher: Model) -> Generator[Event, None, tuple[Any, Any, dict[str, Measured]]]:
     """Vectors and logits of the teacher on the training set (None when no loss needs them), and its metrics."""
     names, vectors, logits = setup.config.loss_names, None, None
     if setup.config.epochs and ("fic" in names or "kd" in names):  # what heals asks the teacher itself
         vectors, logits = yield from make_bank(setup, "finetuned", teacher)
+    return vectors, logits, (yield from _scores(setup, teacher))
+
+
+def _scores(setup: Setup, teacher: Model) -> Generator[Event, None, dict[str, Measured]]:
+    """The teacher measured on each split; its answers are kept, so that the student is compared on each example."""
     of = origin_of(setup, "dense")
-    folder = setup.run.place(of["stage"])
+    folder, splits = setup.run.place(of["stage"]), list(setup.evals)
     if (yield from found_stage(setup, of)) is None:
-        measured = yield from measure_splits(setup, teacher, setup.meter.stoppable("evaluate dense"))
-        for name, one in measured.items():  # said now, as pruning may take hours
+        found = yield from answers(setup, teacher, setup.meter.stoppable("evaluate dense"))
+        for name, one in scores(setup, teacher, found).items():  # said now, as pruning may take hours
             for note in chance.doubts({"the dense model": one}, name, setup.data.primary, weak_teacher(setup)):
                 yield setup.meter.of("evaluate dense")(done=1, total=1, note=note)
         setup.run.check()
         with files.publish(folder) as staging:
-            files.write_json(staging / "metrics.json", to_json(measured))
+            files.write_tensors(staging / ANSWERS, {str(i): found[name] for i, name in enumerate(splits)})
             files.write_json(staging / stages.STAGE, {"of": of})
-    path = folder / "metrics.json"
-    stored = read_json(path)
-    return vectors, logits, {name: from_json(SplitScores, one, str(path)) for name, one in stored.items()}
+    stored = read_tensors(folder / ANSWERS)
+    return scores(setup, teacher, {name: stored[str(i)] for i, name in enumerate(splits)})

@@ -83,9 +83,9 @@ def train(job: Job) -> Generator[Event, None, Progress]:
         yield job.event(done=state.step, total=total, status=_status(job, state, total))
         if position + 1 == per_epoch:
             metrics = yield from job.epoch_end(epoch, state.step)
-            _row(job, state, metrics)
+            yield _row(job, state, metrics, total)
         elif state.step % row_every == 0:
-            _row(job, state, {})
+            yield _row(job, state, {}, total)
         stop = job.run.flag.requested()
         if stop or state.step == total or time.monotonic() - saved_at > job.config.checkpoint_seconds:
             _save(job, optimizer, scaler, state)
@@ -227,8 +227,8 @@ def _calmer(job: Job) -> str:
     return f"lower {' or '.join(changes)}{other}" + (f"; this keeps: {', '.join(kept)}" if kept else "")
 
 
-def _row(job: Job, state: Progress, metrics: Mapping[str, float]) -> None:
-    """Close a history row: means of the loss terms since the last one."""
+def _row(job: Job, state: Progress, metrics: Mapping[str, float], total: int) -> Event:
+    """Close a history row: means of the loss terms since the last one. Returns it as an event."""
     check_finite(job, state)
     means = {name: float(value) / state.summed for name, value in state.sums.items()}
     per_epoch = steps_per_epoch(job.examples, job.config.batch_size)
@@ -244,6 +244,9 @@ def _row(job: Job, state: Progress, metrics: Mapping[str, float]) -> None:
         }
     )
     state.sums, state.summed = {}, 0
+    numbers = {f"loss/{name}": value for name, value in means.items()} | dict(metrics)
+    numbers |= {"sparsity": sparsity, "lr": job.lr * lr_factor(job, state.step - 1, total)}
+    return job.event(done=state.step, total=total, status=_status(job, state, total), numbers=numbers)
 
 
 def _status(job: Job, state: Progress, total: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from capcli.records.codec import ABSENT, EMPTY, Versioned
-from capcli.records.parts import FileFacts, Gate, Intervals, Latency, Sparsity, Values
+from capcli.records.parts import LABELS, FileFacts, Gate, Intervals, Latency, Sparsity, Values
 from capcli.records.pruned import Metrics, Report, Teacher
 
 
@@ -96,8 +96,12 @@ class ExportSize:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportMetrics:
-    """Metrics before and after, on the same examples; `at_chance` are those in which the export only guesses."""
+    """Metrics before and after, on the same examples; `at_chance` are those in which the export only guesses.
 
+    reference: what they compare with, labels; or model, the one that was exported, whose answers took their place.
+    """
+
+    reference: str = LABELS
     split: str | None = None
     primary: str | None = None
     before: Values = field(default_factory=dict)

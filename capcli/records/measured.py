@@ -11,6 +11,8 @@ from capcli.config.options import exists
 from capcli.errors import FileError
 from capcli.records.codec import ABSENT, EMPTY, Versioned, from_json
 from capcli.records.parts import (
+    LABELS,
+    ByLabel,
     Gate,
     Interval,
     Intervals,
@@ -61,6 +63,7 @@ class EvalResult(Versioned):
     model: str | None = None
     task: str | None = None
     split: str | None = None
+    reference: str = LABELS
     primary: str | None = None
     labels: tuple[str, ...] = ()
     data: str | None = None
@@ -71,6 +74,7 @@ class EvalResult(Versioned):
     chance: Values = field(default_factory=dict)
     at_chance: tuple[str, ...] = ()
     splits: Mapping[str, Scores] = field(default_factory=dict)
+    by_label: ByLabel | None = field(default=None, metadata=ABSENT)
     perturbed: Mapping[str, Perturbed] = field(default_factory=dict)
     seed: int | None = None
     runtime: Runtime | None = field(default=None, metadata=ABSENT)
@@ -96,6 +100,7 @@ def stored_scores(path: str, hint: str) -> EvalResult:
         model=report.model,
         task=report.task,
         split=report.metrics.split,
+        reference=report.metrics.reference,
         metrics=report.metrics.pruned,
         confidence_95=report.metrics.confidence_95,
         n_examples=report.metrics.n_examples,

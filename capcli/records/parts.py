@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from capcli.records.codec import ABSENT
 
+LABELS = "labels"  # what metrics compare with, unless the answers of another model took their place
 Interval = tuple[float, float]  # low and high
 Values = Mapping[str, float]  # by name of the metric
 Intervals = Mapping[str, Interval]
@@ -46,6 +47,46 @@ class Noisy:
 
     value: float | None = None
     confidence_95: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScore:
+    """What a model does with one label; `baseline_f1` of the dense model or baseline, where there is one."""
+
+    label: str | None = None
+    n_examples: int | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    baseline_f1: float | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """How often `answer` was given where `label` is right, by the model and by the dense model or baseline."""
+
+    label: str | None = None
+    answer: str | None = None
+    count: int | None = None
+    baseline: int | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByLabel:
+    """Scores by label in the order of the labels, and the most frequent confusions."""
+
+    labels: tuple[LabelScore, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizePart:
+    """What is stored of one part of a model: its weights, their bytes in 32 bits, and in the file."""
+
+    part: str | None = None
+    weights: int | None = None
+    dense_bytes: int | None = None
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capcli.records.codec import ABSENT, Versioned
-from capcli.records.parts import FileFacts, Gate, Intervals, Latency, Sparsity, Values
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitScores:
-    """A model on one split, as the stages of a run keep it; `constant` is its answer, where that is always the same."""
-
-    metrics: Values = field(default_factory=dict)
-    confidence_95: Intervals = field(default_factory=dict)
-    n_examples: int | None = None
-    constant: str = ""
-    chance: Values = field(default_factory=dict)
-    at_chance: tuple[str, ...] = ()
+from capcli.records.parts import (
+    LABELS,
+    ByLabel,
+    FileFacts,
+    Gate,
+    Intervals,
+    Latency,
+    Noisy,
+    SizePart,
+    Sparsity,
+    Values,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,8 @@ class AtChance:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitMetrics:
-    """Metrics of one split before and after; `chance` is what the best answer scores that is the same for all."""
+    """Metrics of one split before and after; `chance` is what the best answer scores that is the same for all, and
+    `differences` are pruned minus dense on the same examples."""
 
     dense: Values = field(default_factory=dict)
     pruned: Values = field(default_factory=dict)
@@ -41,12 +41,18 @@ class SplitMetrics:
     retention: Values = field(default_factory=dict)
     n_examples: int | None = None
     confidence_95: Intervals = field(default_factory=dict)
+    differences: Mapping[str, Noisy] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Metrics of the first split, and of each."""
+    """Metrics of the first split, and of each.
 
+    reference: what they compare with, labels; or teacher, whose answers took the place of labels: then they say how far
+    the pruned model agrees with it, not how often it is right.
+    """
+
+    reference: str = LABELS
     primary: str | None = None
     split: str | None = None
     dense: Values = field(default_factory=dict)
@@ -56,6 +62,7 @@ class Metrics:
     retention: Values = field(default_factory=dict)
     n_examples: int | None = None
     confidence_95: Intervals = field(default_factory=dict)
+    differences: Mapping[str, Noisy] = field(default_factory=dict)
     splits: Mapping[str, SplitMetrics] = field(default_factory=dict)
 
 
@@ -69,6 +76,15 @@ class Size:
     weights_bytes: int | None = None
     bound_bytes: int | None = None
     codings: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[SizePart, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSize:
+    """What a form of the model would take: options of `cap export`, and the bytes of its weight file."""
+
+    options: str | None = None
+    weights_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +93,15 @@ class Latencies:
 
     dense: Latency = field(default_factory=Latency)
     pruned: Latency = field(default_factory=Latency)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What was expected before the first step, from sizes and a few timed steps."""
+
+    weights_bytes: int | None = None
+    memory_bytes: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +163,7 @@ class Report(Versioned):
     task: str | None = None
     method: str | None = None
     losses: tuple[str, ...] = ()
+    loss_weights: Values = field(default_factory=dict)
     seed: int | None = None
     command: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -146,6 +172,7 @@ class Report(Versioned):
     device: str | None = None
     labels: tuple[str, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
+    by_label: ByLabel | None = field(default=None, metadata=ABSENT)
     teacher: Teacher = field(default_factory=Teacher)
     timing: Timing = field(default_factory=Timing)
     memory: Memory = field(default_factory=Memory)
@@ -154,6 +181,8 @@ class Report(Versioned):
     notes: tuple[str, ...] = ()
     sparsity: Sparsity = field(default_factory=Sparsity)
     size: Size = field(default_factory=Size)
+    exports: tuple[ExportSize, ...] = ()
+    planned: Planned = field(default_factory=Planned)
     latency: Latencies | None = field(default=None, metadata=ABSENT)
     base_model: str | None = None
     gates: tuple[Gate, ...] | None = field(default=None, metadata=ABSENT)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capcli.records.codec import ABSENT, Versioned
-from capcli.records.parts import Gate, Values
+from capcli.records.parts import LABELS, Gate, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,7 @@ class Sweep(Versioned):
     model: str | None = None
     task: str | None = None
     split: str | None = None
+    reference: str = LABELS
     primary: str | None = None
     n_examples: int | None = None
     seeds: tuple[int, ...] = ()

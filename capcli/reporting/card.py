@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from capcli.records.exported import ExportRecord
+from capcli.records.parts import LABELS
 from capcli.records.pruned import Report
 from capcli.reporting.run_page import template, view
 from capcli.reporting.terminal import speed_lines
-from capcli.reporting.text import plain
+from capcli.reporting.text import named, plain
 
 WORD = re.compile("[A-Za-z][A-Za-z0-9_./-]+")
 
@@ -135,13 +136,34 @@ def _export_view(exported: ExportRecord | None) -> dict[str, Any]:
 def _model_index(
     report: Report, metrics: Mapping[str, float], datasets: Sequence[str], pipeline_tag: str | None
 ) -> list[dict[str, Any]]:
-    task = report.task or "task"
+    task, reference = report.task or "task", report.metrics.reference
+    about = {} if reference == LABELS else {"name": f"agreement with the {named(reference, 20)}, without labels"}
     result = {
         "task": {"type": pipeline_tag or task, "name": task},
-        "dataset": {"type": datasets[0] if datasets else task, "name": task},
-        "metrics": [{"type": name, "value": float(value)} for name, value in metrics.items()],
+        "dataset": {
+            "type": datasets[0] if datasets else task,
+            "name": task,
+            **({"split": report.metrics.split} if report.metrics.split else {}),
+        },
+        "metrics": [{"type": name, **about, "value": float(value)} for name, value in metrics.items()],
     }
     return [{"name": f"{report.model} pruned for {task}", "results": [result]}]
+
+
+def for_hub(card: str, repo: str) -> str:
+    """A card whose snippets name a repository of the hub, in place of the folder that it lies in."""
+    before, use, rest = card.partition("\n## Use\n")
+    snippets, end, after = rest.partition("\n## ")
+    for here, there in (
+        ("In the folder of this card:", "By its name on the hub:"),
+        ('"."', f'"{repo}"'),
+        ("FOLDER", repo),
+        ("The tokenizer files are in the same folder.", "The tokenizer files are beside it."),
+        ("import onnxruntime\n", "import onnxruntime\nfrom huggingface_hub import snapshot_download\n"),
+        ('("model.onnx")', f'(snapshot_download("{repo}") + "/model.onnx")'),
+    ):
+        snippets = snippets.replace(here, there)
+    return f"{before}{use}{snippets}{end}{after}"
 
 
 def eval_results(report: Report, dataset: str, config: str) -> dict[str, str]:

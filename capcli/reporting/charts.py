@@ -221,3 +221,15 @@ def _whole(mark: Mark) -> dict[str, float]:
     found = {"value": mark.value, "low": mark.interval[0], "high": mark.interval[1]}
     found |= {} if mark.other is None else {"other": mark.other}
     return found if all(abs(value) < 1e100 for value in found.values()) else {}
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of text, of whose columns the first `n_text` are words; with `strips` one small drawing per row."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    hint: str = ""
+    strips: Strips | None = None
+    n_text: int = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from capcli.records.parts import LABELS
 from capcli.records.pruned import Metrics
 from capcli.reporting.text import named, number, percent
 from capcli.stored import finite
@@ -25,15 +26,28 @@ class Headline:
     said: str = ""
 
 
+def compared_with(reference: str) -> str:
+    """What metrics compare with, where that is not labels; empty where it is."""
+    if reference == LABELS:
+        return ""
+    return f"the {named(reference, 20)}'s answers, since there were no labels: agreement, not accuracy"
+
+
 def headline(metrics: Metrics, name: str) -> Headline:
     """How good the pruned model is in the metric `name`."""
-    dense, pruned = finite(metrics.dense.get(name)), finite(metrics.pruned.get(name))
+    pruned = finite(metrics.pruned.get(name))
+    dense = finite(metrics.dense.get(name)) if metrics.reference == LABELS else None  # 1 by definition
     guessing = [model for model in ("pruned", "dense") if name in getattr(metrics.at_chance, model)]
     if pruned is None and not guessing:
         return Headline()
     shown = f"{named(name, 60)} {number(pruned)}" + ("" if dense is None else f", dense {number(dense)}")
     if guessing:
         return Headline(said=f"{_who(guessing)}: {shown}, chance {number(metrics.chance.get(name))}")
+    if metrics.reference != LABELS:
+        who = named(metrics.reference, 20)
+        return Headline(
+            said=f"Agreement with the {who}, not accuracy, since there were no labels: {shown}{_chance(metrics, name)}"
+        )
     share = finite(metrics.retention.get(name))
     if share is not None and share > 1:
         return Headline(said=f"It is as good as the dense model: {shown}")

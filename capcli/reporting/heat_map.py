@@ -194,7 +194,7 @@ def _drawn(
     return HeatMap(label_width, rows, columns, cells, percent(low), percent(high), width, height, n_hidden)
 
 
-def _scale_ends(low: float, high: float, least: float = 0.01) -> tuple[float, float]:
+def _scale_ends(low: float, high: float, least: float = 0.05) -> tuple[float, float]:
     """Ends of the colour scale, far enough apart that differences without meaning look the same."""
     if high - low < least:
         low = max(0.0, min((low + high - least) / 2, 1 - least))

@@ -7,11 +7,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from capcli.records.measured import Comparison, Comparisons, Counted, EvalResult, LayerScore, Moved, ProbeResult, Result
-from capcli.records.parts import Interval, Latency, ModelSparsity, Noisy
+from capcli.records.parts import LABELS, Interval, Latency, ModelSparsity, Noisy
 from capcli.reporting import quantities, results, tables
 from capcli.reporting.charts import Bands, Chart, Points, drawable, line_chart
+from capcli.reporting.labels import label_tables
 from capcli.reporting.run_page import MAX_ROWS
-from capcli.reporting.text import NO_VALUE, NOT_MEASURED, byte_size, count, milliseconds, named, number, percent
+from capcli.reporting.text import (
+    NO_VALUE,
+    NOT_MEASURED,
+    byte_size,
+    count,
+    milliseconds,
+    named,
+    number,
+    percent,
+    signed,
+    signed_span,
+)
 
 MAX_CHARTS = 24
 Tile = tuple[str, str, str]
@@ -30,6 +42,7 @@ def result_view(result: Result) -> dict[str, Any]:
         "tiles": [tile for tile in tiles if tile[1] != NOT_MEASURED],
         "gates": gates,
         "tables": [table for table in tables.tables(result) if table not in layers],
+        "by_label": label_tables(result.by_label, "baseline") if isinstance(result, EvalResult) else None,
         "layers": layers,
         "charts": _layer_charts(result) if isinstance(result, ProbeResult) else [],
         "facts": results.facts(result),
@@ -69,7 +82,7 @@ def _eval_tiles(result: EvalResult) -> list[Tile]:
             number(metrics.get(str(first))),
             _beside(result.confidence_95.get(str(first)), result.chance.get(str(first))),
         ),
-        ("difference", tables.signed(change.value), _from(change, "the baseline")),
+        *([("difference", signed(change.value), _from(change, "the baseline"))] * (result.reference == LABELS)),
         ("same answers", percent(result.agreement), "as the baseline"),
         ("sparsity", percent(sparsity.achieved), "of the prunable weights"),
         *_cost_tiles(result),
@@ -87,7 +100,7 @@ def _cost_tiles(result: EvalResult | ProbeResult) -> list[Tile]:
 def _from(change: Noisy, baseline: str) -> str:
     """The interval of a difference, and what it is from."""
     bounds = quantities.ends(change.confidence_95)
-    shown = tables.signed_span(bounds).replace(" ", "\N{NO-BREAK SPACE}") + " " if bounds else ""
+    shown = signed_span(bounds).replace(" ", "\N{NO-BREAK SPACE}") + " " if bounds else ""
     return f"{shown}from {baseline}"
 
 
@@ -96,7 +109,7 @@ def _probe_tiles(result: ProbeResult) -> list[Tile]:
     return [
         ("mean of the tasks", number(mean.value), _beside(mean.confidence_95, result.chance)),
         *(
-            ("difference", tables.signed(change.value), _from(change, named(one.model, 60)))
+            ("difference", signed(change.value), _from(change, named(one.model, 60)))
             for one in quantities.baselines_of(result)[:3]
             if (change := one.differences.get("mean"))
         ),
@@ -111,7 +124,7 @@ def _compare_tiles(result: Comparison) -> list[Tile]:
     unknown = [tables.moved(row) for row in rows].count("unknown")
     tiles = [_moved_tile(result, "moved beyond the noise")]
     tiles += [("noise not known", count(unknown), f"of {_compared(result)}")] if unknown else []
-    tiles += [_change_tile(row, tables.signed(row.change), number) for row in rows[:2]]
+    tiles += [_change_tile(row, signed(row.change), number) for row in rows[:2]]
     for size in result.sizes[:1]:
         tiles.append(_change_tile(size, tables.exact_change(size), functools.partial(tables.quantity, size)))
     return tiles

@@ -8,6 +8,7 @@ from typing import Any
 from capcli.records import parts
 from capcli.records.measured import Comparison, Comparisons, EvalResult, ProbeResult, Result
 from capcli.records.parts import Latency, ModelSize, Runtime
+from capcli.reporting.headline import compared_with
 from capcli.reporting.latency import on_texts
 from capcli.reporting.quantities import baselines_of, ends, shown_of
 from capcli.reporting.run_page import MAX_ROWS, Row
@@ -53,6 +54,8 @@ def eval_rows(result: EvalResult) -> list[Row]:
         ("task", f"{named(result.task)}, {named(result.split)}"),
         ("examples", count(result.n_examples)),
     ]
+    if said := compared_with(result.reference):
+        rows.append(("compared with", said))
     if sparsity := result.sparsity:
         rows.append(("sparsity", f"{percent(sparsity.achieved)} (whole model {percent(sparsity.whole_model)})"))
     rows += _size_rows(result.size)

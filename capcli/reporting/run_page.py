@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from capcli.records.parts import Sparsity
-from capcli.records.pruned import HistoryRow, Metrics, Report, Size, SplitMetrics
-from capcli.reporting import heat_map, latency
-from capcli.reporting.charts import Chart, Points, drawable, line_chart
-from capcli.reporting.headline import Headline, headline
+from capcli.records.parts import LABELS, Noisy, Sparsity
+from capcli.records.pruned import Metrics, Report, Size, SplitMetrics
+from capcli.reporting import heat_map, latency, training
+from capcli.reporting.headline import Headline, compared_with, headline
+from capcli.reporting.labels import label_tables
 from capcli.reporting.text import (
     NO_VALUE,
     NOT_MEASURED,
@@ -29,6 +29,8 @@ from capcli.reporting.text import (
     number,
     percent,
     plain,
+    signed,
+    signed_span,
     significant,
     times_smaller_than,
 )
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 MAX_ROWS = 500  # of any table, so that a hostile report cannot make an endless page
-MAX_PHASES = 4
 AS_GOOD = "as good"  # instead of a retention above 100 %
 SIZES = {
     "dense": "Dense model",
@@ -74,7 +75,7 @@ def template(name: str) -> Template:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric before and after, as text; `strip` holds its numbers for drawing."""
+    """One metric before and after, as text; `moved`: interval of the difference, `strip`: its numbers for drawing."""
 
     name: str
     dense: str
@@ -83,6 +84,7 @@ class MetricRow:
     interval: str
     retention: str
     difference: str
+    moved: str
     strip: Mapping[str, float]
 
 
@@ -95,10 +97,11 @@ def _metric_names(metrics: Metrics | SplitMetrics, primary_name: str | None) -> 
 
 def metric_rows(metrics: Metrics) -> list[MetricRow]:
     """One row per metric of the primary split, then those of the other splits, which are named."""
-    rows = [_metric_row(metrics, name) for name in _metric_names(metrics, metrics.primary)]
+    labelled = metrics.reference == LABELS
+    rows = [_metric_row(metrics, name, labelled=labelled) for name in _metric_names(metrics, metrics.primary)]
     for split, found in other_splits(metrics.splits, metrics.split):
         names = _metric_names(found, metrics.primary)
-        rows += [_metric_row(found, name, f" ({named(split, 60)})") for name in names]
+        rows += [_metric_row(found, name, f" ({named(split, 60)})", labelled=labelled) for name in names]
     return rows[:MAX_ROWS]
 
 
@@ -107,22 +110,23 @@ def other_splits(splits: Mapping[str, T], first: str | None) -> list[tuple[str, 
     return [(name, found) for name, found in splits.items() if name != first][:MAX_ROWS]
 
 
-def _metric_row(metrics: Metrics | SplitMetrics, name: str, suffix: str = "") -> MetricRow:
+def _metric_row(metrics: Metrics | SplitMetrics, name: str, suffix: str = "", *, labelled: bool = True) -> MetricRow:
+    """Without labels nothing is said of the dense model, which agrees with itself."""
     dense, pruned = metrics.dense.get(name), metrics.pruned.get(name)
     bounds = metrics.confidence_95.get(name)
     before, after = finite(dense), finite(pruned)
     change = None if before is None or after is None else after - before
-    difference = ("+" if change and change > 0 else "") + number(change)
     strip = _strip(before, after, [finite(bound) for bound in sequence(bounds)])
     return MetricRow(
         name=named(name, 60) + suffix,
-        dense=number(dense),
+        dense=number(dense) if labelled else NO_VALUE,
         pruned=number(pruned),
         chance=number(metrics.chance[name]) if name in metrics.chance else NO_VALUE,
         interval=interval(bounds),
-        retention=_retention(metrics, name),
-        difference=difference,
-        strip=strip,
+        retention=_retention(metrics, name) if labelled else NO_VALUE,
+        difference=signed(change) if labelled else NO_VALUE,
+        moved=signed_span(metrics.differences.get(name, Noisy()).confidence_95),
+        strip=strip if labelled else {},
     )
 
 
@@ -157,6 +161,7 @@ def view(report: Report) -> dict[str, Any]:
         "primary": rows[0] if rows else None,
         "achieved": percent(sparsity.achieved),
         "headline": said,
+        "compared_with": compared_with(metrics.reference),
         "tiles": _tiles(report, rows, said),
         "metrics": rows,
         "n_examples": count(metrics.n_examples),
@@ -167,9 +172,12 @@ def view(report: Report) -> dict[str, Any]:
         "matrices": _matrix_rows(sparsity),
         "errors": has_errors(sparsity),
         "sizes": _size_rows(size),
+        "size_parts": _part_rows(size),
         "codings": _pairs(size.codings),
+        "exports": [(named(row.options, 120), byte_size(row.weights_bytes)) for row in report.exports[:MAX_ROWS]],
+        "planned": _planned_rows(report),
         "latency": latency.side_by_side(report),
-        "phases": _phases(report),
+        "phases": training.phases(report, names),
         "costs": _cost_rows(report),
         "setup": _setup_rows(report),
         "versions": _pairs(report.versions),
@@ -177,6 +185,7 @@ def view(report: Report) -> dict[str, Any]:
         "files": _file_rows(report),
         "notes": [plain(note, 400) for note in report.notes[:MAX_ROWS]],
         "labels": [named(label, 60) for label in report.labels[:MAX_ROWS]],
+        "by_label": label_tables(report.by_label, "dense"),
     }
 
 
@@ -194,8 +203,8 @@ def _tiles(report: Report, rows: Sequence[MetricRow], said: Headline) -> list[tu
     kept = "" if sparsity.kept_weights is None else f"{count(sparsity.kept_weights)} kept, "
     return [
         ("sparsity", percent(sparsity.achieved), f"{kept}requested {percent(sparsity.requested)}"),
-        (name, first.pruned if first else NOT_MEASURED, _beside(first)),
-        _kept_tile(first, name, said),
+        (name, first.pruned if first else NOT_MEASURED, _beside(first, report.metrics.reference)),
+        *([_kept_tile(first, name, said)] if report.metrics.reference == LABELS else []),
         (
             "pruned size",
             byte_size(size.artifact_bytes),
@@ -206,10 +215,12 @@ def _tiles(report: Report, rows: Sequence[MetricRow], said: Headline) -> list[tu
     ]
 
 
-def _beside(first: MetricRow | None) -> str:
+def _beside(first: MetricRow | None, reference: str) -> str:
     """What the metric of the pruned model is to be compared with."""
     if first is None:
         return f"dense {NOT_MEASURED}"
+    if reference != LABELS:
+        return f"with the {named(reference, 20)}, chance {first.chance}"
     return f"dense {first.dense}" + (f", chance {first.chance}" if first.chance != NO_VALUE else "")
 
 
@@ -261,10 +272,31 @@ def _size_rows(size: Size) -> list[dict[str, Any]]:
             "label": SIZES[key],
             "size": byte_size(value),
             "exact": count(value),
-            "share": None if not largest or value is None else round(max(0.0, 100 * value / largest), 2),
+            "share": _share(value, largest),
         }
         for key, value in known.items()
     ]
+
+
+def _part_rows(size: Size) -> list[dict[str, Any]]:
+    """What each part takes dense and in the file, both as shares of the largest dense part, in percent."""
+    rows = size.parts[:MAX_ROWS]
+    largest = max((finite(row.dense_bytes) or 0.0 for row in rows), default=0.0)
+    return [
+        {
+            "label": named(row.part, 60),
+            "weights": count(row.weights),
+            "dense": byte_size(row.dense_bytes),
+            "stored": byte_size(row.stored_bytes),
+            "shares": [_share(value, largest) for value in (row.dense_bytes, row.stored_bytes)],
+        }
+        for row in rows
+    ]
+
+
+def _share(value: float | None, largest: float) -> float | None:
+    real = finite(value)
+    return None if not largest or real is None else round(max(0.0, 100 * real / largest), 2)
 
 
 def _cost_rows(report: Report) -> list[Row]:
@@ -276,6 +308,17 @@ def _cost_rows(report: Report) -> list[Row]:
         ("peak memory, host", byte_size(memory.peak_host_bytes)),
         ("peak memory, device", byte_size(memory.peak_device_bytes)),
     ]
+
+
+def _planned_rows(report: Report) -> list[tuple[str, str, str]]:
+    """What was planned beside what it became; nothing where there was no plan."""
+    plan = report.planned
+    rows = [
+        ("weight file", byte_size(plan.weights_bytes), byte_size(report.size.weights_bytes)),
+        ("memory, host", byte_size(plan.memory_bytes), byte_size(report.memory.peak_host_bytes)),
+        ("time", duration(plan.seconds), duration(report.timing.total_seconds)),
+    ]
+    return [row for row in rows if row[1] != NOT_MEASURED]
 
 
 def _setup_rows(report: Report) -> list[Row]:
@@ -300,59 +343,3 @@ def _pairs(data: Mapping[str, Any]) -> list[Row]:
 def _file_rows(report: Report) -> list[tuple[str, str, str]]:
     rows = list(report.files.items())[:MAX_ROWS]
     return [(named(name), count(facts.bytes), named(facts.sha256, 64)) for name, facts in rows]
-
-
-def _phases(report: Report) -> list[tuple[str, list[Chart]]]:
-    """The charts of each phase, in the order in which the phases ran."""
-    phases: dict[str, list[HistoryRow]] = {}
-    for row in report.history:
-        phases.setdefault(plain(row.phase or "prune", 60), []).append(row)
-    drawn = [(phase, _charts(report, rows)) for phase, rows in list(phases.items())[:MAX_PHASES]]
-    return [(phase, charts) for phase, charts in drawn if charts]
-
-
-def _charts(report: Report, rows: Sequence[HistoryRow]) -> list[Chart]:
-    names = _metric_names(report.metrics, report.metrics.primary)
-    primary = finite(report.metrics.dense.get(names[0])) if names else None
-    steps = _steps(rows)
-    losses, bad_losses = _series(steps, [row.losses for row in rows], ["total"])
-    scores, bad_scores = _series(steps, [row.metrics for row in rows], names)
-    shares = [(at, drawable(row.sparsity)) for at, row in zip(steps, rows, strict=True)]
-    removed = [(at, 100 * share) for at, share in shares if share is not None]
-    span = (min(steps), max(steps))
-    pruning = any(y > 0 for _, y in removed)
-    charts = [
-        line_chart("Losses", span, "loss", losses, n_bad=bad_losses),
-        line_chart("Metrics", span, f"score{_curve(report)}", scores, primary if pruning else None, bad_scores),
-        line_chart("Sparsity", span, "% of weights removed", {"sparsity": removed}, write="{:.2f}".format)
-        if pruning
-        else None,
-    ]
-    return [chart for chart in charts if chart]
-
-
-def _curve(report: Report) -> str:
-    """On what the values of the curves were measured, which are not the final ones."""
-    curve = report.curve
-    return f" on {count(curve.n_examples)}{' held-out' * bool(curve.held_out)} examples" if curve.n_examples else ""
-
-
-def _steps(rows: Sequence[HistoryRow]) -> list[float]:
-    """The step of each row; a row without one is placed by its position."""
-    steps = [drawable(row.step) for row in rows]
-    return [index if step is None else step for index, step in enumerate(steps)]
-
-
-def _series(
-    steps: Sequence[float], rows: Sequence[Mapping[str, float]], first: Sequence[str]
-) -> tuple[dict[str, Points], int]:
-    """The curves of values by name, those named in `first` in front, and how many values cannot be drawn."""
-    series: dict[str, Points] = {}
-    n_bad = 0
-    for step, row in zip(steps, rows, strict=True):
-        for name, raw in row.items():
-            value = drawable(raw)
-            n_bad += value is None
-            if value is not None:
-                series.setdefault(name, []).append((step, value))
-    return dict(sorted(series.items(), key=lambda item: item[0] not in first)), n_bad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from capcli.records.parts import LABELS
 from capcli.records.swept import Configuration, Spread, Sweep, SweptRun
 from capcli.reporting import sweeps
 from capcli.reporting.run_page import MAX_ROWS
@@ -55,10 +56,10 @@ def _tiles(found: Sweep) -> list[tuple[str, str, str]]:
         return [all_of_them]
     run = next(run for run in chosen.runs if run.best)
     name = found.primary or ""
-    dense = number(run.dense.get(name))
+    beside = f"dense {number(run.dense.get(name))}" if found.reference == LABELS else "not accuracy"
     return [
         ("best", sweeps.label(chosen), named(run.folder, 80)),
-        (named(name, 60), number(run.metrics.get(name)), f"dense {dense}"),
+        (named(name, 60), number(run.metrics.get(name)), beside),
         ("weights", byte_size(run.weights_bytes), "on disk"),
         ("latency", milliseconds(run.latency_ms), "median"),
         all_of_them,

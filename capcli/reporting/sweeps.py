@@ -7,9 +7,11 @@ import io
 from collections import Counter
 from typing import Any
 
+from capcli.records.parts import LABELS
 from capcli.records.swept import Configuration, Spread, Sweep, SweptRun
 from capcli.reporting import results
 from capcli.reporting.ci import csv_cell, inert_text
+from capcli.reporting.headline import compared_with
 from capcli.reporting.run_page import MAX_ROWS, Row
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -130,15 +132,23 @@ def facts(found: Sweep) -> list[Row]:
         ("model", named(found.model)),
         ("task", f"{named(found.task)}, {named(found.split, 60)}, {counted(found.n_examples, 'example')}"),
         ("runs", f"{count(len(runs))}: {states}; {'seed' if len(found.seeds) == 1 else 'seeds'} {seeds}"),
-        ("dense", f"{named(found.primary, 40)} {plus_minus(dense(found))}"),
+        *_reference_rows(found),
     ]
     lines += [("gates", limits(found))] if found.limits else []
     return [*lines, ("best", best(found))] if found.limits else lines
 
 
+def _reference_rows(found: Sweep) -> list[Row]:
+    """The dense model's metric, or what was compared with instead of labels."""
+    if said := compared_with(found.reference):
+        return [("compared with", said)]
+    return [("dense", f"{named(found.primary, 40)} {plus_minus(dense(found))}")]
+
+
 def dense(found: Sweep) -> Spread:
-    """The primary metric of the dense models, of the configuration that has most runs."""
-    complete = [row for row in found.configurations if found.primary in row.dense]
+    """The primary metric of the dense models, of the configuration that has most runs; none where it only agrees with
+    itself."""
+    complete = [row for row in found.configurations if found.primary in row.dense and found.reference == LABELS]
     most = max(complete, key=lambda row: sum(run.status == "complete" for run in row.runs), default=None)
     return most.dense[found.primary or ""] if most else Spread()
 

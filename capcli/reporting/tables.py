@@ -18,9 +18,9 @@ from capcli.records.measured import (
     Result,
     TaskScore,
 )
-from capcli.records.parts import Interval, Noisy
+from capcli.records.parts import LABELS, Interval, Noisy
 from capcli.reporting import charts, latency
-from capcli.reporting.charts import Mark, Strips
+from capcli.reporting.charts import Mark, ResultTable
 from capcli.reporting.quantities import baselines_of, ends, items_of, shown_of
 from capcli.reporting.run_page import MAX_ROWS, other_splits
 from capcli.reporting.text import (
@@ -34,23 +34,13 @@ from capcli.reporting.text import (
     named,
     number,
     percent,
+    signed,
+    signed_span,
     significant,
 )
 from capcli.stored import finite
 
 TASKS_ACROSS = 6  # columns of a table of layers, so that it fits a terminal of 80
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """A table of text, of whose columns the first `n_text` are words; with `strips` one small drawing per row."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    hint: str = ""
-    strips: Strips | None = None
-    n_text: int = 1
 
 
 @dataclass
@@ -73,12 +63,6 @@ class _Drawn:
         return ResultTable(title, tuple(columns), self.rows[:MAX_ROWS], hint, drawn, n_text)
 
 
-def signed(value: float | None, text: str = "") -> str:
-    """A difference with its sign; `text` is how its value is written, if not as a number."""
-    real = finite(value)
-    return ("+" if real is not None and real > 0 else "") + (text or number(value))
-
-
 def span(bounds: Interval | None) -> str:
     """The interval of a value."""
     return interval(bounds) if ends(bounds) else NO_VALUE
@@ -87,14 +71,6 @@ def span(bounds: Interval | None) -> str:
 def by_chance(value: float | None) -> str:
     """What guessing scores."""
     return NO_VALUE if value is None else number(value)
-
-
-def signed_span(bounds: Interval | None) -> str:
-    """The interval of a difference."""
-    found = ends(bounds)
-    if not found:
-        return NO_VALUE
-    return f"[{signed(found[0], bound(found[0], up=False))}, {signed(found[1], bound(found[1], up=True))}]"
 
 
 def tables(result: Result) -> list[ResultTable]:
@@ -109,7 +85,7 @@ def tables(result: Result) -> list[ResultTable]:
 
 
 def _eval_tables(result: EvalResult) -> list[ResultTable]:
-    drawn, theirs = _Drawn(), result.baseline.metrics if result.baseline else {}
+    drawn, theirs = _Drawn(), result.baseline.metrics if result.baseline and result.reference == LABELS else {}
     for name, value in items_of(result.metrics):
         bounds = result.confidence_95.get(name)
         cells = (named(name, 60), number(value), by_chance(result.chance.get(name)), span(bounds))
@@ -120,7 +96,8 @@ def _eval_tables(result: EvalResult) -> list[ResultTable]:
             label, guessing = f"{named(name, 60)} ({named(split, 60)})", by_chance(scores.chance.get(name))
             drawn.add((label, number(value), guessing, span(bounds)), value, bounds)
     metrics = drawn.table("Metrics", ("metric", "value", "chance", "95 % interval"), CHANCE_HINT * bool(result.chance))
-    against = [_baseline_table(result, result.baseline)] if result.baseline else []
+    labelled = result.reference == LABELS  # or the metrics themselves say how far both agree
+    against = [_baseline_table(result, result.baseline)] if result.baseline and labelled else []
     return [metrics, *against, _perturbed_table(result), *_latencies_tables(result)]
 
 

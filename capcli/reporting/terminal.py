@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Ladder, Speed
 from capcli.records.measured import Result
-from capcli.records.parts import Gate
+from capcli.records.parts import LABELS, Gate
 from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
+from capcli.records.pushed import Pushed
 from capcli.records.swept import Sweep
 from capcli.reporting import ladders, latency, results, sweeps, tables
+from capcli.reporting.headline import compared_with
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
 from capcli.reporting.text import (
     NOT_MEASURED,
@@ -22,6 +24,7 @@ from capcli.reporting.text import (
     counted,
     dense_sizes,
     duration,
+    first_few,
     named,
     number,
     percent,
@@ -49,6 +52,7 @@ def prune_rows(report: Report, path: str | PurePath | None = None) -> list[Row]:
         ("task", named(report.task)),
         ("method", named(report.method)),
         ("measured on", f"{count(metrics.n_examples)} examples, {named(metrics.split, 60)}"),
+        *_reference_rows(metrics.reference),
         ("sparsity", f"{percent(sparsity.achieved)}{kept}, requested {percent(sparsity.requested)}"),
         ("whole model", percent(sparsity.whole_model)),
         ("dense size", dense_sizes(size)),
@@ -56,6 +60,11 @@ def prune_rows(report: Report, path: str | PurePath | None = None) -> list[Row]:
         ("time", duration(report.timing.total_seconds)),
     ]
     return rows if path is None else [*rows, ("written to", plain(path, 4096))]
+
+
+def _reference_rows(reference: str) -> list[Row]:
+    """What was compared with, where that was not labels."""
+    return [("compared with", compared_with(reference))] if compared_with(reference) else []
 
 
 # ------------------------------------------------------------------------------------------------------------- terminal
@@ -133,8 +142,14 @@ def prune_summary(report: Report, path: str | PurePath | None = None) -> Group:
     """What `cap prune` shows at its end."""
     from rich.console import Group
 
-    metrics = [(m.name, m.dense, m.pruned, m.chance, m.retention, m.interval) for m in metric_rows(report.metrics)]
-    table = _table(("metric", "dense", "pruned", "chance", "retention", "95 % interval"), metrics)
+    found = metric_rows(report.metrics)
+    if report.metrics.reference == LABELS:
+        metrics = [(m.name, m.dense, m.pruned, m.chance, m.retention, m.interval) for m in found]
+        table = _table(("metric", "dense", "pruned", "chance", "retention", "95 % interval"), metrics)
+    else:
+        table = _table(
+            ("metric", "pruned", "chance", "95 % interval"), [(m.name, m.pruned, m.chance, m.interval) for m in found]
+        )
     gates = _gate_lines(report.gates or ())
     return Group(facts(prune_rows(report, path)), "", table, *_latency_lines(report), *(("", gates) if gates else ()))
 
@@ -202,12 +217,15 @@ def export_summary(found: ExportRecord) -> Group:
             )
         )
     metrics = found.metrics or ExportMetrics()
+    rows += _reference_rows(metrics.reference)
+    labelled = metrics.reference == LABELS  # or the model itself agrees with itself
     table = [
-        (named(name, 60), number(value), number(metrics.after.get(name)))
+        (named(name, 60), *([number(value)] * labelled), number(metrics.after.get(name)))
         for name, value in list(metrics.before.items())[:MAX_ROWS]
     ]
+    columns = ("metric", *(["before"] * labelled), "after")
     shown: list[Any] = [ladder_summary(found.ladder), ""] if found.ladder else []
-    shown += [facts(rows), *(["", _table(("metric", "before", "after"), table)] if table else [])]
+    shown += [facts(rows), *(["", _table(columns, table)] if table else [])]
     return Group(*shown)
 
 
@@ -230,6 +248,30 @@ def speed_lines(speed: Speed) -> str:
     rows = {name.removeprefix("batch_"): row for name, row in speed.batches.items()}
     times = ", ".join(f"{times_faster(row.times)} at batch {size}" for size, row in rows.items())
     return f"{times}; length {count(speed.length)}, {counted(speed.threads, 'thread')}"
+
+
+def push_summary(found: Pushed) -> Group:
+    """The files with their sizes and what they change, where they are now, and what to do with them."""
+    from rich.console import Group
+
+    total = byte_size(sum(file.bytes for file in found.files))
+    files = [(plain(file.name), byte_size(file.bytes), file.change or "") for file in found.files]
+    table = _table(("file", "size", "in the repository"), [*files, ("together", total, "")])
+    rows = [("would go to" if found.dry_run else "is at", found.url + _visible(found))]
+    rows += [("commit", found.commit)] if found.commit else []
+    rows += [("left as it is", first_few(found.others))] if found.others else []
+    rows += [("note", plain(note, 300)) for note in found.notes]
+    if found.dry_run:
+        return Group(table, facts([*rows, ("next", "the same command without --dry-run")]))
+    commands = (f"cap eval {found.repo}@{found.commit}", f"cap predict {found.repo} texts.csv -o answers.jsonl")
+    return Group(table, facts([*rows, *(("next", command) for command in commands)]))
+
+
+def _visible(found: Pushed) -> str:
+    """Who can see a repository, and whether it is there already, as far as that is known."""
+    if found.private is None:
+        return ""
+    return f" ({'new, ' if found.created else ''}{'private' if found.private else 'public'})"
 
 
 def predict_summary(found: Predictions) -> Table:

@@ -162,6 +162,21 @@ def interval(bounds: Any) -> str:
     return f"[{bound(low_high[0], up=False)}, {bound(low_high[1], up=True)}]"
 
 
+def signed(value: Any, text: str = "") -> str:
+    """A difference with its sign; `text` is how its value is written, if not as a number."""
+    real = finite(value)
+    return ("+" if real is not None and real > 0 else "") + (text or number(value))
+
+
+def signed_span(bounds: Any) -> str:
+    """[lo, hi] of a difference, widened outward."""
+    low_high = [finite(bound) for bound in sequence(bounds)]
+    if len(low_high) != 2 or None in low_high:
+        return NO_VALUE
+    low, high = (signed(end, bound(end, up=up)) for end, up in zip(low_high, (False, True), strict=True))
+    return f"[{low}, {high}]"
+
+
 def times_smaller(large: Any, small: Any) -> str:
     """How many times smaller, such as `1.5× smaller`; empty when it is not."""
     large, small = finite(large), finite(small)

@@ -11,7 +11,6 @@ import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from capcli.models.tokenizers import is_artifact
 from capcli.reporting.text import significant
 from capcli.runtime import onnx, sparse
 from capcli.runtime.graph import has_graph
+from capcli.sources import hub
 from capcli.sources.checkpoint import GRAPH, INDEX, WEIGHTS
 from capcli.timing import in_turn
 
@@ -34,9 +34,9 @@ BATCH, LENGTH, SECONDS, ROUNDS = 1, 128, 1.0, 30  # of the measurement that deci
 
 
 def is_onnx(source: str) -> bool:
-    """Whether a MODEL argument is a folder whose only weights are an ONNX graph."""
-    others = any((Path(source) / name).is_file() for name in (WEIGHTS, INDEX))
-    return has_graph(source) and not others and not is_artifact(source)
+    """Whether a MODEL argument is one whose only weights are an ONNX graph."""
+    others = any((hub.place(source) / name).is_file() for name in (WEIGHTS, INDEX))
+    return not is_artifact(source) and not others and has_graph(source)
 
 
 def opened(
@@ -60,7 +60,7 @@ def opened(
     name, hardware = meant(source, runtime, hardware)
     on = devices.compute(hardware)
     if name == "onnx":
-        return onnx.predictor(onnx.load(Path(source)), kind, labels, label_map, need_head=need_head)
+        return onnx.predictor(onnx.load(source), kind, labels, label_map, need_head=need_head)
     model = place(loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map), on)
     return choose(model, on, name).predictor
 
@@ -85,15 +85,15 @@ def _on_cpu(hardware: Hardware, runtime: str) -> Hardware:
     return dataclasses.replace(hardware, device="cpu", precision="fp32")
 
 
-def loaded(folder: Path, runtime: str, threads: int) -> Any:
-    """The model in a folder as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime."""
-    name, hardware = meant(str(folder), runtime, Hardware(device="cpu", precision="fp32", threads=threads))
+def loaded(source: str, runtime: str, threads: int) -> Any:
+    """The model `source` as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime."""
+    name, hardware = meant(source, runtime, Hardware(device="cpu", precision="fp32", threads=threads))
     if name == "onnx":
-        return onnx.load(folder, threads)
+        return onnx.load(source, threads)
     if name == "sparse":
-        return sparse.load(folder, threads)
+        return sparse.load(source, threads)
     on = devices.compute(hardware)
-    model = artifact.load_artifact(folder) if is_artifact(str(folder)) else loading.load_stock(folder)
+    model = artifact.load_artifact(hub.place(source)) if is_artifact(source) else loading.load_stock(source)
     found = choose(model, on, name, threads)
     if found.predictor.chosen:
         logging.getLogger("capcli").info(found.predictor.chosen)

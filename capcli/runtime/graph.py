@@ -22,7 +22,7 @@ from torch import Tensor
 
 from capcli.errors import ConfigError, FileError, ModelError
 from capcli.models.model import INPUTS
-from capcli.sources import checkpoint, requests
+from capcli.sources import checkpoint, hub, requests
 from capcli.sources.checkpoint import GRAPH
 
 MAX_BYTES = 2**31  # of a graph: where protobuf ends
@@ -40,8 +40,8 @@ def check_package() -> None:
 
 
 def has_graph(source: str) -> bool:
-    """Whether a MODEL argument is a folder with an ONNX graph in it."""
-    return (Path(source) / GRAPH).is_file()
+    """Whether a MODEL argument has an ONNX graph; of a hub id, whether that is all that it has."""
+    return (hub.place(source, graph=True) / GRAPH).is_file()
 
 
 def graph_files(folder: Path) -> tuple[Path, ...]:

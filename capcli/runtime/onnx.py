@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,16 +80,15 @@ class OnnxModel:
         return run
 
 
-def load(folder: Path, threads: int = 0) -> OnnxModel:
-    """The ONNX model in a folder with its config.json and tokenizer; threads: of the CPU, 0 for PyTorch's number; as
-    many as this process may use at most.
+def load(source: str, threads: int = 0) -> OnnxModel:
+    """The ONNX model of a MODEL argument, which has config.json and tokenizer beside it; threads: of the CPU, 0 for
+    PyTorch's number; as many as this process may use at most.
 
     Raises:
         ConfigError: onnxruntime is not installed. FileError, ModelError: what is wrong with the folder or its graph.
     """
-    source = str(folder)
     check_package()
-    path = hub.folder(source)
+    path, folder = hub.folder(source), hub.place(source, graph=True)
     checkpoint.check_words({file.name for file in folder.iterdir()}, source)
     config = hf.read_config(path, source)
     tokenizer, notes = with_padding(open_tokenizer(path, source), config)
@@ -117,7 +115,7 @@ def predictor(
     """
     order = loading.dense_order(model.labels, labels, kind, model.source, label_map, need_head=need_head)
     names = renamed(model.labels, label_map) if labels is None else tuple(labels) or KINDS[kind].outputs
-    embedding = sentences.read(Path(hub.folder(model.source)), model.source) if KINDS[kind].vectors else None
+    embedding = sentences.read(hub.place(model.source), model.source) if KINDS[kind].vectors else None
     if need_head and embedding is None:
         _check_answers(model, kind)
     elif embedding is not None and STATES not in model.graph.outputs:

@@ -21,6 +21,7 @@ from capcli.errors import ConfigError
 from capcli.models import artifact, families, hf, loading, predict, tokenizers
 from capcli.models.model import Model
 from capcli.runtime.packing import Unsupported
+from capcli.sources import hub
 
 if TYPE_CHECKING:
     from capcli.runtime import build
@@ -31,16 +32,17 @@ PACKAGE = "numba"
 _LAST: ContextVar[list[Tensor]] = ContextVar("last")  # what the base model of a call puts out, for the caller
 
 
-def load(folder: Path, threads: int = 0) -> SparseModel:
-    """The model in a folder that capcli wrote, on `threads` threads (0: as many as this process may use).
+def load(source: str | Path, threads: int = 0) -> SparseModel:
+    """The model of a folder that capcli wrote, or of a hub id of one, on `threads` threads (0: as many as this process
+    may use).
 
     Of an artefact the matrices of the layers are never made dense. Raises `Unsupported`, or what loading raises.
     """
     threads, notes = usable_threads(threads)
     check_installed()
-    if not tokenizers.is_artifact(str(folder)):
-        return from_model(loading.load_stock(folder), threads)
-    model, matrices = artifact.load_packed(folder)
+    if not tokenizers.is_artifact(str(source)):
+        return from_model(loading.load_stock(str(source)), threads)
+    model, matrices = artifact.load_packed(hub.place(str(source)))
     return _made(model, matrices, threads, notes)
 
 

@@ -17,6 +17,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 GRAPH = "model.onnx"
 # What sentence-transformers has beside: the modules, of which one pools in a folder below; lengths; prompts.
 MODULES, TRANSFORMER, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+ARTEFACT, SPARSE = "cap_config.json", "model.cap.safetensors"  # of a pruned model
+REPORT, RECORD = "report.json", "export.json"  # what `cap prune` and `cap export` write last
 WORDS = (
     "tokenizer.json",
     "vocab.txt",
@@ -73,15 +75,15 @@ def unfinished(source: str) -> ModelError:
 
 def check_names(names: Collection[str], source: str, *, local: bool) -> None:
     """Refuse a folder or repository by the names of its files, before anything is read or fetched."""
-    if local and "work" in names and not {CONFIG, "cap_config.json"} & set(names):
+    if local and "work" in names and not {CONFIG, ARTEFACT} & set(names):
         raise unfinished(source)
-    if "cap_config.json" in names:
+    if ARTEFACT in names:
         raise ModelError(
             f"{source} is a pruned model, but a dense one is needed here",
             f"use the model that it was made from, or convert it: cap export {source} --to dense",
         )
-    if "model.cap.safetensors" in names:
-        raise ModelError(f"{source} is a pruned model without its cap_config.json", "copy the whole folder")
+    if SPARSE in names:
+        raise ModelError(f"{source} is a pruned model without its {ARTEFACT}", "copy the whole folder")
     if "adapter_config.json" in names:
         raise ModelError(
             f"{source} is an adapter, not a complete model",
@@ -119,7 +121,7 @@ def _check_formats(names: Collection[str], source: str, local: bool) -> None:
         return
     pickles = sorted(name for name in names if name.endswith(PICKLES) and "token" not in name)
     others = sorted(name for name in names if Path(name).suffix in OTHER_FORMATS)
-    if local and GRAPH in names:
+    if GRAPH in names:
         return  # which `cap eval` reads; who needs weights is refused by `hub.weights`
     if pickles:
         revision = "" if local else f"; or name a revision that has them, such as {source.partition('@')[0]}@refs/pr/1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -11,12 +13,16 @@ from capcli.config.names import ALIASES, BUILTIN_MODEL, nearest
 from capcli.errors import ModelError
 from capcli.sources import checkpoint
 from capcli.sources.checkpoint import (
+    ARTEFACT,
     CONFIG,
     GRAPH,
     INDEX,
     MODULES,
+    RECORD,
+    REPORT,
     SAVE_AGAIN,
     SETTINGS,
+    SPARSE,
     TOKENIZER_FILES,
     TRANSFORMER,
     WEIGHTS,
@@ -26,7 +32,7 @@ from capcli.sources.requests import Choice, Repo, fetch, near_folders
 
 BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "mini"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-SMALL_FILES = (*TOKENIZER_FILES, CONFIG, MODULES, TRANSFORMER, SETTINGS)
+SMALL_FILES = (RECORD, *TOKENIZER_FILES, CONFIG, MODULES, TRANSFORMER, SETTINGS)
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
@@ -85,22 +91,63 @@ def _model_hint(source: str) -> str:
 # Models --------------------------------------------------------------------------------------------------------------
 
 
+def place(source: str, *, graph: bool = False) -> Path:
+    """The folder of this machine behind a MODEL argument: the one that it names, or that of the cache.
+
+    Of a hub id it has the small files; of a pruned model its weights too, and with `graph` those of an ONNX model. The
+    hub is asked once for each command, so that all of it sees the same commit; see `ask_again`.
+
+    Raises `ModelError` for what is not there, cannot be had, or is refused, with the reason and the way out.
+    """
+    name, revision = resolve(source)
+    if is_local(source):
+        return Path(name)
+    repo = Repo(kind="model", name=name, revision=revision, source=source)
+    found = _fetched(repo, graph=False)
+    return _fetched(dataclasses.replace(repo, revision=found.name), graph=True) if graph else found  # of its commit
+
+
+@functools.lru_cache(maxsize=64)
+def _fetched(repo: Repo, graph: bool) -> Path:
+    """The folder of the cache with the files of a model that are needed whatever is done with it."""
+
+    def choose(names: Collection[str], get: Callable[[str], Path]) -> list[str]:
+        if ARTEFACT not in names:
+            checkpoint.check_names(names, repo.source, local=False)
+        checkpoint.check_words(names, repo.source)
+        if ARTEFACT in names:
+            return [name for name in (ARTEFACT, SPARSE, REPORT, RECORD, *TOKENIZER_FILES) if name in names]
+        graphs = sorted(name for name in names if name.startswith(GRAPH)) if graph and not _dense(names) else []
+        pooling = [name for name in names if re.fullmatch(r"[\w.-]*Pooling/config\.json", name)]
+        return [*graphs, *(name for name in SMALL_FILES if name in names), *pooling]
+
+    return fetch(repo, choose, lambda path: _usable({one.name for one in path.iterdir()}))
+
+
+def _dense(names: Collection[str]) -> bool:
+    return WEIGHTS in names or INDEX in names
+
+
+def _usable(names: Collection[str]) -> bool:
+    """Whether a folder of the cache has what `place` promises: of a dense model its weights may be missing still."""
+    return any(name in names for name in WORDS) and (SPARSE in names if ARTEFACT in names else CONFIG in names)
+
+
+def ask_again() -> None:
+    """Forget what the hub said: the next command sees what is there now."""
+    _fetched.cache_clear()
+
+
 def folder(source: str, *, legacy: bool = False) -> str:
     """The folder with configuration and tokenizer of a MODEL argument; for the weights see `weights`.
 
     legacy: sparse checkpoints of other tools are welcome, see `checkpoint.check_config`.
     Raises `ModelError` for what is not there, cannot be had, or is refused, with the reason and the way out.
     """
-    name, revision = resolve(source)
-    if is_local(source):
-        found = Path(name)
-        checkpoint.check_files(found, source)
-        below = {f"{path.parent.name}/{CONFIG}" for path in found.glob(f"*/{CONFIG}")}
-        checkpoint.check_names({path.name for path in found.iterdir()} | below, source, local=True)
-    else:
-        repo = Repo(kind="model", name=name, revision=revision, source=source)
-        found = fetch(repo, _small_files(source), lambda path: any((path / name).is_file() for name in WORDS))
-        checkpoint.check_files(found, source)
+    found = place(source)
+    checkpoint.check_files(found, source)
+    below = {f"{path.parent.name}/{CONFIG}" for path in found.glob(f"*/{CONFIG}")}
+    checkpoint.check_names({path.name for path in found.iterdir()} | below, source, local=is_local(source))
     checkpoint.check_config(found, source, legacy=legacy)
     return str(found)
 
@@ -110,7 +157,7 @@ def weights(found: str, source: str) -> None:
     here = Path(found)
     if not is_local(source) and _lost_weights(here):
         repo = Repo(kind="model", name=resolve(source)[0], revision=here.name, source=source)
-        fetch(repo, _weight_files, lambda path: not _lost_weights(path))
+        fetch(repo, _weight_files(source), lambda path: not _lost_weights(path))
     checkpoint.check_words({path.name for path in here.iterdir()}, source)
     lost = _lost_weights(here)
     if lost == [WEIGHTS] and (here / GRAPH).is_file():
@@ -126,20 +173,15 @@ def weights(found: str, source: str) -> None:
     checkpoint.check_no_pointer(here / WEIGHTS, source)
 
 
-def _small_files(source: str) -> Choice:
+def _weight_files(source: str) -> Choice:
     def choose(names: Collection[str], get: Callable[[str], Path]) -> list[str]:
-        checkpoint.check_names(names, source, local=False)
-        checkpoint.check_words(names, source)
-        pooling = [name for name in names if re.fullmatch(r"[\w.-]*Pooling/config\.json", name)]
-        return [*(name for name in SMALL_FILES if name in names), *pooling]
+        if WEIGHTS in names:
+            return [WEIGHTS, CONFIG]
+        if GRAPH in names and INDEX not in names:
+            raise checkpoint.other_format(GRAPH, source)
+        return [*sorted(filter(SHARD.fullmatch, names)), *(name for name in (INDEX, CONFIG) if name in names)]
 
     return choose
-
-
-def _weight_files(names: Collection[str], get: Callable[[str], Path]) -> list[str]:
-    if WEIGHTS in names:
-        return [WEIGHTS, CONFIG]
-    return [*sorted(filter(SHARD.fullmatch, names)), *(name for name in (INDEX, CONFIG) if name in names)]
 
 
 def _lost_weights(here: Path) -> list[str]:

@@ -99,7 +99,7 @@ def fetch(repo: Repo, choose: Choice, whole: Callable[[Path], bool]) -> Path:
             raise _not_cached(repo)
         return cached
     try:
-        with quiet(), _patience():
+        with quiet(), patience():
             listing = _ask(repo)
             commit = listing.sha
             names = choose([file.rfilename for file in listing.siblings], lambda name: _download(repo, name, commit))
@@ -108,7 +108,7 @@ def fetch(repo: Repo, choose: Choice, whole: Callable[[Path], bool]) -> Path:
     except CapError:
         raise
     except Exception as error:
-        if cached is None or _status(error) == 404:
+        if cached is None or status_of(error) == 404:
             raise _refusal(error, repo) from error
         return cached
     return paths[-1].parents[names[-1].count("/")]
@@ -145,7 +145,7 @@ def _ask(repo: Repo) -> Any:
         try:
             return ask()
         except Exception as error:
-            if _status(error) < 500:
+            if status_of(error) < 500:
                 raise
             time.sleep(wait)
     return ask()
@@ -170,7 +170,7 @@ def _download(repo: Repo, file: str, revision: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Bound every wait: the hub's client sets some requests no limit, and asks a silent hub again for minutes."""
     from huggingface_hub import constants, get_session
 
@@ -214,7 +214,7 @@ def _not_cached(repo: Repo) -> CapError:
 
 def _refusal(error: Exception, repo: Repo) -> CapError:
     """What a failed request for a repository means, in one line with a hint."""
-    status, causes = _status(error), " ".join(type(cause).__name__ for cause in _chain(error))
+    status, causes = status_of(error), " ".join(type(cause).__name__ for cause in chain(error))
     login = "set HF_TOKEN to a token that may read it, or run: hf auth login"
     if "RevisionNotFound" in causes:
         return repo.refused(
@@ -251,27 +251,28 @@ def _refusal(error: Exception, repo: Repo) -> CapError:
         return repo.refused(f"cannot use the cache: {error}", "HF_HOME sets the cache folder")
     if "FileMetadataError" in causes or "JSONDecodeError" in causes:
         return repo.refused(
-            f"the server at {_host()} is not a model hub", "check HF_ENDPOINT and the proxy of your network"
+            f"the server at {host()} is not a model hub", "check HF_ENDPOINT and the proxy of your network"
         )
     return repo.refused(
-        f"cannot reach the hub at {_host()} for the {repo.words}, and it is not in the local cache",
+        f"cannot reach the hub at {host()} for the {repo.words}, and it is not in the local cache",
         f"check the network, {repo.instead}{repo.perhaps}",
     )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException) -> int:
+def status_of(error: BaseException) -> int:
     """The HTTP status behind an error; 0 when there was no answer."""
-    answers = (getattr(cause, "response", None) for cause in _chain(error))
+    answers = (getattr(cause, "response", None) for cause in chain(error))
     return next((int(answer.status_code) for answer in answers if answer is not None), 0)
 
 
-def _host() -> str:
+def host() -> str:
     """Where the hub is looked for; without the password that an address may hold."""
     from huggingface_hub import constants
 
@@ -281,7 +282,7 @@ def _host() -> str:
 def explained(error: Exception, path: str, source: str) -> ModelError:
     """What a failed load of the model `source` from the folder `path` means, in one line with a hint."""
     text = first_line(error)
-    if any("SafetensorError" in type(cause).__name__ for cause in _chain(error)):
+    if any("SafetensorError" in type(cause).__name__ for cause in chain(error)):
         return ModelError(f"the weights of {source} are corrupt: {text}", "download or copy the model again")
     if "trust_remote_code" in str(error):
         return ModelError(f"{source} needs its own code; capcli never runs code from a model folder")

@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
@@ -21,14 +20,9 @@ from capcli.config.options import flatten
 from capcli.config.sweep import Cell
 from capcli.errors import RunFailed, Stopped
 from capcli.events import Event, StopFlag
+from capcli.machine import own_python
 from capcli.sweeping.worker import END, event_of
 
-HOME = Path(__file__).resolve().parents[2]  # where this package lies
-# In the process of a run: this same package, wherever others of its name are, and nothing else from where it lies.
-START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import capcli; del sys.path[0]; "
-    "from capcli.sweeping.worker import main; main()"
-)
 LOOK_SECONDS = 0.2  # between two looks at the flag
 TAIL_BYTES = 4000  # of what a process wrote before it died
 
@@ -194,7 +188,7 @@ def _started(job: Job, messages: queue.Queue[Message]) -> _Running:
     """The process of a run, with a thread that passes on what it says."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", START, str(HOME)],
+        own_python("capcli.sweeping.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

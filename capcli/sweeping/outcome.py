@@ -32,6 +32,7 @@ def outcome(config: SweepConfig, found: Mapping[str, Report], failed: Mapping[st
         model=config.run.model,
         task=config.run.source.task,
         split=first.metrics.split,
+        reference=first.metrics.reference,
         primary=first.metrics.primary,
         n_examples=first.metrics.n_examples,
         seeds=tuple(dict.fromkeys(cell.run.seed for cell in config.cells)),

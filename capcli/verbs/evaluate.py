@@ -15,12 +15,12 @@ from capcli.config.layers import build
 from capcli.config.measure import EvalConfig
 from capcli.config.names import PERTURBATIONS
 from capcli.config.paths import portable, shortened
-from capcli.data import dataset, perturb
+from capcli.data import dataset, perturb, texts
 from capcli.data.kinds import KINDS
 from capcli.data.splits import Split, TaskData
 from capcli.errors import ConfigError
 from capcli.events import Event, told
-from capcli.measuring import chance, gates, latency, metrics, noise
+from capcli.measuring import breakdown, chance, gates, latency, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
     load_for,
@@ -32,12 +32,12 @@ from capcli.measuring.baselines import (
 )
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
-from capcli.measuring.scoring import Measured, against, agreed, encoded, measure, paired, retention
+from capcli.measuring.scoring import Measured, agreed, answered, encoded, measure, paired, retention
 from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.predictor import Predictor
 from capcli.records.measured import EvalResult, Perturbed
-from capcli.records.parts import Latency
+from capcli.records.parts import LABELS, Latency
 from capcli.sources import hub
 
 REMEDY = "prune it with a lower --sparsity, more --epochs or more training data"
@@ -50,7 +50,13 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
         hub.folder(str(chosen["model"]))  # what is wrong with the model goes before what is missing for it
     if chosen.get("task", stored.get("task")) != stored.get("task"):
         stored = {}  # another task has other data and columns
-    config: EvalConfig = build(EvalConfig, {**stored, **chosen})
+    if "data" in chosen or "text" in chosen:  # what is measured on is one of the two
+        others = ("data", "text", *["group_column"] * ("text" in chosen))  # without labels nothing is ranked
+        stored = {name: value for name, value in stored.items() if name not in others}
+    values = {**stored, **chosen}
+    if "data" not in chosen and (teacher := artifact.known(str(chosen["model"])).teacher if stored else ""):
+        values = {"baseline": teacher, **values}
+    config: EvalConfig = build(EvalConfig, values)
     return config
 
 
@@ -64,26 +70,25 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     model = load_for(config, config.model, data, config.runtime)
     if model.chosen:
         yield Event(phase="load", note=model.chosen)
+    other = _other_model(config, data)
+    data = yield from _with_answers(config, data, other)
     primary, changed = next(iter(data.evals)), _changed(config, data)
-    other, splits = _other_model(config, data), {**data.evals, **changed}
-    theirs = yield from _of_other(config, data, other, splits)
-    measured = yield from _measured(config, data, model, splits, "evaluate", theirs if data.compares else {})
+    measured = yield from _measured(config, data, model, {**data.evals, **changed}, "evaluate")
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
-    found = _compared(config, data, ours, {name: theirs[name or primary] for name in ours} if theirs else {})
-    speed, speed_of_other = yield from _latencies(config, data, model, other)
-    baseline = found.baseline
-    if baseline and speed_of_other:
-        baseline = dataclasses.replace(baseline, latency=speed_of_other)
+    found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours, other)
+    speed, theirs = yield from _latencies(config, data, model, other)
+    baseline = dataclasses.replace(found.baseline, latency=theirs) if found.baseline and theirs else found.baseline
+    split, scores = data.evals[primary], ours[""].table
     sized, said = size(model, config.model), [model.chosen] * bool(model.chosen)
     checked = gates.check(config.gates, _evidence(data, ours, found, sized.weights_bytes, speed))
-    scores = ours[""].table
     result = EvalResult(
         model=config.model,
         task=data.name,
         split=primary,
+        reference=data.reference,
         primary=data.primary,
         labels=tuple(model.labels),
-        data=data.evals[primary].fingerprint,
+        data=split.fingerprint if data.reference == LABELS else split.answers_fingerprint,
         max_length=config.source.longest,
         metrics=scores.metrics,
         confidence_95=scores.confidence_95,
@@ -91,6 +96,11 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         chance=scores.chance,
         at_chance=scores.at_chance,
         splits={name: measured[name].table for name in data.evals},
+        by_label=breakdown.by_label(
+            model.labels, ours[""], found.scored if isinstance(found.scored, Measured) else None
+        )
+        if data.reference == LABELS
+        else None,
         perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         seed=config.seed,
         runtime=model.row,
@@ -114,18 +124,24 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
 def _data(config: EvalConfig) -> tuple[TaskData, list[str]]:
     """The task's splits with the labels of the model, and what there is to know about their choice."""
     stored, known = artifact.stored_source(config.model), artifact.known(config.model, config.source.label_names)
-    of_run = _of_run(config, stored)
-    data = dataset.load(
-        config.source,
-        train=False,
-        holdout=known.holdout if of_run else 0.0,
-        seed=known.seed,
-        known=known.labels if known.ours else (),
-        perhaps=known.labels,
-        no_answer=known.no_answer,
-    )
-    if config.baseline and not Path(config.baseline).is_file():
-        data = dataset.comparable(data)
+    of_run, source = _of_run(config, stored), config.source
+    share = known.holdout if of_run else 0.0
+    if source.text:
+        data = texts.open_task(
+            source, known.labels, "baseline", holdout=share, seed=known.seed, no_answer=known.no_answer
+        )
+    else:
+        data = dataset.load(
+            source,
+            train=False,
+            holdout=share,
+            seed=known.seed,
+            known=known.labels if known.ours else (),
+            perhaps=known.labels,
+            no_answer=known.no_answer,
+        )
+        if config.baseline and not Path(config.baseline).is_file():
+            data = dataset.comparable(data, "baseline")
     if not data.metrics:
         raise ConfigError(
             f"the texts of {data.name} have no scores, so there is nothing to measure without another model",
@@ -133,7 +149,8 @@ def _data(config: EvalConfig) -> tuple[TaskData, list[str]]:
         )
     notes = []
     if stored and not of_run:
-        here, there = _origin(data.name, config.source.data), _origin(stored["task"], stored["data"])
+        here = _origin(data.name, source.data or source.text)
+        there = _origin(stored["task"], stored["data"] or stored.get("text", ""))
         notes.append(f"measured on other data than those of the run: {here}; the model was pruned on {there}")
     if left_out := set(config.perturbations) - set(perturb.offered(data.kind, config.perturbations)):
         notes.append(f"not measured: {', '.join(sorted(left_out))}; each word of {data.name} has its own label")
@@ -142,7 +159,25 @@ def _data(config: EvalConfig) -> tuple[TaskData, list[str]]:
 
 def _of_run(config: EvalConfig, stored: Mapping[str, Any]) -> bool:
     """Whether the data are those that the model was pruned on, as its folder has `stored` them."""
-    return config.source.task == stored.get("task") and same_place(config.source.data, str(stored.get("data")))
+    places = [(vars(config.source)[name], str(stored.get(name, ""))) for name in artifact.PLACES]
+    return config.source.task == stored.get("task") and all(same_place(*pair) for pair in places)
+
+
+def _with_answers(config: EvalConfig, data: TaskData, other: Predictor | None) -> Generator[Event, None, TaskData]:
+    """The data with the answers of the `other` model, where metrics compare with them."""
+    if not data.compares:
+        return data
+    assert other is not None, "_check_baseline lets only models through"
+
+    def event(done: float, total: float) -> Event:
+        return Event(phase="answers of the baseline", done=done, total=total, overall=0.0)
+
+    found = {}
+    for name, split in data.evals.items():
+        examples = yield from told(answered(other, encoded(other, split, config.source)), event)
+        assert examples.split is not None, "it has the answers"
+        found[name] = examples.split
+    return dataclasses.replace(data, evals=found)
 
 
 def _origin(task: str, data: str) -> str:
@@ -159,19 +194,12 @@ def _changed(config: EvalConfig, data: TaskData) -> dict[str, Split]:
 
 
 def _measured(
-    config: EvalConfig,
-    data: TaskData,
-    model: Predictor,
-    splits: Mapping[str, Split],
-    phase: str,
-    compared: Mapping[str, Measured] | None = None,
+    config: EvalConfig, data: TaskData, model: Predictor, splits: Mapping[str, Split], phase: str
 ) -> Generator[Event, None, dict[str, Measured]]:
-    """The model measured on each of the splits; `compared` is another one on them, where metrics compare the two."""
+    """The model measured on each of the splits."""
     found = {}
     for index, (name, split) in enumerate(splits.items()):
         examples = encoded(model, split, config.source)
-        if compared:
-            examples = against(examples, compared[name].outputs)
 
         def event(done: float, total: float, index: int = index, name: str = name) -> Event:
             share = (index + done / total) / len(splits)
@@ -181,22 +209,16 @@ def _measured(
     return found
 
 
-def _of_other(
-    config: EvalConfig, data: TaskData, other: Predictor | None, splits: Mapping[str, Split]
-) -> Generator[Event, None, dict[str, Measured]]:
-    """The baseline on the first split and its changed texts, if it is a model; on all where metrics compare the two."""
-    first = next(iter(data.evals))
-    wanted = {
-        name: split for name, split in splits.items() if data.compares or name in (first, *_changed(config, data))
-    }
-    return (yield from _measured(config, data, other, wanted, "baseline")) if other else {}
-
-
 def _compared(
-    config: EvalConfig, data: TaskData, ours: Mapping[str, Measured], theirs: Mapping[str, Measured]
-) -> Compared:
-    """Compare with the baseline, if there is one: a model on the same examples (`theirs`), or a stored result."""
-    if theirs:
+    config: EvalConfig,
+    data: TaskData,
+    splits: Mapping[str, Split],
+    ours: Mapping[str, Measured],
+    other: Predictor | None,
+) -> Generator[Event, None, Compared]:
+    """Compare with the baseline, if there is one: the `other` model on the same examples, or a stored result."""
+    if other:
+        theirs = yield from _measured(config, data, other, splits, "baseline")
         return with_model(config, data, ours, theirs)
     return with_report(config, data, ours) if config.baseline else Compared()
 
@@ -229,7 +251,7 @@ def _latencies(
 
 def _check_gates(config: EvalConfig, data: TaskData) -> None:
     """Raise `ConfigError` for a gate on what will not be measured, or whose limit says nothing."""
-    own = [*data.metrics, *[CALIBRATION] * KINDS[data.kind].single]
+    own = [*data.metrics, *[CALIBRATION] * (KINDS[data.kind].single and data.reference == LABELS)]
     changes = list(_changed(config, data))
     valid = [*own, *[AGREEMENT] * bool(config.baseline)]
     valid += [name + change for change in changes for name in (*own, AGREEMENT)]
@@ -244,7 +266,11 @@ def _check_baseline(config: EvalConfig, data: TaskData) -> None:
     if not config.baseline:
         return
     if Path(config.baseline).is_file():
-        stored_baseline(config, data, len(next(iter(data.evals.values()))))
+        if data.reference != LABELS:
+            raise ConfigError(
+                f"{config.baseline} is a stored result, without the answers to agree with", "name the model itself"
+            )
+        stored_baseline(config, data, next(iter(data.evals.values())).n_measured)
     else:
         loading.check_head(config.baseline, data.classes, data.kind, config.source.label_names)
 

@@ -20,7 +20,7 @@ from capcli.config.paths import portable, shortened
 from capcli.errors import CheckFailed, ConfigError, ModelError
 from capcli.events import Event, part_of
 from capcli.exporting import ladder, onnx_model, trial
-from capcli.exporting.checks import checked, scored
+from capcli.exporting.checks import checked, scored, with_answers
 from capcli.exporting.formats import FORMATS
 from capcli.exporting.job import Export, Opened, check_free
 from capcli.exporting.ladder import DENSE, Ground, Way
@@ -76,6 +76,7 @@ def export(config: ExportConfig) -> Generator[Event, None, ExportRecord]:
 def _by_name(config: ExportConfig, out: Path) -> Generator[Event, None, tuple[ExportRecord, str]]:
     """The record of the format that is asked for, and what was missing of the data."""
     job = ladder.resized((yield from prepared(config)))
+    job = (yield from with_answers(job)) if job.lossy else job
     with _publishing(out) as shelf:
         opened = yield from FORMATS[config.to](job, shelf.staging)
         shelf.fill(job, (yield from checked(job, opened)))
@@ -118,6 +119,7 @@ def _by_limits(config: ExportConfig, out: Path) -> Generator[Event, None, tuple[
     """The record of the first rung that meets the limits, and what was missing of the data. Raises `NothingFits`."""
     plain = yield from prepared(config, train=True)
     trial.check_limits(plain)
+    plain = yield from with_answers(plain)
     before = (yield from part_of(_scores_before(plain), 0, FIRST)) if config.max_drop else None
     search = _Search(ground=Ground(plain=plain), out=out, before=before)
     groups = list(ladder.by_file())

@@ -11,22 +11,26 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from capcli import machine, run, stages
+from capcli import machine, run, stages, tracking
 from capcli.config.measure import Gates
 from capcli.config.names import BUILTIN_TASKS
+from capcli.config.options import flatten
+from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, RunFailed, Stopped
 from capcli.events import Event, StopFlag
 from capcli.measuring import reports
 from capcli.models import devices, model
 from capcli.pruning import inputs
+from capcli.pruning.plan import expected
 from capcli.pruning.record import write_artefact
-from capcli.pruning.setup import compared, describe_device, load_student, make_setup, read_data, tell_notes
+from capcli.pruning.setup import describe_device, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.student import train_student
-from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank
+from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank, with_answers
 from capcli.records.pruned import Report
 from capcli.sources import hub
 from capcli.stages import Bound, RunFolder
+from capcli.trackers import About
 
 
 def prune(
@@ -56,9 +60,19 @@ def prune(
         if not overwrite and (done := (yield from _finished(config, flag, gates))):  # by another process, a moment ago
             run.finish(folder, done.config.get("keep_work", False))
             return reports.judged(done, gates)
-        result = yield from _prune(config, folder, overwrite, gates)
+        work = _prune(config, folder, overwrite, gates)
+        result = yield from tracking.tracked(work, config.track, _about(config, shared), reports.summary)
         run.finish(folder, config.keep_work)
     return reports.judged(result, gates)
+
+
+def _about(config: PruneConfig, shared: Path | None) -> About:
+    """What a tracker is told of a run; the runs of a sweep, which share a folder, are a group."""
+    out = config.out_folder.resolve()
+    home = out.parent if shared is None else out.parent.parent
+    group = "" if shared is None else out.parent.name
+    options = {name: shortened(value) for name, value in flatten(config).items() if name not in ("out", "track")}
+    return About(name=out.name, group=group, config=options, folder=str(home / "tensorboard" / group / out.name))
 
 
 def _finished(config: PruneConfig, flag: StopFlag, gates: Gates) -> Generator[Event, None, Report | None]:
@@ -95,8 +109,12 @@ def same_inputs(config: PruneConfig, found: Mapping[Path, Report], flag: StopFla
 
 def _are_here(config: PruneConfig) -> bool:
     """Whether all that the configuration names is on this machine, so that an error tells of a change."""
-    named, place = [source for source in (config.model, config.teacher, config.text) if source], config.source.data
-    return all(map(hub.is_local, named)) and (Path(place).exists() if place else config.source.task in BUILTIN_TASKS)
+    source = config.source
+    named, place = (
+        filter(None, (config.model, config.teacher, source.text)),
+        source.data or source.text * source.unlabelled,
+    )
+    return all(map(hub.is_local, named)) and (Path(place).exists() if place else source.task in BUILTIN_TASKS)
 
 
 @contextlib.contextmanager
@@ -117,7 +135,7 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
 
 def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates) -> Generator[Event, None, Report]:
     yield Event(phase="load", note=f"loading {config.model}")
-    on, data = devices.compute(config.hardware), read_data(config)
+    on, data = devices.compute(config.hardware, training=True), read_data(config)
     reports.require(gates, data.metrics)
     student = load_student(config, data)
     given = given_teacher(config, data, student)
@@ -132,9 +150,10 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
     yield from tell_notes(setup, student)
     for note in notes:
         yield setup.meter.of("load")(note=note)
+    planned = expected(setup, student)
     if given is not None:
         model.place(given, on)
-        setup = yield from compared(setup, given)
+        setup = yield from with_answers(setup, given)
     with (yield from run.alone(folder, setup.meter.of("load"))):
         pretrained = (yield from make_bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
         teacher = given or (yield from fine_tuned(setup, student))
@@ -144,4 +163,4 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
     kept = teacher if config.needs_teacher else None
     del teacher, given
     pruner, state = yield from train_student(setup, student, pretrained, finetuned, logits, kept)
-    return (yield from write_artefact(setup, student, pruner, state, dense))
+    return (yield from write_artefact(setup, student, pruner, state, dense, planned))

@@ -20,6 +20,7 @@ from capcli.config.names import METHODS, TASK_NAMES
 from capcli.config.options import leaves
 from capcli.config.predict import PredictConfig
 from capcli.config.prune import PruneConfig
+from capcli.config.push import PushConfig
 
 CONFIGS: dict[str, type] = {
     "prune": PruneConfig,
@@ -27,6 +28,7 @@ CONFIGS: dict[str, type] = {
     "export": ExportConfig,
     "probe": ProbeConfig,
     "predict": PredictConfig,
+    "push": PushConfig,
     "config": PruneConfig,
 }
 

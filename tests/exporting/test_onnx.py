@@ -107,7 +107,7 @@ def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind
     if kind in ("regression", "spans", "embedding"):  # the other kinds have labels of their own in the data
         stock.save_config(model, tmp_path / "out")
         tokenizers.save_tokenizer(model.tokenizer, tmp_path / "out")
-        answering = onnx.predictor(onnx.load(tmp_path / "out", 1), kind, loaded.classes)
+        answering = onnx.predictor(onnx.load(str(tmp_path / "out"), 1), kind, loaded.classes)
         theirs = of_network(model, on)
         assert (answering.labels, answering.longest) == (theirs.labels, theirs.longest)
         examples = scoring.encoded(answering, loaded.evals["validation"], source)

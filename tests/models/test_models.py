@@ -751,6 +751,15 @@ def test_anything_that_answers_is_asked_in_the_one_loop(tokenizer: Any, of_token
     assert torch.allclose(vectors.float(), torch.tensor([0.6, 0.8]), atol=1e-3)
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_steps_are_in_bf16_where_the_processor_multiplies_that(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(devices.machine, "has_bf16", lambda: has)
+    hardware = Hardware(device="cpu")
+    assert devices.compute(hardware, training=True).dtype == (torch.bfloat16 if has else torch.float32)
+    assert devices.compute(hardware).dtype == devices.compute(hardware, training=True).exact.dtype == torch.float32
+    assert devices.compute(Hardware(device="cpu", precision="fp32"), training=True).dtype == torch.float32
+
+
 def test_compute_finds_the_device_or_says_so() -> None:
     found = devices.compute(Hardware(device="cpu", precision="bf16"))
     assert (found.device.type, found.dtype) == ("cpu", torch.bfloat16)

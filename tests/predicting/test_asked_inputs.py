@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from capcli.data.words import sentence
 from capcli.errors import DataError
 from capcli.predicting import inputs
 
@@ -21,7 +22,7 @@ from capcli.predicting import inputs
     ],
 )
 def test_words_of_a_text(text: str, words: list[str]) -> None:
-    found = inputs.sentence(text)
+    found = sentence(text)
     assert found.words == words
     assert [text[begin:end] for begin, end in found.spans] == words
     assert found.text == text
@@ -29,7 +30,7 @@ def test_words_of_a_text(text: str, words: list[str]) -> None:
 
 def test_words_that_are_given_are_taken_as_they_are() -> None:
     for given in (["U.S.A", "is", "(big)"], "['U.S.A', 'is', '(big)']"):
-        found = inputs.sentence(given)
+        found = sentence(given)
         assert found.words == ["U.S.A", "is", "(big)"]
         assert found.text == "U.S.A is (big)"
         assert [found.text[begin:end] for begin, end in found.spans] == found.words

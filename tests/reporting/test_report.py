@@ -329,7 +329,8 @@ def test_charts_keep_spikes_and_count_what_is_not_finite() -> None:
     points = [(float(i), 1000.0 if i == 777 else 1.0) for i in range(5000)]
     assert (777.0, 1000.0) in charts.thin(points) and len(charts.thin(points)) <= charts.MAX_POINTS
     rows = [{"step": 1, "losses": {"ce": 1.0}}, {"step": 2, "losses": {"ce": None}}]
-    (_, (chart,)), = view(read({"history": rows}))["phases"]  # fmt: skip
+    (phase,) = view(read({"history": rows}))["phases"]
+    (chart,) = phase.charts
     assert chart.curves[0].dots and "1 value" in chart.notes[0]
 
 

@@ -123,27 +123,44 @@ def test_without_a_gradient_at_the_start(tiny: Tiny, tmp_path: Path, chosen: dic
 
 
 def test_texts_alone_are_enough(tiny: Tiny, texts: str, tmp_path: Path) -> None:
-    """As data or by the name of the option, in a file or a column; a part is held out, which is the same later."""
-    _, *lines = [["text"], *[[line] for line in Path(texts).read_text().splitlines() if line]]
-    write_csv(tmp_path / "one.csv", ("whatever",), [tuple(line) for line in lines])
+    """Of lines or of a column; a part is held out, which is the same later, and so is what it is compared with."""
+    lines = [line for line in Path(texts).read_text().splitlines() if line]
+    write_csv(tmp_path / "one.csv", ("text",), [(line,) for line in lines])
     reports = [
-        tiny.prune(tmp_path / name, **TASK, epochs=1, **source)
-        for name, source in {
-            "a": {"data": texts},
-            "b": {"data": None, "text": texts},
-            "c": {"data": str(tmp_path / "one.csv")},
-        }.items()
+        tiny.prune(tmp_path / name, **TASK, epochs=1, data=None, text=text)
+        for name, text in {"a": texts, "b": str(tmp_path / "one.csv")}.items()
     ]
-    assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(tmp_path / "c")
-    assert reports[0]["metrics"]["split"] == "holdout"
-    assert (reports[0]["metrics"]["primary"], list(reports[0]["metrics"]["pruned"])) == ("cosine", AGREEMENTS)
-    assert reports[0]["metrics"]["n_examples"] == len(lines) // 10
-    found = capcli.evaluate(model=str(tmp_path / "a"), baseline=tiny.model, perturb="typos")
-    assert found.metrics == pytest.approx(reports[0]["metrics"]["pruned"])
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+    metrics = reports[0]["metrics"]
+    assert (metrics["split"], metrics["reference"]) == ("holdout", "teacher")
+    assert (metrics["primary"], list(metrics["pruned"])) == ("cosine", AGREEMENTS)
+    assert metrics["n_examples"] == round(len(lines) / 10)
+    assert metrics["dense"] == pytest.approx(dict.fromkeys(AGREEMENTS, 1))
+    found = capcli.evaluate(model=str(tmp_path / "a"), perturb="typos")
+    assert found.reference == "baseline"
+    assert found.metrics == pytest.approx(metrics["pruned"])
+    assert found.perturbed["typos"].metrics["cosine"] < found.metrics["cosine"]
     low, high = found.perturbed["typos"].differences["cosine"].confidence_95
     assert low <= found.perturbed["typos"].differences["cosine"].value <= high
+    again = capcli.export(model=str(tmp_path / "a"), to="sparse", dtype="int8", out=str(tmp_path / "int8"))
+    assert again.metrics.reference == "model"
+    assert again.metrics.before == pytest.approx(dict.fromkeys(AGREEMENTS, 1))
+    assert 0.9 < again.metrics.after["cosine"] < 1
+
+
+def test_pairs_without_scores(tiny: Tiny, tmp_path: Path) -> None:
+    """Splits of texts that nobody scored; the results say what they were compared with."""
+    for split in ("train", "validation"):
+        _, *rows = csv.reader((Path(tiny.scored) / f"{split}.csv").open())
+        write_csv(tmp_path / "data" / f"{split}.csv", ("text", "pair"), [(first, second) for first, second, _ in rows])
+    metrics = run(tiny, tmp_path / "out", data=str(tmp_path / "data"), epochs=1)["metrics"]
+    assert (metrics["split"], metrics["reference"]) == ("validation", "teacher")
+    assert list(metrics["pruned"]) == AGREEMENTS
+    found = capcli.evaluate(model=str(tmp_path / "out"))
+    assert found.reference == "baseline"
+    assert found.metrics == pytest.approx(metrics["pruned"])
     with pytest.raises(ConfigError, match="have no scores, so there is nothing to measure without another model"):
-        capcli.evaluate(model=str(tmp_path / "a"))
+        capcli.evaluate(model=str(tmp_path / "out"), data=str(tmp_path / "data"))
 
 
 def test_texts_and_scored_pairs_of_other_places(tiny: Tiny, texts: str, tmp_path: Path) -> None:
@@ -214,7 +231,7 @@ def test_bad_data(tiny: Tiny, tmp_path: Path) -> None:
     rows = [("a film", "a story", str(i % 5)) for i in range(20)]
     rows[3] = ("a film", "a story", "")
     write_csv(tmp_path / "hole" / "train.csv", ("text", "pair", "score"), rows)
-    error = refused(tiny, tmp_path / "out", data=str(tmp_path / "hole"))
+    error = refused(tiny, tmp_path / "out", data=str(tmp_path / "hole"), holdout=0.2)
     assert error.message == "1 label of the train split is missing, in row 3"
     write_csv(tmp_path / "mixed" / "train.csv", ("text", "pair", "score"), rows[:3] * 9)
     write_csv(tmp_path / "mixed" / "validation.csv", ("text", "pair", "score"), rows[:3] * 9)
