@@ -368,8 +368,10 @@ def task_table() -> str:
             "`f1` is that of the second label, and is left out when there are not exactly two labels. `macro_f1` is "
             "the mean over the classes. For `tokens`, `f1`, `precision` and `recall` count whole entities; labels of "
             f"words that mark no entities are measured by {codes(KINDS['tokens'].plain_metrics)} of the words. For "
-            "`spans`, `f1` is that of the words of the answer. The 95 % intervals of shares of examples (accuracy of "
-            "classification, subset_accuracy, exact_match) are Wilson's; the others come from "
+            "`spans`, `f1` is that of the words of the answer. For `embedding` they are correlations of scores and "
+            f"cosines; {codes(KINDS['embedding'].agreements)} compare with the dense model, and need no scores "
+            "([sentence embeddings](../how-to/sentence-embeddings.md)). The 95 % intervals of shares of examples "
+            "(accuracy of classification, subset_accuracy, exact_match) are Wilson's; the others come from "
             f"{resampling.RESAMPLES:,} bootstrap resamples of the examples.\n",
             f"With `--group-column` a regression is measured by {codes(KINDS['ranking'].metrics)}, see "
             "[rerankers](../how-to/rerankers.md). Without labels the metrics are those of "
@@ -401,7 +403,9 @@ def rows_of(task: str, split: str) -> int:
 def task_row(name: str, task: Task) -> tuple[str, ...]:
     """One row of the task table, without the name."""
     texts = codes(task.text) + (" and " + codes(task.pair) if task.pair else "")
-    labels = codes(task.labels) or {"regression": "numbers", "spans": "answers"}.get(task.kind, "those of the data")
+    labels = codes(task.labels) or {"regression": "numbers", "spans": "answers", "embedding": "numbers or none"}.get(
+        task.kind, "those of the data"
+    )
     source = f"hub: `{task.hub[0]}`, `{task.hub[1]}`" if task.hub else ""
     return (
         task.kind,

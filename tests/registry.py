@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-KINDS = ("classification", "regression", "multilabel", "tokens", "spans")
+KINDS = ("classification", "regression", "multilabel", "tokens", "spans", "embedding")
 SHAPE = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -90,7 +90,7 @@ ROWS = {
         config=_BART,
         only=True,
         structured=False,
-        kinds=("classification", "regression", "multilabel", "spans"),
+        kinds=("classification", "regression", "multilabel", "spans", "embedding"),
         remark="not in the table of families; transformers has no token classification for it",
     ),
 }

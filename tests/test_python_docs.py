@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import Tiny, invoke
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -60,3 +63,19 @@ def test_the_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [passed for _, passed in gates] == [True, True]
     assert report.metrics.pruned["accuracy"] > 0.7
     assert small.int8 and one["label"] in ("subjective", "objective")
+
+
+@pytest.mark.slow
+def test_the_page_about_sentence_embeddings(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, one after another, on small folders of the names that it uses; and that the export can be read."""
+    page = (DOCS / "how-to" / "sentence-embeddings.md").read_text("utf-8")
+    (commands,) = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny.model, "all-MiniLM-L6-v2")
+    shutil.copytree(tiny.scored, "sts")
+    for command in commands.splitlines():
+        done = invoke(*shlex.split(command)[1:], "-q")
+        assert done.exit_code == 0, done.stderr
+    written = {str(path.relative_to("smaller-MiniLM")) for path in Path("smaller-MiniLM").rglob("*")}
+    assert {"modules.json", "1_Pooling/config.json", "config.json", "model.safetensors"} <= written
+    assert 'SentenceTransformer(".").encode' in Path("smaller-MiniLM", "README.md").read_text("utf-8")

@@ -48,6 +48,7 @@ SOURCES = {  # a task of each kind, and which of the files of `Tiny` are for it
     "multilabel": ("multi-label-classification", "topics"),
     "tokens": ("ner", "tags"),
     "spans": ("question-answering", "answers"),
+    "embedding": ("sentence-embedding", "scored"),
 }
 WORDS = {"negative": ("bad", "dull", "awful"), "positive": ("good", "bright", "great")}
 HIDDEN, LAYERS, HEADS, FFN = 32, 2, 4, 64
@@ -110,6 +111,11 @@ class Tiny:
         """Questions for the good or the bad word of a context; some have no answer."""
         return str(self.root / "answers")
 
+    @property
+    def scored(self) -> str:
+        """Two texts and a score: how many of their words they share."""
+        return str(self.root / "scored")
+
     def prune_config(self, out: Path, **chosen: Any) -> Any:
         """A configuration of `cap prune` on the two-class task, changed by `chosen`."""
         from capcli.config.layers import prune_config
@@ -137,11 +143,12 @@ def make(root: Path) -> Tiny:
     """Write the model and the tasks below `root`."""
     tiny = Tiny(root)
     write_model(Path(tiny.model))
-    rng = random.Random(7)
+    rng, scores = random.Random(7), random.Random(8)
     for split, n in (("train", 80), ("validation", 48)):
         write_csv(Path(tiny.data) / f"{split}.csv", ("text", "label"), [one_text(rng) for _ in range(n)])
         write_csv(Path(tiny.pairs) / f"{split}.csv", ("text", "pair", "label"), [one_pair(rng) for _ in range(n)])
         write_csv(Path(tiny.numbers) / f"{split}.csv", ("text", "label"), [one_number(rng) for _ in range(n)])
+        write_csv(Path(tiny.scored) / f"{split}.csv", ("text", "pair", "score"), [one_score(scores) for _ in range(n)])
         write_jsonl(Path(tiny.topics) / f"{split}.jsonl", [one_topic(rng) for _ in range(n)])
         write_jsonl(Path(tiny.tags) / f"{split}.jsonl", [one_tagged(rng) for _ in range(n)])
         write_jsonl(Path(tiny.answers) / f"{split}.jsonl", [one_answer(rng, i) for i in range(n)])
@@ -227,6 +234,13 @@ def one_pair(rng: random.Random) -> tuple[str, str, str]:
     """Two texts and whether their words are of one class."""
     (first, a), (second, b) = one_text(rng), one_text(rng)
     return first, second, "same" if a == b else "different"
+
+
+def one_score(rng: random.Random) -> tuple[str, str, str]:
+    """Two texts and the share of their words that both have."""
+    (first, _), (second, _) = one_text(rng), one_text(rng)
+    a, b = set(first.split()), set(second.split())
+    return first, second, f"{len(a & b) / len(a | b):.2f}"
 
 
 def one_number(rng: random.Random) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from capcli.config.hardware import Hardware
 from capcli.config.names import (
     BUILTIN_TASKS,
+    EMBEDDING_TASKS,
     MOST_RETENTION,
     PERTURBATIONS,
     PROBE_TASKS,
@@ -157,6 +158,8 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         for name in self.task_names:
             check_name("task", name, TASK_NAMES)
+            if name in EMBEDDING_TASKS:
+                raise ConfigError(f"{name} has no labels that a probe could learn", "name other tasks, such as mr,subj")
         if not self.task_names:
             raise ConfigError("no task given", nearest("", TASK_NAMES))
         check_name("probe", self.probe, PROBES)

@@ -41,7 +41,9 @@ GENERIC_TASKS = (
     "token-classification",
     "ner",
     "question-answering",
+    "sentence-embedding",
 )
+EMBEDDING_TASKS = ("sentence-embedding",)  # that learn from the model's own vectors and need no labels
 QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic", "hid")

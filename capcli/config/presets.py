@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from capcli.config.names import OF_CRITERION, PRESETS, QUESTION_TASKS
+from capcli.config.names import EMBEDDING_TASKS, OF_CRITERION, PRESETS, QUESTION_TASKS
 
 ALL_EXAMPLES = 1_000_000  # more than any task of the paper has
 
@@ -41,6 +41,8 @@ def _lambdas(tasks: tuple[str, ...], at_90: float, at_97: float) -> tuple[Preset
     )
 
 
+# With every preset. A model that learns its own vectors begins with a loss of 0, which adds up to no importance.
+OF_TASK = (PresetRow(values={"importance_examples": 512}, tasks=EMBEDDING_TASKS, criteria=_FIRST),)
 # Over `PRESETS`; later rows go over earlier ones.
 PRESET_ROWS: dict[str, tuple[PresetRow, ...]] = {
     "paper": (
@@ -86,7 +88,7 @@ def preset_values(preset: str, *, task: str, criterion: str, structure: str, spa
     """The defaults of a run with this preset, where they differ from those of the options; of its criterion as well."""
     table = PRESETS[preset]
     found = {**table.get("*", {}), **OF_CRITERION.get(criterion, {}), **table.get(criterion, {})}
-    for row in PRESET_ROWS.get(preset, ()):
+    for row in (*OF_TASK, *PRESET_ROWS.get(preset, ())):
         if row.holds(task, criterion, structure, sparsity):
             found |= row.values
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from capcli.config import rises, validity
 from capcli.config.hardware import Hardware
 from capcli.config.names import (
+    EMBEDDING_TASKS,
     LOSSES,
     METHODS,
     PRESETS,
@@ -298,6 +299,11 @@ class PruneConfig:
         return "hid" in self.loss_names or refitted or self.heal > 0 or (self.staged and bool(self.source.text))
 
     @property
+    def uses_labels(self) -> bool:
+        """Whether labels are learned, or else only the model's own answers or those of a teacher."""
+        return not (self.source.text or self.source.task in EMBEDDING_TASKS)
+
+    @property
     def stair_list(self) -> tuple[float, ...]:
         """The sparsities one after another, the last of them `sparsity`; none where it rises in another way."""
         if not (self.calibrated or self.stairs):
@@ -368,7 +374,7 @@ class PruneConfig:
         if not (self.epochs or self.heal):
             return ()
         usual = METHODS[self.method].losses if self.epochs else ("kd",)
-        chosen = split_list(self.losses) or tuple(name for name in usual if not (self.source.text and name == "ce"))
+        chosen = split_list(self.losses) or tuple(name for name in usual if self.uses_labels or name != "ce")
         return tuple(
             sorted(set(chosen), key=lambda name: (name not in LOSSES, LOSSES.index(name) if name in LOSSES else 0))
         )

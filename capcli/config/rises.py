@@ -84,8 +84,11 @@ def _check_untrained(config: PruneConfig) -> None:
         raise ConfigError(
             "--heal is for a run that trains nothing before", "use --preset minutes, or a method such as wanda"
         )
-    if config.source.text and "ce" in config.loss_names:
-        raise ConfigError("--text has no labels, and ce needs them", "leave ce out: kd learns what the teacher answers")
+    if "ce" in config.loss_names and not config.uses_labels:
+        what = "--text" if config.source.text else config.source.task
+        raise ConfigError(
+            f"{what} has no labels, and ce needs them", "leave ce out: kd learns what the teacher answers"
+        )
     if one_shot != (config.scope == "row") and config.scope in ("row", "global"):
         raise ConfigError(
             f"--scope {config.scope} has no meaning for {config.method}, which ranks "

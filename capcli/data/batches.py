@@ -28,9 +28,10 @@ class Examples:
 
     For spans an example is a window of a long context: owner [N] is the question that it belongs to, and chars [T, 2]
     are the begin and end of each token in the context in characters, -1 outside of it. For tokens, words [T] is the
-    word that begins with the token, -1 elsewhere. split: what was tokenised. n_cut: texts that were longer than a
-    window of `length` tokens and lost their end (for spans: questions). unknown: share of the tokens, special ones
-    aside, that stand for what the tokenizer does not know.
+    word that begins with the token, -1 elsewhere. For embedding, each text of an example of the split is one by itself,
+    the first before the second, and labels are the scores of their examples. split: what was tokenised. n_cut: texts
+    that were longer than a window of `length` tokens and lost their end (for spans: questions). unknown: share of the
+    tokens, special ones aside, that stand for what the tokenizer does not know.
     """
 
     tokens: NDArray[np.integer[Any]]

@@ -198,6 +198,11 @@ def _respelled(occur: Collection[str], classes: Sequence[str], find: Finder) -> 
     ]
 
 
+def _scores(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Numbers, or NaN for texts without a score."""
+    return _numbers(found, count, codes) if found.columns else np.full(len(found.values), np.nan)
+
+
 def _numbers(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.float64]:
     numbers = np.empty(len(found.values))
     for row, value in enumerate(found.values):
@@ -206,6 +211,8 @@ def _numbers(found: Labels, count: int, codes: Mapping[str, Any]) -> NDArray[np.
         except (TypeError, ValueError) as error:
             comma = isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value.strip())
             hint = "for names of classes use --task text-classification"
+            if KINDS[found.kind].vectors:
+                hint = "name the column of the score with --label-column, or leave the labels out"
             if comma:
                 hint = "decimals have a point, and thousands no separator"
             raise DataError(f"row {row} of {found.place} holds {value!r}, not a number", hint) from error
@@ -254,4 +261,5 @@ CODERS: dict[str, Callable[[Labels, int, Mapping[str, Any]], NDArray[Any]]] = {
     "multilabel": _many_hot,
     "tokens": _sequences,
     "spans": lambda found, count, codes: _objects(found.values),
+    "embedding": _scores,
 }

@@ -103,7 +103,7 @@ def load(
         name=config.task,
         kind=task.kind,
         labels=names,
-        metrics=_metrics(task, names),
+        metrics=_metrics(task, names, scored=_all_scored(evals)),
         train=trained,
         holdout=held,
         evals=evals,
@@ -131,14 +131,35 @@ def _list_notes(found: Mapping[str, Labels], parts: Mapping[str, Split]) -> list
     return [f"lists written as text in column {c!r} were read as lists: {', '.join(n)}" for c, n in columns.items()]
 
 
-def _metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
-    """What is measured: words whose labels mark no entities have metrics of their own, F1 of one class needs two."""
+def _metrics(task: Task, names: Sequence[str], *, scored: bool) -> tuple[str, ...]:
+    """What is measured with labels: words whose labels mark no entities have metrics of their own, F1 of one class
+    needs two, and what may have no labels has no such metric then."""
     kind = KINDS[task.kind]
+    if kind.vectors and not scored:
+        return ()
     if kind.words and not entities.is_entity_scheme(names):
         return kind.plain_metrics
     if not kind.single:
         return task.measured
     return tuple(m for m in task.measured if m != "f1" or len(names) == 2) or ("accuracy",)
+
+
+def _all_scored(evals: Mapping[str, Split]) -> bool:
+    """Whether what is evaluated on has labels. Raises `DataError` where only some of it has."""
+    without = [name for name, split in evals.items() if not split.is_scored]
+    if without and len(without) < len(evals):
+        rest = first_few([name for name in evals if name not in without])
+        raise DataError(f"{first_few(without)} has no score for its pairs, and {rest} has one")
+    return not without
+
+
+def comparable(data: TaskData, reference: str) -> TaskData:
+    """The task with what is measured where vectors can be compared with those of another model, called `reference`."""
+    kind = KINDS[data.kind]
+    if not kind.vectors:
+        return data
+    compared = dataclasses.replace(data, metrics=(*data.metrics, *kind.agreements))
+    return compared if data.metrics else compared.without_labels(reference)
 
 
 def agreements(task: Task, names: Sequence[str]) -> tuple[str, ...]:
@@ -202,6 +223,8 @@ def _wanted(found: Found, train: bool, holdout: float, config: TaskConfig) -> li
 
 def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tuple[str, ...], Labels]:
     """The columns of the texts, and the labels."""
+    if KINDS[task.kind].vectors:
+        return _read_scored(name, table, task, config)
     labelled = {config.label_column, *task.label, *LABEL_NAMES}
     place = f"the {name} split"
     texts = [column(table, task.text, config.text_column, "text", place, labelled)]
@@ -212,6 +235,23 @@ def _read(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tupl
     wanted = _label_columns(table, task, config, name, texts)
     if twice := {column for column in texts if [*texts, *wanted].count(column) > 1}:
         raise DataError(f"column {min(twice)!r} of the {name} split is named for two purposes", "name another column")
+    return tuple(texts), labels.read(name, table, wanted, task.kind)
+
+
+def _read_scored(name: str, table: Table, task: Task, config: TaskConfig) -> tuple[tuple[str, ...], Labels]:
+    """The columns of texts that need no labels, of which two may have a score; see `Labels`."""
+    place, others = f"the {name} split", {config.label_column, *task.label}
+    texts = [column(table, task.text, config.text_column, "text", place, others)]
+    paired = bool(config.pair_column) or not {*task.pair}.isdisjoint(table.columns)
+    if paired:
+        texts.append(column(table, task.pair, config.pair_column, "pair", place, others.union(texts)))
+    if config.label_column and not paired:
+        raise DataError(f"{place} has a single text, and a score is of two", "name the second with --pair-column")
+    if not paired or not (config.label_column or {*task.label} & {*table.columns}):
+        return tuple(texts), Labels(split=name, kind=task.kind, columns=(), own_names=(), values=[None] * len(table))
+    wanted = _label_columns(table, task, config, name, texts)
+    if len({*texts, *wanted}) < 3:
+        raise DataError(f"two of the columns of {place} are the same: {first_few([*texts, *wanted])}")
     return tuple(texts), labels.read(name, table, wanted, task.kind)
 
 
@@ -303,6 +343,8 @@ def _check_training_labels(train: Split, names: Sequence[str]) -> None:
     if len(train) == 0:
         raise DataError("the training set is empty", "hold out less, or give more examples")
     kind = KINDS[train.kind]
+    if kind.vectors:
+        return
     if kind.windows:
         if not any(answers.texts for answers in train.labels):
             raise DataError("no question of the training set has an answer, so there is nothing to learn")

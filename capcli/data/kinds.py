@@ -33,9 +33,14 @@ class Kind:
     What the network puts out where it is no class. outputs: their names. own_head: they mean the same in every task,
     so that a model has no labels and keeps the head that it has.
 
+    Where there is no head. vectors: the network is an encoder that gives a vector for each text; the second text of an
+    example is one by itself, and the score of both is a number that an example may do without. What it learns is the
+    vectors of the model before pruning.
+
     metrics: what is measured unless the task says otherwise, the first decides; plain_metrics: the same where words
     have labels that mark no entities. agreements, plain_agreements: what is measured where the answers of another model
-    take the place of labels; `agreement`, where it is one of them, is the share of equal answers. texts: a built-in
+    take the place of labels, and of vectors besides what labels say; `agreement`, where it is one of them, is the share
+    of equal answers. texts: a built-in
     task that stands in for a model's own texts.
     """
 
@@ -53,6 +58,7 @@ class Kind:
     groups: bool = False
     outputs: tuple[str, ...] = ()
     own_head: bool = False
+    vectors: bool = False
     metrics: tuple[str, ...]
     plain_metrics: tuple[str, ...] = ()
     agreements: tuple[str, ...] = ()
@@ -60,8 +66,8 @@ class Kind:
     texts: str = "mr"
 
     def n_outputs(self, n_labels: int) -> int:
-        """How many outputs a network has for a task with `n_labels` classes."""
-        return len(self.outputs) or n_labels
+        """How many outputs a network has for a task with `n_labels` classes; none without a head."""
+        return n_labels if self.classes else len(self.outputs)
 
 
 KINDS = {
@@ -118,6 +124,14 @@ KINDS = {
         own_head=True,
         metrics=("f1", "exact_match"),
         agreements=("agreement_f1", "agreement"),
+    ),
+    "embedding": Kind(
+        tag="sentence-similarity",
+        head="AutoModel",
+        own_head=True,
+        vectors=True,
+        metrics=("spearman", "pearson"),
+        agreements=("cosine", "recall_at_10"),
     ),
 }
 

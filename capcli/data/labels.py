@@ -44,6 +44,7 @@ class Labels:
 
     columns: where they stand; several for multilabel with a 0 or 1 for each label. own_names: what the table itself
     calls them, or nothing; codes of such a table have become names. lists: whether there were lists written as text.
+    Of texts that have no score, every value is None.
     Of multilabel, a string is a text that `separated` has not divided yet.
     """
 
@@ -234,6 +235,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "multilabel": _label_set,
     "tokens": _tags,
     "spans": _answers,
+    "embedding": _label,
 }
 
 

@@ -29,11 +29,13 @@ class Split:
     """One split: its texts are read from `table` when they are needed, its labels are here.
 
     columns: of the text and, for two texts, of the second. rows: the rows of the table that belong to it, ascending;
-    None for all. labels: int64 [N] for classification, float64 [N] for regression, uint8 [N, C] for multilabel, an
-    object array [N] of int64 arrays (one label per word) for tokens and of `Answers` for spans. no_answer: for spans,
-    whether a question may have no answer. lists: for tokens, whether the words are lists written as text. groups: for
-    ranking, int64 [N], the query of each example. change: what is done to each text while it is read; for spans to the
-    questions alone, since the answers stand in the contexts.
+    None for all. labels: int64 [N] for classification, float64 [N] for regression, and for embedding, where NaN is no
+    score, uint8 [N, C] for multilabel, an object array [N] of int64 arrays (one label per word) for tokens and of
+    `Answers` for spans. vectors: for embedding, float64 [N, K, H], those of the K texts of each example by the model to
+    compare with; None before it was asked. no_answer: for spans, whether a question may have no answer. lists: for
+    tokens, whether the words are lists written as text. groups: for ranking, int64 [N], the query of each example.
+    change: what is done to each text while it is read; for spans to the questions alone, since the answers stand in the
+    contexts.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Split:
     no_answer: bool = False
     lists: bool = False
     groups: NDArray[np.int64] | None = None
+    vectors: NDArray[np.float64] | None = None
     change: Change | None = None
 
     def __len__(self) -> int:
@@ -59,6 +62,11 @@ class Split:
         return hashlib.sha256(repr((self.table.fingerprint, self.columns, read)).encode() + rows).hexdigest()
 
     @property
+    def is_scored(self) -> bool:
+        """Whether there are labels; only texts that vectors are made of may have none."""
+        return not (KINDS[self.kind].vectors and bool(np.isnan(self.labels).all()))
+
+    @property
     def n_measured(self) -> int:
         """How many examples metrics are means over: of ranking, queries."""
         return len(self) if self.groups is None else len(np.unique(self.groups))
@@ -66,7 +74,8 @@ class Split:
     @property
     def answers_fingerprint(self) -> str:
         """sha256, as hex, of the texts and of the answers that took the place of labels."""
-        labels = (one.tolist() if isinstance(one, np.ndarray) else one for one in self.labels)
+        answers = self.labels if self.vectors is None else self.vectors
+        labels = (one.tolist() if isinstance(one, np.ndarray) else one for one in answers)
         return tables.digest(f"{self.fingerprint} {list(map(repr, labels))}")
 
     @property
@@ -83,7 +92,8 @@ class Split:
         assert bool((np.diff(rows) > 0).all()), "texts are read in the order of the table"
         chosen = rows if self.rows is None else self.rows[rows]
         groups = None if self.groups is None else self.groups[rows]
-        return dataclasses.replace(self, labels=self.labels[rows], rows=chosen, groups=groups)
+        vectors = None if self.vectors is None else self.vectors[rows]
+        return dataclasses.replace(self, labels=self.labels[rows], rows=chosen, groups=groups, vectors=vectors)
 
     def chunks(self, size: int = tables.BATCH_ROWS) -> Iterator[tuple[list[Any], list[str] | None]]:
         """(texts, second texts or None) of all examples in order, at most `size` at a time.
@@ -208,6 +218,17 @@ class TaskData:
     def no_answer(self) -> bool:
         """For spans, whether a question may have no answer."""
         return any(split.no_answer for split in self.evals.values())
+
+    @property
+    def compares(self) -> bool:
+        """Whether some of the metrics compare with the answers of another model."""
+        kind = KINDS[self.kind]
+        return not {*kind.agreements, *kind.plain_agreements}.isdisjoint(self.metrics)
+
+    def without_labels(self, reference: str) -> TaskData:
+        """The same where the answers of a model, called `reference`, take the place of labels."""
+        said = f"no labels: what is measured is agreement with the {reference}, not accuracy"
+        return dataclasses.replace(self, reference=reference, notes=(*self.notes, said))
 
     @property
     def primary(self) -> str:

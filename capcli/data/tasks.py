@@ -123,4 +123,7 @@ TASKS = {
     "token-classification": _TOKENS(),
     "ner": _TOKENS(entities=True),
     "question-answering": _QUESTIONS(),
+    "sentence-embedding": Task(
+        text=_TEXTS, pair=_PAIRS, label=("score", "similarity_score", "label"), kind="embedding"
+    ),
 }

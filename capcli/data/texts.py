@@ -64,7 +64,7 @@ def open_task(
     held = subset(split, source.max_eval_samples, 0)
     if len(held) < len(split):
         notes.append(f"{split.name}: {len(held):,} of {len(split):,} texts")
-    return TaskData(
+    found = TaskData(
         name=source.task,
         kind=task.kind,
         labels=classes,
@@ -72,9 +72,9 @@ def open_task(
         train=train,
         holdout=None,
         evals={split.name: held},
-        notes=(*notes, f"no labels: what is measured is agreement with the {reference}, not accuracy"),
-        reference=reference,
+        notes=tuple(notes),
     )
+    return found.without_labels(reference)
 
 
 def _check_names(task: str, names: Sequence[str], *, single: bool) -> None:
@@ -125,8 +125,9 @@ def read(file: str, source: TaskConfig, *, paired: bool) -> Split:
     """
     check(file)
     task, found = TASKS[source.task], incoming.from_file(Path(file))
-    words = KINDS[task.kind].words
-    columns, wanted = _columns(found, source, paired or KINDS[task.kind].windows)
+    kind = KINDS[task.kind]
+    words, paired = kind.words, kind.windows or (paired and not kind.vectors)
+    columns, wanted = _columns(found, source, paired)
     rows: list[tuple[Any, ...]] = []
     n_characters, digest = 0, hashlib.sha256()
     for row in islice(_rows(found, columns, wanted, words), MOST_TEXTS):
@@ -153,6 +154,8 @@ def no_labels(kind: str, rows: Sequence[Sequence[Any]]) -> NDArray[Any]:
     """Labels [N] that say nothing, of the type that a split of this kind has; where words have labels, `rows` are these
     words."""
     row = KINDS[kind]
+    if row.vectors:
+        return np.full(len(rows), np.nan)
     if not (row.words or row.windows):
         return np.zeros(len(rows), dtype=np.float64 if row.numbers else np.int64)
     labels = np.empty(len(rows), dtype=object)

@@ -74,7 +74,7 @@ def encode(
 
 def unlabelled(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, kind: str) -> Examples:
     """Texts without labels, each of them cut to one window of `length` tokens, for a model of this kind."""
-    piece = _texts(texts, pairs, tokenizer, length, np.int32)
+    piece = _texts(*_apart(texts, pairs, kind), tokenizer, length, np.int32)
     arrays = piece.arrays
     return Examples(
         tokens=arrays["tokens"],
@@ -92,6 +92,8 @@ def unlabelled(texts: list[str], pairs: list[str] | None, tokenizer: Any, length
 def _examples(whole: Piece, split: Split, tokenizer: Any, length: int) -> Examples:
     arrays = whole.arrays
     labels = split.labels.astype(np.float32) if KINDS[split.kind].several else split.labels
+    if KINDS[split.kind].vectors:
+        labels = np.repeat(labels, len(split.columns))
     return Examples(
         tokens=arrays["tokens"],
         types=arrays.get("types"),
@@ -161,7 +163,7 @@ def _pieces(split: Split, tokenizer: Any, length: int, stride: int, chunk: int) 
             assert pairs is not None, "the context of a question is its second text"
             yield windows_of(split, begin, texts, pairs, tokenizer, length, stride, dtype)
         else:
-            yield _texts(texts, pairs, tokenizer, length, dtype)
+            yield _texts(*_apart(texts, pairs, split.kind), tokenizer, length, dtype)
         begin += len(texts)
 
 
@@ -169,6 +171,13 @@ def _n_cut(coded: Any, length: int) -> int:
     """How many texts lost their end. A slow tokenizer does not say so: every text that fills the window counts."""
     full = [i for i, row in enumerate(coded["input_ids"]) if len(row) >= length]
     return sum(bool(coded.encodings[i].overflowing) for i in full) if coded.encodings else len(full)
+
+
+def _apart(texts: list[str], pairs: list[str] | None, kind: str) -> tuple[list[str], list[str] | None]:
+    """The texts as they are read: two as one input, or one after the other where each gets a vector of its own."""
+    if pairs is None or not KINDS[kind].vectors:
+        return texts, pairs
+    return [text for both in zip(texts, pairs, strict=True) for text in both], None
 
 
 def _texts(texts: list[str], pairs: list[str] | None, tokenizer: Any, length: int, dtype: Any) -> Piece:

@@ -66,7 +66,7 @@ def logits(model: Predictor, some: Sequence[Text], length: int, batch: int = BAT
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """How far two models are apart: the largest difference of two logits, the size of the largest logit, and the share
-    of rows in which both choose the same; None for a regression."""
+    of rows in which both choose the same; None for a regression and for vectors."""
 
     largest: float
     scale: float

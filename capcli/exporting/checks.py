@@ -19,7 +19,7 @@ from capcli.models import predictor
 from capcli.models.model import place
 from capcli.models.predictor import Predictor
 from capcli.records.exported import BeforeAfter, Check, ExportMetrics, ExportSize, Measurements, Speed, Timed
-from capcli.records.parts import LABELS, intervals
+from capcli.records.parts import intervals
 from capcli.timing import in_turn
 
 ALONE = (
@@ -102,9 +102,9 @@ def _reads_alike(job: Export, tokenizer: Any, text: agreement.Text) -> bool:
 
 
 def with_answers(job: Export) -> Generator[Event, None, Export]:
-    """The job with the answers of the model as it was loaded for labels of the held-out texts, where there are none."""
+    """The job with the answers of the model as it was loaded to the held-out texts, where metrics compare with them."""
     data = job.known.data
-    if data.reference == LABELS:
+    if not data.compares:
         return job
     place(job.original, job.on)
     model, found = predictor.of_network(job.original, job.on), {}

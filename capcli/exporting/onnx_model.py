@@ -1,10 +1,11 @@
 """A model as an ONNX graph: conversion by transformers' own exporter, int8 weights. `runtime.onnx` runs it.
 
 The graph takes int64 inputs [B, S] by name, any B and S, and gives `logits` [B, C] or [B, S, C], or for spans
-`start_logits` and `end_logits` [B, S]. It holds standard operators only: onnxruntime fuses them when it opens the file,
-and the exporter's fusions for it, which no other runtime knows, were no faster.
+`start_logits` and `end_logits` [B, S], or without a head `last_hidden_state` [B, S, H]. It holds standard operators
+only: onnxruntime fuses them when it opens the file, and the exporter's fusions for it, which no other runtime knows,
+were no faster.
 
-Letters: B batch, S tokens, C labels.
+Letters: B batch, S tokens, C labels, H hidden size.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def check_packages() -> None:
 
 
 class _Logits(nn.Module):
-    """A network that puts out its logits alone: no states, no cache."""
+    """A network that puts out its logits alone, or without a head its last states: no others, no cache."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -58,7 +59,8 @@ class _Logits(nn.Module):
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Logits by the name that they have in the graph."""
         out = self.net(**inputs, return_dict=True)
-        return {name: out[name] for name in ("logits", "start_logits", "end_logits") if name in out}
+        found = {name: out[name] for name in ("logits", "start_logits", "end_logits") if name in out}
+        return found or {"last_hidden_state": out["last_hidden_state"]}
 
 
 def convert(model: Model, folder: Path, length: int) -> Path:

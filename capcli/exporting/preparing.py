@@ -141,7 +141,7 @@ def _own(config: ExportConfig, model: Model, source: TaskConfig, *, train: bool)
         return texts.open_task(
             source, model.labels, "model", holdout=known.holdout, seed=known.seed, no_answer=known.no_answer
         )
-    return dataset.load(
+    data = dataset.load(
         source,
         train=train,
         holdout=known.holdout,
@@ -150,6 +150,7 @@ def _own(config: ExportConfig, model: Model, source: TaskConfig, *, train: bool)
         perhaps=model.labels,
         no_answer=known.no_answer,
     )
+    return dataset.comparable(data, "model")
 
 
 def _of_texts(config: ExportConfig, model: Model, source: TaskConfig) -> Texts:

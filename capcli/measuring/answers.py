@@ -16,6 +16,7 @@ from capcli.data.batches import Examples
 from capcli.data.labels import Answers
 from capcli.data.splits import Split
 from capcli.measuring import decode
+from capcli.measuring.embeddings import Wanted, directions
 
 Logits = NDArray[np.floating]
 SAME = 1e-6  # of the largest number: what rounding may tell apart
@@ -28,7 +29,8 @@ class Answering:
     read: truth and outputs, of label names, examples and logits, which are by example or by token. answered: the
     answers that outputs stand for, as the truth has them. different: those of such answers that differ, in a form that
     can be compared. shown: one of these in words, of label names and it. labels: the answers that outputs stand for, as
-    a split has its labels, of label names and outputs; None where nothing is measured without labels.
+    a split has its labels, of label names and outputs; None where nothing is measured without labels, and for vectors,
+    which a split has besides its labels.
     """
 
     read: Callable[[Sequence[str], Examples, Logits], tuple[Any, Any]]
@@ -99,6 +101,14 @@ def _split(examples: Examples) -> Split:
     return examples.split
 
 
+def _vectors(labels: Sequence[str], examples: Examples, logits: Logits) -> tuple[Any, Any]:
+    """Vectors [N, K, H], which are compared with themselves where no others are known."""
+    split = _split(examples)
+    outputs = logits.reshape(len(split), -1, logits.shape[-1]).astype(np.float64)
+    others = outputs if split.vectors is None else split.vectors
+    return Wanted(vectors=others, scores=split.labels if split.is_scored else None), outputs
+
+
 # From outputs --------------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +126,10 @@ def _first_column(outputs: Any) -> Any:
 
 def _same(outputs: Any) -> Any:
     return outputs
+
+
+def _as_wanted(outputs: Any) -> Any:
+    return Wanted(vectors=outputs)
 
 
 def _as_golds(outputs: Any) -> Any:
@@ -216,5 +230,11 @@ ANSWERS = {
         labels=_accepted,
         different=_first_answers,
         shown=lambda labels, one: repr(one) if one else "no answer",
+    ),
+    "embedding": Answering(
+        read=_vectors,
+        answered=_as_wanted,
+        different=lambda wanted: directions(wanted.vectors),
+        shown=lambda labels, one: "the same vector",
     ),
 }

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from capcli.measuring import metrics
+from capcli.measuring import embeddings, metrics
 from capcli.measuring.metrics import CORRELATIONS, SHARES
 from capcli.measuring.noise import Estimate, stored
 from capcli.measuring.resampling import Array
@@ -85,6 +85,11 @@ def _no_answers(truth: Any, outputs: Any) -> list[list[str]]:
     return [[""] * len(truth)]
 
 
+def _average_vector(truth: Any, outputs: Any) -> list[Array]:
+    """Every text has the vector that is nearest to all vectors of the other model."""
+    return [np.broadcast_to(embeddings.average(truth.vectors), outputs.shape)]
+
+
 CONSTANTS: dict[str, Callable[[Any, Any], list[Any]]] = {
     "classification": _classes,
     "regression": _mean,
@@ -92,6 +97,7 @@ CONSTANTS: dict[str, Callable[[Any, Any], list[Any]]] = {
     "multilabel": _label_sets,
     "tokens": _tags,
     "spans": _no_answers,
+    "embedding": _average_vector,
 }
 
 # Whether a model does better -----------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ LINEAR: dict[str, Callable[[Array, NDArray[Any], Array, int, int, str], Array] |
     "multilabel": _log_odds,
     "tokens": _log_probabilities,
     "spans": None,  # places in a window are asked for, which no single vector tells: a head is trained
+    "embedding": None,  # there is nothing to train: `ProbeConfig` refuses tasks without labels
 }
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from capcli.data.entities import entities
 from capcli.data.kinds import KINDS
-from capcli.measuring import ranking
+from capcli.measuring import embeddings, ranking
 from capcli.measuring.answers import answered
 from capcli.measuring.correlations import (
     grouped_pairs,
@@ -265,15 +265,22 @@ METRICS: dict[str, dict[str, Metric]] = {
         "agreement": Metric(count=count_matches, value=hit_share, wilson=True),
         "agreement_f1": Metric(count=count_overlaps, value=hit_share),
     },
+    "embedding": {
+        "spearman": Metric(count=embeddings.scored_pairs, value=of_pairs(spearman)),
+        "pearson": Metric(count=embeddings.scored_pairs, value=of_pairs(pearson)),
+        "cosine": Metric(count=embeddings.count_cosines, value=hit_share),
+        "recall_at_10": Metric(count=embeddings.count_neighbours, value=hit_share),
+    },
 }
 CALIBRATION, AGREEMENT = "ece", "agreement"  # of `calibration_error` and `agreement`
 CORRELATIONS = ("matthews", "pearson", "spearman", "agreement_pearson", "agreement_spearman")
-SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS) | {CALIBRATION}
+COSINE = "cosine"
+SHARES = {name for table in METRICS.values() for name in table}.difference(CORRELATIONS, {COSINE}) | {CALIBRATION}
 
 
 def bounds(name: str) -> tuple[float, float]:
     """The lowest and the highest value that a metric can have; infinite for names that are not of this module."""
-    if name in CORRELATIONS:
+    if name in (*CORRELATIONS, COSINE):
         return -1.0, 1.0
     return (0.0, 1.0) if name in SHARES else (-math.inf, math.inf)
 
@@ -284,7 +291,8 @@ def measure(kind: str, names: Sequence[str], truth: Any, outputs: Any) -> dict[s
     By kind of task, `truth` and `outputs` are: classification: class indices [N], logits [N, C]; regression: numbers
     [N], [N, 1]; ranking: lists of the relevances and of the scores of N queries, each of the same length in both;
     multilabel: 0 or 1 [N, C], logits [N, C]; tokens: lists of the tag names of N sentences, each of the same length in
-    both; spans: N tuples of gold answers (empty: unanswerable), N predicted answers ("": no answer).
+    both; spans: N tuples of gold answers (empty: unanswerable), N predicted answers ("": no answer); embedding:
+    `embeddings.Wanted`, vectors [N, K, H] of the K texts of each example.
     """
     if len(truth) == 0:
         return dict.fromkeys(names, float("nan"))
@@ -373,7 +381,8 @@ def calibration_error(truth: NDArray[np.generic], logits: Array, n_bins: int = 1
 
 
 def agreement(kind: str, ours: Any, theirs: Any) -> float:
-    """Share of the examples that two outputs, as `measure` takes them, answer alike; NaN for regression or no examples.
+    """Share of the examples that two outputs, as `measure` takes them, answer alike; NaN for regression, vectors, or no
+    examples.
 
     Of tokens it is the share of the words, of multilabel tasks that of whole label sets, of spans that of answers that
     are the same after `normalised`.

@@ -123,7 +123,7 @@ def encoded(model: Predictor, split: Split, source: TaskConfig, check: Callable[
 
 
 def answered(model: Predictor, examples: Examples) -> Generator[Progress, None, Examples]:
-    """The examples, and the split that they are of, with the model's answers for labels.
+    """The examples, and the split that they are of, with the model's answers for labels; vectors are there besides.
 
     Raises `ModelError` for answers that are not finite.
     """
@@ -132,6 +132,8 @@ def answered(model: Predictor, examples: Examples) -> Generator[Progress, None, 
     if not np.isfinite(logits).all():
         raise ModelError(f"answers of {model.source} are not finite, and cannot take the place of labels")
     _, outputs = answers.read(examples.kind, model.labels, examples, logits)
+    if KINDS[examples.kind].vectors:
+        return replace(examples, split=replace(examples.split, vectors=outputs))
     labels = answers.as_labels(examples.kind, model.labels, outputs)
     split = replace(examples.split, labels=labels)
     return replace(examples, split=split, labels=examples.labels if examples.per_token else labels)
@@ -157,7 +159,7 @@ def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[
 
 
 def agreed(ours: Measured, theirs: Measured) -> Estimate:
-    """How often two answer alike, see `metrics.agreement`; NaN for regression."""
+    """How often two answer alike, see `metrics.agreement`; NaN where answers are never the same."""
     value = metrics.agreement(ours.kind, ours.outputs, theirs.outputs)
     if math.isnan(value) or any(map(math.isnan, (*ours.metrics.values(), *theirs.metrics.values()))):
         return Estimate(math.nan)

@@ -24,7 +24,7 @@ from capcli.config.paths import ELSEWHERE, elsewhere
 from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
-from capcli.models import families, slicing
+from capcli.models import families, sentences, slicing
 from capcli.models.heads import own_labels, renamed
 from capcli.models.hf import auto_class, read_config
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_finite, count_parameters
@@ -177,16 +177,18 @@ def _finished(net: Any, slices: Slices | None, settings: Mapping[str, Any], fold
     tokenizer = read_tokenizer(folder)
     check_fits(net, tokenizer, str(folder))
     labels = tuple(str(label) for label in settings["labels"])
-    if not KINDS[settings["kind"]].own_head and len(labels) != net.config.num_labels:
+    kind = str(settings["kind"])
+    if not KINDS[kind].own_head and len(labels) != net.config.num_labels:
         raise FileError(f"{folder / CONFIG_FILE} names {len(labels)} labels for {net.config.num_labels} outputs")
     return Model(
         net=net.eval(),
         tokenizer=tokenizer,
         family=families.FAMILIES.get(net.config.model_type),
         labels=labels,
-        kind=str(settings["kind"]),
+        kind=kind,
         source=str(folder),
         slices=slices,
+        embedding=sentences.recorded(settings.get("embedding"), str(folder)) if KINDS[kind].vectors else None,
     )
 
 
@@ -310,9 +312,11 @@ def save_artifact(
 
 def settings_record(model: Model, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """What a model in the folder OUT says of its task and its run."""
+    embedding = {"embedding": sentences.record(model.embedding)} if model.embedding else {}
     teacher = settings.get("teacher", "")
     near = {"teacher": _as_seen(teacher, out)} if teacher and Path(teacher).is_dir() else {}
-    return {"kind": model.kind, "labels": list(model.labels), **settings, **_source_record(settings, out), **near}
+    about = {"kind": model.kind, "labels": list(model.labels), **embedding}
+    return {**about, **settings, **_source_record(settings, out), **near}
 
 
 def _as_seen(place: str, out: Path) -> str:

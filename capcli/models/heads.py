@@ -17,8 +17,10 @@ from capcli.errors import ConfigError
 
 
 def set_labels(config: Any, labels: Sequence[str], kind: str) -> tuple[str, ...]:
-    """Write the labels into a configuration; returns them, as a model of this kind has them."""
+    """Write the labels into a configuration; returns them, as a model of this kind has them. Without a head none."""
     row = KINDS[kind]
+    if row.vectors:
+        return ()
     names = () if row.own_head else tuple(labels) or row.outputs or ("score",)
     shown = names or row.outputs
     config.num_labels = len(shown)

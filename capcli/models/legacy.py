@@ -30,7 +30,7 @@ from capcli.sources import checkpoint
 from capcli.sources.checkpoint import BITMASK, CONFIG, MASKED
 from capcli.stored import expect, show
 
-ENDS = list(dict.fromkeys(row.head.removeprefix("AutoModel") for row in KINDS.values()))
+ENDS = list(dict.fromkeys(row.head.removeprefix("AutoModel") or "Model" for row in KINDS.values()))
 
 
 def layout(folder: Path) -> str | None:

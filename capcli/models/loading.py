@@ -13,7 +13,7 @@ from torch import Tensor
 from capcli.data import kinds
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError
-from capcli.models import families
+from capcli.models import families, sentences
 from capcli.models.artifact import load_artifact, stored_settings
 from capcli.models.heads import (
     label_order,
@@ -103,11 +103,12 @@ def load_dense(
     )
     notes = _check_loading(net, info, source, order is not None, need_head)
     check_finite(net.named_parameters(), source)
-    name, output = output_layer(net)
-    if order is None and f"{name}.weight" not in info["missing_keys"]:
-        redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
-    reorder_rows(output, order)
-    made = _made(net, tokenizer, names, kind, source, note + notes)
+    if not KINDS[kind].vectors:
+        name, output = output_layer(net)
+        if order is None and f"{name}.weight" not in info["missing_keys"]:
+            redraw_rows(output, getattr(config, "initializer_range", 0.02), seed)
+        reorder_rows(output, order)
+    made = _made(net, tokenizer, names, kind, source, note + notes, Path(path))
     stored = sum(Path(path, name).stat().st_size for name in hub.weight_files(Path(path)))
     return dataclasses.replace(made, stored_bytes=stored)
 
@@ -176,13 +177,13 @@ def from_tensors(tensors: Mapping[str, Tensor], table: Mapping[str, Any], folder
     except Exception as error:
         raise requests.explained(error, source, source) from error
     _check_loading(net, info, source, keep_head=True, need_head=True)
-    left_over = sorted(name for name in info["unexpected_keys"] if ".pooler." not in name)
+    left_over = sorted(name for name in info["unexpected_keys"] if "pooler." not in name)
     if left_over:
         raise ModelError(
             f"the weights of {source} do not match its configuration: {len(left_over)} left over, "
             f"first {', '.join(map(repr, left_over[:3]))}"
         )
-    return _made(net, tokenizer, names, kind, source, notes)
+    return _made(net, tokenizer, names, kind, source, notes, folder)
 
 
 def _described(table: Mapping[str, Any], folder: Path, tensors: Mapping[str, Tensor], kind: str) -> Any:
@@ -208,16 +209,26 @@ def _described(table: Mapping[str, Any], folder: Path, tensors: Mapping[str, Ten
     return config
 
 
-def _made(net: Any, tokenizer: Any, labels: tuple[str, ...], kind: str, source: str, notes: tuple[str, ...]) -> Model:
-    """The model around a network that was read as a dense one."""
+def _made(
+    net: Any, tokenizer: Any, labels: tuple[str, ...], kind: str, source: str, notes: tuple[str, ...], folder: Path
+) -> Model:
+    """The model around a network that was read as a dense one from a folder."""
     check_fits(net, tokenizer, source)
     model_type = net.config.model_type
     family = families.FAMILIES.get(model_type)
     if family is None:
         notes += (_unknown_family(net, model_type),)
     net.config.architectures = [type(net).__name__]  # not what the checkpoint was before
+    embedding = sentences.read(folder, source) if KINDS[kind].vectors else None
     model = Model(
-        net=net.eval(), tokenizer=tokenizer, family=family, labels=labels, kind=kind, source=source, notes=notes
+        net=net.eval(),
+        tokenizer=tokenizer,
+        family=family,
+        labels=labels,
+        kind=kind,
+        source=source,
+        notes=notes + (embedding.notes if embedding else ()),
+        embedding=embedding,
     )
     _check_computes(model)
     return model
@@ -319,7 +330,9 @@ def load_model(
     model = dataclasses.replace(load_artifact(hub.place(source)), source=source)
     if need_head:
         _check_kind(source, model.kind, kind)
-    reorder_rows(output_layer(model.net)[1], _pruned_order(model.labels, labels, source, label_map))
+    order = _pruned_order(model.labels, labels, source, label_map)
+    if model.embedding is None:
+        reorder_rows(output_layer(model.net)[1], order)
     return dataclasses.replace(model, labels=tuple(labels or model.labels))
 
 
@@ -328,7 +341,9 @@ def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bo
     for layout, part in ((BITMASK, ".bitmask"), (MASKED, ".mask_scores")):
         if any(name.endswith(part) for name in info["unexpected_keys"]):
             raise sparse_refusal(source, layout)
-    inside = f"{net.base_model_prefix}."
+    headless = net.base_model is net  # with a pooler at most, which nothing reads
+    inside = "" if headless else f"{net.base_model_prefix}."
+    need_head = need_head and not headless
     missing = sorted(info["missing_keys"])
     lost = [n for n in missing if n.startswith(inside) and (need_head or ".pooler." not in n)]
     wrong = {str(name): shapes for name, *shapes in sorted(info["mismatched_keys"])}
@@ -339,7 +354,7 @@ def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bo
             f"the weights of {source} are incomplete: {len(lost or missing)} missing, first {first}",
             "copy or download the whole folder",
         )
-    pooler = any("pooler" in name for name in missing)
+    pooler = any("pooler" in name for name in missing) and not headless
     return (f"{source} has no pooler; a new one was drawn from the seed",) if pooler else ()
 
 
@@ -348,7 +363,7 @@ def _check_shapes(wrong: Mapping[str, Sequence[Any]], net: Any, source: str) -> 
     if not wrong:
         return
     first, (stored, expected) = next(iter(wrong.items()))
-    if all(name.startswith(f"{output_layer(net)[0]}.") for name in wrong):
+    if net.base_model is not net and all(name.startswith(f"{output_layer(net)[0]}.") for name in wrong):
         raise ModelError(
             f"the head of {source} has {stored[0]} outputs, its configuration {net.config.num_labels} names",
             "id2label in config.json needs one name for each output",

@@ -19,6 +19,7 @@ from capcli.data.kinds import KINDS
 from capcli.errors import ConfigError, ModelError
 from capcli.models import families, slicing
 from capcli.models.devices import Compute
+from capcli.models.sentences import Embedding
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -45,7 +46,7 @@ class Model:
     """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
 
     The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much. stored_bytes:
-    of the weight files that a dense model was read from.
+    of the weight files that a dense model was read from. embedding: how a network without a head makes its vectors.
     """
 
     net: Any
@@ -57,6 +58,7 @@ class Model:
     notes: tuple[str, ...] = ()
     slices: Slices | None = None
     stored_bytes: int | None = None
+    embedding: Embedding | None = None
 
     @property
     def is_sliced(self) -> bool:
@@ -116,6 +118,12 @@ class Model:
         return sum({id(p): p.numel() for block in stack for p in block.parameters()}.values())
 
 
+def pooling_of(model: Model, chosen: str) -> str:
+    """The pooling that `auto` stands for, else the chosen one: without a head `head`, the vector that the model gives;
+    otherwise that of the family."""
+    return "head" if model.embedding and chosen == "auto" else families.pooling_of(model.family, chosen)
+
+
 def count_parameters(net: Any, family: families.Family | None) -> ParameterCounts:
     """Parameters of a network, in its prunable matrices and in all."""
     prunable = sum(linear.weight.numel() for linear in families.prunable(net, family).values())
@@ -169,7 +177,8 @@ def longest_input(model: Model, wanted: int) -> int:
     for name, module in model.net.base_model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from after the padding id
-    return int(min(wanted, model.tokenizer.model_max_length, positions))
+    most = model.embedding.longest if model.embedding else None
+    return int(min(wanted, model.tokenizer.model_max_length, positions, most or positions))
 
 
 def check_stock(model: Model) -> None:

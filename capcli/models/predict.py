@@ -25,10 +25,11 @@ from capcli.models.model import Model, accepted_inputs
 def forward(model: Model, inputs: Mapping[str, Tensor], pooling: str = "head") -> tuple[Tensor, Tensor]:
     """Logits and the sentence vector [B, H] (section 2), not normalised.
 
-    Logits are [B, C]; [B, S, C] for token classification; [B, S, 2], begin and end, for spans.
-    pooling: `head` is the vector that enters the classifier; for heads that answer per token it is that of `cls`, for
-    unknown families, which may be causal, that of `mean`. `cls` is the last state of the first token (of the last one
-    in a causal model), `mean` the mean of the last states over real tokens.
+    Logits are [B, C]; [B, S, C] for token classification; [B, S, 2], begin and end, for spans. Where there is no head,
+    they are the vector [B, H] that the model gives for the text, normalised where it does so.
+    pooling: `head` is the vector that enters the classifier, or the one that is given without a head; for heads that
+    answer per token it is that of `cls`, for unknown families, which may be causal, that of `mean`. `cls` is the last
+    state of the first token (of the last one in a causal model), `mean` the mean of the last states over real tokens.
     """
     logits, vector, _ = forward_states(model, inputs, pooling, keep=False)
     return logits, vector
@@ -40,11 +41,15 @@ def forward_states(
     """As `forward`, and if `keep` the hidden states, each [B, S, H]: of the embeddings and after each layer."""
     net, family, mask = model.net, model.family, inputs["attention_mask"]
     inputs = {name: value for name, value in inputs.items() if name in accepted_inputs(net)}
-    if family is None or model.per_token:
+    if model.embedding is not None:
+        out = net(**inputs, output_hidden_states=keep)
+        states = out.last_hidden_state
+        head = logits = model.embedding(states, mask)
+    elif family is None or model.per_token:
         out = net(**inputs, output_hidden_states=True)
         states = _states(out)[-1]
         logits = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], dim=-1)
-        head = None if family is not None else families.mean(states, mask)
+        head = families.represented(states, mask, family.causal) if family is not None else families.mean(states, mask)
     else:
         out = net.base_model(**inputs, output_hidden_states=keep)
         states = out.last_hidden_state

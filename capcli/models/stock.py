@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from capcli import files
+from capcli.config.names import MOST
+from capcli.models import sentences
 from capcli.models.hf import auto_class, quietly
-from capcli.models.model import Model, check_stock
+from capcli.models.model import Model, check_stock, longest_input
 from capcli.models.tokenizers import save_tokenizer
 
 
@@ -23,10 +25,13 @@ def reload_dense(folder: Path, kind: str) -> Any:
 
 
 def save_config(model: Model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the configuration under transformers' name, for weights of type `dtype`."""
+    """Write the configuration under transformers' name, for weights of type `dtype`; of an encoder without a head also
+    what sentence-transformers reads."""
     config = deepcopy(model.net.config)
     config.dtype, config.name_or_path = dtype, ""
     files.write_text(folder / "config.json", config.to_json_string(use_diff=False))
+    if model.embedding is not None:
+        sentences.write(model.embedding, folder, config.hidden_size, longest_input(model, MOST))
 
 
 def save_dense(

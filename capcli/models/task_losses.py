@@ -20,7 +20,8 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str, mask: Tensor | None = N
     classification: cross-entropy of logits [B, C] and labels [B]. multilabel: binary cross-entropy of logits [B, C] and
     labels [B, C], the mean over both. regression: squared error of logits [B, 1] and labels [B]. tokens: cross-entropy
     of logits [B, S, C] and labels [B, S], the mean over tokens that have a label. spans: the mean of the cross-entropy
-    over the real tokens (mask [B, S]) of begin and end, logits [B, S, 2] and labels [B, 2].
+    over the real tokens (mask [B, S]) of begin and end, logits [B, S, 2] and labels [B, 2]. embedding: half the squared
+    distance of the vectors [B, H] of length 1 to labels [B, H], which is 1 - cos where these have length 1 too.
     """
     return TASK_LOSSES[kind](logits.float(), labels, mask)
 
@@ -34,13 +35,14 @@ def distillation(
     *,
     scaled: bool = True,
 ) -> Tensor:
-    """KD of section 1: T²·KL(teacher ‖ student), the mean over examples; squared error for regression.
+    """KD of section 1: T²·KL(teacher ‖ student), the mean over examples; squared error for regression, and for
+    embedding the cosine distance 1 - cos of both vectors.
 
     scaled: with the factor T², which keeps the size of the gradient when T changes. Shapes are those of `task_loss`.
     multilabel: the KL of each label's yes and no. tokens: over the tokens of mask [B, S]. spans: the KL of begin and of
     end over the real tokens of mask [B, S].
     """
-    scale = temperature**2 if scaled and not KINDS[kind].numbers else 1.0
+    scale = temperature**2 if scaled and not (KINDS[kind].numbers or KINDS[kind].vectors) else 1.0
     return scale * DISTILLATIONS[kind](logits.float(), teacher.float(), temperature, mask)
 
 
@@ -68,6 +70,10 @@ def _of_places(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
     return F.cross_entropy(_over_tokens(logits, mask).flatten(0, 1), labels.flatten())
 
 
+def _of_vectors(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    return (F.normalize(logits, dim=-1) - labels).square().sum(dim=-1).mean() / 2
+
+
 TASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "classification": _of_classes,
     "regression": _of_numbers,
@@ -75,6 +81,7 @@ TASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "multilabel": _of_label_sets,
     "tokens": _of_words,
     "spans": _of_places,
+    "embedding": _of_vectors,
 }
 
 
@@ -102,6 +109,10 @@ def _from_places(logits: Tensor, teacher: Tensor, temperature: float, mask: Tens
     return _divergence(_over_tokens(logits, mask), _over_tokens(teacher, mask), temperature).mean()
 
 
+def _from_vectors(logits: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    return (1 - F.cosine_similarity(logits, teacher, dim=-1)).mean()
+
+
 DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], Tensor]] = {
     "classification": _from_classes,
     "regression": _from_numbers,
@@ -109,6 +120,7 @@ DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], Tensor
     "multilabel": _from_label_sets,
     "tokens": _from_words,
     "spans": _from_places,
+    "embedding": _from_vectors,
 }
 
 

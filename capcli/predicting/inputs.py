@@ -49,11 +49,11 @@ def item(given: Any, kind: str) -> Item:
     row = KINDS[kind]
     if isinstance(given, str):
         return (given,)
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and not row.vectors:
         return _named(given, row)
     if row.words and isinstance(given, list | tuple):
         return (list(given),)
-    if isinstance(given, list | tuple) and len(given) == 2:
+    if isinstance(given, list | tuple) and len(given) == 2 and not row.vectors:
         return tuple(given)
     raise DataError(f"cannot read a {type(given).__name__} as {_expected(row)}")
 
@@ -69,6 +69,8 @@ def _named(given: Mapping[str, Any], row: Kind) -> Item:
 def _expected(row: Kind) -> str:
     if row.windows:
         return "a question with its context"
+    if row.vectors:
+        return "a text"
     return "a text or a list of words" if row.words else "a text or a pair of texts"
 
 
@@ -99,7 +101,7 @@ def sound(items: Sequence[Item], kind: str, paired: bool | None, place: Place) -
 def n_texts(kind: str, paired: bool | None) -> int:
     """How many texts an item has; 0 where it is not known."""
     row = KINDS[kind]
-    if row.words or row.windows:
+    if row.words or row.windows or row.vectors:
         return 2 if row.windows else 1
     return 0 if paired is None else 1 + paired
 

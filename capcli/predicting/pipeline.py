@@ -66,7 +66,8 @@ class Pipeline:
         - regression: {score};
         - words: a list of {entity_group, score, word, start, end}, where labels mark no entities of {entity, …} for
           each word; start and end are characters of the text, or of the words with spaces between them;
-        - questions: {answer, score, start, end}, in characters of the context.
+        - questions: {answer, score, start, end}, in characters of the context;
+        - sentence vectors: {vector}, of length 1 where the model's folder says so.
 
         Raises `DataError` for what is not a text and for an empty one, `ConfigError` for `top_k` without labels.
         """

@@ -91,6 +91,10 @@ def _number(asked: Asked, logits: Logits, question: Question) -> list[Answer]:
     return [{"score": float(value)} for value in logits[:, 0]]
 
 
+def _vector(asked: Asked, logits: Logits, question: Question) -> list[Answer]:
+    return [{"vector": row.tolist()} for row in logits]
+
+
 def _words(asked: Asked, logits: Logits, question: Question) -> list[Answer]:
     examples, labels, sentences = asked.examples, question.labels, asked.sentences
     assert examples.words is not None, "it is known where words begin"
@@ -156,4 +160,5 @@ REPLIES = {
     "multilabel": Replying(answers=_labels, name="labels", ranked=True),
     "tokens": Replying(answers=_words, name="entities"),
     "spans": Replying(answers=_spans, asks=("question",)),
+    "embedding": Replying(answers=_vector),
 }

@@ -16,11 +16,12 @@ QUESTIONS = ("What is short?", "Which text shares a batch with the short one?")
 def usage(kind: str, source: TaskConfig | None) -> Usage:
     """The snippets for a model of this kind; `source`: the task that it is for, where it is known."""
     row = KINDS[kind]
-    paired = source is not None and bool(TASKS[source.task].pair or source.pair_column)
+    paired = source is not None and bool(TASKS[source.task].pair or source.pair_column) and not row.vectors
     return Usage(
         tag=row.tag,
         head=row.head,
-        piped=not row.windows,  # transformers has no pipeline for questions any more
+        piped=not (row.windows or row.vectors),  # transformers has no pipeline for questions any more
+        vectors=row.vectors,
         options=_options(row),
         **_inputs(row, paired),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parametrize
@@ -66,13 +67,15 @@ class Calibration:
 
     def gradients(self, matrices: Matrices, step: int, of: Sequence[int]) -> Iterator[list[Tensor]]:
         """dL/dW'∘M of the matrices `of`, [out, in] each, for one small batch after another; L is the task's loss,
-        without dropout."""
+        without dropout, or for vectors that of `sampled`."""
         weights, masks = [matrices.original(i) for i in of], matrices.matrix_masks()
         with predict.without_dropout(self.model):
-            for batch in self.drawn(step, FISHER_BATCH):
+            for index, batch in enumerate(self.drawn(step, FISHER_BATCH)):
                 labels = batch.labels if self.asked is None else answers(self.asked, batch)
                 with torch.enable_grad(), parametrize.cached():
                     logits, _ = predict.forward(self.model, batch.inputs)
+                    if KINDS[self.model.kind].vectors:
+                        labels = sampled(logits, [self.seed, step, index])
                     loss = task_losses.task_loss(logits, labels, self.model.kind, batch.inputs["attention_mask"])
                     found = torch.autograd.grad(loss, weights, materialize_grads=True)
                 yield [gradient * masks[i] for i, gradient in zip(of, found, strict=True)]
@@ -89,6 +92,18 @@ class Calibration:
                 total = found if total is None else total + found
         assert total is not None, "a training set has examples"
         return total
+
+
+@torch.no_grad()
+def sampled(vectors: Tensor, seed: Sequence[int]) -> Tensor:
+    """What vectors [B, H] would have to be, [B, H]: drawn from a normal distribution around their directions.
+
+    A model that learns its own vectors begins at a loss of 0, where no weight has a gradient. The mean of g·gᵀ over
+    such labels is its Fisher information all the same, and the Gauss-Newton matrix of 1 - cos, because this is half
+    the squared distance of two directions (Martens, arXiv 1412.1193, sections 6 and 9).
+    """
+    noise = np.random.default_rng(list(seed)).standard_normal(tuple(vectors.shape))
+    return F.normalize(vectors.float(), dim=-1) + torch.from_numpy(noise).to(vectors.device, torch.float32)
 
 
 @torch.no_grad()

@@ -12,10 +12,11 @@ import numpy as np
 
 from capcli import files
 from capcli.config.prune import PruneConfig
+from capcli.data.kinds import KINDS
 from capcli.data.labels import Answers
 from capcli.data.splits import Split, TaskData
 from capcli.errors import FileError
-from capcli.models import artifact, tokenizers
+from capcli.models import artifact, sentences, tokenizers
 from capcli.records.parts import LABELS
 from capcli.sources import hub
 from capcli.sources.checkpoint import CONFIG, INDEX, TOKENIZER_FILES
@@ -28,6 +29,9 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
     it raises ends the work. Raises `ModelError`, `DataError` or `FileError` for what cannot be read.
     """
     found = {f"{path.name} of the model": _sha256(path, check) for path in _dense_files(config.model)}
+    if KINDS[data.kind].vectors:
+        folder = Path(hub.folder(config.model))
+        found |= {f"{path.relative_to(folder)} of the model": _sha256(path, check) for path in sentences.paths(folder)}
     if config.teacher:
         found |= {f"{path.name} of the teacher": _sha256(path, check) for path in _files(config.teacher)}
     if config.source.text:

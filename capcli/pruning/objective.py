@@ -20,10 +20,10 @@ from capcli.config.prune import PruneConfig
 from capcli.data import kinds
 from capcli.data.batches import Batch, Examples
 from capcli.events import Event
-from capcli.models import families, predict, task_losses
+from capcli.models import predict, task_losses
 from capcli.models.devices import Compute
-from capcli.models.model import Model
-from capcli.pruning import banks, losses
+from capcli.models.model import Model, pooling_of
+from capcli.pruning import banks, calibration, losses
 from capcli.pruning.pruner import Pruner
 from capcli.stages import RunFolder
 
@@ -91,7 +91,7 @@ def make_projections(teacher: Model, example: Batch) -> nn.ParameterList:
 def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
     """The unweighted terms of section 1: ce, kd, `MODULE_u`, `MODULE_s` for each bank that has vectors, hid, reg."""
     names, config = job.objective.losses, job.config
-    pooling = families.pooling_of(job.model.family, config.pooling)
+    pooling = pooling_of(job.model, config.pooling)
     with job.on.autocast(), parametrize.cached():  # layers that share a matrix mask it once
         logits, vector, states = predict.forward_states(job.model, batch.inputs, pooling, keep="hid" in names)
     terms = {}
@@ -115,7 +115,12 @@ def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
 
 def importance_loss(job: Job, batch: Batch, step: int) -> Tensor:
     """What importance is measured by: the weighted sum of all terms of a step but hid, which is not to decide what is
-    removed (gradient separation of GRAIN)."""
+    removed (gradient separation of GRAIN). Of vectors it is the loss of `calibration.sampled`, because a model that
+    learns its own begins without any other gradient."""
+    if kinds.KINDS[job.model.kind].vectors:
+        vectors = predict.forward(job.model, batch.inputs)[0]
+        drawn = calibration.sampled(vectors, [job.config.seed, step, int(batch.ids[0])])
+        return task_losses.task_loss(vectors, drawn, job.model.kind)
     names = tuple(name for name in job.objective.losses if name != "hid")
     job = dataclasses.replace(job, on=job.on.exact, objective=dataclasses.replace(job.objective, losses=names))
     weights = term_weights(job.config, names)

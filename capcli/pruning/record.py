@@ -18,6 +18,7 @@ from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
 from capcli.config.prune import PruneConfig
+from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData
 from capcli.errors import RunFailed
 from capcli.events import Event, told
@@ -128,9 +129,9 @@ def _data_settings(setup: Setup) -> dict[str, Any]:
     """What the artefact says of its data: the texts, and the model whose answers they were measured against, only where
     there were no labels to evaluate on."""
     source = dataclasses.asdict(setup.config.source)
-    if _has_labels(setup):
-        return {"source": {**source, "text": ""}}
-    return {"source": source, "teacher": setup.teacher}
+    if not setup.config.source.unlabelled:
+        source["text"] = ""
+    return {"source": source} if _has_labels(setup) else {"source": source, "teacher": setup.teacher}
 
 
 def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, Latencies]:
@@ -234,7 +235,7 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
             *(_fall(setup, dense[first], pruned[first]) if not config.epochs else []),
-            *_unfinished(setup.data.primary, dense[first], pruned[first], given=bool(setup.teacher)),
+            *_unfinished(setup, dense[first], pruned[first]),
             *_guessing(setup, dense, pruned),
         ),
     )
@@ -267,13 +268,14 @@ def _fall(setup: Setup, dense: Measured, pruned: Measured) -> list[str]:
     ]
 
 
-def _unfinished(name: str, teacher: Measured, pruned: Measured, *, given: bool) -> list[str]:
+def _unfinished(setup: Setup, teacher: Measured, pruned: Measured) -> list[str]:
     """A note when the student is better than its teacher beyond the noise of the examples: the teacher was not trained
-    to its end, so that the run learned less than it could."""
-    ends = pruned.confidence_95.get(name)
+    to its end, so that the run learned less than it could. The teacher of vectors was not trained on what is scored."""
+    name = setup.data.primary
+    ends = pruned.confidence_95.get(name) if not KINDS[setup.data.kind].vectors else None
     if ends is None or not ends[0] > teacher.metrics[name]:
         return []
-    more = "use one that was trained longer" if given else "raise --teacher-epochs or --teacher-lr"
+    more = "use one that was trained longer" if setup.teacher else "raise --teacher-epochs or --teacher-lr"
     return [
         f"the pruned model is better than its teacher ({name} {number(pruned.metrics[name])} against "
         f"{number(teacher.metrics[name])}): the teacher had not learned all that there is; {more}"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from capcli import files, machine, stages
+from capcli.config.names import EMBEDDING_TASKS
 from capcli.config.prune import PruneConfig
 from capcli.data import dataset, texts, tokens
 from capcli.data.batches import Examples
@@ -21,9 +22,9 @@ from capcli.errors import ConfigError
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
 from capcli.measuring.scoring import Measured
-from capcli.models import artifact, families, loading, predict, predictor, tokenizers
+from capcli.models import artifact, loading, predict, predictor, tokenizers
 from capcli.models.devices import Compute
-from capcli.models.model import Model, longest_input, place
+from capcli.models.model import Model, longest_input, place, pooling_of
 from capcli.models.predict import Progress
 from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.pruner import planned
@@ -113,7 +114,8 @@ def read_data(config: PruneConfig) -> TaskData:
     """The splits of the task, with the part that is held out."""
     if config.source.text:
         return _of_texts(config)
-    return dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+    data = dataset.load(config.source, holdout=config.holdout, max_train=config.max_train_samples, seed=config.seed)
+    return dataset.comparable(data, "teacher")
 
 
 def holdout_of(config: PruneConfig) -> float:
@@ -127,7 +129,7 @@ def _of_texts(config: PruneConfig) -> TaskData:
     `DataError` when they are not there."""
     source, kind = config.source, KINDS[TASKS[config.source.task].kind]
     texts.check(source.text)
-    if config.staged and not (kind.single or kind.words):
+    if config.staged and not (kind.single or kind.words or kind.vectors):
         raise ConfigError(
             f"{config.method} needs labels for {source.task}: only of classes can the teacher's answers be used",
             "leave --text out, or use a method that needs none, such as wanda",
@@ -139,6 +141,7 @@ def _of_texts(config: PruneConfig) -> TaskData:
             source, names, "teacher", holdout=holdout_of(config), no_answer=_no_answer(config), **limits
         )
     data = dataset.load(source, train=False, holdout=config.holdout, seed=config.seed, perhaps=names)
+    data = dataset.comparable(data, "teacher")
     found = texts.read(source.text, source, paired=bool(config.epochs or config.heal))
     return replace(data, train=subset(found, config.max_train_samples, config.seed))
 
@@ -207,7 +210,7 @@ def make_setup(
             _units(config, len(examples), sum(map(len, evals.values())), len(curve_examples), given=bool(teacher)),
             folder.flag,
         ),
-        pooling=families.pooling_of(student.family, config.pooling),
+        pooling=pooling_of(student, config.pooling),
         notes=(
             *data.notes,
             *_slow_precision(on),
@@ -226,7 +229,7 @@ def _slow_precision(on: Compute) -> list[str]:
 
 def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
     """Without training: whether MODEL is pruned as it is, or has to be fine-tuned first."""
-    if config.epochs or config.teacher:
+    if config.epochs or config.teacher or config.source.task in EMBEDDING_TASKS:
         return []
     if teacher:
         return [f"{teacher} was fine-tuned for these labels: it is pruned as it is"]
@@ -293,6 +296,8 @@ def tell_notes(setup: Setup, student: Model) -> Generator[Event, None, None]:
 
 def _counted(examples: Examples) -> str:
     """How many examples; of questions also how many windows their contexts take."""
+    if KINDS[examples.kind].vectors:
+        return counted(len(examples), "text")
     if examples.owner is None:
         return f"{len(examples):,}"
     return f"{len(np.unique(examples.owner)):,} questions in {len(examples):,} windows"

@@ -136,7 +136,7 @@ def _calibration(
         target=teacher if config.refit_target == "teacher" else None,
         loss=loss,
         batch_size=config.batch_size,
-        asked=teacher if config.source.text and config.staged else None,
+        asked=teacher if config.source.text and config.staged and not KINDS[setup.data.kind].vectors else None,
         check=(lambda: None) if config.epochs else setup.run.flag.check,
     )
 

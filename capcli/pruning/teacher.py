@@ -12,6 +12,7 @@ import torch
 from capcli import files, stages
 from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
+from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, ModelError
 from capcli.events import Event, told
@@ -23,7 +24,6 @@ from capcli.pruning import banks, train
 from capcli.pruning.objective import Objective
 from capcli.pruning.phase import make_job
 from capcli.pruning.setup import Setup, answers, found_stage, origin_of, scores, stage_record
-from capcli.records.parts import LABELS
 from capcli.stored import read_tensors
 
 ANSWERS = "answers.safetensors"  # of the teacher, to the evaluation splits in order
@@ -32,8 +32,9 @@ ANSWERS = "answers.safetensors"  # of the teacher, to the evaluation splits in o
 def make_bank(
     setup: Setup, name: str, model: Model, event: Callable[..., Event] | None = None
 ) -> Generator[Event, None, tuple[torch.Tensor, torch.Tensor]]:
-    """Vectors and, of the teacher, logits of the training set by `model`, encoded unless published before."""
-    wanted, of = name == "finetuned", origin_of(setup, f"bank-{name}")
+    """Vectors and, of the teacher, logits of the training set by `model`, encoded unless published before; without a
+    head the vectors are the logits."""
+    wanted, of = name == "finetuned" and not KINDS[setup.data.kind].vectors, origin_of(setup, f"bank-{name}")
     folder = setup.run.place(of["stage"])
     if (yield from found_stage(setup, of)) is None:
         began = time.monotonic()
@@ -42,17 +43,18 @@ def make_bank(
         logits, vectors = yield from told(coding, event)
         setup.run.check()
         banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began, of)
-    return banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs if wanted else 0)
+    vectors, logits = banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs if wanted else 0)
+    return vectors, logits if wanted else vectors
 
 
 def given_teacher(config: PruneConfig, data: TaskData, student: Model) -> Model | None:
     """The teacher that the user named; or, where nothing is trained or nothing has labels, the model itself, if it has
-    a head for the task.
+    a head for the task, or none is needed.
 
     None when the run has to make one. Raises `ModelError` or `ConfigError` when the named one does not fit.
     """
     if not config.teacher:
-        return None if config.epochs and not config.source.text else _itself(config, data)
+        return None if config.epochs and config.uses_labels else _itself(config, data)
     names = config.source.label_names
     teacher = loading.load_model(config.teacher, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     _check_teacher(config, teacher, student)
@@ -69,8 +71,8 @@ def _itself(config: PruneConfig, data: TaskData) -> Model | None:
 
 
 def with_answers(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
-    """The setup with the teacher's answers for labels of what is evaluated on, where there are no others."""
-    if setup.data.reference == LABELS:
+    """The setup with the teacher's answers to what is evaluated on, where metrics compare with them."""
+    if not setup.data.compares:
         return setup
     event, found = setup.meter.stoppable("answers of the teacher"), {}
     answering = predictor.of_network(teacher, setup.on.exact)
@@ -129,10 +131,15 @@ def weak_teacher(setup: Setup) -> str:
 
 def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
     theirs, ours = teacher.net.config.hidden_size, student.net.config.hidden_size
-    if "fic" in config.loss_names and theirs != ours:
+    if "fic" in config.loss_names and theirs != ours and not teacher.embedding:
         raise ConfigError(
             f"the teacher's vectors have {theirs} dimensions, the model's {ours}; fic cannot compare them",
             "leave fic out with --losses ce,kd,prc,snc, or use a teacher of the same width",
+        )
+    if teacher.embedding and theirs != ours:
+        raise ConfigError(
+            f"the teacher's vectors have {theirs} dimensions, the model's {ours}: they cannot be learned",
+            "use a teacher of the same width",
         )
     sizes = [(one.net.config.hidden_size, one.net.config.num_hidden_layers) for one in (teacher, student)]
     if "hid" in config.loss_names and sizes[0] != sizes[1]:

@@ -50,7 +50,8 @@ class Usage:
 
     tag: how the hub calls the task; head: the class of transformers that makes the network; piped: whether transformers
     has a pipeline for the task, and options: what that is told besides. inputs: two inputs of a pipeline, of different
-    lengths; texts: the same as arguments of a tokenizer.
+    lengths; texts: the same as arguments of a tokenizer. vectors: the model gives vectors, and a plain folder
+    of it is one of sentence-transformers.
     """
 
     tag: str
@@ -59,6 +60,7 @@ class Usage:
     options: str
     inputs: str
     texts: str
+    vectors: bool = False
 
 
 def render_card(
@@ -84,7 +86,7 @@ def render_card(
     data = {
         "license": license,
         "language": language if language is None or isinstance(language, str) else list(language),
-        "library_name": {"dense": "transformers", "onnx": "onnx"}.get(form, "capcli"),
+        "library_name": _libraries(usage).get(form, "capcli"),
         "base_model": base_model,
         "base_model_relation": "finetune" if base_model else None,
         "pipeline_tag": pipeline_tag,
@@ -97,6 +99,11 @@ def render_card(
     front = _yaml({key: value for key, value in data.items() if value})
     shown = {**view(report), **_export_view(exported), "form": form, "usage": _source(usage)}
     return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **shown)
+
+
+def _libraries(usage: Usage | None) -> dict[str, str]:
+    """What reads an export, by its format."""
+    return {"dense": "sentence-transformers" if usage and usage.vectors else "transformers", "onnx": "onnx"}
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

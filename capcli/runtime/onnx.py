@@ -15,11 +15,12 @@ from torch import Tensor
 from capcli import machine
 from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
-from capcli.models import families, hf, loading
+from capcli.models import families, hf, loading, sentences
 from capcli.models.devices import Compute
 from capcli.models.heads import own_labels, renamed
 from capcli.models.predict import Run
 from capcli.models.predictor import Predictor
+from capcli.models.sentences import Embedding
 from capcli.models.tokenizers import open_tokenizer, with_padding
 from capcli.runtime.graph import Graph, check_package, logits_of
 from capcli.sources import checkpoint, hub
@@ -114,8 +115,11 @@ def predictor(
     """
     order = loading.dense_order(model.labels, labels, kind, model.source, label_map, need_head=need_head)
     names = renamed(model.labels, label_map) if labels is None else tuple(labels) or KINDS[kind].outputs
-    if need_head:
+    embedding = sentences.read(hub.place(model.source), model.source) if KINDS[kind].vectors else None
+    if need_head and embedding is None:
         _check_answers(model, kind)
+    elif embedding is not None and STATES not in model.graph.outputs:
+        raise ModelError(f"{model.graph.path} has no output {STATES}, of which vectors are made")
     return Predictor(
         source=model.source,
         kind=kind,
@@ -126,10 +130,20 @@ def predictor(
         runtime="onnx",
         described=model.described,
         threads=model.threads,
-        asking=lambda pooling: _ordered(model.run(pooling), order),
+        asking=lambda pooling: _pooled(model, embedding) if embedding else _ordered(model.run(pooling), order),
         alone=model.graph.alone,
         notes=model.notes,
     )
+
+
+def _pooled(model: OnnxModel, embedding: Embedding) -> Run:
+    """The vectors of a graph without a head, which are its answers."""
+
+    def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        vectors = embedding(model.graph(inputs)[STATES].float(), inputs["attention_mask"])
+        return vectors, vectors
+
+    return run
 
 
 def _ordered(run: Run, order: list[int] | None) -> Run:

@@ -15,6 +15,8 @@ from capcli.stored import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GRAPH = "model.onnx"
+# What sentence-transformers has beside: the modules, of which one pools in a folder below; lengths; prompts.
+MODULES, TRANSFORMER, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 ARTEFACT, SPARSE = "cap_config.json", "model.cap.safetensors"  # of a pruned model
 REPORT, RECORD = "report.json", "export.json"  # what `cap prune` and `cap export` write last
 WORDS = (

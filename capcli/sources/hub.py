@@ -17,11 +17,14 @@ from capcli.sources.checkpoint import (
     CONFIG,
     GRAPH,
     INDEX,
+    MODULES,
     RECORD,
     REPORT,
     SAVE_AGAIN,
+    SETTINGS,
     SPARSE,
     TOKENIZER_FILES,
+    TRANSFORMER,
     WEIGHTS,
     WORDS,
 )
@@ -29,7 +32,7 @@ from capcli.sources.requests import Choice, Repo, fetch, near_folders
 
 BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "mini"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-SMALL_FILES = (RECORD, *TOKENIZER_FILES, CONFIG)
+SMALL_FILES = (RECORD, *TOKENIZER_FILES, CONFIG, MODULES, TRANSFORMER, SETTINGS)
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
@@ -115,7 +118,8 @@ def _fetched(repo: Repo, graph: bool) -> Path:
         if ARTEFACT in names:
             return [name for name in (ARTEFACT, SPARSE, REPORT, RECORD, *TOKENIZER_FILES) if name in names]
         graphs = sorted(name for name in names if name.startswith(GRAPH)) if graph and not _dense(names) else []
-        return [*graphs, *(name for name in SMALL_FILES if name in names)]
+        pooling = [name for name in names if re.fullmatch(r"[\w.-]*Pooling/config\.json", name)]
+        return [*graphs, *(name for name in SMALL_FILES if name in names), *pooling]
 
     return fetch(repo, choose, lambda path: _usable({one.name for one in path.iterdir()}))
 

@@ -54,7 +54,7 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
         others = ("data", "text", *["group_column"] * ("text" in chosen))  # without labels nothing is ranked
         stored = {name: value for name, value in stored.items() if name not in others}
     values = {**stored, **chosen}
-    if values.get("text") and (teacher := artifact.known(str(chosen["model"])).teacher if stored else ""):
+    if "data" not in chosen and (teacher := artifact.known(str(chosen["model"])).teacher if stored else ""):
         values = {"baseline": teacher, **values}
     config: EvalConfig = build(EvalConfig, values)
     return config
@@ -140,6 +140,13 @@ def _data(config: EvalConfig) -> tuple[TaskData, list[str]]:
             perhaps=known.labels,
             no_answer=known.no_answer,
         )
+        if config.baseline and not Path(config.baseline).is_file():
+            data = dataset.comparable(data, "baseline")
+    if not data.metrics:
+        raise ConfigError(
+            f"the texts of {data.name} have no scores, so there is nothing to measure without another model",
+            "give the model before pruning to compare with: --baseline MODEL",
+        )
     notes = []
     if stored and not of_run:
         here = _origin(data.name, source.data or source.text)
@@ -157,8 +164,8 @@ def _of_run(config: EvalConfig, stored: Mapping[str, Any]) -> bool:
 
 
 def _with_answers(config: EvalConfig, data: TaskData, other: Predictor | None) -> Generator[Event, None, TaskData]:
-    """The data with the answers of the `other` model for labels, where there are no others."""
-    if data.reference == LABELS:
+    """The data with the answers of the `other` model, where metrics compare with them."""
+    if not data.compares:
         return data
     assert other is not None, "_check_baseline lets only models through"
 

@@ -64,7 +64,9 @@ def test_every_metric_of_a_kind_or_a_task_can_be_measured() -> None:
 def test_rows_make_sense() -> None:
     for name, row in KINDS.items():
         assert hasattr(transformers, row.head), name
-        assert bool(row.outputs) != row.classes, "outputs are classes or have names"
+        assert [bool(row.outputs), row.classes, row.vectors].count(True) == 1, (
+            "outputs are classes, or have names, or none"
+        )
         assert tasks.TASKS[row.texts].kind in (name, "classification")
         assert row.n_outputs(7) == (7 if row.classes else len(row.outputs))
         assert not (row.single and row.several)

@@ -40,7 +40,7 @@ LAYERS: dict[str, dict[str, int]] = {
     "modernbert": {"num_hidden_layers": 2, "global_attn_every_n_layers": 2, "local_attention": 8},
     "mistral": {"num_hidden_layers": 1, "sliding_window": 8},
 }
-LABELS: dict[str, tuple[str, ...]] = {"regression": (), "spans": (), "tokens": ("O", "B-x", "I-x")}
+LABELS: dict[str, tuple[str, ...]] = {"regression": (), "spans": (), "embedding": (), "tokens": ("O", "B-x", "I-x")}
 
 
 def load(name: str, folder: Path, kind: str = "classification", **changes: Any) -> Model:
@@ -68,6 +68,8 @@ def batch(model: Model, n: int, length: int) -> dict[str, Tensor]:
 def difference(model: Model, runner: Graph, inputs: Mapping[str, Tensor]) -> float:
     """The largest difference of the logits at real tokens over the largest logit."""
     expected, found = predict.forward(model, inputs)[0], runner.logits(inputs)
+    if model.embedding:
+        found = model.embedding(runner(inputs)["last_hidden_state"], inputs["attention_mask"])
     assert expected.shape == found.shape and found.dtype == torch.float32
     real = inputs["attention_mask"].bool() if model.per_token else slice(None)
     return float((expected[real] - found[real]).abs().max() / expected[real].abs().max())
@@ -90,19 +92,19 @@ def test_every_family_gives_the_logits_of_pytorch(tmp_path: Path, name: str) -> 
     check(model, onnx_model.convert(model, tmp_path / "out", LONGEST))
 
 
-@pytest.mark.parametrize("kind", ["regression", "tokens", "spans"])
+@pytest.mark.parametrize("kind", ["regression", "tokens", "spans", "embedding"])
 def test_every_kind_gives_the_logits_of_pytorch(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     """And they can be measured as those of PyTorch are, here on real texts."""
     model = load("bert", tmp_path / "model", kind, max_position_embeddings=LONGEST)
     runner = check(model, onnx_model.convert(model, tmp_path / "out", LONGEST))
-    names = ["start_logits", "end_logits"] if kind == "spans" else ["logits"]
+    names = {"spans": ["start_logits", "end_logits"], "embedding": ["last_hidden_state"]}.get(kind, ["logits"])
     assert [value.name for value in runner.session.get_outputs()] == names
     on = devices.compute(Hardware(device="cpu"))
     task, data = SOURCES[kind]
     source = TaskConfig(task=task, data=getattr(tiny, data), max_length=16, stride=4)
     loaded = dataset.load(source, train=False)
     model = loading.load_dense(str(tmp_path / "model"), loaded.classes or (), kind, 1)
-    if kind in ("regression", "spans"):  # the other kinds have labels of their own in the data
+    if kind in ("regression", "spans", "embedding"):  # the other kinds have labels of their own in the data
         stock.save_config(model, tmp_path / "out")
         tokenizers.save_tokenizer(model.tokenizer, tmp_path / "out")
         answering = onnx.predictor(onnx.load(str(tmp_path / "out"), 1), kind, loaded.classes)

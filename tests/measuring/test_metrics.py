@@ -17,6 +17,7 @@ from capcli.data import entities
 from capcli.data.kinds import KINDS
 from capcli.measuring import metrics, resampling
 from capcli.measuring.answers import answered
+from capcli.measuring.embeddings import Wanted
 
 NAMES = ("accuracy", "macro_f1", "matthews")
 
@@ -331,6 +332,12 @@ def example_of(kind: str) -> tuple[tuple[str, ...], Any, Any]:
     if kind == "tokens":
         tags = [rng.choice(["O", "B-X", "I-X", "B-Y"], 6).tolist() for _ in kept]
         return names, tags, [row if keep else row[::-1] for row, keep in zip(tags, kept, strict=True)]
+    if kind == "embedding":
+        vectors = rng.normal(size=(80, 2, 6))
+        scores = vectors.prod(axis=1).sum(axis=1) + rng.normal(size=80)
+        truth = Wanted(vectors=vectors, scores=scores)
+        names = tuple(name for name in names if name != "recall_at_10")  # neighbours are among all examples
+        return names, truth, vectors + 0.5 * rng.normal(size=vectors.shape)
     golds = [("one two", f"three {i}") for i in range(80)]
     return names, golds, [gold[1] if keep else "three one" for gold, keep in zip(golds, kept, strict=True)]
 
@@ -349,8 +356,10 @@ def test_intervals_of_each_kind_contain_the_value(kind: str) -> None:
 @pytest.mark.parametrize("kind", metrics.METRICS)
 def test_of_no_examples_everything_is_nan(kind: str) -> None:
     names, truth, outputs = example_of(kind)
-    values = metrics.measure(kind, names, truth[:0], outputs[:0])
-    found = metrics.intervals(kind, names, truth[:0], outputs[:0], 1)
+    none = np.arange(0)
+    truth, outputs = chosen_rows(truth, none), chosen_rows(outputs, none)
+    values = metrics.measure(kind, names, truth, outputs)
+    found = metrics.intervals(kind, names, truth, outputs, 1)
     assert list(values) == list(found) == list(names)
     assert all(map(math.isnan, values.values()))
     assert all(math.isnan(end) for ends in found.values() for end in ends)
@@ -525,6 +534,8 @@ def test_intervals_widen_with_the_level(kind: str) -> None:
 
 
 def chosen_rows(values: Any, rows: Any) -> Any:
+    if isinstance(values, Wanted):
+        return Wanted(vectors=values.vectors[rows], scores=values.scores[rows])
     return [values[i] for i in rows] if isinstance(values, list) else values[rows]
 
 

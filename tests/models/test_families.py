@@ -26,7 +26,7 @@ from capcli.config.task import TaskConfig
 from capcli.data import dataset, tokens
 from capcli.errors import ConfigError, ModelError
 from capcli.models import artifact, families, loading, predict
-from capcli.models.model import Model, accepted_inputs
+from capcli.models.model import Model, accepted_inputs, pooling_of
 from capcli.pruning import structures, topk
 
 STRUCTURED = [name for name, row in ROWS.items() if row.structured]
@@ -88,6 +88,8 @@ def test_pooling_follows_the_family(tiny: Tiny, family: Folder, tmp_path: Path, 
         prune(tiny, family(name), tmp_path / out, "classification", method="cap-m", epochs=2, **chosen)
     assert digest(tmp_path / "auto" / WEIGHTS) == digest(tmp_path / pooling / WEIGHTS)
     assert families.pooling_of(None, "auto") == "head"
+    encoder = loading.load_dense(str(family(name)), None, "embedding", 1)
+    assert [pooling_of(encoder, chosen) for chosen in ("auto", "cls")] == ["head", "cls"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, row in ROWS.items() for kind in row.kinds])
@@ -100,7 +102,8 @@ def test_prune_load_eval_export(tiny: Tiny, family: Folder, tmp_path: Path, name
     assert sum(linear.weight.numel() for linear in model.prunable().values()) == found["prunable_weights"]
 
     source = TaskConfig(**artifact.stored_source(str(tmp_path / "out")))
-    again = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / "out")))
+    baseline = str(family(name)) if kind == "embedding" else ""  # which some of its metrics compare with
+    again = capcli.evaluate(EvalConfig(source=source, model=str(tmp_path / "out"), baseline=baseline))
     assert report["metrics"]["pruned"].items() <= again["metrics"].items()
     assert all(-1 <= value <= 1 for value in again["metrics"].values())
     low_high = again["confidence_95"][again["primary"]]
@@ -122,9 +125,13 @@ def plain_logits(folder: Path, kind: str, batch: dict[str, torch.Tensor]) -> tor
 
     class_name = json.loads((folder / "config.json").read_text())["architectures"][0]
     net = getattr(transformers, class_name).from_pretrained(folder).eval()
-    heads = {"tokens": "ForTokenClassification", "spans": "ForQuestionAnswering"}
+    heads = {"tokens": "ForTokenClassification", "spans": "ForQuestionAnswering", "embedding": "Model"}
     assert heads.get(kind, "ForSequenceClassification") in class_name
     out = net(**{key: value for key, value in batch.items() if key in accepted_inputs(net)})
+    if kind == "embedding":
+        return torch.stack(
+            [row[real.bool()].mean(0) for row, real in zip(out[0], batch["attention_mask"], strict=True)]
+        )
     if kind == "spans":
         return torch.stack([out.start_logits, out.end_logits], dim=-1)
     return torch.as_tensor(out.logits)
@@ -278,7 +285,8 @@ HIDDEN = [(name, "classification") for name in ROWS] + [("bert", kind) for kind 
 def test_hidden_states_teach_every_family_and_kind(
     tiny: Tiny, family: Folder, tmp_path: Path, name: str, kind: str
 ) -> None:
-    report = prune(tiny, family(name), tmp_path / "out", kind, method="magnitude", losses="ce,kd,hid")
+    losses = "kd,hid" if kind == "embedding" else "ce,kd,hid"
+    report = prune(tiny, family(name), tmp_path / "out", kind, method="magnitude", losses=losses)
     found = [row["losses"]["hid"] for row in report["history"] if row["phase"] == "prune"]
     assert found
     assert all(0 <= value < 100 for value in found)

@@ -484,7 +484,7 @@ def test_a_tensor_in_two_files_is_refused(bitmask: tuple[Path, Model], tmp_path:
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"architectures": ["BertModel"]}, "architectures: expected one that ends in ForSequenceClassification"),
+    ({"architectures": ["BertForMaskedLM"]}, "architectures: expected one that ends in ForSequenceClassification"),
     ({"architectures": None}, "architectures"),
     ({"architectures": "BertForSequenceClassification"}, "architectures"),
     ({"architectures": [{"os": "system"}]}, "architectures"),

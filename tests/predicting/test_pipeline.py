@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,11 @@ def test_what_is_refused(asked: Made, tiny: Tiny, tmp_path: Path) -> None:
         ask("a", top_k=-1)
     with pytest.raises(ConfigError, match=r"^top-k is for models that choose among labels; .* gives regression$"):
         capcli.pipeline(asked("regression"))("a", top_k=2)
-    with pytest.raises(ModelError, match=r"names no network for a task: 'BertModel'$"):
-        capcli.pipeline(tiny.model)
+    masked = shutil.copytree(tiny.model, tmp_path / "masked")
+    config = json.loads((masked / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (masked / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"names no network for a task: 'BertForMaskedLM'$"):
+        capcli.pipeline(masked)
     with pytest.raises(ConfigError, match=r"^unknown runtime 'fast'$"):
         capcli.pipeline(asked("classification"), runtime="fast")
     (tmp_path / "export.json").write_text(json.dumps({"settings": {"kind": "poems"}}))

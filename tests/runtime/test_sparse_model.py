@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import subprocess
@@ -211,7 +212,9 @@ def test_a_stock_folder_says_itself_what_it_is_for(tmp_path: Path, kind: str) ->
 
 def test_a_stock_folder_without_a_task_is_refused(tmp_path: Path) -> None:
     registry.write("bert", tmp_path, TOKENIZERS)
-    with pytest.raises(ModelError, match=r"config\.json of .* names no network for a task: 'BertModel'$"):
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"config\.json of .* names no network for a task: 'BertForMaskedLM'$"):
         sparse.load(tmp_path)
 
 
