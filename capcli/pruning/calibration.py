@@ -71,7 +71,7 @@ class Calibration:
         weights, masks = [matrices.original(i) for i in of], matrices.matrix_masks()
         with predict.without_dropout(self.model):
             for index, batch in enumerate(self.drawn(step, FISHER_BATCH)):
-                labels = batch.labels if self.asked is None else answers(self.asked, batch)
+                labels = batch.labels if self.asked is None else answers(self.asked, batch, [self.seed, step, index])
                 with torch.enable_grad(), parametrize.cached():
                     logits, _ = predict.forward(self.model, batch.inputs)
                     if KINDS[self.model.kind].vectors:
@@ -107,11 +107,25 @@ def sampled(vectors: Tensor, seed: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def answers(model: Model, batch: Batch) -> Tensor:
-    """The most likely class of each example, [B], or of each word, [B, S], where these have labels."""
+def answers(model: Model, batch: Batch, seed: Sequence[int]) -> Tensor:
+    """What a teacher answers, in the shapes that `task_losses.task_loss` has for labels.
+
+    The most likely class of an example [B] or of each word [B, S], where these have labels; begin and end of an answer
+    [B, 2]; labels that are more likely than not [B, C]. Numbers [B] are drawn from a normal distribution around its
+    own, because a student that begins as its teacher has no gradient at these; see `sampled`.
+    """
     with predict.without_dropout(model):
-        found = predict.forward(model, batch.inputs)[0].argmax(dim=-1)
-    return torch.where(batch.labels == NO_LABEL, NO_LABEL, found) if KINDS[model.kind].words else found
+        found, kind = predict.forward(model, batch.inputs)[0].float(), KINDS[model.kind]
+    if kind.numbers:
+        noise = np.random.default_rng(list(seed)).standard_normal(len(found))
+        return found[:, 0] + torch.from_numpy(noise).to(found.device, torch.float32)
+    if kind.several:
+        return (found > 0).float()
+    if kind.windows:
+        padding = batch.inputs["attention_mask"][:, :, None] == 0
+        return found.masked_fill(padding, -torch.inf).argmax(dim=1)
+    found = found.argmax(dim=-1)
+    return torch.where(batch.labels == NO_LABEL, NO_LABEL, found) if kind.words else found
 
 
 def check_enough(n_examples: int) -> None:

@@ -17,7 +17,6 @@ from capcli.data import dataset, texts, tokens
 from capcli.data.batches import Examples
 from capcli.data.kinds import KINDS
 from capcli.data.splits import TaskData, subset
-from capcli.data.tasks import TASKS
 from capcli.errors import ConfigError
 from capcli.events import Event, StopFlag, told
 from capcli.measuring import latency, scoring
@@ -125,15 +124,9 @@ def holdout_of(config: PruneConfig) -> float:
 
 def _of_texts(config: PruneConfig) -> TaskData:
     """Texts in place of a training set, the classes by the fine-tuned model; with the evaluation splits of the task or,
-    where nothing has labels, held-out texts. Raises `ConfigError` for a kind of task that texts alone cannot serve,
-    `DataError` when they are not there."""
-    source, kind = config.source, KINDS[TASKS[config.source.task].kind]
+    where nothing has labels, held-out texts. Raises `DataError` when the texts are not there."""
+    source = config.source
     texts.check(source.text)
-    if config.staged and not (kind.single or kind.words or kind.vectors):
-        raise ConfigError(
-            f"{config.method} needs labels for {source.task}: only of classes can the teacher's answers be used",
-            "leave --text out, or use a method that needs none, such as wanda",
-        )
     names = loading.names_of(config.teacher or config.model, source.label_names)
     limits = {"max_train": config.max_train_samples, "seed": config.seed}
     if source.unlabelled:

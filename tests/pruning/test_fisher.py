@@ -1,10 +1,12 @@
 """Calibrated pruning: Fisher scores and the refit against slow loops, and what they leave alone."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -492,3 +494,42 @@ def test_a_calibrated_start(checkpoint: Make, method: str) -> None:
     assert found.matrices.kept() == kept_count(0.9, len(found.matrices.mask))
     if method != "pins":
         assert not bool((found.matrices.mask.bool() & ~other.matrices.mask.bool()).any())
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits", "expected"),
+    [
+        ("classification", [[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]], [1, 0]),
+        ("multilabel", [[1.0, -1.0], [-0.5, 0.5]], [[1, 0], [0, 1]]),
+        (
+            "tokens",
+            [[[0.0, 1.0], [2.0, 1.0], [5.0, 6.0]], [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]],
+            [[1, 0, -100], [0, 1, 1]],
+        ),
+        ("spans", [[[0.0, 1.0], [2.0, 3.0], [9.0, 9.0]], [[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]], [[1, 1], [2, 0]]),
+    ],
+)
+def test_the_answers_of_a_teacher_have_the_shapes_of_labels(
+    monkeypatch: pytest.MonkeyPatch, kind: str, logits: Any, expected: Any
+) -> None:
+    """The third place of the first example is padding, and has no label."""
+    found = _answers(monkeypatch, kind, logits, [1, 2])
+    assert found.tolist() == expected
+
+
+def test_numbers_of_a_teacher_are_drawn_around_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the mean of the squared gradients is the Fisher information of a normal distribution."""
+    own = torch.linspace(-3, 3, 4000)[:, None]
+    found = [_answers(monkeypatch, "regression", own, seed) for seed in ([1, 2], [1, 2], [1, 3])]
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    noise = found[0] - own[:, 0]
+    assert float(noise.mean()) == pytest.approx(0, abs=0.06) and float(noise.std()) == pytest.approx(1, abs=0.04)
+
+
+def _answers(monkeypatch: pytest.MonkeyPatch, kind: str, logits: Any, seed: list[int]) -> torch.Tensor:
+    net = SimpleNamespace(kind=kind)
+    inputs = {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    batch = SimpleNamespace(inputs=inputs, labels=torch.tensor([[0, 0, -100], [0, 0, 0]]))
+    monkeypatch.setattr(predict, "without_dropout", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(predict, "forward", lambda model, inputs: (torch.as_tensor(logits), None))
+    return calibration.answers(net, batch, seed)  # type: ignore[arg-type]

@@ -394,7 +394,6 @@ def test_texts_in_another_language_are_said(tiny: Tiny, tmp_path: Path, fine_tun
         ("a film\n", {"heal": 2, "losses": "ce,kd"}, "--text has no labels"),
         ("a film\n", {"method": "movement", "epochs": 2, "losses": "ce,kd"}, "--text has no labels, and ce needs them"),
         ("a film\n", {"epochs": 2, "method": "cap-m", "task": "text-pair-classification"}, "line 1 of .* has 0 tabs"),
-        ("a film\n", {"method": "fisher", "task": "regression"}, "fisher needs labels for regression"),
     ],
 )
 def test_texts_that_do_not_serve(
