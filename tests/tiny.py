@@ -57,6 +57,7 @@ PRUNABLE = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FFN)
 WEIGHTS = "model.cap.safetensors"
 # A run of one to two seconds: 20 + 20 steps. Rates are high because the network is small and random.
 SETTINGS: dict[str, Any] = {
+    "method": "cap-soft",
     "sparsity": 0.7,
     "epochs": 4,
     "teacher_epochs": 6,

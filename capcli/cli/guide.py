@@ -23,7 +23,7 @@ EXAMPLES = {
         ("what it would take", "cap prune bert-base --task mnli --sparsity 0.97 --plan"),
     ),
     "eval": (
-        ("the run's own task and data", "cap eval runs/mini-banking77-cap-soft-0.9"),
+        ("the run's own task and data", "cap eval runs/mini-banking77-fisher-0.9"),
         ("a gate for a CI job", "cap eval RUN --baseline bert-base-finetuned --max-drop accuracy=1% --junit gate.xml"),
         ("the faster of two runtimes", "cap eval RUN --runtime auto"),
     ),

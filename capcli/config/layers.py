@@ -79,7 +79,7 @@ def run_config(layers: Mapping[str, Any]) -> PruneConfig:
     layers = {name: value for name, value in layers.items() if value is not None}
     preset = layers.get("preset", PruneConfig.preset)
     check_name("preset", preset, PRESETS)
-    method = layers.get("method", PRESETS[preset].get("*", {}).get("method", "cap-soft"))
+    method = layers.get("method", PRESETS[preset].get("*", {}).get("method", PruneConfig.method))
     check_name("method", method, METHODS)
     values = preset_values(
         preset,

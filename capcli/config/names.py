@@ -110,6 +110,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {"*": {"epochs": 2, "teacher_epochs": 2, "lr": 2e-4, "teacher_lr": 3e-4}},
     "paper": {
         "*": {
+            "method": "cap-soft",
             "epochs": 10,
             "teacher_epochs": 3,
             "teacher_lr": 2e-5,

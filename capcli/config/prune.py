@@ -57,7 +57,7 @@ class PruneConfig:
         several="FLOAT,…",
     )
     method: str = option(
-        "cap-soft",
+        "fisher",
         f"pruning method: {', '.join(METHODS)}; several, as fisher,cap-f, make a sweep",
         panel="Pruning",
         names=METHODS,
@@ -278,7 +278,7 @@ class PruneConfig:
     )
     track: str = option(
         "",
-        f"also log the run to an experiment tracker, which never changes or stops it: {', '.join(TRACKERS)}",
+        f"log the run to an experiment tracker as well: {', '.join(TRACKERS)}",
         resumable=True,
         panel="Run",
         metavar="NAME",

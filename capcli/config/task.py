@@ -48,8 +48,8 @@ class TaskConfig:
     text: str = option(
         "",
         "texts without labels: a .txt with one per line, or a table with a text column (pairs: two, or a tab). "
-        "cap prune learns the answers of MODEL or --teacher, which is fine-tuned for the task, and without --data "
-        "measures agreement with them on a part that is held out; cap eval measures agreement with --baseline",
+        "cap prune learns what MODEL or --teacher answers; without --data, agreement with that, or with "
+        "--baseline, is measured",
         flag="--unlabelled",
         panel="Task",
         metavar="FILE",

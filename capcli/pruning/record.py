@@ -35,7 +35,7 @@ from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
-from capcli.records.parts import LABELS, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
+from capcli.records.parts import LABELS, ByLabel, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
 from capcli.records.pruned import (
     AtChance,
     CurveExamples,
@@ -221,7 +221,7 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
         device=setup.bound.device,
         labels=tuple(setup.data.labels),
         metrics=_metrics(setup.data, dense, pruned),
-        by_label=breakdown.by_label(setup.data.labels, pruned[first], dense[first] if _has_labels(setup) else None),
+        by_label=_by_label(setup, dense[first], pruned[first]),
         teacher=Teacher(source=setup.teacher or "fine-tuned in this run", metrics=_of_teacher(setup, dense[first])),
         timing=_timing(setup, teacher.get("seconds", 0.0), state.seconds),
         memory=Memory(
@@ -243,6 +243,11 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
 
 def _has_labels(setup: Setup) -> bool:
     return setup.data.reference == LABELS
+
+
+def _by_label(setup: Setup, dense: Measured, pruned: Measured) -> ByLabel | None:
+    """What became of each label; nothing where there are none."""
+    return breakdown.by_label(setup.data.labels, pruned, dense) if _has_labels(setup) else None
 
 
 def _of_teacher(setup: Setup, dense: Measured) -> Mapping[str, float]:

@@ -354,7 +354,7 @@ def _scored(
     setup: Setup, model: Model, examples: Examples, logits: torch.Tensor, *, with_intervals: bool = True
 ) -> Measured:
     names = setup.data.metrics
-    return scoring.scored(model.kind, model.labels, examples, names, logits, with_intervals=with_intervals)
+    return scoring.scored(examples.kind, model.labels, examples, names, logits, with_intervals=with_intervals)
 
 
 def stage_record(setup: Setup, name: str) -> dict[str, Any]:

@@ -13,29 +13,53 @@ from hypothesis import strategies as st
 from capcli.data.kinds import KINDS
 from capcli.measuring import chance, metrics, probing, scoring
 from capcli.measuring.chance import Known
+from capcli.measuring.embeddings import Wanted
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import retention
 from capcli.records.measured import TaskScore
 
 # What guessing scores ------------------------------------------------------------------------------------------------
 
-CASES: list[tuple[str, Any, int, dict[str, float]]] = [
+CASES: list[tuple[str, Any, int | tuple[int, ...], dict[str, float]]] = [
     # always 0: hit 3 of 6, F1 2·3 / (3 + 6) for one of three classes; always 1: F1 2·1 / (1 + 6)
     (
         "classification",
         np.array([0, 0, 0, 1, 2, 2]),
         3,
-        {"accuracy": 1 / 2, "macro_f1": 2 / 9, "f1": 2 / 7, "matthews": 0},
+        {"accuracy": 1 / 2, "agreement": 1 / 2, "macro_f1": 2 / 9, "f1": 2 / 7, "matthews": 0},
     ),
     ("classification", np.array([0, 0, 0, 1]), 2, {"accuracy": 3 / 4, "f1": 2 / 5, "macro_f1": 3 / 7, "matthews": 0}),
     ("classification", np.array([0, 0]), 2, {"accuracy": 1, "f1": 0, "macro_f1": 1, "matthews": 0}),
-    ("regression", np.array([0.0, 1.0, 5.0]), 1, {"pearson": 0, "spearman": 0}),
+    (
+        "regression",
+        np.array([0.0, 1.0, 5.0]),
+        1,
+        {"pearson": 0, "spearman": 0, "agreement_pearson": 0, "agreement_spearman": 0},
+    ),
+    # the relevant document is first or second of 2; first, second or third of 3
+    (
+        "ranking",
+        [np.array([1.0, 0.0]), np.array([0.0, 1.0, 0.0])],
+        1,
+        {
+            "ndcg": ((1 + 1 / math.log2(3)) / 2 + (1 + 1 / math.log2(3) + 1 / 2) / 3) / 2,
+            "mrr": ((1 + 1 / 2) / 2 + (1 + 1 / 2 + 1 / 3) / 3) / 2,
+            "pearson": 0,
+            "spearman": 0,
+        },
+    ),
     # {0}: 3 hits, 4 true, 4 given; {0} is right twice; 0 and 1: F1 6 / 7 and 2 / 5, and class 2 does not occur
     (
         "multilabel",
         np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]),
         3,
-        {"micro_f1": 3 / 4, "subset_accuracy": 1 / 2, "macro_f1": (6 / 7 + 2 / 5) / 2},
+        {
+            "micro_f1": 3 / 4,
+            "agreement_f1": 3 / 4,
+            "subset_accuracy": 1 / 2,
+            "agreement": 1 / 2,
+            "macro_f1": (6 / 7 + 2 / 5) / 2,
+        },
     ),
     ("multilabel", np.array([[0, 0], [0, 0], [1, 0]]), 2, {"micro_f1": 1 / 2, "subset_accuracy": 2 / 3}),
     # always O: 3 of 5 words, no entity; F1 of O is 6 / 8, for one of three tags
@@ -43,17 +67,38 @@ CASES: list[tuple[str, Any, int, dict[str, float]]] = [
         "tokens",
         [["O", "O", "B-x"], ["O", "I-y"]],
         0,
-        {"f1": 0, "precision": 0, "recall": 0, "accuracy": 3 / 5, "macro_f1": 1 / 4},
+        {
+            "f1": 0,
+            "precision": 0,
+            "recall": 0,
+            "accuracy": 3 / 5,
+            "macro_f1": 1 / 4,
+            "agreement": 3 / 5,
+            "agreement_f1": 0,
+        },
     ),
     ("tokens", [["N", "V"], ["N"]], 0, {"accuracy": 2 / 3, "macro_f1": 2 / 5}),
-    ("spans", [["the end"], [], ["x", "y"], ["The"]], 0, {"f1": 1 / 2, "exact_match": 1 / 2}),  # "The" says nothing
+    # "The" says nothing
+    (
+        "spans",
+        [["the end"], [], ["x", "y"], ["The"]],
+        0,
+        {"f1": 1 / 2, "exact_match": 1 / 2, "agreement": 1 / 2, "agreement_f1": 1 / 2},
+    ),
     ("spans", [["a cat"], ["x"]], 0, {"f1": 0, "exact_match": 0}),
+    # the mean of both directions has a cosine of 1 / √2 with each; of fewer than ten other texts all are neighbours
+    (
+        "embedding",
+        Wanted(vectors=np.array([[[1.0, 0.0], [0.0, 3.0]]] * 2), scores=np.array([0.0, 1.0])),
+        (2, 2),
+        {"spearman": 0, "pearson": 0, "cosine": 1 / math.sqrt(2), "recall_at_10": 1},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("kind", "truth", "width", "expected"), CASES)
-def test_what_guessing_scores(kind: str, truth: Any, width: int, expected: dict[str, float]) -> None:
-    outputs = np.zeros((len(truth), width))
+def test_what_guessing_scores(kind: str, truth: Any, width: int | tuple[int, ...], expected: dict[str, float]) -> None:
+    outputs = np.zeros((len(truth), *(width if isinstance(width, tuple) else (width,))))
     assert chance.of(kind, list(expected), truth, outputs) == pytest.approx(expected)
 
 

@@ -323,6 +323,9 @@ def example_of(kind: str) -> tuple[tuple[str, ...], Any, Any]:
         return names, truth, logits_for(np.where(kept, truth, rng.integers(0, 2, 80)), 2)
     if kind == "regression":
         return names, rng.normal(size=80), rng.normal(size=(80, 1))
+    if kind == "ranking":
+        numbers = rng.choice([0.0, 0.0, 0.0, 1.0, 2.0], (80, 4))
+        return names, list(numbers), list(numbers + rng.normal(size=(80, 4)))
     if kind == "multilabel":
         labels = rng.integers(0, 2, (80, 9))
         return names, labels, np.where(kept[:, None], labels - 0.5, rng.normal(size=(80, 9)))
@@ -540,7 +543,7 @@ def other_outputs(kind: str, outputs: Any) -> Any:
     """Outputs that give other answers to about a fifth of the examples."""
     rng = np.random.default_rng(5)
     swap = np.where(rng.random(80) < 0.2, np.arange(80)[::-1], np.arange(80))
-    return chosen_rows(outputs, swap) if kind != "tokens" else [outputs[j] for j in swap]
+    return chosen_rows(outputs, swap) if kind not in ("tokens", "ranking") else [outputs[j] for j in swap]
 
 
 @pytest.mark.parametrize("kind", metrics.METRICS)

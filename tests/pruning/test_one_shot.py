@@ -264,7 +264,7 @@ def test_a_method_that_never_trains_needs_no_option_for_that() -> None:
     assert prune_config({"task": "mr", "method": "wanda", "heal": 9}).loss_names == ("kd",)
     minutes = prune_config({"task": "mr", "preset": "minutes"})
     assert (minutes.method, minutes.epochs) == ("fisher", 0)
-    assert PruneConfig(source=TaskConfig(task="mr")).method == "cap-soft"
+    assert PruneConfig(source=TaskConfig(task="mr")).method == "fisher"
 
 
 def test_taken_examples_are_the_same() -> None:

@@ -330,9 +330,9 @@ def test_the_output_folder_names_the_revision() -> None:
     def out(model: str) -> str:
         return str(prune_config({"model": model, "task": "sst2"}).out_folder)
 
-    assert out("bert-base") == "runs/bert-base-sst2-cap-soft-0.9"
-    assert out("someone/model@refs/pr/3") == "runs/model-refs-pr-3-sst2-cap-soft-0.9"
-    assert out("models/x/") == "runs/x-sst2-cap-soft-0.9"
+    assert out("bert-base") == "runs/bert-base-sst2-fisher-0.9"
+    assert out("someone/model@refs/pr/3") == "runs/model-refs-pr-3-sst2-fisher-0.9"
+    assert out("models/x/") == "runs/x-sst2-fisher-0.9"
 
 
 # Models --------------------------------------------------------------------------------------------------------------
@@ -521,10 +521,10 @@ def test_the_literal_command(data_world: World, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "%|" not in done.stderr
     assert "examples/s" not in done.stderr
-    out = here / "runs" / "bert-base-mnli-cap-soft-0.97"
+    out = here / "runs" / "bert-base-mnli-fisher-0.97"
     report = json.loads((out / "report.json").read_text())
     assert report["status"] == "complete"
-    assert (report["model"], report["task"], report["method"]) == ("bert-base", "mnli", "cap-soft")
+    assert (report["model"], report["task"], report["method"]) == ("bert-base", "mnli", "fisher")
     kept = report["sparsity"]["kept_weights"]
     assert report["sparsity"]["prunable_weights"] == PRUNABLE
     assert kept == topk.kept_count(0.97, PRUNABLE) == sum(row["kept"] for row in report["sparsity"]["per_matrix"])
@@ -537,7 +537,7 @@ def test_the_literal_command(data_world: World, tmp_path: Path) -> None:
     again = cap(*LITERAL.split(), env=offline, cwd=here)
     assert again.returncode == 0, again.stderr
     assert "already complete" in again.stderr
-    measured = cap("eval", "runs/bert-base-mnli-cap-soft-0.97", "--json", env=offline, cwd=here)
+    measured = cap("eval", "runs/bert-base-mnli-fisher-0.97", "--json", env=offline, cwd=here)
     assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["metrics"]["accuracy"] == report["metrics"]["pruned"]["accuracy"]
 
