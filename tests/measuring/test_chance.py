@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from capcli.data.kinds import KINDS
 from capcli.measuring import chance, metrics, probing, scoring
 from capcli.measuring.chance import Known
+from capcli.measuring.embeddings import Wanted
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import retention
 from capcli.records.measured import TaskScore
 
 # What guessing scores ------------------------------------------------------------------------------------------------
 
-CASES: list[tuple[str, Any, int, dict[str, float]]] = [
+CASES: list[tuple[str, Any, int | tuple[int, ...], dict[str, float]]] = [
     # always 0: hit 3 of 6, F1 2·3 / (3 + 6) for one of three classes; always 1: F1 2·1 / (1 + 6)
     (
         "classification",
@@ -85,12 +86,19 @@ CASES: list[tuple[str, Any, int, dict[str, float]]] = [
         {"f1": 1 / 2, "exact_match": 1 / 2, "agreement": 1 / 2, "agreement_f1": 1 / 2},
     ),
     ("spans", [["a cat"], ["x"]], 0, {"f1": 0, "exact_match": 0}),
+    # the mean of both directions has a cosine of 1 / √2 with each; of fewer than ten other texts all are neighbours
+    (
+        "embedding",
+        Wanted(vectors=np.array([[[1.0, 0.0], [0.0, 3.0]]] * 2), scores=np.array([0.0, 1.0])),
+        (2, 2),
+        {"spearman": 0, "pearson": 0, "cosine": 1 / math.sqrt(2), "recall_at_10": 1},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("kind", "truth", "width", "expected"), CASES)
-def test_what_guessing_scores(kind: str, truth: Any, width: int, expected: dict[str, float]) -> None:
-    outputs = np.zeros((len(truth), width))
+def test_what_guessing_scores(kind: str, truth: Any, width: int | tuple[int, ...], expected: dict[str, float]) -> None:
+    outputs = np.zeros((len(truth), *(width if isinstance(width, tuple) else (width,))))
     assert chance.of(kind, list(expected), truth, outputs) == pytest.approx(expected)
 
 

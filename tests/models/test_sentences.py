@@ -122,8 +122,8 @@ def test_an_older_folder_has_its_network_in_one_below(tmp_path: Path) -> None:
     ("stated", "what"),
     [
         ({"pooling_mode": "weightedmean"}, "pools by weightedmean; capcli reads mean, cls, max, lasttoken"),
-        ({"pooling_mode": ["cls", "mean"]}, "pools by cls and mean"),
-        ({FLAGS["mean"]: True, FLAGS["max"]: True}, "pools by mean and max"),
+        ({"pooling_mode": ["cls", "mean"]}, "pools by cls, mean"),
+        ({FLAGS["mean"]: True, FLAGS["max"]: True}, "pools by mean, max"),
         ({"pooling_mode": "\x1b[31m"}, "pools by "),
     ],
 )
