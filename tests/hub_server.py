@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+
 
 @dataclass(kw_only=True)
 class Repo:
@@ -77,6 +79,20 @@ class Hub(ThreadingHTTPServer):
         revisions = {"main": folder, **options.pop("revisions", {})}
         self.repos[kind, name] = Repo(revisions=revisions, **options)
         return self.repos[kind, name]
+
+    def reached(self, patch: pytest.MonkeyPatch, cache: Path, token: str) -> None:
+        """Let this process ask this hub, with a token and an empty cache, until `patch` is undone."""
+        from huggingface_hub import constants
+
+        self.account["token"] = token
+        patch.setattr(constants, "ENDPOINT", self.address)
+        template = self.address + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to servers of its own
+        patch.delenv("HF_DATASETS_OFFLINE", raising=False)
+        patch.setenv("HF_TOKEN", token)
 
     def mend(self) -> None:
         """Send whole files from now on."""

@@ -28,14 +28,7 @@ ASIDE = {"report.html"}  # of a run, which stays here
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
     """An empty hub with a cache of its own, in this process."""
     with hub_server.serving() as server:
-        server.account["token"] = TOKEN
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to servers of its own
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        server.reached(monkeypatch, tmp_path / "cache", TOKEN)
         names.ask_again()
         yield server
         names.ask_again()

@@ -4,13 +4,12 @@ import csv
 import json
 import random
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
-from tiny import ROOT, SETTINGS, WORDS, Tiny, invoke, one_number, write_csv
+from tiny import SETTINGS, WORDS, Tiny, invoke, one_number, write_csv
 
 import capcli
 from capcli.config.task import TaskConfig
@@ -97,28 +96,6 @@ def test_evaluations_know_the_groups_of_the_run(reranker: Path, cross_encoder: s
     plain = {name: value for name, value in OPTIONS.items() if name != "group_column"}
     numbers = capcli.evaluate(model=cross_encoder, data=data, threads=1, **plain)
     assert list(numbers["metrics"]) == ["pearson", "spearman"]
-
-
-def commands() -> list[str]:
-    """The commands of the page, with the options of a tiny run."""
-    page = (ROOT / "docs" / "how-to" / "rerankers.md").read_text("utf-8")
-    return [line for block in re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S) for line in block.splitlines()]
-
-
-def test_the_commands_of_the_page_do_what_it_says(
-    cross_encoder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "reranker").symlink_to(cross_encoder)
-    (tmp_path / "ranked").symlink_to(data)
-    prune, evaluate = commands()
-    small = ("--epochs", "1", "--max-length", "16", "--threads", "1", "-q")
-    assert invoke(*shlex.split(prune)[1:], *small, "--min", "ndcg=0").exit_code == 0
-    done = invoke(*shlex.split(evaluate)[1:], "--threads", "1", "-q", "--json")
-    found = json.loads(done.stdout)
-    assert [gate["metric"] for gate in found["gates"]] == ["ndcg", "drop of ndcg"]
-    assert done.exit_code == (0 if found["passed"] else 1)
-    assert found["metrics"]["spearman"] == pytest.approx(0, abs=1)
 
 
 def test_queries_stay_whole_in_subsets(data: str) -> None:
