@@ -136,6 +136,12 @@ def write_squad(path: Path) -> None:
         (path / f"{name}.json").write_text(json.dumps({"version": "1.1", "data": articles}))
 
 
+def write_entities(path: Path) -> None:
+    for seed, (split, n) in enumerate(SPLITS):
+        rng = random.Random(seed)
+        tiny.write_jsonl(path / f"{split}.jsonl", [tiny.one_tagged(rng) for _ in range(n)])
+
+
 def write_ranked(path: Path) -> None:
     """Documents with more or fewer good words, four to a query."""
     rng = random.Random(3)
@@ -186,6 +192,7 @@ DATA: dict[str, Callable[[Path], None]] = {
     "tickets.csv": lambda path: write_csv(path, ("text", "label"), some(one_text, 96)),
     "my-data": write_my_data,
     "ranked": write_ranked,
+    "entities": write_entities,
 }
 
 

@@ -30,6 +30,7 @@ TOKEN = "hf_" + "0123456789abcdefXYZ" * 2
 THERE: dict[str, tuple[str, ...]] = {
     "README.md": ("pairs.csv",),
     "docs/how-to/ci.md": ("runs/a", "runs/b", "runs/c"),
+    "docs/how-to/entities.md": ("entities", "lines.txt"),
     "docs/how-to/export.md": ("runs/sst2",),
     "docs/how-to/hub.md": ("runs/sst2", "texts.csv"),
     "docs/how-to/legacy.md": ("LEGACY",),
@@ -40,6 +41,7 @@ THERE: dict[str, tuple[str, ...]] = {
     "docs/how-to/predict.md": ("runs/mr", "runs/mr-onnx", "reviews.csv", "reviews.parquet", "lines.txt"),
     "docs/how-to/probe.md": ("runs/mnli", "runs/magnitude", "tickets.csv", "my-data"),
     "docs/how-to/rerankers.md": ("reranker", "ranked"),
+    "docs/how-to/small-model.md": ("reviews.csv",),
     "docs/how-to/teacher-and-ablation.md": ("my-bert-sst2",),
     "docs/how-to/upgrade.md": ("runs/mnli",),
     "docs/how-to/without-labels.md": ("fine-tuned", "texts.csv", "other.csv", "labelled"),
