@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,18 +62,20 @@ NOT_RUN = {
     "cap probe --compare old.json new.json --max-drop subj": "the same",
     "cap probe --tasks sub ": "the same",
 }
+LANGUAGES = ("sh", "bash")
 SHELL = re.compile(r"[|;$]|^(ls|cat) ")
 
 
-def blocks(page: str) -> list[str]:
-    """The blocks of commands of a page."""
-    return re.findall(r"^```(?:sh|bash)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of the blocks of a page."""
+    found = re.findall(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return [(language, textwrap.dedent(text)) for _, language, text in found]
 
 
 def lines(page: str) -> list[str]:
     """The commands of a page, one after another, with their comments."""
-    joined = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in joined if line.strip() and not line.lstrip().startswith("#")]
+    scripts = [text.replace("\\\n", " ") for language, text in blocks(page) if language in LANGUAGES]
+    return [line for text in scripts for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def is_run(line: str) -> bool:
@@ -122,7 +125,6 @@ def ran(arguments: Sequence[str], allowed: Sequence[int] = (0,)) -> Any:
 def folder(world: World, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with what the page presupposes."""
     page = request.node.callspec.params["page"]
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(world.home)
     for name in THERE.get(page, ()):
         world.lend(name, tmp_path)
@@ -174,5 +176,5 @@ def test_every_line_that_is_left_out_is_there() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_in_blocks_that_are_run(page: str) -> None:
     """A block of another language, or of none, has no command of `cap`, but for the files of CI systems."""
-    other = re.findall(r"^```(?!sh$|bash$|yaml$)\w*\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.M | re.S)
-    assert not [block for block in other if re.search(r"^\s*\$?\s*cap \w", block, re.MULTILINE)]
+    other = [text for language, text in blocks(page) if language not in (*LANGUAGES, "yaml")]
+    assert not [text for text in other if re.search(r"^\W*cap \w", text, re.MULTILINE)]
