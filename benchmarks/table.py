@@ -21,6 +21,7 @@ SECTIONS = {
     "quality": "Quality after pruning",
     "contrastive": "Do the contrastive terms help?",
     "staged": "Staged Fisher, movement and the contrastive methods",
+    "classes": "Many classes",
     "transfer": "Knowledge that is left",
     "tasks": "Every kind of task",
     "data": "Reading, tokenising, encoding, training",
