@@ -68,7 +68,7 @@ def random_bank_table(n: int, width: int, device: torch.device) -> dict[str, ban
 
 def settings(**chosen: Any) -> PruneConfig:
     """A configuration of `cap prune`; model and task are names only."""
-    return prune_config({"model": "synthetic", "task": "sst2", **chosen})
+    return prune_config({"model": "synthetic", "task": "sst2", "method": "cap-soft", **chosen})
 
 
 def plain_job(model: Model, examples: Examples, on: Compute, chosen: PruneConfig) -> Job:

@@ -68,7 +68,7 @@ class Lines:
         now = time.monotonic()
         if event.note:
             self.say(f"{event.phase}: {event.note}")
-        elif now - self.said_at >= self.every_seconds and (event.total or event.status):
+        elif not event.numbers and now - self.said_at >= self.every_seconds and (event.total or event.status):
             left = remaining(now - self.began, event.overall)
             state = event.status or f"{event.done:,.0f} of {event.total:,.0f}"
             share = f"; {event.overall:.0%} of the {event.whole}{left}" if event.total else ""

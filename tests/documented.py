@@ -193,6 +193,8 @@ DATA: dict[str, Callable[[Path], None]] = {
     "my-data": write_my_data,
     "ranked": write_ranked,
     "entities": write_entities,
+    "sts": lambda path: split_files(path, ("sentence1", "sentence2", "score"), scored),
+    "all-MiniLM-L6-v2": lambda path: shutil.copytree(path.parent / "network", path) and None,
 }
 
 

@@ -42,6 +42,7 @@ THERE: dict[str, tuple[str, ...]] = {
     "docs/how-to/predict.md": ("runs/mr", "runs/mr-onnx", "reviews.csv", "reviews.parquet", "lines.txt"),
     "docs/how-to/probe.md": ("runs/mnli", "runs/magnitude", "tickets.csv", "my-data"),
     "docs/how-to/rerankers.md": ("reranker", "ranked"),
+    "docs/how-to/sentence-embeddings.md": ("all-MiniLM-L6-v2", "sts"),
     "docs/how-to/small-model.md": ("reviews.csv",),
     "docs/how-to/teacher-and-ablation.md": ("my-bert-sst2",),
     "docs/how-to/upgrade.md": ("runs/mnli",),

@@ -74,7 +74,7 @@ def test_the_page_about_sentence_embeddings(tiny: Tiny, tmp_path: Path, monkeypa
     shutil.copytree(tiny.model, "all-MiniLM-L6-v2")
     shutil.copytree(tiny.scored, "sts")
     for command in commands.splitlines():
-        done = invoke(*shlex.split(command)[1:], "-q")
+        done = invoke(*shlex.split(command, comments=True)[1:], "-q")
         assert done.exit_code == 0, done.stderr
     written = {str(path.relative_to("smaller-MiniLM")) for path in Path("smaller-MiniLM").rglob("*")}
     assert {"modules.json", "1_Pooling/config.json", "config.json", "model.safetensors"} <= written

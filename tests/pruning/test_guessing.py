@@ -37,7 +37,7 @@ def setup(epochs: int = 3, teacher: str = "") -> Any:
     return SimpleNamespace(
         config=SimpleNamespace(epochs=epochs),
         teacher=teacher,
-        data=SimpleNamespace(primary="accuracy", reference="labels"),
+        data=SimpleNamespace(primary="accuracy", reference="labels", kind="classification"),
     )
 
 
@@ -116,6 +116,6 @@ def test_a_student_that_beats_its_teacher(
     scores = [
         measured(value, ends) for value, ends in ((teacher, (teacher - 0.02, teacher + 0.02)), (pruned, interval))
     ]
-    found = record._unfinished("accuracy", *scores, given=given)
+    found = record._unfinished(setup(teacher="one" if given else ""), *scores)
     assert len(found) == bool(said)
     assert all(said in note and "better than its teacher (accuracy 0.6" in note for note in found)

@@ -189,7 +189,7 @@ def test_loading_by_name_and_by_speed(
     pruned: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stand_in(monkeypatch)
-    assert capcli.load(pruned, runtime="sparse", threads=2) == ("loaded", pruned, 2)
+    assert capcli.load(pruned, runtime="sparse", threads=2) == ("loaded", str(pruned), 2)
     assert type(capcli.load(pruned)).__name__ == "BertForSequenceClassification"
     with caplog.at_level(logging.INFO, "capcli"):
         assert isinstance(capcli.load(pruned, runtime="auto"), Other)
