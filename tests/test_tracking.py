@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def tracked(run: Generator[Event, None, str], name: str = "trackio") -> tuple[st
 
 
 def calls(told: Path) -> list[Any]:
-    return [json.loads(line) for line in told.read_text().splitlines()]
+    """What was told so far, by whole lines."""
+    lines = told.read_text().splitlines(keepends=True) if told.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def test_a_tracker_is_told_how_a_run_begins_goes_and_ends(package: Make) -> None:
@@ -141,8 +144,9 @@ def test_a_run_that_is_stopped_ends_in_the_tracker_too(package: Make) -> None:
     run = tracking.tracked(work(error=Stopped("stopped")), "trackio", ABOUT, lambda found: {"never": 1})
     with pytest.raises(Stopped):
         finished(run)
-    while not told.exists() or calls(told)[-1][0] != "finish":
-        pass
+    until = time.monotonic() + 60
+    while [name for name, _ in calls(told)][-1:] != ["finish"] and time.monotonic() < until:
+        time.sleep(0.02)
     assert [name for name, _ in calls(told)] == ["init", "log", "log", "log", "finish"]
 
 
