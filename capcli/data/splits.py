@@ -220,6 +220,11 @@ class TaskData:
         return any(split.no_answer for split in self.evals.values())
 
     @property
+    def has_labels(self) -> bool:
+        """Whether an evaluation compares with labels."""
+        return self.reference == LABELS
+
+    @property
     def compares(self) -> bool:
         """Whether some of the metrics compare with the answers of another model."""
         kind = KINDS[self.kind]

@@ -107,12 +107,9 @@ def with_answers(job: Export) -> Generator[Event, None, Export]:
     if not data.compares:
         return job
     place(job.original, job.on)
-    model, found = predictor.of_network(job.original, job.on), {}
-    for name, split in data.evals.items():
-        asked = scoring.answered(model, scoring.encoded(model, split, job.known.source))
-        examples = yield from told(asked, event_of("before"))
-        assert examples.split is not None, "it has the answers"
-        found[name] = examples.split
+    model = predictor.of_network(job.original, job.on)
+    asked = scoring.splits_answered(model, data.evals, job.known.source)
+    found = yield from told(asked, event_of("before"))
     return replace(job, known=replace(job.known, data=replace(data, evals=found)))
 
 

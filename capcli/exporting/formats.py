@@ -17,7 +17,6 @@ from capcli.exporting import onnx_model
 from capcli.exporting.job import Export, Opened, total_bytes
 from capcli.models import artifact, predictor, stock, storage, tokenizers
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
-from capcli.records.parts import LABELS
 from capcli.runtime import onnx as graphs
 from capcli.runtime.graph import graph_files
 
@@ -72,7 +71,7 @@ def settings(job: Export) -> dict[str, Any]:
     kept["source"] = artifact.stored_source(config.model)
     if "teacher" in stored:
         kept["teacher"] = artifact.known(config.model).teacher
-    if job.known.ours and job.known.data.reference == LABELS:
+    if job.known.ours and job.known.data.has_labels:
         now = {"data": job.known.source.data, "label_map": job.known.source.label_map, "text": ""}
         kept["source"] = {**kept["source"], **now}
     treatment = {"format": config.to, "dtype": job.dtype, "embeddings": config.embeddings}

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from capcli.artifact import writer
 from capcli.config.export import LIMITS, ExportConfig
 from capcli.config.names import ARTEFACT_FORMATS
 from capcli.config.options import flag_name
@@ -170,8 +169,7 @@ def sized(job: Export, rung: Rung) -> Rung:
     disk = memory = total_bytes(model.net, storage.DTYPES[job.dtype].itemsize)
     if config.to in ARTEFACT_FORMATS:
         pruned = list(model.prunable())
-        wanted = storage.stored(model, pruned, job.dtype, config.embeddings, config.svd_rank)
-        disk = writer.sizes(wanted.tensors, pruned, quantised=wanted.quantised).file_bytes
+        disk = storage.file_bytes(model, pruned, job.dtype, config.embeddings, config.svd_rank)
         memory = total_bytes(model.net, 4)
     elif config.int8:
         kinds = (torch.nn.Linear, torch.nn.Embedding)

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from capcli.data.entities import entities, is_entity_scheme
 from capcli.data.kinds import KINDS
 from capcli.measuring import metrics
+from capcli.measuring.resampling import Array
 from capcli.measuring.scoring import Measured
 from capcli.records.parts import ByLabel, Confusion, LabelScore
 
@@ -48,20 +51,20 @@ def by_label(labels: Sequence[str], ours: Measured, theirs: Measured | None = No
 
 
 def _scores(name: str, row: list[float], before: list[float] | None) -> LabelScore:
-    hit, true, predicted = row
+    counts = _alone(row)
     return LabelScore(
         label=name,
-        n_examples=int(true),
-        precision=hit / predicted if predicted else 0.0,
-        recall=hit / true if true else 0.0,
-        f1=_f1(row),
-        baseline_f1=None if before is None else _f1(before),
+        n_examples=int(row[1]),
+        precision=float(metrics.precision(counts)),
+        recall=float(metrics.recall(counts)),
+        f1=float(metrics.micro_f1(counts)),
+        baseline_f1=None if before is None else float(metrics.micro_f1(_alone(before))),
     )
 
 
-def _f1(row: list[float]) -> float:
-    hit, true, predicted = row
-    return 2 * hit / (true + predicted) if true + predicted else 0.0
+def _alone(row: list[float]) -> Array:
+    """The counts of one label as those of all, [3, 1]."""
+    return np.asarray(row, dtype=np.float64)[:, None]
 
 
 def _counted(labels: Sequence[str], one: Measured) -> tuple[Counted, Taken]:

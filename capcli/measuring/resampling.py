@@ -80,11 +80,7 @@ class Pairs:
     def resamples(self, seed: int) -> Iterator[Array]:
         """Pairs [B, 2, N] of resamples of all examples; NaN when a number is not finite, for only resamples without it
         would have a value."""
-        if not np.isfinite(self.predicted).all():
-            yield np.full((1, 2, self.width), np.nan)
-            return
-        for times in draws(np.ones(self.width, dtype=np.int64), self.width, seed):
-            yield self.of_examples(times)
+        yield from _resampled(self, self.width, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +109,16 @@ class GroupedPairs:
 
     def resamples(self, seed: int) -> Iterator[Array]:
         """The same of resamples of all groups; NaN when a number is not finite."""
-        if not np.isfinite(self.predicted).all():
-            yield np.full((1, 3, self.width), np.nan)
-            return
-        for times in draws(np.ones(self.index.max() + 1, dtype=np.int64), self.width, seed):
-            yield self.of_examples(times)
+        yield from _resampled(self, int(self.index.max()) + 1, seed)
+
+
+def _resampled(some: Pairs | GroupedPairs, n: int, seed: int) -> Iterator[Array]:
+    """Resamples of `n` examples or groups; one of NaN when a prediction is not finite."""
+    if not np.isfinite(some.predicted).all():
+        yield np.full((1, *some.total().shape), np.nan)
+        return
+    for times in draws(np.ones(n, dtype=np.int64), some.width, seed):
+        yield some.of_examples(times)
 
 
 def draws(times: Index, width: int, seed: Seed) -> Iterator[Array]:

@@ -139,6 +139,18 @@ def answered(model: Predictor, examples: Examples) -> Generator[Progress, None, 
     return replace(examples, split=split, labels=examples.labels if examples.per_token else labels)
 
 
+def splits_answered(
+    model: Predictor, splits: Mapping[str, Split], source: TaskConfig
+) -> Generator[Progress, None, dict[str, Split]]:
+    """The splits by name with the model's answers, see `answered`; yields how many of one are done, of how many."""
+    found = {}
+    for name, split in splits.items():
+        examples = yield from answered(model, encoded(model, split, source))
+        assert examples.split is not None, "it has the answers"
+        found[name] = examples.split
+    return found
+
+
 def paired(ours: Measured, theirs: Measured) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Differences (ours minus theirs) and ratios of the metrics, with the noise of examples that both answered.
 

@@ -79,6 +79,14 @@ def embedding_names(model: Model) -> frozenset[str]:
     return frozenset(name for name, tensor in parameters if tensor is weight)
 
 
+def file_bytes(
+    model: Model, pruned: Collection[str], dtype: str, embeddings: str, rank: int = 0, *, wide: Collection[str] = ()
+) -> int:
+    """Exactly the bytes of the file that `stored` with these arguments would become; nothing is written."""
+    wanted = stored(model, pruned, dtype, embeddings, rank, wide=wide)
+    return writer.sizes(wanted.tensors, pruned, quantised=wanted.quantised).file_bytes
+
+
 def too_large(model: Model, dtype: str) -> list[str]:
     """The names of tensors with values that the type cannot hold."""
     limit = torch.finfo(DTYPES[dtype]).max

@@ -17,7 +17,6 @@ from capcli.data.labels import Answers
 from capcli.data.splits import Split, TaskData
 from capcli.errors import FileError
 from capcli.models import artifact, sentences, tokenizers
-from capcli.records.parts import LABELS
 from capcli.sources import hub
 from capcli.sources.checkpoint import CONFIG, INDEX, TOKENIZER_FILES
 
@@ -39,7 +38,7 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
     splits = [None if config.source.text else data.train, data.holdout, *data.evals.values()]
     for split in filter(None, splits):
         found[f"texts of {split.name}"] = _texts(split, check)
-        if data.reference == LABELS:
+        if data.has_labels:
             found[f"labels of {split.name}"] = _labels(split, data.labels)
     return found
 

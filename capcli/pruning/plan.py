@@ -32,8 +32,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     setup = make_setup(config, folder, nothing, on, data, student, teacher)
     yield from tell_notes(setup, student)
     found, kept = expected(setup, student), planned(student, config).weights(config.sparsity)
-    n = sum(linear.weight.numel() for linear in student.prunable().values())
-    total = sum(p.numel() for p in student.net.parameters())
+    n, total = _weights(student)
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
     snapshots = (config.epochs + 1) * width
@@ -53,9 +52,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
 
 def expected(setup: Setup, student: Model) -> Planned:
     """What a run is expected to take: its weight file, memory, and time by a few steps, of which nothing is kept."""
-    config = setup.config
-    n = sum(linear.weight.numel() for linear in student.prunable().values())
-    total = sum(p.numel() for p in student.net.parameters())
+    config, (n, total) = setup.config, _weights(student)
     kept = planned(student, config).weights(config.sparsity)
     copied = config.calibrated or config.refit or bool(config.calibrated_start)  # by a refit, to compare with
     networks = 1 + config.needs_teacher + copied
@@ -67,11 +64,15 @@ def expected(setup: Setup, student: Model) -> Planned:
     )
 
 
+def _weights(student: Model) -> tuple[int, int]:
+    """How many weights are prunable, and how many there are in all."""
+    prunable = sum(linear.weight.numel() for linear in student.prunable().values())
+    return prunable, sum(p.numel() for p in student.net.parameters())
+
+
 def _state_bytes(config: PruneConfig, student: Model) -> int:
     """Bytes of weights, moments and what the criterion remembers: what a checkpoint holds."""
-    n = sum(linear.weight.numel() for linear in student.prunable().values())
-    total = sum(p.numel() for p in student.net.parameters())
-    criterion = CRITERIA[config.criterion]
+    (n, total), criterion = _weights(student), CRITERIA[config.criterion]
     return int(4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from capcli import files, machine, run, stages
-from capcli.artifact import reader, writer
+from capcli.artifact import reader
 from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
@@ -35,7 +35,7 @@ from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress
 from capcli.records.codec import from_json, to_json
-from capcli.records.parts import LABELS, ByLabel, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
+from capcli.records.parts import ByLabel, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
 from capcli.records.pruned import (
     AtChance,
     CurveExamples,
@@ -131,7 +131,7 @@ def _data_settings(setup: Setup) -> dict[str, Any]:
     source = dataclasses.asdict(setup.config.source)
     if not setup.config.source.unlabelled:
         source["text"] = ""
-    return {"source": source} if _has_labels(setup) else {"source": source, "teacher": setup.teacher}
+    return {"source": source} if setup.data.has_labels else {"source": source, "teacher": setup.teacher}
 
 
 def _latency(setup: Setup, student: Model, pruned: Model) -> Generator[Event, None, Latencies]:
@@ -191,12 +191,10 @@ def _size(student: Model, out: Path, sizes: Sizes) -> Size:
 
 def _exports(model: Model, pruned: Sequence[str]) -> tuple[ExportSize, ...]:
     """What a dense file for other tools would take, and our own with 8-bit values."""
-    small = storage.stored(model, pruned, "int8", "int8", wide=storage.too_large(model, "fp16"))
+    wide = storage.too_large(model, "fp16")
     sizes = {
         "--to dense": 4 * sum(tensor.numel() for tensor in model.net.state_dict().values()),
-        "--to sparse --dtype int8 --embeddings int8": writer.sizes(
-            small.tensors, pruned, quantised=small.quantised
-        ).file_bytes,
+        "--to sparse --dtype int8 --embeddings int8": storage.file_bytes(model, pruned, "int8", "int8", wide=wide),
     }
     return tuple(ExportSize(options=options, weights_bytes=n) for options, n in sizes.items())
 
@@ -241,25 +239,21 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
     )
 
 
-def _has_labels(setup: Setup) -> bool:
-    return setup.data.reference == LABELS
-
-
 def _by_label(setup: Setup, dense: Measured, pruned: Measured) -> ByLabel | None:
     """What became of each label; nothing where there are none."""
-    return breakdown.by_label(setup.data.labels, pruned, dense) if _has_labels(setup) else None
+    return breakdown.by_label(setup.data.labels, pruned, dense) if setup.data.has_labels else None
 
 
 def _of_teacher(setup: Setup, dense: Measured) -> Mapping[str, float]:
     """How good the teacher is; nobody knows where it is compared with itself."""
-    return dense.metrics if _has_labels(setup) else {}
+    return dense.metrics if setup.data.has_labels else {}
 
 
 def _fall(setup: Setup, dense: Measured, pruned: Measured) -> list[str]:
     """A note when the metric fell below what the noise of the examples explains: below the dense model's interval.
     Where guessing is as good, another note says so. Agreement is never that of a model with itself."""
     name = setup.data.primary
-    ends = dense.confidence_95.get(name) if _has_labels(setup) else None
+    ends = dense.confidence_95.get(name) if setup.data.has_labels else None
     if ends is None or not pruned.metrics[name] < ends[0] or name in pruned.at_chance:
         return []
     return [
@@ -293,7 +287,7 @@ def _metrics(data: TaskData, dense: Mapping[str, Measured], pruned: Mapping[str,
             retention=scoring.retention(one.metrics, dense[name].metrics, dense[name].at_chance),
             n_examples=one.n_examples,
             confidence_95=intervals(one.confidence_95),
-            differences=_differences(one, dense[name]) if data.reference == LABELS else {},
+            differences=_differences(one, dense[name]) if data.has_labels else {},
         )
         for name, one in pruned.items()
     }

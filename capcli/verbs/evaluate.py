@@ -32,12 +32,12 @@ from capcli.measuring.baselines import (
 )
 from capcli.measuring.metrics import AGREEMENT, CALIBRATION
 from capcli.measuring.noise import Estimate
-from capcli.measuring.scoring import Measured, agreed, answered, encoded, measure, paired, retention
+from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired, retention, splits_answered
 from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.predictor import Predictor
 from capcli.records.measured import EvalResult, Perturbed
-from capcli.records.parts import LABELS, Latency
+from capcli.records.parts import Latency
 from capcli.sources import hub
 
 REMEDY = "prune it with a lower --sparsity, more --epochs or more training data"
@@ -88,7 +88,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         reference=data.reference,
         primary=data.primary,
         labels=tuple(model.labels),
-        data=split.fingerprint if data.reference == LABELS else split.answers_fingerprint,
+        data=split.fingerprint if data.has_labels else split.answers_fingerprint,
         max_length=config.source.longest,
         metrics=scores.metrics,
         confidence_95=scores.confidence_95,
@@ -99,7 +99,7 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         by_label=breakdown.by_label(
             model.labels, ours[""], found.scored if isinstance(found.scored, Measured) else None
         )
-        if data.reference == LABELS
+        if data.has_labels
         else None,
         perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         seed=config.seed,
@@ -172,11 +172,7 @@ def _with_answers(config: EvalConfig, data: TaskData, other: Predictor | None) -
     def event(done: float, total: float) -> Event:
         return Event(phase="answers of the baseline", done=done, total=total, overall=0.0)
 
-    found = {}
-    for name, split in data.evals.items():
-        examples = yield from told(answered(other, encoded(other, split, config.source)), event)
-        assert examples.split is not None, "it has the answers"
-        found[name] = examples.split
+    found = yield from told(splits_answered(other, data.evals, config.source), event)
     return dataclasses.replace(data, evals=found)
 
 
@@ -251,7 +247,7 @@ def _latencies(
 
 def _check_gates(config: EvalConfig, data: TaskData) -> None:
     """Raise `ConfigError` for a gate on what will not be measured, or whose limit says nothing."""
-    own = [*data.metrics, *[CALIBRATION] * (KINDS[data.kind].single and data.reference == LABELS)]
+    own = [*data.metrics, *[CALIBRATION] * (KINDS[data.kind].single and data.has_labels)]
     changes = list(_changed(config, data))
     valid = [*own, *[AGREEMENT] * bool(config.baseline)]
     valid += [name + change for change in changes for name in (*own, AGREEMENT)]
@@ -266,7 +262,7 @@ def _check_baseline(config: EvalConfig, data: TaskData) -> None:
     if not config.baseline:
         return
     if Path(config.baseline).is_file():
-        if data.reference != LABELS:
+        if not data.has_labels:
             raise ConfigError(
                 f"{config.baseline} is a stored result, without the answers to agree with", "name the model itself"
             )

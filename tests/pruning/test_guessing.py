@@ -37,7 +37,7 @@ def setup(epochs: int = 3, teacher: str = "") -> Any:
     return SimpleNamespace(
         config=SimpleNamespace(epochs=epochs),
         teacher=teacher,
-        data=SimpleNamespace(primary="accuracy", reference="labels", kind="classification"),
+        data=SimpleNamespace(primary="accuracy", reference="labels", has_labels=True, kind="classification"),
     )
 
 
