@@ -110,15 +110,16 @@ def taken(examples: Examples, rows: NDArray[np.int64]) -> Examples:
 # Batches -------------------------------------------------------------------------------------------------------------
 
 
-def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device) -> Batch:
-    """The examples `rows` [B], padded to the longest of them; to a multiple of 8 on an accelerator."""
+def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device, width: int = 0) -> Batch:
+    """The examples `rows` [B], padded to the longest of them, and at least to `width`; to a multiple of 8 on an
+    accelerator."""
 
     def moved(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     starts = examples.offsets[rows]
     lengths = examples.offsets[rows + 1] - starts
-    width = int(lengths.max())
+    width = max(width, int(lengths.max()))
     width = width if device.type == "cpu" else -(-width // 8) * 8
     inside = np.arange(width) < lengths[:, None]
     places = np.where(inside, starts[:, None] + np.arange(width), 0)
@@ -140,6 +141,11 @@ def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device) -
     )
 
 
+def pieces(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Rows in pieces of `size`, the last one of what is left."""
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+
 def training_order(
     examples: Examples, batch_size: int, seed: int, epoch: int, pool: int = 16
 ) -> list[NDArray[np.int64]]:
@@ -155,7 +161,7 @@ def training_order(
     for begin in range(0, len(order), pool * batch_size):
         part = order[begin : begin + pool * batch_size]
         part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+        batches += pieces(part, batch_size)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
