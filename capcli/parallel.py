@@ -47,12 +47,13 @@ class Place:
 
 @dataclass(kw_only=True)
 class _Group:
-    """What was joined. store: where ranks leave notes that outlive them; ended: stops the thread that says this one
-    lives; own: whether the process group was made here."""
+    """What was joined. store: where ranks leave notes; own: whether the process group was made here; hosts: of all
+    ranks; ended: stops the thread that says that this one lives."""
 
     place: Place
     store: Any
     own: bool
+    hosts: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
 
@@ -140,6 +141,7 @@ def _join(here: Place, timeout_minutes: float) -> None:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the notes of one before are not of this one
     group = _Group(place=here, store=PrefixStore(f"cap-{attempt}", store), own=own)
     group.store.set(f"host/{here.rank}", socket.gethostname())
+    group.hosts += [group.store.get(f"host/{rank}").decode() for rank in range(here.size)]
     threading.Thread(target=_beat, args=(group,), daemon=True).start()
     _joined.append(group)
 
@@ -185,15 +187,18 @@ def _sign(error: BaseException) -> CapError | None:
         if isinstance(error, Stopped) and cause is None and (silent := _silent(group)):
             cause, lost = silent[0], _gone(group, silent[0])
         told = _is_told(group, cause)
+        setattr(lost or error, "told", told)  # noqa: B010 - which may be any exception
         if not told:
             group.store.set(f"told/{group.place.rank}", "")
-        with contextlib.suppress(AttributeError):
-            setattr(lost or error, "told", told)  # noqa: B010 - which may be any exception
+        group.store.set(f"done/{group.place.rank}", "")
+        if group.place.rank == 0:  # the store may go with it
+            alive = [other for other in range(1, group.place.size) if other != cause or _note(group, other)]
+            _until(lambda: all(group.store.check([f"done/{other}"]) for other in alive))
     return lost
 
 
 def _is_told(group: _Group, cause: int | None) -> bool:
-    """Whether a lower rank speaks for this one, for which it has a while, or the one that was the `cause` has spoken."""
+    """Whether a lower rank speaks for this one, for which it has a while, or the rank that was the `cause` has done."""
     lower = [other for other in range(group.place.rank) if other != cause or _note(group, other)]
     if lower and _until(lambda: any(_note(group, other) for other in lower)):
         return True
@@ -260,9 +265,7 @@ def _error(kind: type[CapError], message: str, hint: str, rank: int) -> CapError
 
 
 def _named(group: _Group, rank: int) -> str:
-    key = f"host/{rank}"
-    host = f" on {group.store.get(key).decode()}" if group.store.check([key]) else ""
-    return f"rank {rank}{host}"
+    return f"rank {rank} on {group.hosts[rank]}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -280,7 +283,7 @@ def _together(call: Callable[[], Any]) -> Any:
         try:
             cause = _cause(_joined[0])
         except RuntimeError:  # the store is gone, and with it the rank that kept it
-            cause = _error(RunFailed, "rank 0 ended or no longer answers", AGAIN, 0)
+            cause = _gone(_joined[0], 0)
         raise cause or RunFailed(f"the processes lost one another: {_first_line(error)}", AGAIN) from error
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from capcli import files, parallel
-from capcli.config.layers import differences
-from capcli.config.options import flatten
+from capcli.config.layers import differences, free_options
+from capcli.config.options import flag_name, flatten
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, FileError, Stopped
 from capcli.events import Event, StopFlag
@@ -92,10 +92,12 @@ def check_stopped(run: RunFolder, bound: Bound) -> list[str]:
     return check_inputs(run.out, bound, from_json(Bound, then, str(stored), ANEW)) if then else []
 
 
-def check_ranks(bound: Bound) -> None:
-    """Raise `ConfigError` unless all ranks read the same inputs with the same versions. Common to all ranks."""
-    theirs = parallel.by_first(lambda: {**bound.fingerprints, **bound.versions})
-    ours = {**bound.fingerprints, **bound.versions}
+def check_ranks(config: PruneConfig, bound: Bound) -> None:
+    """Raise `ConfigError` unless all ranks have the same options, inputs and versions. Common to all ranks."""
+    free = {*free_options(), "model", "teacher", "data", "text", "out", "device"}  # inputs count as they are read
+    options = {flag_name(name): value for name, value in flatten(config).items() if name not in free}
+    ours = {**options, **bound.fingerprints, **bound.versions}
+    theirs = parallel.share(ours)
     if changed := [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]:
         raise ConfigError(
             f"not the same as what rank 0 has: {first_few(changed, 4)}",

@@ -13,6 +13,7 @@ import torch
 from tiny import PRUNABLE, Tiny
 
 import capcli
+from capcli import files
 from capcli.config.export import ExportConfig
 from capcli.config.hardware import Hardware
 from capcli.config.names import METHODS

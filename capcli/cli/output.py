@@ -188,7 +188,10 @@ def guarded(debug: bool) -> Iterator[None]:
 def tell(error: BaseException) -> int:
     """The lines of an error on stderr; returns its exit code."""
     message, hint, code = explained(error)
-    if not getattr(error, "told", False):  # by another process of this run
+    told = getattr(error, "told", None)
+    if told is None and streams.muted():  # before the processes met
+        message = f"rank {parallel.place().rank}: {message}"
+    if not told:
         streams.speak()
         tell_lines(message, hint, annotate=code <= EXIT_FAILED)
     return code

@@ -79,6 +79,11 @@ def mute() -> None:
             stream.muted = True
 
 
+def muted() -> bool:
+    """Whether another process speaks for this one."""
+    return getattr(sys.stderr, "muted", False)
+
+
 def speak() -> None:
     """Write to stderr again: nobody else says this."""
     if isinstance(sys.stderr, Stream):

@@ -130,11 +130,12 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        kept = stages.kept_stages(folder, ["batch_size"])
-        hint = "lower --batch-size or --calibration" if config.calibrated or config.refit else "lower --batch-size"
-        hint += f" (this keeps: {', '.join(kept)})" if kept else ""
+        kept = stages.kept_stages(folder, ["calibration"])
+        hint = "lower --calibration" * (config.calibrated or config.refit)
+        hint += f" (this keeps: {', '.join(kept)})" if kept and hint else ""
+        hint += ", or " * bool(hint)
         raise RunFailed(
-            "out of memory", f"{hint}, or start over with a shorter --max-length and --overwrite"
+            "out of memory", f"{hint}start over with a shorter --max-length or a smaller model, and --overwrite"
         ) from error
 
 
@@ -149,7 +150,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
         versions=machine.versions(),
         device=describe_device(on),
     )
-    run.check_ranks(bound)
+    run.check_ranks(config, bound)
     notes = [] if overwrite else run.check_stopped(folder, bound)
     setup = make_setup(config, folder, bound, on, data, student, "" if given is None else given.source)
     notes += run.begin(folder, config, bound, overwrite=overwrite)

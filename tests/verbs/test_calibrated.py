@@ -152,7 +152,7 @@ def test_memory_that_runs_out_in_a_calibration(tiny: Tiny, tmp_path: Path, monke
     monkeypatch.setattr(Calibration, "pieces", scarce)
     with pytest.raises(RunFailed, match="out of memory") as caught:
         run(tiny, tmp_path / "out", epochs=0)
-    assert caught.value.hint.startswith("lower --batch-size or --calibration (this keeps: teacher, dense)")
+    assert caught.value.hint.startswith("lower --calibration (this keeps: teacher, dense), or start over")
     assert run(tiny, tmp_path / "out", epochs=0, calibration=16)["status"] == "complete"
 
 
