@@ -14,7 +14,8 @@ CapError                  message + hint, exit code 2 unless a child says otherw
 class CapError(Exception):
     """An error a user can act on: what happened, and a hint how to go on.
 
-    Of several processes: `rank` is the one that it comes from, if not from this one; `told`, whether another says it, once that is known.
+    Of several processes: `rank` is the one that it comes from, if not from this one; `told`, whether another says it,
+    once that is known.
     """
 
     exit_code = 2

@@ -57,6 +57,8 @@ NOT_RUN = {
     "python3 -m venv": "the network",
     "pip install": "the network",
     "make ": "installs; targets are checked by test_docs.py",
+    "torchrun ": "several processes: tests/pruning/test_parts.py",
+    "srun ": "a cluster",
     "trackio show": "the package is not a dependency, and it starts a server",
     "export HF_HUB_OFFLINE=1": "for the commands after it; tests/sources/test_hub.py",
     "cap probe --min subj": "with its cap.toml in tests/cli/test_ci.py",
