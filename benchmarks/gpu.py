@@ -1,4 +1,4 @@
-"""What a GPU makes of it: step times, model FLOP utilisation, memory, host synchronisations, and a whole run.
+"""What a GPU makes of it: step times, model FLOP utilisation, memory, host synchronisations, selection, a whole run.
 
     python benchmarks/gpu.py MINILM_FOLDER [--data SST2_FOLDER] -o gpu.json
     python benchmarks/gpu.py MINILM_FOLDER --device cpu --small -o gpu.json        every path, in a minute, without GPU
@@ -9,8 +9,9 @@ Letters: B batch, S tokens, H hidden size, L layers, P prunable weights.
 Model FLOPs of a training step are 3·B·S·(2·P + 4·L·S·H): a multiply-add is two, the backward pass twice the forward;
 the products with the weights and the two of attention count, embeddings, pooler and head do not. The extra work of CAP
 is not counted as useful, so its utilisation is lower where its step is longer. Steps are timed in blocks between two
-device synchronisations, as they run in a training loop. The file is written after every part; parts that the time
-budget has no room for are left out with a note.
+device synchronisations, as they run in a training loop. A selection is timed alone, and in passes over its scores: one
+is the time of their sum. The file is written after every part; parts that the time budget has no room for are left out
+with a note.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from capcli.config.hardware import Hardware
 from capcli.models import devices, loading
 from capcli.models.devices import Compute
 from capcli.models.model import Model
+from capcli.pruning import topk
 
 SPARE_SECONDS = 20.0
 
@@ -62,6 +65,7 @@ def main() -> None:
             "system": platform.platform(),
         },
         "peak_tflops": args.peak_tflops,
+        "selection": [],
         "steps": [],
         "run": None,
         "notes": [],
@@ -72,6 +76,9 @@ def main() -> None:
         "BERT-base, random weights": lambda: synthetic.random_bert(synthetic.SMALL if args.small else synthetic.BASE),
     }
     for name, make in sources.items():
+        if clock.has_room(f"{name}, selection", found["notes"]):
+            found["selection"] += [{"model": name, **row} for row in selections(make(), on, args)]
+            files.write_json(args.out, found)
         for batch in batches:
             for length in lengths:
                 part = f"{name}, batch {batch}, length {length}"
@@ -107,6 +114,22 @@ class Clock:
         return False
 
 
+# Selection -----------------------------------------------------------------------------------------------------------
+
+
+def selections(model: Model, on: Compute, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """How long it takes to choose the weights that stay, by random scores."""
+    sizes = [linear.weight.numel() for linear in model.prunable().values()]
+    scores = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0)).to(on.device)
+    one_pass = statistics.median(blocks(scores.sum, on.device, args.small))
+    rows = []
+    for scope, floor in (("matrix", 0.0), ("global", 0.0), ("global", 0.005)):
+        choose = partial(topk.select, scores, sizes, args.sparsity, scope, floor)
+        ms = statistics.median(blocks(choose, on.device, args.small))
+        rows.append({"weights": len(scores), "scope": scope, "floor": floor, "ms": ms, "passes": ms / one_pass})
+    return rows
+
+
 # Steps ---------------------------------------------------------------------------------------------------------------
 
 
@@ -134,17 +157,7 @@ def steps(make: Callable[[], Model], batch: int, length: int, on: Compute, args:
 def timed(step: synthetic.Stepper, small: bool) -> dict[str, Any]:
     """Milliseconds per step, host synchronisations per step, and peak device memory (both None on the CPU)."""
     device = step.job.on.device
-    warm_up, blocks, per_block = (1, 2, 2) if small else (6, 5, 8)
-    for _ in range(warm_up):
-        step()
-    times = []
-    for _ in range(blocks):
-        synchronise(device)
-        began = time.perf_counter()
-        for _ in range(per_block):
-            step()
-        synchronise(device)
-        times.append(1000 * (time.perf_counter() - began) / per_block)
+    times = blocks(step, device, small)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
         "ms": statistics.median(times),
@@ -153,6 +166,22 @@ def timed(step: synthetic.Stepper, small: bool) -> dict[str, Any]:
         "host_syncs_per_step": host_syncs(step, 4),
         "peak_device_bytes": peak,
     }
+
+
+def blocks(action: Callable[[], object], device: torch.device, small: bool) -> list[float]:
+    """Milliseconds of each call, the mean of each of several blocks between two synchronisations."""
+    warm_up, n_blocks, per_block = (1, 2, 2) if small else (6, 5, 8)
+    for _ in range(warm_up):
+        action()
+    times = []
+    for _ in range(n_blocks):
+        synchronise(device)
+        began = time.perf_counter()
+        for _ in range(per_block):
+            action()
+        synchronise(device)
+        times.append(1000 * (time.perf_counter() - began) / per_block)
+    return times
 
 
 def host_syncs(step: Callable[[], object], n_steps: int) -> float | None:
@@ -233,6 +262,20 @@ def render(found: dict[str, Any]) -> str:
         f"{found['peak_tflops']:g} TFLOP/s (formula in `benchmarks/gpu.py`); syncs = waits for the device per step.",
         table.markdown(head, rows),
     ]
+    if found["selection"]:
+        head = ("model", "weights", "ranked", "floor", "selection ms", "passes over the scores")
+        chosen = [
+            (
+                row["model"],
+                f"{row['weights']:,}",
+                row["scope"],
+                row["floor"],
+                f"{row['ms']:.3f}",
+                f"{row['passes']:.1f}",
+            )
+            for row in found["selection"]
+        ]
+        lines.append(table.markdown(head, chosen))
     if run := found["run"]:
         primary, epochs = run["metrics"]["primary"], run["config"]["epochs"]
         dense, pruned = (100 * run["metrics"][which][primary] for which in ("dense", "pruned"))

@@ -13,6 +13,8 @@ from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
 from capcli.sources import requests
 
+UNSEEN = "sdpa_unseen"  # what `attend` calls its way to attend, where transformers looks these up
+
 
 def auto_class(kind: str) -> Any:
     """The class of transformers that makes networks for this kind of task."""
@@ -80,6 +82,31 @@ def base_output(states: Tensor, pooled: Tensor | None, hidden_states: tuple[Tens
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
+
+
+def attend(net: Any, device: torch.device) -> None:
+    """Let a network that attends by `sdpa` apply the mask of the padding on an accelerator, whatever is in it.
+
+    Transformers looks for padding in each forward pass, to do without a mask where there is none, and so waits for the
+    device. Results differ in rounding at most.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    wanted = "sdpa" if device.type == "cpu" else UNSEEN
+    if getattr(net.config, "_attn_implementation", None) not in {"sdpa", UNSEEN} - {wanted}:
+        return
+    AttentionInterface.register(UNSEEN, AttentionInterface()["sdpa"])
+    AttentionMaskInterface.register(UNSEEN, _mask_unseen)
+    net.set_attn_implementation(wanted)
+
+
+def _mask_unseen(*args: Any, **named: Any) -> Tensor | None:
+    """The mask of `sdpa`, made without a look at the padding."""
+    from transformers import AttentionMaskInterface
+
+    looks = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    made: Tensor | None = AttentionMaskInterface()["sdpa"](*args, **(named | looks))
+    return made
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from capcli.data.kinds import KINDS
 from capcli.errors import ConfigError, ModelError
-from capcli.models import families, slicing
+from capcli.models import families, hf, slicing
 from capcli.models.devices import Compute
 from capcli.models.sentences import Embedding
 
@@ -163,6 +163,7 @@ def check_finite(parameters: Iterable[tuple[str, Tensor]], source: str) -> None:
 def place(model: Model, on: Compute) -> Model:
     """Move the network to the device, in place."""
     model.net.to(on.device)
+    hf.attend(model.net, on.device)
     return model
 
 

@@ -6,6 +6,7 @@ its units by their scores and knows which weights each of them holds.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,6 +186,11 @@ class Dimensions:
         """Layer by layer: query-key, value-output, neurons."""
         return [units for layer in self.layers for units in kinds(layer)]
 
+    @functools.cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Units of each kind and layer, and the weights of one of them; numbers of the host, which wait for nothing."""
+        return [(units.count, units.weights) for units in self.units]
+
     @property
     def readers(self) -> Collection[nn.Linear]:
         """As of heads; of query-key units there is none."""
@@ -196,8 +202,7 @@ class Dimensions:
 
     def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
         """See `select_units`."""
-        keep = kept_count(sparsity, int(self.table.weights.sum()))
-        return select_units(scores, alive, self.table, keep)
+        return select_units(scores, alive, self.table, self._wanted(sparsity))
 
     def expand(self, chosen: Tensor) -> Tensor:
         """All rows and columns of the chosen units."""
@@ -205,11 +210,12 @@ class Dimensions:
 
     def weights(self, sparsity: float) -> int:
         """Exact where all units weigh the same, else to within half a unit."""
-        weights = self.table.weights
-        keep = kept_count(sparsity, int(weights.sum()))
-        unit = int(weights.min())
-        same = bool((weights == unit).all())
-        return min(len(weights), (2 * keep + unit) // (2 * unit)) * unit if same else keep
+        keep, weights = self._wanted(sparsity), {weights for _, weights in self.sizes}
+        unit = min(weights)
+        return min(self.count(), (2 * keep + unit) // (2 * unit)) * unit if len(weights) == 1 else keep
+
+    def _wanted(self, sparsity: float) -> int:
+        return kept_count(sparsity, sum(count * weights for count, weights in self.sizes))
 
 
 def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: str) -> Structure:

@@ -28,8 +28,7 @@ def topk(scores: Tensor, keep: int) -> Tensor:
 def topk_rows(scores: Tensor, keep: Sequence[int]) -> Tensor:
     """Boolean masks [m, n]: of each row of `scores` [m, n] the `keep[i]` largest, as `topk` has it.
 
-    On the CPU a partial partition finds the k-th value; elsewhere a bisection over the ordered bit patterns of all rows
-    at once, which needs no sort and never waits for the device.
+    On the CPU a partial partition finds the k-th value of a row; elsewhere `kth_values`.
     """
     n = scores.shape[1]
     assert len(keep) == len(scores), (len(keep), scores.shape)
@@ -37,7 +36,7 @@ def topk_rows(scores: Tensor, keep: Sequence[int]) -> Tensor:
     scores = scores.float()
     if scores.device.type == "cpu":
         return torch.stack([_partitioned(row, k) for row, k in zip(scores, keep, strict=True)])
-    return bisected(scores, keep)
+    return by_values(scores, keep)
 
 
 def _partitioned(scores: Tensor, keep: int) -> Tensor:
@@ -52,25 +51,33 @@ def _partitioned(scores: Tensor, keep: int) -> Tensor:
     return above
 
 
-def bisected(scores: Tensor, keep: Sequence[int]) -> Tensor:
-    """`topk_rows` for a device: per row the largest v with count(key >= v) >= keep, then ties by index."""
-    keys = ordered(scores)
-    wanted = torch.tensor(keep, dtype=torch.int64).to(scores.device, non_blocking=True)
-    low = torch.full_like(wanted, -(2**31))
-    high = torch.full_like(wanted, 2**31 - 1)
-    for _ in range(32):
-        middle = (low + high + 1) >> 1
-        enough = (keys >= middle[:, None]).sum(dim=1) >= wanted
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
-    above, equal = keys > low[:, None], keys == low[:, None]
-    rank = equal.cumsum(dim=1, dtype=torch.int32)
-    return above | (equal & (rank <= (wanted - above.sum(dim=1))[:, None]))
+def by_values(scores: Tensor, keep: Sequence[int]) -> Tensor:
+    """`topk_rows` for a device, which is never waited for: all above the k-th value, and of those equal to it the
+    first."""
+    values = kth_values(scores, [max(1, k) for k in keep])
+    above, equal = scores > values, scores == values
+    missing = _moved(keep, scores.device) - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
 
 
-def ordered(scores: Tensor) -> Tensor:
-    """int32 keys in the order of the floats; +0 and -0 are equal."""
-    bits = (scores + 0.0).view(torch.int32)
-    return torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+def kth_values(scores: Tensor, ranks: Sequence[int]) -> Tensor:
+    """The `ranks[i]`-th largest of each row of `scores` [m, n], [m, 1].
+
+    On a CUDA device `torch.topk` selects by radix: it reads the scores six times whatever their number, and sorts
+    nothing. Its memory grows with the rank, so that the higher ranks are counted from the smallest value.
+    """
+    most, fewest = max(ranks), min(ranks)
+    n = scores.shape[1]
+    if 2 * fewest > n + 1:
+        return -kth_values(-scores, [n + 1 - rank for rank in ranks])
+    largest = scores.topk(most, dim=1, sorted=False).values
+    last = largest.topk(most - fewest + 1, dim=1, largest=False).values
+    return last.gather(1, _moved([most - rank for rank in ranks], scores.device))
+
+
+def _moved(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """One number for each row, [m, 1]."""
+    return torch.tensor(numbers).to(device, non_blocking=True)[:, None]
 
 
 def apportion(keep: int, sizes: Sequence[int]) -> list[int]:

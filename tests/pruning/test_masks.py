@@ -24,7 +24,7 @@ SCORES = st.one_of(st.lists(FLOAT, min_size=1, max_size=40), st.lists(FEW, min_s
 
 def device_topk(scores: Tensor, keep: int) -> Tensor:
     """What `topk` does away from the CPU, run on CPU tensors."""
-    return topk.bisected(scores.float()[None], [keep])[0]
+    return topk.by_values(scores.float()[None], [keep])[0]
 
 
 # Selection -----------------------------------------------------------------------------------------------------------
@@ -59,13 +59,16 @@ def test_cpu_path_equals_device_path_on_many_values(kind: str) -> None:
         assert scores[found].min() >= scores[~found].max()
 
 
-@given(values=st.lists(FLOAT, min_size=2, max_size=30))
-def test_ordered_keys_have_the_order_of_the_floats(values: list[float]) -> None:
-    tensor = torch.tensor(values, dtype=torch.float32)
-    keys = topk.ordered(tensor)
-    for i in range(len(values) - 1):
-        assert bool(keys[i] < keys[i + 1]) == bool(tensor[i] < tensor[i + 1])
-        assert bool(keys[i] == keys[i + 1]) == bool(tensor[i] == tensor[i + 1])
+@given(
+    rows=st.lists(st.lists(FLOAT, min_size=7, max_size=7), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_values_of_a_rank_are_those_of_the_sorted_rows(rows: list[list[float]], data: st.DataObject) -> None:
+    """From either end: low ranks, high ones, and both in one call."""
+    ranks = data.draw(st.lists(st.integers(1, 7), min_size=len(rows), max_size=len(rows)))
+    scores = torch.tensor(rows, dtype=torch.float32)
+    expected = [sorted(row.tolist(), reverse=True)[rank - 1] for row, rank in zip(scores, ranks, strict=True)]
+    assert topk.kth_values(scores, ranks).flatten().tolist() == expected
 
 
 @given(
@@ -77,7 +80,7 @@ def test_rows_are_ranked_each_by_itself(rows: list[list[float]], data: st.DataOb
     scores = torch.tensor(rows, dtype=torch.float32)
     expected = [reference.topk(row, count) for row, count in zip(rows, keep, strict=True)]
     assert topk.topk_rows(scores, keep).tolist() == expected
-    assert topk.bisected(scores, keep).tolist() == expected
+    assert topk.by_values(scores, keep).tolist() == expected
 
 
 def test_topk_accepts_other_types_and_refuses_impossible_counts() -> None:
