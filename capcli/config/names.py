@@ -87,6 +87,7 @@ METHODS = {
     "magnitude": Method(criterion="magnitude", losses=_PLAIN, steady=True),
     "cap-fisher": Method(criterion="fisher", losses=_CAP, staged=True, steady=True),
     "fisher": Method(criterion="fisher", losses=_PLAIN, staged=True, steady=True),
+    "obert": Method(criterion="obert", losses=_PLAIN, staged=True, steady=True),
     "cap-pins": Method(criterion="pins", losses=_CAP),
     "pins": Method(criterion="pins", losses=_PLAIN),
     "platon": Method(criterion="platon", losses=_PLAIN),
@@ -99,6 +100,7 @@ METHODS = {
 # Defaults of a criterion that differ from those of the options. A preset goes over them where it names the criterion.
 OF_CRITERION: dict[str, dict[str, Any]] = {
     "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
+    "obert": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "fisher_block": 50},
     **{method.criterion: {"epochs": 0, "refit": True} for method in METHODS.values() if method.one_shot},
 }
 

@@ -146,6 +146,12 @@ class PruneConfig:
         expert=True,
         metavar="LIST",
     )
+    selections: int = option(
+        1,
+        "fisher, obert: selections at each stair, with scores measured anew for each and no training between them",
+        panel="Calibration",
+        expert=True,
+    )
     calibration: int = option(
         512,
         "training examples that scores (fisher, and the methods that train nothing) and --refit are measured on, anew "
@@ -155,8 +161,8 @@ class PruneConfig:
     )
     fisher_block: int = option(
         1,
-        "how many neighbouring weights the scores of fisher take together: 1 for the diagonal of the Fisher "
-        "information, 50 for the blocks of oBERT, which need more --calibration",
+        "how many neighbouring weights are judged together: 1, the default of fisher, for the diagonal of the Fisher "
+        "information, 50, that of obert, for blocks, which need more --calibration",
         panel="Calibration",
         expert=True,
     )

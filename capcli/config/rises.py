@@ -138,5 +138,12 @@ def _check_block(config: PruneConfig) -> None:
     """Raise `ConfigError` for blocks of a method without any, or blocks of more than can be inverted."""
     if config.fisher_block > 1 and not (config.staged or config.init == "fisher"):
         raise ConfigError(f"--fisher-block has no effect on {config.method}", "leave it out, or use --method fisher")
+    if config.refit and config.method == "obert":
+        raise ConfigError(
+            "--refit has no effect on obert, which corrects the weights that stay itself",
+            "leave it out, or use --method fisher --fisher-block 50",
+        )
+    if config.selections > 1 and not config.staged:
+        raise ConfigError(f"--selections has no effect on {config.method}", "leave it out, or use --method fisher")
     if config.fisher_block > MOST_IN_BLOCK:
         raise ConfigError(f"--fisher-block can be at most {MOST_IN_BLOCK}, got {config.fisher_block}")

@@ -5,7 +5,7 @@ Letters: n prunable weights, B weights of a block, K blocks of a matrix, G gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from capcli.pruning.masked import Matrices
 
 TOGETHER = 32  # gradients that are added up in one product
 DAMPING = 0.1  # of the mean of the diagonal, added to it: there are hardly more gradients than weights in a block
+NOTHING = 1e-30
 BUDGET_BYTES, MORE_OF_DEVICE = 2**30, 8  # for the blocks that are measured in one pass; times more on a device
 INVERTED_BYTES = 2**26  # of blocks that are inverted together
 
@@ -31,20 +32,30 @@ def information(matrices: Matrices, calibration: Calibration, step: int, block: 
     """
     if block == 1:
         return _diagonal(matrices, calibration, step)
-    found: list[Tensor] = []
-    for group in _groups(matrices, block):
-        sums = [torch.zeros(-(-matrices.sizes[i] // block), block, block, device=matrices.mask.device) for i in group]
-        count = 0
-        for some in _stacked(calibration.gradients(matrices, step, group)):
-            for total, gradients in zip(sums, some, strict=True):
-                rows = torch.nn.functional.pad(gradients, (0, total.shape[0] * block - gradients.shape[1]))
-                parts = rows.view(len(rows), -1, block).transpose(0, 1)  # [K, G, B]
-                total.baddbmm_(parts.transpose(1, 2), parts)
-            count += len(some[0])
-        count = _added(sums, count)
-        for i, total in zip(group, sums, strict=True):
-            found.append(_alone(total.div_(count)).flatten()[: matrices.sizes[i]])
-    return torch.cat(found)
+    return torch.cat(
+        [
+            alone(found).flatten()[: matrices.sizes[i]]
+            for group in groups(matrices, block)
+            for i, found in blocks(matrices, calibration, step, group).items()
+        ]
+    )
+
+
+@torch.no_grad()
+def blocks(matrices: Matrices, calibration: Calibration, step: int, group: Sequence[int]) -> dict[int, Tensor]:
+    """The blocks of F of the matrices of a group by number, damped, [K, B, B] each; the last one of a matrix may reach
+    beyond it. See `groups`."""
+    block, device = calibration.block, matrices.mask.device
+    sums = [torch.zeros(-(-matrices.sizes[i] // block), block, block, device=device) for i in group]
+    count = 0
+    for some in _stacked(calibration.gradients(matrices, step, group)):
+        for total, gradients in zip(sums, some, strict=True):
+            rows = torch.nn.functional.pad(gradients, (0, total.shape[0] * block - gradients.shape[1]))
+            parts = rows.view(len(rows), -1, block).transpose(0, 1)  # [K, G, B]
+            total.baddbmm_(parts.transpose(1, 2), parts)
+        count += len(some[0])
+    count = _added(sums, count)
+    return {i: damped(total.div_(count)) for i, total in zip(group, sums, strict=True)}
 
 
 def _diagonal(matrices: Matrices, calibration: Calibration, step: int) -> Tensor:
@@ -65,19 +76,19 @@ def _added(sums: list[Tensor], count: int) -> int:
     return int(counts)
 
 
-def _groups(matrices: Matrices, block: int) -> list[list[int]]:
-    """The matrices by number, as many together as fit into the memory for blocks."""
+def groups(matrices: Matrices, block: int) -> list[list[int]]:
+    """The matrices by number, as many together as fit into the memory for their blocks."""
     budget_bytes = BUDGET_BYTES * (1 if matrices.mask.device.type == "cpu" else MORE_OF_DEVICE)
-    groups: list[list[int]] = []
+    found: list[list[int]] = []
     used_bytes = budget_bytes
     for i, size in enumerate(matrices.sizes):
         wanted_bytes = 4 * size * block
         if used_bytes + wanted_bytes > budget_bytes:
-            groups.append([])
+            found.append([])
             used_bytes = 0
-        groups[-1].append(i)
+        found[-1].append(i)
         used_bytes += wanted_bytes
-    return groups
+    return found
 
 
 def _stacked(steps: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
@@ -92,15 +103,17 @@ def _stacked(steps: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
         yield [torch.stack(some) for some in zip(*waiting, strict=True)]
 
 
-def _alone(blocks: Tensor) -> Tensor:
-    """1 / [F⁻¹]_ii of the damped `blocks` [K, B, B], as [K, B]; 0 where nothing was measured."""
-    size, device = blocks.shape[1], blocks.device
-    damping = DAMPING * blocks.diagonal(dim1=1, dim2=2).mean()
-    if not damping > 0:
-        return torch.zeros(blocks.shape[:2], device=device)
-    found: list[Tensor] = []
-    at_once = max(1, INVERTED_BYTES // (4 * size * size))
-    for some in blocks.split(at_once):  # type: ignore[no-untyped-call]
-        damped = some + damping * torch.eye(size, device=device)
-        found.append(1 / torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal(dim1=1, dim2=2))
-    return torch.cat(found)
+def damped(blocks: Tensor) -> Tensor:
+    """The `blocks` [K, B, B] with something more on their diagonals, in place; next to nothing where all are zero."""
+    diagonal = blocks.diagonal(dim1=1, dim2=2)
+    diagonal.add_((DAMPING * diagonal.mean()).clamp(min=NOTHING))
+    return blocks
+
+
+def alone(blocks: Tensor) -> Tensor:
+    """1 / [F⁻¹]_ii of damped `blocks` [K, B, B], as [K, B]."""
+    at_once = max(1, INVERTED_BYTES // (4 * blocks.shape[1] ** 2))
+    parts = blocks.split(at_once)  # type: ignore[no-untyped-call]
+    return torch.cat(
+        [1 / torch.cholesky_inverse(torch.linalg.cholesky(some)).diagonal(dim1=1, dim2=2) for some in parts]
+    )

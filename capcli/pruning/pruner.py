@@ -16,6 +16,7 @@ from torch import Tensor
 from capcli import parallel
 from capcli.config.prune import PruneConfig
 from capcli.models.model import Model
+from capcli.pruning import schedules
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.fisher import FISHER
@@ -32,7 +33,7 @@ class Pruner:
     """Masks, what they are chosen by, and when.
 
     alive: the units that stay, [U]. state: what the criterion remembers. fitting: what the weights that stay are fitted
-    with after each rise, if they are.
+    with after each rise, if they are. selections: how many there are at a rise of the sparsity.
     """
 
     criterion: Criterion
@@ -41,6 +42,7 @@ class Pruner:
     state: State
     alive: Tensor
     fitting: Calibration | None = None
+    selections: int = 1
     sparsity: float = 0.0
 
     @property
@@ -91,13 +93,19 @@ class Pruner:
     def update(self, step: int) -> None:
         """Choose the masks for `step`."""
         self.matrices.forget_gates()  # of the step before
-        due, self.sparsity = self.due(step), max(self.sparsity, self.scheduled(step))
+        due, before = self.due(step), self.sparsity
+        self.sparsity = max(before, self.scheduled(step))
         if self.sparsity == 0 or not due:
             return
+        for sparsity in schedules.between(before, self.sparsity, self.selections):
+            self._select(step, sparsity)
+
+    def _select(self, step: int, sparsity: float) -> None:
+        """Choose the masks for a sparsity, and fit what stays."""
         if self.criterion.prepare is not None and self.subject.calibration is not None:
             self.criterion.prepare(self.state, self.subject, step)
         before = self.matrices.mask.clone() if self.fitting is not None else None
-        self.alive = self._chosen(step)
+        self.alive = self._chosen(step, sparsity)
         self.matrices.mask.copy_(self.structure.expand(self.alive))
         if self.fitting is not None and before is not None:
             errors = refit(self.matrices, before, self.fitting, step, self.structure.readers)
@@ -112,12 +120,12 @@ class Pruner:
         for tensor in (*model.net.parameters(), self.matrices.mask, self.alive):
             parallel.same(tensor)
 
-    def _chosen(self, step: int) -> Tensor:
+    def _chosen(self, step: int, sparsity: float) -> Tensor:
         """The units that stay at `step`: those that the criterion chooses itself, or the best by its scores."""
         if self.criterion.choose is not None:
-            return self.criterion.choose(self.state, self.subject, step, self.sparsity)
+            return self.criterion.choose(self.state, self.subject, step, sparsity)
         assert self.criterion.scores is not None, "a criterion has scores, or chooses itself"
-        return self.structure.select(self.criterion.scores(self.state, self.subject), self.sparsity, self.alive)
+        return self.structure.select(self.criterion.scores(self.state, self.subject), sparsity, self.alive)
 
     @property
     def errors(self) -> dict[str, float]:
@@ -222,6 +230,7 @@ def make_pruner(
         schedule=schedule,
         state=criterion.init(subject) | ({ERRORS: _unmeasured(matrices)} if criterion.calibrated or fitting else {}),
         fitting=fitting,
+        selections=config.selections,
         alive=torch.ones(structure.count(), dtype=torch.bool, device=matrices.mask.device),
     )
 

@@ -90,6 +90,13 @@ def one_by_one(schedule: Schedule, done: int, length: int) -> float:
     return schedule.stairs[done]
 
 
+def between(before: float, after: float, n: int) -> list[float]:
+    """`n` sparsities from one to a higher one, which is the last of them: what stays shrinks by the same factor each
+    time."""
+    ratio = (1 - after) / (1 - before)
+    return [*(1 - (1 - before) * ratio ** (i / n) for i in range(1, n)), after]
+
+
 def lr_factor(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate at `step`: linear rise over the `warmup` share, then linear fall to zero."""
     rising = max(1, round(warmup * total))

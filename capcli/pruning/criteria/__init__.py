@@ -5,6 +5,7 @@ from capcli.pruning.criteria.fisher import FISHER
 from capcli.pruning.criteria.layerwise import MULTIFLOW, SDS, WANDA
 from capcli.pruning.criteria.magnitude import MAGNITUDE
 from capcli.pruning.criteria.movement import MOVEMENT, SOFT_MOVEMENT
+from capcli.pruning.criteria.obert import OBERT
 from capcli.pruning.criteria.seat import Criterion
 from capcli.pruning.criteria.sensitivity import PINS, PLATON
 from capcli.pruning.criteria.sparsegpt import SPARSEGPT
@@ -15,6 +16,7 @@ CRITERIA: dict[str, Criterion] = {
     "soft-movement": SOFT_MOVEMENT,
     "first-order": FIRST_ORDER,
     "fisher": FISHER,
+    "obert": OBERT,
     "platon": PLATON,
     "pins": PINS,
     "wanda": WANDA,
