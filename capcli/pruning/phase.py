@@ -9,6 +9,7 @@ from typing import Any
 from capcli import files, stages
 from capcli.errors import RunFailed
 from capcli.events import Event, told
+from capcli.models import compiled
 from capcli.models.model import Model
 from capcli.pruning import train
 from capcli.pruning.objective import Job, Objective, Steps
@@ -61,6 +62,7 @@ def make_job(
         epoch_end=epoch_end,
         event=setup.meter.of(phase),
         of=origin_of(setup, f"{phase}-steps"),
+        layers=compiled.layers(model) if config.compile else None,
     )
 
 

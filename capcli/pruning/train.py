@@ -156,7 +156,7 @@ def take_step(
         group["lr"] = group["peak_lr"] * factor
     if job.pruner is not None:
         job.pruner.update(step)
-    batch = batches.collate(job.examples, rows, job.on.device)
+    batch = batches.collate(job.examples, rows, job.on.device, job.padded(rows))
     terms = loss_terms(job, batch, step)
     optimizer.zero_grad(set_to_none=True)
     terms["total"] = backward(job, scaler, terms, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
