@@ -56,6 +56,7 @@ NOT_RUN = {
     "git clone <": "the network",
     "python3 -m venv": "the network",
     "pip install": "the network",
+    "cap prune mini --task subj --epochs 1 --compile": "a C++ compiler; tests/pruning/test_compiled.py",
     "make ": "installs; targets are checked by test_docs.py",
     "trackio show": "the package is not a dependency, and it starts a server",
     "export HF_HUB_OFFLINE=1": "for the commands after it; tests/sources/test_hub.py",
