@@ -127,7 +127,8 @@ def written_banks(folder: Path, n: int, width: int, on: Compute) -> dict[str, ba
         parts = []
         for index in range(n_vectors):
             folder_of = folder / f"{name}-{index}"
-            banks.save(folder_of, synthetic.random_vectors(n, width, index).numpy(), np.zeros((n, 2), np.float32), 0.0)
+            with files.publish(folder_of) as staging:
+                banks.save(staging, synthetic.random_vectors(n, width, index), torch.zeros(n, 2), 0.0, {})
             parts.append(banks.load(folder_of, on.device, n, n)[0])
         found[name] = banks.Bank(vectors=parts)
     return found

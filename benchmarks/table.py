@@ -32,6 +32,7 @@ SECTIONS = {
     "sizes": "Size of a whole model",
     "gpu": "On a GPU",
     "memory": "Memory and throughput",
+    "ranks": "Several processes",
 }
 MISSING = "not measured yet"
 

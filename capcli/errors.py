@@ -12,9 +12,15 @@ CapError                  message + hint, exit code 2 unless a child says otherw
 
 
 class CapError(Exception):
-    """An error a user can act on: what happened, and a hint how to go on."""
+    """An error a user can act on: what happened, and a hint how to go on.
+
+    Of several processes: `rank` is the one that it comes from, if not from this one; `told`, whether another says it,
+    once that is known.
+    """
 
     exit_code = 2
+    rank: int | None = None
+    told: bool | None = None
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -54,3 +60,11 @@ class Stopped(CapError):
     """Stopped by a signal or a time limit; the same command continues."""
 
     exit_code = 75
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of a device ran out."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate" in said)
+    )

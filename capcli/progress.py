@@ -33,7 +33,7 @@ def watch(events: Generator[Event, None, T], show: Callable[[Event], None], flag
                 event = next(events)
                 show(event)
                 if flag and event.overall < 1 and (why := flag.requested()):
-                    raise Stopped(f"stopped by {why}; nothing was written", "run the same command again")
+                    events.throw(Stopped(f"stopped by {why}; nothing was written", "run the same command again"))
             except StopIteration as stop:
                 result: T = stop.value
                 return result

@@ -13,9 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from capcli import files
-from capcli.config.layers import differences
-from capcli.config.options import flatten
+from capcli import files, parallel
+from capcli.config.layers import differences, free_options
+from capcli.config.options import flag_name, flatten
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, FileError, Stopped
 from capcli.events import Event, StopFlag
@@ -86,13 +86,23 @@ def _check_artefact(out: Path, report: Report) -> None:
 
 
 def check_stopped(run: RunFolder, bound: Bound) -> list[str]:
-    """See `check_inputs`, of the stopped run in OUT, if there is one."""
+    """See `check_inputs`, of the stopped run in OUT, if there is one. Common to all ranks."""
     stored = run.work / CONFIG
-    return check_inputs(run.out, bound, _bound(stored)) if stored.exists() else []
+    then: Any = parallel.by_first(lambda: _record(stored) if stored.exists() else None)
+    return check_inputs(run.out, bound, from_json(Bound, then, str(stored), ANEW)) if then else []
 
 
-def _bound(path: Path) -> Bound:
-    return from_json(Bound, _record(path), str(path), ANEW)
+def check_ranks(config: PruneConfig, bound: Bound) -> None:
+    """Raise `ConfigError` unless all ranks have the same options, inputs and versions. Common to all ranks."""
+    free = {*free_options(), "model", "teacher", "data", "text", "out", "device"}  # inputs count as they are read
+    options = {flag_name(name): value for name, value in flatten(config).items() if name not in free}
+    ours = {**options, **bound.fingerprints, **bound.versions}
+    theirs = parallel.share(ours)
+    if changed := [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]:
+        raise ConfigError(
+            f"not the same as what rank 0 has: {first_few(changed, 4)}",
+            "give all processes the same command, model, data and versions of libraries",
+        )
 
 
 def check_finished(out: Path, bound: Bound, report: Report) -> list[str]:
@@ -151,11 +161,15 @@ def open_run(
     """Lock OUT and check that what lies there belongs to this configuration, or may be overwritten by `begin`.
 
     When it fails before anything of the run is kept, it leaves no folder behind that was not there; stopped, it does.
-    `shared`: where the stages lie that other runs use as well.
+    `shared`: where the stages lie that other runs use as well. Common to all ranks, of which rank 0 locks.
 
     Raises `ConfigError` for the folder of another run or process, `FileError` for an unwritable or foreign folder.
     """
     run = RunFolder(out=config.out_folder, flag=flag, shared=shared)
+    if not parallel.first():
+        parallel.wait()
+        yield run
+        return
     _refuse_foreign(run)
     files.check_no_links(run.work)
     made = [folder for folder in (run.work, *run.work.parents) if not folder.exists()]
@@ -168,6 +182,7 @@ def open_run(
         begun = (run.work / CONFIG).exists()
         if not overwrite:
             refuse_other(config, run)
+        parallel.wait()
         yield run
     except Exception as error:
         if not isinstance(error, Stopped) and not isinstance(error.__cause__, Timeout):
@@ -212,8 +227,18 @@ def refuse_other(config: PruneConfig, run: RunFolder) -> None:
 def begin(run: RunFolder, config: PruneConfig, bound: Bound, *, overwrite: bool = False) -> list[str]:
     """Note in OUT what identifies the run, the first thing that it writes, once its model and data are known to load.
 
-    Of a stopped run the stages that depend on changed options are removed. Returns notes that say so.
+    Of a stopped run the stages that depend on changed options are removed. Returns notes that say so. Common to all
+    ranks. Raises `FileError` where a rank does not see what rank 0 wrote.
     """
+    notes: list[str] = parallel.by_first(lambda: _begin(run, config, bound, overwrite=overwrite))
+    if not (run.work / CONFIG).exists():
+        raise FileError(
+            f"{run.out} is not the folder that rank 0 writes to", "choose one that all machines share with -o"
+        )
+    return notes
+
+
+def _begin(run: RunFolder, config: PruneConfig, bound: Bound, *, overwrite: bool) -> list[str]:
     run.check()
     stored, notes = run.work / CONFIG, list[str]()
     if overwrite:
@@ -294,16 +319,16 @@ def clear_artefact(run: RunFolder) -> None:
 
 
 def finish(run: RunFolder, keep_work: bool) -> None:
-    """Remove the work folder of a complete run."""
+    """Remove the work folder of a complete run: by rank 0."""
     run.check()
-    if not keep_work:
+    if not keep_work and parallel.first():
         shutil.rmtree(run.work, ignore_errors=True)
 
 
 def tidy(config: PruneConfig, report: Report) -> None:
     """Remove what was left of the work folder of a finished run, unless another process holds it."""
     run = RunFolder(out=config.out_folder, flag=StopFlag())
-    if not run.work.is_dir() or run.work.is_symlink() or report.config.get("keep_work"):
+    if not run.work.is_dir() or run.work.is_symlink() or report.config.get("keep_work") or not parallel.first():
         return
     lock = FileLock(run.work / LOCK)
     with contextlib.suppress(CapError):

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capcli import files
+from capcli import files, parallel
 from capcli.config.layers import free_options
 from capcli.config.options import flatten
 from capcli.config.prune import PruneConfig
@@ -165,9 +165,30 @@ def origin(config: PruneConfig, bound: Bound, name: str, teacher: str = "", *, s
     return {"stage": name, "inputs": bound.fingerprints, "options": options, "teacher": teacher}
 
 
+def publish(run: RunFolder, stage: str, write: Callable[[Path], object]) -> None:
+    """Publish a stage, or a checkpoint of one, with what `write` puts into its folder: by rank 0. Common to all ranks,
+    which find it there afterwards."""
+    if parallel.first():
+        run.check()
+        with files.publish(run.place(stage)) as staging:
+            write(staging)
+    parallel.wait()
+
+
+def remove(path: Path) -> None:
+    """Remove what belongs to a stage, if it is there: by rank 0."""
+    if parallel.first():
+        files.remove(path)
+
+
 def found_stage(run: RunFolder, of: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """stage.json of the published stage that is `of` these things; None when there is none, and why, if something is
-    there that cannot be used."""
+    there that cannot be used. Common to all ranks."""
+    stage, why = parallel.by_first(lambda: _found(run, of))
+    return stage, why
+
+
+def _found(run: RunFolder, of: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     folder = run.place(of["stage"])
     if not folder.exists():
         return None, ""
@@ -206,30 +227,41 @@ class Checkpoint:
 
 
 def save_checkpoint(run: RunFolder, of: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Publish a checkpoint of a phase, then drop all but the newest `KEEP_CHECKPOINTS`."""
-    run.check()
+    """Publish a checkpoint of a phase, then drop all but the newest `KEEP_CHECKPOINTS`. Common to all ranks."""
     folder, name = run.place(of["stage"]), f"step-{checkpoint.step:08d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.publish(folder / name) as staging:
+
+    def write(staging: Path) -> None:
         files.write_tensors(staging / "state.safetensors", checkpoint.tensors)
         files.write_json(staging / "state.json", {"step": checkpoint.step, **checkpoint.scalars})
         files.write_json(staging / STAGE, {"of": _numbered(of, name)})
+
+    publish(run, f"{of['stage']}/{name}", write)
     for old in _checkpoints(folder)[KEEP_CHECKPOINTS:]:
-        files.remove(old)
+        remove(old)
 
 
 def load_checkpoint(run: RunFolder, of: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a phase that verifies, and a warning for each newer one that does not; it is removed."""
+    """The newest checkpoint of a phase that verifies, and a warning for each newer one that does not; it is removed.
+    Common to all ranks."""
+    name, warnings = parallel.by_first(lambda: _newest(run, of))
+    if not name:
+        return None, warnings
+    folder = run.place(of["stage"]) / name
+    scalars = read_json(folder / "state.json")
+    tensors = read_tensors(folder / "state.safetensors")
+    return Checkpoint(step=int(scalars["step"]), tensors=tensors, scalars=scalars), warnings
+
+
+def _newest(run: RunFolder, of: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The name of the newest checkpoint that verifies, empty if there is none, and the warnings."""
     warnings: list[str] = []
     for folder in _checkpoints(run.place(of["stage"])):
-        stage, why = found_stage(run, _numbered(of, folder.name))
+        stage, why = _found(run, _numbered(of, folder.name))
         if stage is not None:
-            scalars = read_json(folder / "state.json")
-            tensors = read_tensors(folder / "state.safetensors")
-            return Checkpoint(step=int(scalars["step"]), tensors=tensors, scalars=scalars), warnings
+            return folder.name, warnings
         warnings.append(f"checkpoint {why}; using the one before it")
         files.remove(folder)
-    return None, warnings
+    return "", warnings
 
 
 def _numbered(of: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -240,7 +272,7 @@ def drop_checkpoints(run: RunFolder, phase: str, after: int) -> None:
     """Remove the checkpoints of steps beyond `after`, because something that they rest on is damaged."""
     for folder in _checkpoints(run.place(phase)):
         if folder.name > f"step-{after:08d}":
-            files.remove(folder)
+            remove(folder)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -59,6 +59,21 @@ def test_the_benchmark_of_sparse_weights_runs(tiny: Tiny, tmp_path: Path) -> Non
     assert len(found["loads"]) >= 8
 
 
+def test_the_benchmark_of_several_processes_runs(tiny: Tiny, tmp_path: Path) -> None:
+    """By the launcher that users have: both runs are complete, and learn the same."""
+    command = [sys.executable, str(FOLDER / "ranks.py"), tiny.model, "-o", str(tmp_path)]
+    options = "--epochs 1 --teacher-epochs 1 --max-train-samples 32 --max-length 16 --threads 1 --precision fp32"
+    data = ["--task", "text-classification", "--data", tiny.data]
+    done = subprocess.run(
+        [*command, *options.split(), *data], env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| ---" in done.stdout
+    rows = json.loads((tmp_path / "ranks.json").read_text())["rows"]
+    assert [row["ranks"] for row in rows] == [1, 2]
+    assert rows[0]["last_loss"] == pytest.approx(rows[1]["last_loss"], rel=0.2)  # attention has dropout
+
+
 def test_the_benchmark_of_exports_runs(tiny: Tiny, tmp_path: Path) -> None:
     """A structured run in two formats, one with a comma in its name, beside dense PyTorch and the dense graph."""
     write_model(tmp_path / "model", max_position_embeddings=128)  # the length that is measured

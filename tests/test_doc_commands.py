@@ -58,6 +58,8 @@ NOT_RUN = {
     "pip install": "the network",
     "cap prune mini --task subj --epochs 1 --compile": "a C++ compiler; tests/pruning/test_compiled.py",
     "make ": "installs; targets are checked by test_docs.py",
+    "torchrun ": "several processes: tests/pruning/test_parts.py",
+    "srun ": "a cluster",
     "trackio show": "the package is not a dependency, and it starts a server",
     "export HF_HUB_OFFLINE=1": "for the commands after it; tests/sources/test_hub.py",
     "cap probe --min subj": "with its cap.toml in tests/cli/test_ci.py",

@@ -13,6 +13,7 @@ import torch
 from tiny import PRUNABLE, Tiny
 
 import capcli
+from capcli import files
 from capcli.config.export import ExportConfig
 from capcli.config.hardware import Hardware
 from capcli.config.names import METHODS
@@ -160,7 +161,8 @@ def test_no_host_sync_in_a_step(tiny: Tiny, tmp_path: Path, method: str, no_host
 
 def test_banks_live_on_the_device(tmp_path: Path) -> None:
     vectors, logits = random_vectors(10, 8, 0).half(), torch.zeros(10, 2)
-    banks.save(tmp_path / "bank", vectors.numpy(), logits.numpy(), 0.0)
+    with files.publish(tmp_path / "bank") as staging:
+        banks.save(staging, vectors, logits, 0.0, {})
     found = banks.load(tmp_path / "bank", DEVICE, 10, 10)
     assert {tensor.device.type for tensor in found} == {DEVICE.type}
     gathered = banks.Bank(vectors=[found[0], found[0]]).gather(torch.tensor([3, 7], device=DEVICE))

@@ -15,6 +15,7 @@ HOUSE = Path(capcli.__file__).parent
 # draws the same.
 ORDER = [
     "errors",
+    "parallel",
     "stored",
     "files",
     "events",

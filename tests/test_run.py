@@ -673,28 +673,6 @@ def test_the_advice_after_a_loss_that_is_not_finite_can_be_followed(tiny: Tiny, 
     tiny.prune(out, **SMALL)
 
 
-@pytest.mark.parametrize("phase", ["teacher", "prune"])
-def test_the_advice_after_memory_ran_out_can_be_followed(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
-) -> None:
-    from capcli.pruning import train
-    from capcli.pruning.objective import Job
-
-    whole_step, out = train.take_step, tmp_path / "out"
-
-    def step(job: Job, *rest: Any) -> Any:
-        if job.phase == phase and job.config.batch_size > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole_step(job, *rest)
-
-    monkeypatch.setattr(train, "take_step", step)
-    result = invoke(*tiny.arguments(out, **SMALL))
-    assert result.exit_code == 3
-    kept = {"teacher": "bank-pretrained", "prune": "bank-pretrained, teacher, bank-finetuned, dense"}[phase]
-    assert f"hint: lower --batch-size (this keeps: {kept})" in result.stderr
-    assert invoke(*tiny.arguments(out, **{**SMALL, "batch_size": 8})).exit_code == 0
-
-
 @pytest.mark.parametrize("n", [1, 4, 7, 9, 10, 12])
 def test_overwrite_that_is_interrupted_mixes_nothing(tiny: Tiny, stopped: Path, tmp_path: Path, n: int) -> None:
     """Killed while it clears a stopped run of another configuration: each of the two is then refused or right."""

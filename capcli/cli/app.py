@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from capcli import parallel
 from capcli.cli import streams
 from capcli.cli.output import (
     EXIT_FAILED,
@@ -69,6 +71,11 @@ def watch(events: Generator[Event, None, T], quiet: bool, flag: StopFlag | None 
 def main() -> None:
     """Entry point of `cap` and `python -m capcli`."""
     streams.guard()
+    with contextlib.suppress(CapError):  # which is said when the command begins
+        if parallel.place().size > 1:  # before torch is there, which says of each connection that ends where it was
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        if parallel.place().rank:
+            streams.mute()
     code = _exit_code()
     if failure := streams.failure():
         reason = failure.strerror or str(failure)

@@ -13,8 +13,9 @@ from typing import Any
 
 import typer
 
-from capcli import files
-from capcli.errors import CapError, ConfigError, FileError
+from capcli import files, parallel
+from capcli.cli import streams
+from capcli.errors import CapError, ConfigError, FileError, out_of_memory
 from capcli.records.codec import Versioned, to_json
 from capcli.records.measured import Result
 from capcli.records.parts import Gate
@@ -124,6 +125,7 @@ def tell_junit(junit: str, read: Iterable[str], name: str, error: Exception, sec
 def finish(name: str, found: Result, machine: bool, reports: Mapping[str, str], seconds: float) -> None:
     """Show the result, write the reports, tell GitHub; exit 1 when a gate failed, also when a report did too."""
     emit(found, machine, lambda: result_summary(found))
+    reports = reports if parallel.place().rank == 0 else {}
     texts = {
         "junit": lambda: ci.junit_xml(name, found.gates, seconds),
         "csv": lambda: ci.csv_text(found),
@@ -148,7 +150,7 @@ def finish(name: str, found: Result, machine: bool, reports: Mapping[str, str], 
 
 def tell_github(found: Result) -> None:
     """Annotations for failed gates, and the Markdown as summary of the step; nothing elsewhere."""
-    if not on_github():
+    if not on_github() or parallel.place().rank:
         return
     tell_gates(found.gates)
     if target := os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -186,7 +188,12 @@ def guarded(debug: bool) -> Iterator[None]:
 def tell(error: BaseException) -> int:
     """The lines of an error on stderr; returns its exit code."""
     message, hint, code = explained(error)
-    tell_lines(message, hint, annotate=code <= EXIT_FAILED)
+    told = getattr(error, "told", None)
+    if told is None and streams.muted():  # before the processes met
+        message = f"rank {parallel.place().rank}: {message}"
+    if not told:
+        streams.speak()
+        tell_lines(message, hint, annotate=code <= EXIT_FAILED)
     return code
 
 
@@ -208,7 +215,7 @@ def explained(error: BaseException) -> tuple[str, str, int]:
         return "interrupted", "run the same command again; finished work is kept", EXIT_INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"this name is too long for a file: {plain(str(error.filename), 80)}", "shorten it", CapError.exit_code
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+    if out_of_memory(error):
         return "out of memory", "free some memory, use shorter texts or a smaller model", EXIT_FAILED
     first = (str(error).strip().splitlines() or [""])[0]
     return f"internal error: {type(error).__name__}: {first}", "run again with --debug and report it", EXIT_FAILED

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capcli import parallel
 from capcli.cli.guide import Command, placed, show_all
 from capcli.cli.output import guarded
 from capcli.config.export import LIMITS
@@ -68,6 +69,8 @@ MOST_NAMES = 4  # of an option that are listed where its value stands
 NOTHING = " "  # stands for the value of a switch, where Typer would write its type
 MEASURES = ("file", "compare", *REPORTS)  # switches of the commands that measure, whose MODEL may stand in a file
 
+PARALLEL = ("prune", "eval", "probe")  # commands that several processes make together
+
 Start = Callable[[dict[str, Any]], "Generator[Event, None, EvalResult | ProbeResult]"]
 
 app = typer.Typer(
@@ -104,6 +107,8 @@ def options(
         def command(**values: Any) -> None:
             given = {key: value for key, value in values.items() if key in chosen and value not in (None, [])}
             with guarded(values["debug"]):
+                if name not in PARALLEL:
+                    parallel.refuse(f"cap {name}")
                 function(given, **{s: values[s] for s in (*switches, *COMMON[:3])})
 
         command.experts = experts  # type: ignore[attr-defined]

@@ -24,12 +24,15 @@ class Stream:
     def __init__(self, below: TextIO) -> None:
         self.below = below
         self.failed: OSError | None = None
+        self.muted = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.below, name)
 
     def write(self, text: str) -> int:
-        """Write, unless a write failed before."""
+        """Write, unless a write failed before, or nothing is to be written."""
+        if self.muted:
+            return len(text)
         self._try(lambda: self.below.write(text))
         return len(text)
 
@@ -67,6 +70,24 @@ def _guarded(stream: TextIO | None, number: int) -> Any:
     if hasattr(below, "reconfigure"):
         below.reconfigure(errors="capcli-letters")
     return Stream(below)
+
+
+def mute() -> None:
+    """Write nothing any more: another process speaks for this one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Stream):
+            stream.muted = True
+
+
+def muted() -> bool:
+    """Whether another process speaks for this one."""
+    return getattr(sys.stderr, "muted", False)
+
+
+def speak() -> None:
+    """Write to stderr again: nobody else says this."""
+    if isinstance(sys.stderr, Stream):
+        sys.stderr.muted = False
 
 
 def failure() -> OSError | None:

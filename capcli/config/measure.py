@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capcli.config.hardware import Hardware
+from capcli.config.hardware import TIMEOUT, TIMEOUT_MINUTES, Hardware
 from capcli.config.names import (
     BUILTIN_TASKS,
     EMBEDDING_TASKS,
@@ -108,11 +108,13 @@ class EvalConfig:
     perturb: str = option("", f"also measure on changed texts: all, or some of {','.join(PERTURBATIONS)}; see the docs")
     seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")
     runtime: str = option("", RUNTIME, panel="Hardware")
+    timeout: float = option(TIMEOUT_MINUTES, TIMEOUT, panel="Hardware", expert=True)
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         at_least(1, latency_batch=self.latency_batch, latency_length=self.latency_length)
+        at_least(0.1, timeout=self.timeout)
         at_least(0, seed=self.seed)
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
@@ -152,10 +154,12 @@ class ProbeConfig:
     seeds: int = option(3, "probes per task, each trained on another random four fifths of the training examples")
     seed: int = option(1, "random seed")
     runtime: str = option("", RUNTIME, panel="Hardware")
+    timeout: float = option(TIMEOUT_MINUTES, TIMEOUT, panel="Hardware", expert=True)
     gates: Gates = field(default_factory=Gates)
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
+        at_least(0.1, timeout=self.timeout)
         for name in self.task_names:
             check_name("task", name, TASK_NAMES)
             if name in EMBEDDING_TASKS:

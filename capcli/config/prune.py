@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from capcli.config import rises, validity
-from capcli.config.hardware import COMPILE, Hardware
+from capcli.config.hardware import COMPILE, TIMEOUT, TIMEOUT_MINUTES, Hardware
 from capcli.config.names import (
     EMBEDDING_TASKS,
     LOSSES,
@@ -94,6 +94,13 @@ class PruneConfig:
         expert=True,
     )
     batch_size: int = option(32, "examples per step", panel="Training")
+    micro_batch: int = option(
+        0,
+        "examples per forward pass, for steps that do not fit into memory; 0 for all, and fewer once memory runs out",
+        resumable=True,
+        panel="Training",
+        expert=True,
+    )
     lr: float = option(1e-4, "peak learning rate of the weights", panel="Training")
     teacher_lr: float = option(5e-5, "peak learning rate of the teacher", panel="Training", expert=True)
     score_lr: float = option(3e-2, "peak learning rate of the scores (movement methods)", panel="Training", expert=True)
@@ -285,6 +292,7 @@ class PruneConfig:
     )
     keep_work: bool = option(False, "keep the work folder of a finished run", resumable=True, panel="Run", expert=True)
     compile: bool = option(False, COMPILE, resumable=True, panel="Hardware", expert=True)
+    timeout: float = option(TIMEOUT_MINUTES, TIMEOUT, resumable=True, panel="Hardware", expert=True)
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:

@@ -37,7 +37,8 @@ def check(config: PruneConfig) -> None:
     )
     at_least(0, extra_examples=config.extra_examples, seed=config.seed, checkpoint_seconds=config.checkpoint_seconds)
     at_least(1, batch_size=config.batch_size, calibration=config.calibration, fisher_block=config.fisher_block)
-    at_least(0, importance_examples=config.importance_examples)
+    at_least(0, importance_examples=config.importance_examples, micro_batch=config.micro_batch)
+    at_least(0.1, timeout=config.timeout)
     if config.importance_examples and not METHODS[config.method].structured:
         raise ConfigError(
             f"--importance-examples has no effect on {config.method}, which removes single weights",

@@ -145,6 +145,11 @@ def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device, w
     )
 
 
+def pieces(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Rows in pieces of `size`, the last one of what is left."""
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+
 def training_order(
     examples: Examples, batch_size: int, seed: int, epoch: int, pool: int = 16
 ) -> list[NDArray[np.int64]]:
@@ -160,7 +165,7 @@ def training_order(
     for begin in range(0, len(order), pool * batch_size):
         part = order[begin : begin + pool * batch_size]
         part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+        batches += pieces(part, batch_size)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 

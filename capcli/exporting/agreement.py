@@ -56,7 +56,7 @@ def logits(model: Predictor, some: Sequence[Text], length: int, batch: int = BAT
     """
     kind, examples = model.kind, encoded(model.tokenizer, model.kind, some, length)
     rows = (np.arange(begin, min(begin + batch, len(examples))) for begin in range(0, len(examples), batch))
-    answers = finished(predict.outputs(model.run(), examples, rows, model.on.device))[0].cpu()
+    answers = finished(predict.outputs(model.run(), examples, rows, model.on.device, room=model.on.room))[0].cpu()
     if not KINDS[kind].windows:
         return list(answers)
     windows = itertools.pairwise(examples.offsets.tolist())

@@ -18,6 +18,7 @@ from torch import Tensor
 from capcli import machine
 from capcli.config.measure import EvalConfig
 from capcli.data.batches import Examples, collate
+from capcli.errors import out_of_memory
 from capcli.events import changed
 from capcli.models.predict import Progress, Run, asked
 from capcli.models.predictor import Predictor
@@ -79,7 +80,7 @@ def measured(systems: Mapping[str, System], seed: int = 1) -> Generator[Progress
     size = yield from _from(0, total, fixed(systems))
     texts = yield from _from(ROUNDS, total, by_text(systems, seed))
     batches = yield from _from(ROUNDS + n_texts, total, by_batch(systems, seed))
-    return {name: replace(size[name], own_lengths=texts[name], throughput=batches[name]) for name in systems}
+    return {name: replace(size[name], own_lengths=texts[name], throughput=batches.get(name)) for name in systems}
 
 
 def _from(before: int, total: int, work: Generator[Progress, None, T]) -> Generator[Progress, None, T]:
@@ -142,10 +143,16 @@ def _ask_each_size(system: System, rows: Rows) -> None:
 
 
 def by_batch(systems: Mapping[str, System], seed: int) -> Generator[Progress, None, dict[str, Throughput]]:
-    """Texts per second in batches of like lengths, padded to the longest of each; batch: how many texts it holds."""
+    """Texts per second in batches of like lengths, padded to the longest of each; batch: how many texts it holds.
+    Nothing where these do not fit into memory."""
     chosen = sampled(systems, _n_in_batches(systems), seed)
     batches = {name: _batches(_examples(systems[name]), rows, seed) for name, rows in chosen.items()}
-    times = yield from _asked(systems, batches)
+    try:
+        times = yield from _asked(systems, batches)
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            return {}
+        raise
     found = {}
     for name, ms in _by_system(systems, times).items():
         texts = sum(map(len, batches[name][: len(ms)]))

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capcli import files
+from capcli import files, parallel
 from capcli.config.hardware import Hardware
 from capcli.config.task import TaskConfig
 from capcli.data import batches, cache, tokens
@@ -147,7 +147,8 @@ class Encoder:
         examples = self._tokenised(split, task) if KINDS[split.kind].per_token else None
         key = self.key(split, task)
         found = cache.find("vectors", key)
-        if not found:
+        (missing,) = parallel.highest([found is None])  # to any rank
+        if missing or not found:
             yield 0, len(split)
             values = yield from self._encoded(examples or self._tokenised(split, task))
             piece = cache.Piece(arrays={"values": values}, n_cut=0)
@@ -175,7 +176,7 @@ class Encoder:
 
         rows = batches.evaluation_batches(examples, self.model.token_budget)
         _, values = yield from predict.outputs(
-            run, examples, rows, self.on.device, logits=False, of_tokens=examples.per_token
+            run, examples, rows, self.on.device, logits=False, of_tokens=examples.per_token, room=self.on.room
         )
         if not values.isfinite().all():
             raise RunFailed(f"{self.source} gives vectors that are not finite", "its weights are too large or damaged")

@@ -5,23 +5,38 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from capcli import machine
+from capcli import machine, parallel
 from capcli.config.hardware import Hardware
 from capcli.data import cache
 from capcli.errors import ConfigError
 
 
+@dataclass(kw_only=True)
+class Room:
+    """How many tokens an evaluation batch may have, padding included, since memory ran out; 0 before."""
+
+    tokens: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a result says of it."""
+        if not self.tokens:
+            return []
+        return [f"memory ran out: texts go through the network in batches of at most {self.tokens:,} tokens"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """A device and the type to compute in; weights stay in 32 bits."""
+    """A device and the type to compute in; weights stay in 32 bits. room: what was learned of its memory."""
 
     device: torch.device
     dtype: torch.dtype
+    room: Room = field(default_factory=Room, compare=False)
 
     def autocast(self) -> Any:
         """Context in which matrix products run in `dtype`; nothing in 32 bits."""
@@ -40,7 +55,7 @@ class Compute:
     @property
     def token_budget(self) -> int:
         """Tokens of an evaluation batch, padding included."""
-        return 4096 if self.device.type == "cpu" else 65536
+        return self.room.tokens or (4096 if self.device.type == "cpu" else 65536)
 
     @property
     def name(self) -> str:
@@ -59,6 +74,8 @@ def compute(hardware: Hardware, *, training: bool = False) -> Compute:
     name = hardware.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and parallel.place().size > 1:
+        name = f"cuda:{parallel.place().local}"  # each process of a machine has one of its own
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[name.split(":")[0]]:
         raise ConfigError(f"there is no {name} device on this machine", "use --device cpu, or auto")

@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from capcli.data.batches import Examples, collate, evaluation_batches
+from capcli import parallel
+from capcli.data.batches import Batch, Examples, collate, evaluation_batches
+from capcli.errors import out_of_memory
 from capcli.models import families
-from capcli.models.devices import Compute
+from capcli.models.devices import Compute, Room
 from capcli.models.model import Model, accepted_inputs
 
 
@@ -100,34 +102,66 @@ def outputs(
     *,
     logits: bool = True,
     of_tokens: bool = False,
+    room: Room | None = None,
 ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
-    """Ask `run` about every batch, without gradients; yields how many examples are done, of how many.
+    """Ask `run` about every batch, without gradients; yields how many examples are done, of how many. Several processes
+    share the batches, and each has all answers in the end.
 
-    batches: the rows of each. device: where the inputs are made. Returns logits [N, C] in 32 bits, [T, C] of a kind
-    that answers per token (with `logits` False none, of length 0), and L2-normalised vectors [N, ..., H] in 16 bits,
-    where `run` has any, both where `run` put them and in the order of the examples, or of all tokens. of_tokens: the
-    vectors of `run` are [B, S, ..., H], one per token, and so are those that are returned, [T, ..., H].
+    batches: the rows of each. device: where the inputs are made. room: what is known of its memory.
+    Returns logits [N, C] in 32 bits, [T, C] of a kind that answers per token (with `logits` False none, of length 0),
+    and L2-normalised vectors [N, ..., H] in 16 bits, where `run` has any, both where `run` put them and in the order of
+    the examples, or of all tokens. of_tokens: the vectors of `run` are [B, S, ..., H], one per token, and so are those
+    that are returned, [T, ..., H].
     """
-    done, told, vectors = 0, torch.empty(0), torch.empty(0)
-    for rows in batches:
-        batch = collate(examples, rows, device)
-        with torch.inference_mode():
-            some, found = run(batch.inputs)
-            found = None if found is None else functional.normalize(found.float(), dim=-1).half()
-        if not done:
-            told = some.new_empty(examples.n_outputs if logits else 0, some.shape[-1], dtype=torch.float32)
-        if not done and found is not None:
-            shape = (examples.n_outputs, *found.shape[2:]) if of_tokens else (len(examples), *found.shape[1:])
-            vectors = torch.empty(shape, device=found.device, dtype=torch.float16)
-        if logits:
-            batch.put(some.float(), told)
-        if found is not None and of_tokens:
-            batch.put(found, vectors)
-        elif found is not None:
-            vectors[batch.ids] = found
-        done += len(rows)
+    every, room = list(batches), room or Room()
+    at_once = parallel.size() if len(every) >= parallel.size() else 1
+    told, vectors, begun, done = torch.empty(0), torch.empty(0), False, 0
+    for begin in range(0, len(every), at_once):
+        turn = every[begin : begin + at_once]
+        own = turn[parallel.rank() :][:1] if at_once > 1 else turn
+        for batch, some, found in (one for rows in own for one in _fitting(run, examples, rows, device, room)):
+            if not begun:  # zeros, for what another rank adds
+                told = some.new_zeros(examples.n_outputs if logits else 0, some.shape[-1], dtype=torch.float32)
+                if found is not None:
+                    shape = (examples.n_outputs, *found.shape[2:]) if of_tokens else (len(examples), *found.shape[1:])
+                    vectors = torch.zeros(shape, device=found.device, dtype=torch.float16)
+                begun = True
+            if logits:
+                batch.put(some.float(), told)
+            if found is not None and of_tokens:
+                batch.put(found, vectors)
+            elif found is not None:
+                vectors[batch.ids] = found
+        done += sum(map(len, turn))
         yield done, len(examples)
+    if at_once > 1:
+        parallel.total([told, vectors])
+        room.tokens = parallel.lowest(room.tokens)
     return told, vectors
+
+
+def _fitting(
+    run: Run, examples: Examples, rows: NDArray[np.int64], device: torch.device, room: Room
+) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
+    """What `run` answers to the examples `rows`, in halves of halves once memory runs out, which `room` remembers."""
+    begin, width = 0, int(examples.lengths[rows].max())
+    while begin < len(rows):
+        some = rows[begin : begin + max(1, room.tokens // width if room.tokens else len(rows))]
+        try:
+            answer = _answer(run, collate(examples, some, device))
+        except (RuntimeError, MemoryError) as error:
+            if len(some) == 1 or not out_of_memory(error):
+                raise
+            room.tokens = width * (len(some) // 2)
+            continue
+        yield answer
+        begin += len(some)
+
+
+def _answer(run: Run, batch: Batch) -> tuple[Batch, Tensor, Tensor | None]:
+    with torch.inference_mode():
+        some, found = run(batch.inputs)
+        return batch, some, None if found is None else functional.normalize(found.float(), dim=-1).half()
 
 
 def encoded(
@@ -136,7 +170,8 @@ def encoded(
     """`outputs` of a model in eval mode, of tokenised examples in batches of like lengths."""
     rows = evaluation_batches(examples, on.token_budget)
     with evaluating(model):
-        return (yield from outputs(running(model, on, pooling), examples, rows, on.device, logits=logits))
+        run = running(model, on, pooling)
+        return (yield from outputs(run, examples, rows, on.device, logits=logits, room=on.room))
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ class Predictor:
     def answers(self, examples: Examples) -> Generator[Progress, None, Tensor]:
         """Logits [N, C], or [T, C], of tokenised examples, see `predict.outputs`; yields how many are done."""
         rows = evaluation_batches(examples, self.token_budget)
-        logits, _ = yield from predict.outputs(self.run(), examples, rows, self.on.device)
+        logits, _ = yield from predict.outputs(self.run(), examples, rows, self.on.device, room=self.on.room)
         return logits
 
 

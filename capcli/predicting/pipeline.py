@@ -91,7 +91,9 @@ class Pipeline:
         at_least(0, batch_size=batch_size)
         asked = inputs.asked(items, self.kind, self.model.tokenizer, self.length, self.stride)
         rows = _at_most(evaluation_batches(asked.examples, self.model.token_budget), batch_size)
-        found, _ = yield from predict.outputs(self.model.run(), asked.examples, rows, self.model.on.device)
+        found, _ = yield from predict.outputs(
+            self.model.run(), asked.examples, rows, self.model.on.device, room=self.model.on.room
+        )
         logits = found.cpu().double().numpy()
         replies.check_finite(logits, asked, place)
         question = Question(labels=self.model.labels, top_k=top_k, no_answer=self.no_answer)

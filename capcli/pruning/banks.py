@@ -17,6 +17,7 @@ from torch import Tensor
 
 from capcli import files
 from capcli.errors import FileError
+from capcli.stages import STAGE
 from capcli.stored import read_tensors
 
 FILE = "bank.safetensors"
@@ -38,18 +39,11 @@ class Bank:
         return torch.stack([part.index_select(0, ids) for part in self.vectors], dim=1)
 
 
-def save(
-    folder: Path,
-    vectors: NDArray[np.float16],
-    logits: NDArray[np.float32],
-    seconds: float,
-    of: Mapping[str, Any] | None = None,
-) -> None:
-    """Publish L2-normalised vectors [N, H] and logits, by example or by token, that took `seconds`, as one folder; `of`
-    is what they were made from."""
-    with files.publish(folder) as staging:
-        files.write_json(staging / "stage.json", {"seconds": seconds} | ({"of": dict(of)} if of else {}))
-        files.write_tensors(staging / FILE, {"vectors": torch.from_numpy(vectors), "logits": torch.from_numpy(logits)})
+def save(folder: Path, vectors: Tensor, logits: Tensor, seconds: float, of: Mapping[str, Any]) -> None:
+    """Write L2-normalised vectors [N, H] and logits, by example or by token, that took `seconds`; `of` is what they
+    were made from."""
+    files.write_json(folder / STAGE, {"seconds": seconds, "of": dict(of)})
+    files.write_tensors(folder / FILE, {"vectors": vectors, "logits": logits})
 
 
 def load(folder: Path, device: torch.device, n_examples: int, n_outputs: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from capcli import parallel
 from capcli.config.prune import PruneConfig
 from capcli.data import batches
 from capcli.data.batches import Batch, Examples
@@ -28,6 +29,9 @@ LEAST_EXAMPLES = FISHER_BATCH = 8  # of one gradient
 REFIT_BATCH = 32
 
 
+Gradient = Callable[[NDArray[np.int64], int, Sequence[Tensor]], list[Tensor]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """The network, and the examples that it is calibrated with.
@@ -35,7 +39,8 @@ class Calibration:
     count: how many are drawn each time. block: weights that are judged together, see `information.information`.
     target: the network whose outputs the weights that stay are fitted to, see `refit.refit`; None for the student
     itself as it was before the selection.
-    loss: (batch, step) -> what is differentiated where not the task's loss alone counts, on batches of `batch_size`.
+    gradient: (rows, step, leaves) -> the gradient at the leaves of what counts beside the task's loss, on batches of
+    `batch_size`.
     asked: the network whose answers take the place of labels, where the examples have none.
     check: called between batches; what it raises ends the work.
     """
@@ -47,7 +52,7 @@ class Calibration:
     count: int
     block: int = 1
     target: Model | None = None
-    loss: Callable[[Batch, int], Tensor] | None = None
+    gradient: Gradient | None = None
     batch_size: int = REFIT_BATCH
     asked: Model | None = None
     check: Callable[[], None] = lambda: None
@@ -58,37 +63,43 @@ class Calibration:
         rows = np.random.default_rng([self.seed, step]).choice(len(self.examples), wanted, replace=False)
         return rows[np.argsort(self.examples.lengths[rows], kind="stable")]
 
+    def pieces(self, step: int, size: int) -> Iterator[NDArray[np.int64]]:
+        """The `rows` of a step, `size` at a time."""
+        for rows in batches.pieces(self.rows(step), size):
+            self.check()
+            yield rows
+
     def drawn(self, step: int, size: int) -> Iterator[Batch]:
         """Batches of `size` of the `rows` of a step."""
-        rows = self.rows(step)
-        for begin in range(0, len(rows), size):
-            self.check()
-            yield batches.collate(self.examples, rows[begin : begin + size], self.device)
+        for rows in self.pieces(step, size):
+            yield batches.collate(self.examples, rows, self.device)
 
     def gradients(self, matrices: Matrices, step: int, of: Sequence[int]) -> Iterator[list[Tensor]]:
         """dL/dW'∘M of the matrices `of`, [out, in] each, for one small batch after another; L is the task's loss,
-        without dropout, or for vectors that of `sampled`."""
+        without dropout, or for vectors that of `sampled`. Each rank has those of every R-th batch."""
         weights, masks = [matrices.original(i) for i in of], matrices.matrix_masks()
         with predict.without_dropout(self.model):
-            for index, batch in enumerate(self.drawn(step, FISHER_BATCH)):
-                labels = batch.labels if self.asked is None else answers(self.asked, batch, [self.seed, step, index])
+            for index, rows in enumerate(self.pieces(step, FISHER_BATCH)):
+                if index % parallel.size() != parallel.rank():
+                    continue
+                batch, seed = batches.collate(self.examples, rows, self.device), [self.seed, step, index]
+                labels = batch.labels if self.asked is None else answers(self.asked, batch, seed)
                 with torch.enable_grad(), parametrize.cached():
                     logits, _ = predict.forward(self.model, batch.inputs)
                     if KINDS[self.model.kind].vectors:
-                        labels = sampled(logits, [self.seed, step, index])
+                        labels = sampled(logits, seed)
                     loss = task_losses.task_loss(logits, labels, self.model.kind, batch.inputs["attention_mask"])
                     found = torch.autograd.grad(loss, weights, materialize_grads=True)
                 yield [gradient * masks[i] for i, gradient in zip(of, found, strict=True)]
 
     def summed(self, leaves: Sequence[Tensor], of: Callable[[Sequence[Tensor]], Tensor], step: int) -> Tensor:
-        """The sum over batches of `of` the gradients of `loss` at the `leaves`, without dropout."""
-        assert self.loss is not None
+        """The sum over batches of `of` the `gradient` at the `leaves`, without dropout. Common to all ranks."""
+        assert self.gradient is not None
         total: Tensor | None = None
         with predict.without_dropout(self.model):
-            for batch in self.drawn(step, self.batch_size):
+            for rows in self.pieces(step, self.batch_size):
                 with torch.enable_grad():
-                    gradients = torch.autograd.grad(self.loss(batch, step), leaves, materialize_grads=True)
-                found = of(gradients)
+                    found = of(self.gradient(rows, step, leaves))
                 total = found if total is None else total + found
         assert total is not None, "a training set has examples"
         return total

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from capcli import parallel
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.masked import Matrices
 
@@ -40,6 +41,7 @@ def information(matrices: Matrices, calibration: Calibration, step: int, block: 
                 parts = rows.view(len(rows), -1, block).transpose(0, 1)  # [K, G, B]
                 total.baddbmm_(parts.transpose(1, 2), parts)
             count += len(some[0])
+        count = _added(sums, count)
         for i, total in zip(group, sums, strict=True):
             found.append(_alone(total.div_(count)).flatten()[: matrices.sizes[i]])
     return torch.cat(found)
@@ -52,7 +54,15 @@ def _diagonal(matrices: Matrices, calibration: Calibration, step: int) -> Tensor
         for total, gradient in zip(sums, gradients, strict=True):
             total.addcmul_(gradient, gradient)
         count += 1
+    count = _added(sums, count)
     return torch.cat([total.flatten() for total in sums]) / count
+
+
+def _added(sums: list[Tensor], count: int) -> int:
+    """Add up what the ranks have measured; returns of how many gradients."""
+    counts = torch.tensor([count])
+    parallel.total([*sums, counts])
+    return int(counts)
 
 
 def _groups(matrices: Matrices, block: int) -> list[list[int]]:

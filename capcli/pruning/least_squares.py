@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from capcli import parallel
+
 DAMPING = 0.01  # of the mean square of an input, added to every square: the ridge
 ROUNDING = 1e-6  # the same, of the mean square with means: more than rounding leaves of a constant
 BUDGET_BYTES, MORE_OF_DEVICE = 2**24, 64  # for the systems of rows that are solved together; times more on a device
@@ -41,8 +43,9 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, *, bias: bool) -> Moments:
-        """Of inputs [T, I] with outputs [T, O] of a layer that has a `bias`."""
+        """Of inputs [T, I] with outputs [T, O] of a layer that has a `bias`. Common to all ranks."""
         origins = [part.float().mean(dim=0) if bias else part.new_zeros(part.shape[1]).float() for part in (x, y)]
+        origins = [parallel.same(origin) for origin in origins]
         sizes = [(x.shape[1], x.shape[1]), (x.shape[1], y.shape[1]), (x.shape[1],), (y.shape[1],), ()]
         gram, cross, inputs, outputs, squares = (
             torch.zeros(size, dtype=work_type(x.device), device=x.device) for size in sizes
@@ -69,6 +72,12 @@ class Moments:
         self.outputs += y.sum(dim=0, dtype=self.gram.dtype)
         self.squares += y.square().sum(dtype=self.gram.dtype)
         self.n_tokens += len(x)
+
+    def gather(self) -> None:
+        """Add up the sums of all ranks. Common to all ranks."""
+        counts = torch.tensor([self.n_tokens])
+        parallel.total([self.gram, self.cross, self.inputs, self.outputs, self.squares, counts])
+        self.n_tokens = int(counts)
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """`gram` and `cross` of what is left of x and y without their means, if there is a bias to make up for them."""

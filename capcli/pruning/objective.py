@@ -6,7 +6,6 @@ Letters: B batch, N examples, C labels, H hidden size.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +47,15 @@ class Objective:
 
 COMPILED_LENGTHS = 16  # tokens, of which compiled layers get multiples
 Steps = Generator[Event, None, Any]
+PHASES = ("teacher", "prune")
+SAMPLED = "sampled"  # what the importance for vectors is measured by, see `calibration.sampled`
+
+
+@dataclass(kw_only=True)
+class Split:
+    """How many examples go through the network at once: 0 for all of a step. Changed when memory runs out."""
+
+    examples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,8 @@ class Job:
     """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
     epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
     checkpoints depend on, see `stages.origin`. steps: how many there are, where they are not whole epochs. spent:
-    seconds of the phase before the first step. layers: those of the model, where they are compiled."""
+    seconds of the phase before the first step. split: the parts that steps are computed in. layers: those of the model,
+    where they are compiled."""
 
     run: RunFolder
     phase: str
@@ -73,6 +82,7 @@ class Job:
     of: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
     spent: float = 0.0
+    split: Split = field(default_factory=Split)
     layers: compiled.Layers | None = None
 
     @functools.cached_property
@@ -111,54 +121,70 @@ def make_projections(teacher: Model, example: Batch) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(torch.eye(part.shape[-1], device=part.device)) for part in found)
 
 
-def loss_terms(job: Job, batch: Batch, step: int) -> dict[str, Tensor]:
-    """The unweighted terms of section 1: ce, kd, `MODULE_u`, `MODULE_s` for each bank that has vectors, hid, reg."""
-    names, config = job.objective.losses, job.config
-    pooling = pooling_of(job.model, config.pooling)
+def outputs(job: Job, batch: Batch, *, asked: bool = True) -> dict[str, Tensor]:
+    """What the terms of a batch are made of: the student's `logits` and its L2-normalised sentence vectors `z` [B, H].
+
+    With `asked` what the teacher says to the same texts as well, where it is needed at each step: its logits,
+    `teacher`, and HID of both, `hid`, which is a mean over tokens.
+    """
+    hid = asked and "hid" in job.objective.losses
+    pooling = pooling_of(job.model, job.config.pooling)
     with job.on.autocast(), job.running():
-        logits, vector, states = predict.forward_states(job.model, batch.inputs, pooling, keep="hid" in names)
+        logits, vector, states = predict.forward_states(job.model, batch.inputs, pooling, keep=hid)
+    found = {"logits": logits, "z": F.normalize(vector.float(), dim=-1)}
+    if hid:
+        found["hid"] = _hidden(job, states, batch)
+    if asked and "kd" in job.objective.losses and job.objective.logits is None:
+        assert job.objective.teacher is not None
+        with job.on.autocast(), torch.no_grad():
+            found["teacher"] = predict.forward(job.objective.teacher, batch.inputs)[0]
+    return found
+
+
+def terms_of(job: Job, batch: Batch, found: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    """The unweighted terms of section 1, from the `outputs` of a batch: ce, kd, `MODULE_u`, `MODULE_s` for each bank
+    that has vectors, hid, reg."""
+    names, config, logits = job.objective.losses, job.config, found["logits"]
     terms = {}
     kind, mask = job.model.kind, batch.inputs["attention_mask"]
+    if SAMPLED in names:
+        drawn = calibration.sampled(logits, [config.seed, step, int(batch.ids[0])])
+        terms[SAMPLED] = task_losses.task_loss(logits, drawn, kind)
     if "ce" in names:
         terms["ce"] = task_losses.task_loss(logits, batch.labels, kind, mask)
     if "kd" in names:
-        teacher = _wanted(job, batch).view_as(logits)
+        known = job.objective.logits
+        teacher = (found["teacher"] if known is None else _answered(known, batch)).view_as(logits)
         answered = batch.labels != kinds.NO_LABEL if kinds.KINDS[kind].words else mask
         terms["kd"] = task_losses.distillation(
             logits, teacher, kind, config.kd_temperature, answered, scaled=config.kd_scale == "t2"
         )
     if "hid" in names:
-        terms["hid"] = _hidden(job, states, batch)
-    terms |= _contrastive(job, F.normalize(vector.float(), dim=-1), batch, step)
+        terms["hid"] = found["hid"]
+    terms |= _contrastive(job, found["z"], batch, step)
     if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:
         ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)
         terms["reg"] = ramp * losses.score_regulariser(job.pruner.matrices.score_views())
     return terms
 
 
-def importance_loss(job: Job, batch: Batch, step: int) -> Tensor:
-    """What importance is measured by: the weighted sum of all terms of a step but hid, which is not to decide what is
-    removed (gradient separation of GRAIN). Of vectors it is the loss of `calibration.sampled`, because a model that
-    learns its own begins without any other gradient."""
-    if kinds.KINDS[job.model.kind].vectors:
-        vectors = predict.forward(job.model, batch.inputs)[0]
-        drawn = calibration.sampled(vectors, [job.config.seed, step, int(batch.ids[0])])
-        return task_losses.task_loss(vectors, drawn, job.model.kind)
-    names = tuple(name for name in job.objective.losses if name != "hid")
-    objective = dataclasses.replace(job.objective, losses=names)
-    job = dataclasses.replace(job, on=job.on.exact, objective=objective, layers=None)
-    weights = term_weights(job.config, names)
-    return torch.stack([weights[name] * term for name, term in loss_terms(job, batch, step).items()]).sum()
+def weighted(job: Job, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each term times its weight."""
+    weights = term_weights(job.config, job.objective.losses)
+    return {name: weights[name] * term for name, term in terms.items()}
 
 
-def _wanted(job: Job, batch: Batch) -> Tensor:
-    """What the teacher answers to a batch: once for the whole set, or now."""
-    if job.objective.logits is None:
-        assert job.objective.teacher is not None
-        with job.on.autocast(), torch.no_grad():
-            return predict.forward(job.objective.teacher, batch.inputs)[0]
+def step_seed(seed: int, phase: str, step: int, *part: int) -> int:
+    """Seed of everything random in a step, or in a part of it. Mixed into 32 bits, because the CPU's generator uses no
+    more of it."""
+    mixed = np.random.SeedSequence([seed, PHASES.index(phase), step, *part]).generate_state(1, np.uint32)
+    return int(mixed[0])
+
+
+def _answered(logits: Tensor, batch: Batch) -> Tensor:
+    """What the teacher answered to a batch, from its answers to the whole set."""
     places = batch.ids if batch.places is None else batch.places
-    return job.objective.logits.index_select(0, places.flatten())
+    return logits.index_select(0, places.flatten())
 
 
 def compared(n_states: int) -> list[int]:
@@ -210,6 +236,7 @@ def term_weights(config: PruneConfig, names: tuple[str, ...]) -> dict[str, float
         "kd": config.kd_weight if both else 1.0,
         "hid": config.hidden_weight,
         "reg": config.reg_weight,
+        SAMPLED: 1.0,
     }
     for module in ("prc", "snc", "fic"):
         weights |= {f"{module}_u": config.unsupervised_weight, f"{module}_s": config.supervised_weight}

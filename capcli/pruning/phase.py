@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
-from capcli import files, stages
+from capcli import files, parallel, stages
 from capcli.errors import RunFailed
 from capcli.events import Event, told
 from capcli.models import compiled
 from capcli.models.model import Model
 from capcli.pruning import train
-from capcli.pruning.objective import Job, Objective, Steps
+from capcli.pruning.objective import Job, Objective, Split, Steps
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measured, nothing, origin_of
 from capcli.reporting.text import number, percent
@@ -40,7 +41,7 @@ def make_job(
 
         one = yield from told(measured(setup, model, setup.curve, with_intervals=False), quiet)
         if pruner is not None and setup.data.holdout is not None:
-            _keep_best(setup, model, pruner, step, one.metrics[setup.data.primary])
+            _keep_best(setup, model, pruner, step, parallel.share(one.metrics[setup.data.primary]))
         where = f"{one.n_examples:,}{' held-out' if setup.data.holdout is not None else ''} examples"
         note = f"epoch {epoch + 1}/{epochs}: {_figures(one.metrics)} on {where}"
         note += f", sparsity {percent(pruner.sparsity)}" if pruner else ""
@@ -62,6 +63,7 @@ def make_job(
         epoch_end=epoch_end,
         event=setup.meter.of(phase),
         of=origin_of(setup, f"{phase}-steps"),
+        split=Split(examples=config.micro_batch),
         layers=compiled.layers(model) if config.compile else None,
     )
 
@@ -78,7 +80,6 @@ def _keep_best(setup: Setup, model: Model, pruner: Pruner, step: int, value: flo
     if pruner.sparsity != pruner.final or not math.isfinite(value):
         return
     of = origin_of(setup, "best")
-    folder = setup.run.work / of["stage"]
     best, why = best_state(setup, of)
     if why:
         raise lost_best(why)
@@ -86,11 +87,13 @@ def _keep_best(setup: Setup, model: Model, pruner: Pruner, step: int, value: flo
         return
     tensors = {f"net.{name}": tensor for name, tensor in model.net.state_dict().items()}
     tensors |= {f"pruner.{name}": tensor for name, tensor in pruner.tensors().items()}
-    setup.run.check()
-    with files.publish(folder) as staging:
+
+    def write(staging: Path) -> None:
         files.write_tensors(staging / "best.safetensors", tensors)
         files.write_json(staging / "best.json", {"step": step, "value": value})
         files.write_json(staging / stages.STAGE, {"of": of})
+
+    stages.publish(setup.run, of["stage"], write)
 
 
 def best_state(setup: Setup, of: dict[str, Any]) -> tuple[tuple[int, float] | None, str]:
@@ -125,7 +128,7 @@ def check_best(setup: Setup) -> Generator[Event, None, None]:
     of, steps = origin_of(setup, "best"), origin_of(setup, "prune-steps")
     best, why = best_state(setup, of)
     if why:
-        files.remove(setup.run.work / of["stage"])
+        stages.remove(setup.run.work / of["stage"])
         yield setup.meter.of("prune")(note=f"{why}; it is redone")
     while True:
         checkpoint, warnings = stages.load_checkpoint(setup.run, steps)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from capcli import machine, stages
 from capcli.artifact import entry
 from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
 from capcli.data import batches
+from capcli.errors import out_of_memory
 from capcli.events import Event, StopFlag
 from capcli.models import devices, predict, storage
 from capcli.models.model import Model
@@ -93,16 +97,25 @@ def plan_rows(found: PrunePlan) -> list[tuple[str, str]]:
 
 
 def _seconds_per_example(setup: Setup, student: Model) -> float:
-    """Seconds of a plain training step per example, from a few steps after a warm-up."""
-    rows = batches.training_order(setup.train, setup.config.batch_size, 0, 0)[:4]
-    times = []
-    for some in rows:
-        began = time.perf_counter()
-        batch = batches.collate(setup.train, some, setup.on.device)
-        with setup.on.autocast():
-            logits, _ = predict.forward(student, batch.inputs)
-        logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
-        float(next(student.net.parameters()).detach().sum())  # waits for the device
-        times.append((time.perf_counter() - began) / len(some))
-    student.net.zero_grad(set_to_none=True)
-    return min(times) * 1.3
+    """Seconds of a plain training step per example, from a few steps after a warm-up, in parts that fit into memory."""
+    steps = batches.training_order(setup.train, setup.config.batch_size, 0, 0)[:4]
+    at_once = min(setup.config.micro_batch or len(steps[0]), len(steps[0]))
+    while True:
+        try:
+            return 1.3 * min(_seconds(setup, student, rows[:at_once]) for rows in steps)
+        except (RuntimeError, MemoryError) as error:
+            if at_once == 1 or not out_of_memory(error):
+                raise
+        finally:
+            student.net.zero_grad(set_to_none=True)
+        at_once //= 2
+
+
+def _seconds(setup: Setup, student: Model, rows: NDArray[np.int64]) -> float:
+    began = time.perf_counter()
+    batch = batches.collate(setup.train, rows, setup.on.device)
+    with setup.on.autocast():
+        logits, _ = predict.forward(student, batch.inputs)
+    logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
+    float(next(student.net.parameters()).detach().sum())  # waits for the device
+    return (time.perf_counter() - began) / len(rows)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from capcli import parallel
 from capcli.config.prune import PruneConfig
 from capcli.models.model import Model
 from capcli.pruning.calibration import Calibration
@@ -101,8 +102,15 @@ class Pruner:
         if self.fitting is not None and before is not None:
             errors = refit(self.matrices, before, self.fitting, step, self.structure.readers)
             self.state[ERRORS].copy_(errors)
+        if (measured := self.fitting or self.subject.calibration) is not None:
+            self._agree(measured.model)
         if self.criterion.revise is not None:
             self.criterion.revise(self.state, self.subject, step)
+
+    def _agree(self, model: Model) -> None:
+        """Take what rank 0 found where something was solved: other processors may round otherwise."""
+        for tensor in (*model.net.parameters(), self.matrices.mask, self.alive):
+            parallel.same(tensor)
 
     def _chosen(self, step: int) -> Tensor:
         """The units that stay at `step`: those that the criterion chooses itself, or the best by its scores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from capcli import files, machine, run, stages
+from capcli import files, machine, parallel, run, stages
 from capcli.artifact import reader
 from capcli.artifact.writer import Sizes
 from capcli.config.options import flatten
@@ -33,7 +34,7 @@ from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, answers, holdout_of, scores, stage_record
 from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
-from capcli.pruning.train import Progress
+from capcli.pruning.train import Progress, in_parts
 from capcli.records.codec import from_json, to_json
 from capcli.records.parts import ByLabel, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
 from capcli.records.pruned import (
@@ -45,6 +46,7 @@ from capcli.records.pruned import (
     Memory,
     Metrics,
     Planned,
+    Process,
     Report,
     Size,
     SplitMetrics,
@@ -55,6 +57,7 @@ from capcli.reporting import documents
 from capcli.reporting.card import render_card
 from capcli.reporting.text import counted, first_few, number
 from capcli.runtime import choice
+from capcli.stored import read_json
 
 # What helps a pruned model that lost too much, with training and without.
 TRAINED = "lower --sparsity, or use more --epochs or training data"
@@ -69,7 +72,8 @@ def write_artefact(
     dense: Mapping[str, Measured],
     planned: Planned,
 ) -> Generator[Event, None, Report]:
-    """Write the artefact, measure it as re-opened from disk, and write the report last."""
+    """Write the artefact, measure it as re-opened from disk, and write the report last: by rank 0. Common to all ranks,
+    which measure together."""
     config, out = setup.config, setup.run.out
     yield setup.meter.of("evaluate pruned")(note=f"writing {out}")
     kept = pruner.matrices.kept()
@@ -78,10 +82,12 @@ def write_artefact(
     names = list(student.prunable())
     settings = {**_data_settings(setup), "holdout": holdout_of(config), "seed": config.seed}
     settings |= {"method": config.method, "sparsity": config.sparsity, "no_answer": setup.data.no_answer}
-    run.clear_artefact(setup.run)
     wide = storage.too_large(student, config.store)
     wanted = storage.stored(student, names, config.store, wide=wide)
-    sizes = artifact.save_artifact(student, out, names, settings, wanted.tensors)
+    if parallel.first():
+        run.clear_artefact(setup.run)
+        sizes = artifact.save_artifact(student, out, names, settings, wanted.tensors)
+    parallel.wait()
     reopened = place(artifact.load_artifact(out), setup.on)
     storage.check(wanted, reopened.net)
     event = setup.meter.stoppable("evaluate pruned")
@@ -93,6 +99,10 @@ def write_artefact(
         raise RunFailed(
             f"{out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: the file is not what was trained"
         )
+    processes = parallel.collect(to_json(_process(setup))) if parallel.size() > 1 else None
+    if not parallel.first():
+        parallel.wait()
+        return from_json(Report, read_json(out / stages.REPORT), str(out / stages.REPORT))
     speed = yield from _latency(setup, student, reopened)
     found = _record(setup, state, dense, pruned)
     too_wide = [f"{first_few(wide)}: stored in 32 bits, too large for {config.store}"] * bool(wide)
@@ -103,6 +113,7 @@ def write_artefact(
         exports=_exports(reopened, names),
         planned=planned,
         latency=speed,
+        processes=None if processes is None else tuple(from_json(Process, one, "a process") for one in processes),
         notes=(*found.notes, *too_wide),
         base_model=loading.hub_id(student.source),
         files={
@@ -121,6 +132,7 @@ def write_artefact(
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
     files.write_json(out / stages.REPORT, to_json(record))
+    parallel.wait()
     yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
     return record
 
@@ -224,7 +236,9 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
         timing=_timing(setup, teacher.get("seconds", 0.0), state.seconds),
         memory=Memory(
             peak_host_bytes=machine.peak_bytes(),
-            peak_device_bytes=torch.cuda.max_memory_allocated(setup.on.device) if setup.on.device.type == "cuda" else 0,
+            peak_device_bytes=_device_bytes(setup),
+            micro_batch=state.split or None,
+            evaluation_tokens=setup.on.room.tokens or None,
         ),
         history=tuple(from_json(HistoryRow, row, "the history of the run") for row in history),
         curve=CurveExamples(n_examples=len(setup.curve.split or ()), held_out=setup.data.holdout is not None),
@@ -232,11 +246,31 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
             *setup.notes,
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
+            *_in_parts(setup, state),
             *(_fall(setup, dense[first], pruned[first]) if not config.epochs else []),
             *_unfinished(setup, dense[first], pruned[first]),
             *_guessing(setup, dense, pruned),
         ),
     )
+
+
+def _process(setup: Setup) -> Process:
+    """This process, for the report of those that made the run together."""
+    return Process(
+        host=socket.gethostname(),
+        device=setup.on.name,
+        peak_host_bytes=machine.peak_bytes(),
+        peak_device_bytes=_device_bytes(setup),
+    )
+
+
+def _device_bytes(setup: Setup) -> int:
+    return torch.cuda.max_memory_allocated(setup.on.device) if setup.on.device.type == "cuda" else 0
+
+
+def _in_parts(setup: Setup, state: Progress) -> list[str]:
+    """Notes on what did not fit into memory."""
+    return [in_parts(state.split)] * bool(state.split) + setup.on.room.notes
 
 
 def _by_label(setup: Setup, dense: Measured, pruned: Measured) -> ByLabel | None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from capcli import parallel
 from capcli.data.batches import Batch
 from capcli.models import families, predict
 from capcli.models.model import Model
@@ -97,6 +98,8 @@ def walk(
     of what it puts out in `target`. What is changed in a matrix before the next one is asked for is what the later ones
     read."""
     model, batches = calibration.model, list(calibration.drawn(step, REFIT_BATCH))
+    if shared := 1 < parallel.size() <= len(batches):
+        batches = batches[parallel.rank() :: parallel.size()]
     masks = [batch.inputs["attention_mask"].bool() for batch in batches]
     with predict.without_dropout(model), predict.without_dropout(target):
         ours, theirs = sides(model, target, batches)
@@ -104,7 +107,10 @@ def walk(
             for group in _groups(part, ours.calls[number][0]):
                 calibration.check()
                 if some := [name for name in group if names is None or name in names]:
-                    yield from _moments(part, wanted, some, ours.calls[number], theirs.calls[number], masks).items()
+                    found = _moments(part, wanted, some, ours.calls[number], theirs.calls[number], masks)
+                    for moments in found.values() if shared else ():
+                        moments.gather()
+                    yield from found.items()
             ours.advance(number)
             theirs.advance(number)
 

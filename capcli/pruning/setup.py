@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capcli import files, machine, stages
+from capcli import files, machine, parallel, stages
 from capcli.config.names import EMBEDDING_TASKS
 from capcli.config.prune import PruneConfig
 from capcli.data import dataset, texts, tokens
@@ -153,8 +153,10 @@ def load_student(config: PruneConfig, data: TaskData) -> Model:
 
 
 def describe_device(on: Compute) -> str:
-    """Processor or GPU, type of device, precision and threads in words, as reports have it."""
-    return f"{on.name}, {on.device.type}, {on.precision}, {counted(torch.get_num_threads(), 'thread')}"
+    """Processor or GPU, type of device, precision, threads and, of several, processes in words, as reports have it."""
+    parts = [on.name, on.device.type, on.precision, counted(torch.get_num_threads(), "thread")]
+    parts += [f"{parallel.size()} processes"] * (parallel.size() > 1)
+    return ", ".join(parts)
 
 
 def make_setup(

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from capcli import files, stages
+from capcli import stages
 from capcli.data import batches
-from capcli.data.batches import Batch
 from capcli.data.kinds import KINDS
 from capcli.events import Event
 from capcli.models.model import Model
 from capcli.pruning import banks, train
+from capcli.pruning import calibration as calibrating
 from capcli.pruning.calibration import Calibration
-from capcli.pruning.objective import Job, Objective, Steps, importance_loss, make_projections
+from capcli.pruning.gradients import of_importance
+from capcli.pruning.objective import Job, Objective, Steps, make_projections
 from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
 from capcli.pruning.pruner import Pruner, make_pruner, started
 from capcli.pruning.setup import Setup, origin_of
@@ -35,10 +37,10 @@ def train_student(
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
 
-    def loss(batch: Batch, step: int) -> torch.Tensor:
-        return importance_loss(job, batch, step)
+    def gradient(rows: NDArray[np.int64], step: int, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return of_importance(job, rows, step, leaves)
 
-    calibration = _calibration(setup, student, teacher, loss)
+    calibration = _calibration(setup, student, teacher, gradient)
     pruner = make_pruner(student, config, total, calibration)
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
@@ -121,9 +123,7 @@ def untrained(setup: Setup) -> list[str]:
     return [f"nothing was trained: {fitted} from {counted(count, 'calibration example')}{heal}"]
 
 
-def _calibration(
-    setup: Setup, student: Model, teacher: Model | None, loss: Callable[[Batch, int], torch.Tensor]
-) -> Calibration:
+def _calibration(setup: Setup, student: Model, teacher: Model | None, gradient: calibrating.Gradient) -> Calibration:
     """What is measured on examples, where anything is. A run without training has nothing to lose and stops at once."""
     config = setup.config
     return Calibration(
@@ -134,7 +134,7 @@ def _calibration(
         count=config.calibration,
         block=config.fisher_block,
         target=teacher if config.refit_target == "teacher" else None,
-        loss=loss,
+        gradient=gradient,
         batch_size=config.batch_size,
         asked=teacher if config.source.text and config.staged and not KINDS[setup.data.kind].vectors else None,
         check=(lambda: None) if config.epochs else setup.run.flag.check,
@@ -171,7 +171,7 @@ def _check_snapshots(setup: Setup, due: list[int]) -> Generator[Event, None, Non
             stages.drop_checkpoints(setup.run, "prune-steps", after=step)
         if why:
             yield setup.meter.of("prune")(note=f"{why}; it is redone, from before step {step}")
-            files.remove(setup.run.work / f"bank-snapshot-{index:03d}")
+            stages.remove(setup.run.work / f"bank-snapshot-{index:03d}")
 
 
 def _snapshots(setup: Setup, student: Model, bank: banks.Bank, due: list[int], n_steps: int) -> Callable[[int], Steps]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def make_bank(
         event = event or setup.meter.stoppable(f"bank {name}")
         coding = predict.encoded(model, setup.train, setup.on.exact, setup.pooling, logits=wanted)
         logits, vectors = yield from told(coding, event)
-        setup.run.check()
-        banks.save(folder, vectors.cpu().numpy(), logits.cpu().numpy(), time.monotonic() - began, of)
+        seconds, found = time.monotonic() - began, (vectors.cpu(), logits.cpu())
+        stages.publish(setup.run, of["stage"], lambda staging: banks.save(staging, *found, seconds, of))
     vectors, logits = banks.load(folder, setup.on.device, len(setup.train), setup.train.n_outputs if wanted else 0)
     return vectors, logits if wanted else vectors
 
@@ -86,18 +87,19 @@ def with_answers(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
 def fine_tuned(setup: Setup, student: Model) -> Generator[Event, None, Model]:
     """The student's copy, fine-tuned on the task and published as a stock folder."""
     config, of = setup.config, origin_of(setup, "teacher")
-    folder = setup.run.place(of["stage"])
     if (yield from found_stage(setup, of)) is None:
         teacher = copy(student)
         job = make_job(setup, teacher, "teacher", Objective(losses=("ce",)), None)
         state = yield from train.train(job)
         steps = {name: value for name, value in flatten(config).items() if name in stages.STAGES["teacher-steps"]}
         about = {"seconds": state.seconds, "history": state.history, "steps": steps, "of": of}
-        setup.run.check()
-        with files.publish(folder) as staging:
+
+        def write(staging: Path) -> None:
             stock.save_dense(teacher, staging)
             files.write_json(staging / stages.STAGE, about)
-        files.remove(setup.run.place("teacher-steps"))
+
+        stages.publish(setup.run, of["stage"], write)
+        stages.remove(setup.run.place("teacher-steps"))
         return teacher
     for note in other_steps(setup):
         yield setup.meter.of("teacher")(note=note)
@@ -178,9 +180,11 @@ def _scores(setup: Setup, teacher: Model) -> Generator[Event, None, dict[str, Me
         for name, one in scores(setup, teacher, found).items():  # said now, as pruning may take hours
             for note in chance.doubts({"the dense model": one}, name, setup.data.primary, weak_teacher(setup)):
                 yield setup.meter.of("evaluate dense")(done=1, total=1, note=note)
-        setup.run.check()
-        with files.publish(folder) as staging:
+
+        def write(staging: Path) -> None:
             files.write_tensors(staging / ANSWERS, {str(i): found[name] for i, name in enumerate(splits)})
             files.write_json(staging / stages.STAGE, {"of": of})
+
+        stages.publish(setup.run, of["stage"], write)
     stored = read_tensors(folder / ANSWERS)
     return scores(setup, teacher, {name: stored[str(i)] for i, name in enumerate(splits)})

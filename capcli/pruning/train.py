@@ -13,31 +13,29 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from capcli import stages
+from capcli import parallel, stages
 from capcli.data import batches
 from capcli.data.batches import Examples
 from capcli.errors import CapError, RunFailed, Stopped
 from capcli.events import Event
-from capcli.pruning import schedules
+from capcli.pruning import gradients, schedules
 from capcli.pruning.criteria.seat import Step
-from capcli.pruning.objective import Job, loss_terms, term_weights
-from capcli.reporting.text import percent
+from capcli.pruning.gradients import PROJECTION, trained_parameters
+from capcli.pruning.objective import Job, step_seed
+from capcli.reporting.text import counted, percent
 from capcli.stages import Checkpoint
 
-PHASES = ("teacher", "prune")
 HISTORY_ROWS = 400
 LOSS_EVERY = 10  # steps between looks at the loss on a device that would have to be waited for
-PROJECTION = "projection:"  # before the number of a projection, where parameters are named
 
 
 @dataclass(kw_only=True)
 class Progress:
     """Where a phase stands. `sums` are the loss terms added up since the last history row, of `summed` steps; `loss` is
-    the one that was looked at last."""
+    the one that was looked at last. split: examples that go through the network at once, 0 for all of a step."""
 
     step: int = 0
     seconds: float = 0.0
@@ -45,6 +43,7 @@ class Progress:
     sums: dict[str, Tensor] = field(default_factory=dict)
     summed: int = 0
     loss: float | None = None
+    split: int = 0
 
 
 def train(job: Job) -> Generator[Event, None, Progress]:
@@ -74,7 +73,11 @@ def train(job: Job) -> Generator[Event, None, Progress]:
         yield from job.snapshot(step)
         if job.pruner is not None and job.pruner.measures(step):
             yield job.event(done=step, total=total, status=f"step {step:,}/{total:,}, calibrating")
+        split = job.split.examples
         terms = take_step(job, optimizer, scaler, step, total, order[1][position])
+        if job.split.examples != split:
+            yield job.event(done=step, total=total, note=f"out of memory: {in_parts(job.split.examples)}")
+        state.split = job.split.examples
         _add(job, state, terms)
         state.step += 1
         state.seconds += time.monotonic() - began
@@ -86,8 +89,9 @@ def train(job: Job) -> Generator[Event, None, Progress]:
             yield _row(job, state, metrics, total)
         elif state.step % row_every == 0:
             yield _row(job, state, {}, total)
-        stop = job.run.flag.requested()
-        if stop or state.step == total or time.monotonic() - saved_at > job.config.checkpoint_seconds:
+        late = time.monotonic() - saved_at > job.config.checkpoint_seconds
+        stop, late = agreed(job.run.flag.requested(), late)
+        if stop or state.step == total or late:
             _save(job, optimizer, scaler, state)
             saved_at = time.monotonic()
         if stop and state.step < total:
@@ -95,6 +99,20 @@ def train(job: Job) -> Generator[Event, None, Progress]:
                 f"stopped by {stop} at step {state.step} of {total}", "run the same command again to continue"
             )
     return state
+
+
+def agreed(reason: str, late: bool) -> tuple[str, bool]:
+    """Why all ranks stop, if one of them should, and whether a checkpoint is due, for which rank 0 has the clock."""
+    stop, save = parallel.highest([bool(reason), late and parallel.first()])
+    return reason or "another process" * stop, bool(save)
+
+
+def in_parts(examples: int) -> str:
+    """A note on steps that do not fit into memory."""
+    return (
+        f"steps go through the network in parts of {counted(examples, 'example')}, which changes nothing that they "
+        "compute but the rounding"
+    )
 
 
 def steps_per_epoch(examples: Examples, batch_size: int) -> int:
@@ -127,23 +145,11 @@ def make_optimizer(job: Job) -> torch.optim.AdamW:
     )
 
 
-def trained_parameters(job: Job) -> dict[str, nn.Parameter]:
-    """All that the optimiser trains: of the network, and the projections of hid, which no artefact holds."""
-    projections = {f"{PROJECTION}{i}": parameter for i, parameter in enumerate(job.objective.projections)}
-    return {**dict(job.model.net.named_parameters()), **projections}
-
-
 def lr_factor(job: Job, step: int, total: int) -> float:
     """Share of the peak rates at `step` of `total`: over the whole run, or inside the current cycle of the sparsity."""
     if job.pruner is not None and job.config.lr_schedule == "cycle":
         step, total = schedules.cycle(step, total, job.rises)
     return schedules.lr_factor(step, total, job.config.lr_warmup)
-
-
-def step_seed(seed: int, phase: str, step: int) -> int:
-    """Seed of everything random in a step. Mixed into 32 bits, because the CPU's generator uses no more of it."""
-    mixed = np.random.SeedSequence([seed, PHASES.index(phase), step]).generate_state(1, np.uint32)
-    return int(mixed[0])
 
 
 def take_step(
@@ -156,35 +162,12 @@ def take_step(
         group["lr"] = group["peak_lr"] * factor
     if job.pruner is not None:
         job.pruner.update(step)
-    batch = batches.collate(job.examples, rows, job.on.device, job.padded(rows))
-    terms = loss_terms(job, batch, step)
-    optimizer.zero_grad(set_to_none=True)
-    terms["total"] = backward(job, scaler, terms, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
+    terms = gradients.of_step(job, scaler, rows, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(_clipped(optimizer), 1.0)
     scaler.step(optimizer)
     scaler.update()
-    return {name: term.detach() for name, term in terms.items()}
-
-
-def backward(job: Job, scaler: torch.amp.GradScaler, terms: Mapping[str, Tensor], step: Step) -> Tensor:
-    """Backward of the weighted sum of the terms, which is returned.
-
-    While importance is observed, hid comes in a second pass, for it is not to decide what is removed (gradient
-    separation of GRAIN).
-    """
-    weights = term_weights(job.config, job.objective.losses)
-    weighted = {name: weights[name] * term for name, term in terms.items()}
-    total = torch.stack(list(weighted.values())).sum()
-    if job.pruner is None or not job.pruner.observes:
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        return total
-    later = weighted.pop("hid", None)
-    scaler.scale(torch.stack(list(weighted.values())).sum()).backward(retain_graph=later is not None)  # type: ignore[no-untyped-call]
-    job.pruner.observe(step)
-    if later is not None:
-        scaler.scale(later).backward()  # type: ignore[no-untyped-call]
-    return total
+    return terms
 
 
 def _clipped(optimizer: torch.optim.AdamW) -> list[Tensor]:
@@ -285,6 +268,7 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         "summed": state.summed,
         "sparsity": job.pruner.sparsity if job.pruner else 0.0,
         "scaler": scaler.state_dict(),
+        "split": job.split.examples,
     }
     stages.save_checkpoint(job.run, _of(job), Checkpoint(step=state.step, tensors=tensors, scalars=scalars))
 
@@ -316,6 +300,8 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
         optimizer.state[parameters[parameter]][key] = tensor.clone().to(job.on.device if on_device else "cpu")
     if job.pruner:
         job.pruner.restore(parts["pruner"], checkpoint.scalars["sparsity"])
+    if checkpoint.scalars["split"] and not job.config.micro_batch:
+        job.split.examples = checkpoint.scalars["split"]
     if checkpoint.scalars["scaler"]:
         scaler.load_state_dict(checkpoint.scalars["scaler"])
     state = Progress(

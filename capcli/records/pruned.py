@@ -117,8 +117,21 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The most memory that the process took."""
+    """The most memory that the process took; and where that ran out, or was to be saved, how many examples went through
+    the network at once in a step, and how many tokens, padding included, in an evaluation."""
 
+    peak_host_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    micro_batch: int | None = field(default=None, metadata=ABSENT)
+    evaluation_tokens: int | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One of the processes that made the run together, and the most memory that it took."""
+
+    host: str
+    device: str
     peak_host_bytes: int | None = None
     peak_device_bytes: int | None = None
 
@@ -176,6 +189,7 @@ class Report(Versioned):
     teacher: Teacher = field(default_factory=Teacher)
     timing: Timing = field(default_factory=Timing)
     memory: Memory = field(default_factory=Memory)
+    processes: tuple[Process, ...] | None = field(default=None, metadata=ABSENT)
     history: tuple[HistoryRow, ...] = ()
     curve: CurveExamples = field(default_factory=CurveExamples)
     notes: tuple[str, ...] = ()

@@ -307,7 +307,21 @@ def _cost_rows(report: Report) -> list[Row]:
         ("speed", NOT_MEASURED if speed is None else f"{significant(speed)} examples per second"),
         ("peak memory, host", byte_size(memory.peak_host_bytes)),
         ("peak memory, device", byte_size(memory.peak_device_bytes)),
+        *_process_rows(report),
     ]
+
+
+def _process_rows(report: Report) -> list[Row]:
+    """Of each of several processes where it was and how much memory it took."""
+    speed, processes = finite(report.timing.examples_per_second), report.processes or ()
+    rows = []
+    for rank, one in enumerate(processes[:64]):
+        device = f", device {byte_size(one.peak_device_bytes)}" * bool(one.peak_device_bytes)
+        about = f"{named(one.device, 60)} of {named(one.host, 60)}, host {byte_size(one.peak_host_bytes)}{device}"
+        rows.append((f"rank {rank}", about))
+    if processes and speed is not None:
+        rows.append(("speed of each rank", f"{significant(speed / len(processes))} examples per second"))
+    return rows
 
 
 def _planned_rows(report: Report) -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from capcli import files, run
+from capcli import files, parallel, run
 from capcli.config.measure import Gates
 from capcli.config.prune import PruneConfig
 from capcli.config.sweep import Cell, SweepConfig
@@ -99,6 +99,7 @@ def sweep(
         NothingPasses: no configuration keeps to the gates.
         CapError: any of its other children; see `capcli.errors`.
     """
+    parallel.refuse("a sweep")
     flag = flag or StopFlag()
     if config.max_time:
         flag.deadline = time.monotonic() + 60 * config.max_time

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from capcli import parallel
 from capcli.config.layers import build
 from capcli.config.measure import EvalConfig
 from capcli.config.names import PERTURBATIONS
@@ -36,6 +37,7 @@ from capcli.measuring.scoring import Measured, agreed, encoded, measure, paired,
 from capcli.measuring.size import size, sparsity
 from capcli.models import artifact, devices, loading, tokenizers
 from capcli.models.predictor import Predictor
+from capcli.records.codec import from_json, to_json
 from capcli.records.measured import EvalResult, Perturbed
 from capcli.records.parts import Latency
 from capcli.sources import hub
@@ -61,7 +63,12 @@ def eval_config(chosen: Mapping[str, Any]) -> EvalConfig:
 
 
 def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
-    """Measure `config.model`; yields events and returns the result of `cap eval`."""
+    """Measure `config.model`; yields events and returns the result of `cap eval`. Common to all ranks."""
+    with parallel.joined(config.timeout):
+        return (yield from _evaluated(config))
+
+
+def _evaluated(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     devices.compute(config.hardware)  # what is wrong with the device is said before anything is read
     yield Event(phase="load", note=f"loading {config.model}")
     data, notes = _data(config)
@@ -106,7 +113,15 @@ def evaluate(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         runtime=model.row,
         sparsity=sparsity(model.model) if model.model else None,
         size=sized,
-        notes=(*data.notes, *model.notes, *said, *notes, *_said(config, data, measured, found), *found.notes),
+        notes=(
+            *data.notes,
+            *model.notes,
+            *said,
+            *notes,
+            *_said(config, data, measured, found),
+            *found.notes,
+            *model.on.room.notes,
+        ),
         latency=speed,
         baseline=baseline,
         retention=retention(ours[""].metrics, baseline.metrics, baseline.at_chance) if baseline else {},
@@ -241,7 +256,9 @@ def _latencies(
     def event(done: float, total: float) -> Event:
         return Event(phase="latency", done=done, total=total, overall=done / total)
 
-    found = yield from told(latency.measured(systems, config.seed), event)
+    found = (yield from told(latency.measured(systems, config.seed), event)) if parallel.first() else {}
+    rows = parallel.share({name: to_json(one) for name, one in found.items()})
+    found = {name: from_json(Latency, row, "a latency") for name, row in rows.items()}
     return found["model"], found.get("baseline")
 
 

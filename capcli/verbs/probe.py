@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from capcli import parallel
 from capcli.config.measure import ProbeConfig
 from capcli.config.paths import portable
 from capcli.config.task import TaskConfig
@@ -29,7 +30,7 @@ from capcli.errors import ConfigError, FileError
 from capcli.events import Event, finished, told
 from capcli.measuring import answers, chance, classifiers, gates, latency, metrics, noise, vectors
 from capcli.measuring.probing import MEAN, SHARE, Array, Baseline, Score, guessing, with_mean
-from capcli.records.codec import from_json
+from capcli.records.codec import from_json, to_json
 from capcli.records.measured import ProbeBaseline, ProbeResult, TaskScore
 from capcli.records.parts import Latency, ModelSize
 from capcli.reporting.text import named
@@ -67,8 +68,13 @@ def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
 
     Per task, each of `config.seeds` probes is trained on a random part of the same training examples, and all are
     tested on the same examples. The interval of their mean comes from resampled examples and probes; that of the
-    difference to a baseline from the same resamples, as both had the same examples.
+    difference to a baseline from the same resamples, as both had the same examples. Common to all ranks.
     """
+    with parallel.joined(config.timeout):
+        return (yield from _result(config))
+
+
+def _result(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
     stored = {source: _stored(source, config) for source in config.baselines if Path(source).is_file()}
     data = {name: _task_data(config, name) for name in config.task_names}
     bounds = {name: metrics.bounds(one.primary) for name, one in data.items()}
@@ -83,7 +89,7 @@ def probe(config: ProbeConfig) -> Generator[Event, None, ProbeResult]:
         for index, (name, one) in enumerate(data.items()):
             share = _Share(begin=(place + index / len(data)) / len(encoders), width=1 / len(data) / len(encoders))
             found[source][name] = yield from _probed(config, encoder, one, share)
-        notes += [f"{source}: {note}" for note in encoder.notes]
+        notes += [f"{source}: {note}" for note in (*encoder.notes, *encoder.on.room.notes)]
         encoder.release()
     ours, encoder = found[config.model], encoders[config.model]
     baselines = [
@@ -131,7 +137,9 @@ def _latency(encoder: vectors.Encoder, config: ProbeConfig) -> Latency | None:
     """Milliseconds of one input of 128 tokens; only measured for a gate."""
     if not config.gates.max_latency_ms:
         return None
-    return finished(latency.fixed({"": latency.of(encoder.model)}))[""]
+    system = latency.of(encoder.model)
+    found = parallel.by_first(lambda: to_json(finished(latency.fixed({"": system}))[""]))
+    return from_json(Latency, found, "a latency")
 
 
 def _probe_of(config: ProbeConfig, data: TaskData) -> str:

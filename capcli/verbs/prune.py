@@ -6,18 +6,17 @@ Each stage publishes what it made under OUT/work before the next begins, so that
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from capcli import machine, run, stages, tracking
+from capcli import machine, parallel, run, stages, tracking
 from capcli.config.measure import Gates
 from capcli.config.names import BUILTIN_TASKS
 from capcli.config.options import flatten
 from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
-from capcli.errors import CapError, ConfigError, RunFailed, Stopped
+from capcli.errors import CapError, ConfigError, RunFailed, Stopped, out_of_memory
 from capcli.events import Event, StopFlag
 from capcli.measuring import reports
 from capcli.models import compiled, devices, model
@@ -50,7 +49,13 @@ def prune(
     Raises:
         CapError: any of its children; see `capcli.errors`.
     """
-    flag, gates = flag or StopFlag(), gates or Gates()
+    with parallel.joined(config.timeout):
+        return (yield from _made(config, flag or StopFlag(), gates or Gates(), overwrite=overwrite, shared=shared))
+
+
+def _made(
+    config: PruneConfig, flag: StopFlag, gates: Gates, *, overwrite: bool, shared: Path | None
+) -> Generator[Event, None, Report]:
     if config.max_time:
         flag.deadline = time.monotonic() + 60 * config.max_time
     if not overwrite and (done := (yield from _finished(config, flag, gates))):
@@ -60,8 +65,8 @@ def prune(
         if not overwrite and (done := (yield from _finished(config, flag, gates))):  # by another process, a moment ago
             run.finish(folder, done.config.get("keep_work", False))
             return reports.judged(done, gates)
-        work = _prune(config, folder, overwrite, gates)
-        result = yield from tracking.tracked(work, config.track, _about(config, shared), reports.summary)
+        work, tracker = _prune(config, folder, overwrite, gates), config.track if parallel.first() else ""
+        result = yield from tracking.tracked(work, tracker, _about(config, shared), reports.summary)
         run.finish(folder, config.keep_work)
     return reports.judged(result, gates)
 
@@ -123,13 +128,14 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate", str(error), re.IGNORECASE)):
+        if not out_of_memory(error):
             raise
-        kept = stages.kept_stages(folder, ["batch_size"])
-        hint = "lower --batch-size or --calibration" if config.calibrated or config.refit else "lower --batch-size"
-        hint += f" (this keeps: {', '.join(kept)})" if kept else ""
+        kept = stages.kept_stages(folder, ["calibration"])
+        hint = "lower --calibration" * (config.calibrated or config.refit)
+        hint += f" (this keeps: {', '.join(kept)})" if kept and hint else ""
+        hint += ", or " * bool(hint)
         raise RunFailed(
-            "out of memory", f"{hint}, or start over with a shorter --max-length and --overwrite"
+            "out of memory", f"{hint}start over with a shorter --max-length or a smaller model, and --overwrite"
         ) from error
 
 
@@ -147,6 +153,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
         versions=machine.versions(),
         device=describe_device(on),
     )
+    run.check_ranks(config, bound)
     notes = [] if overwrite else run.check_stopped(folder, bound)
     setup = make_setup(config, folder, bound, on, data, student, "" if given is None else given.source)
     notes += run.begin(folder, config, bound, overwrite=overwrite)

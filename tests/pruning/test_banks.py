@@ -21,14 +21,15 @@ def saved(folder: Path, n: int = 7, width: int = 4, classes: int = 3) -> tuple[n
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n, width)).astype(np.float16)
     logits = rng.normal(size=(n, classes)).astype(np.float32)
-    banks.save(folder, vectors, logits, 1.5)
+    with files.publish(folder) as staging:
+        banks.save(staging, torch.from_numpy(vectors), torch.from_numpy(logits), 1.5, {"stage": "bank"})
     return vectors, logits
 
 
 def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:
     vectors, logits = saved(tmp_path / "bank")
     assert files.is_complete(tmp_path / "bank")
-    assert read_json(tmp_path / "bank" / "stage.json") == {"seconds": 1.5}
+    assert read_json(tmp_path / "bank" / "stage.json") == {"seconds": 1.5, "of": {"stage": "bank"}}
     found, found_logits = banks.load(tmp_path / "bank", CPU, 7, 7)
     assert (found.dtype, found_logits.dtype) == (torch.float16, torch.float32)
     assert np.array_equal(found.numpy(), vectors)

@@ -28,7 +28,7 @@ from capcli.models import compiled, families
 from capcli.models.devices import Compute
 from capcli.models.model import Model
 from capcli.pruning import banks, train
-from capcli.pruning.objective import Job, Objective, Steps, loss_terms, make_projections
+from capcli.pruning.objective import Job, Objective, Split, Steps, make_projections, outputs
 from capcli.pruning.pruner import make_pruner
 from capcli.stages import RunFolder
 
@@ -104,6 +104,7 @@ def job(
         snapshot=nothing,
         epoch_end=nothing,
         event=lambda **_: Event(phase="prune"),
+        split=Split(examples=config.micro_batch),
     )
 
 
@@ -130,6 +131,7 @@ CASES: list[tuple[dict[str, Any], int]] = [
     ({"method": "cap-f", "structure": "dimensions", "losses": "kd,hid"}, 3),
     ({"method": "cap-soft", "family": "albert"}, 1),
     ({"method": "magnitude", "family": "distilbert", "layers": 0}, 1),
+    ({"method": "cap-soft", "micro_batch": 2}, 3),  # two lengths, without gradients and with them
     ({"method": "magnitude", "family": "llama"}, 2),  # keys and values for later tokens
 ]
 
@@ -164,7 +166,7 @@ def test_a_network_is_left_as_it_was(tmp_path: Path, graphs: Graphs) -> None:
     layers = compiled.layers(one.model)
     one = dataclasses.replace(one, layers=layers)
     batch = batches.collate(one.examples, np.arange(4), CPU)
-    loss_terms(one, batch, 3)
+    outputs(one, batch)
     with pytest.raises(ZeroDivisionError), one.running():
         assert all("forward" in vars(block) for block in layers.blocks)
         raise ZeroDivisionError
@@ -185,7 +187,7 @@ def test_what_cannot_be_compiled_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     one = job(tmp_path, method="magnitude")
     one = dataclasses.replace(one, layers=compiled.layers(one.model))
     with pytest.raises(RunFailed) as failed:
-        loss_terms(one, batches.collate(one.examples, np.arange(4), CPU), 0)
+        outputs(one, batches.collate(one.examples, np.arange(4), CPU))
     assert "BertLayer could not be compiled" in failed.value.message and "no such instruction" in failed.value.message
     assert failed.value.hint == "leave out --compile to continue"
     with pytest.raises(ConfigError, match="no such instruction") as refused:
@@ -204,7 +206,7 @@ def test_an_error_of_a_layer_is_not_taken_for_one_of_the_compiler(
     one = job(tmp_path, method="magnitude")
     one = dataclasses.replace(one, layers=compiled.layers(one.model))
     with pytest.raises(RuntimeError, match=r"^out of memory$"):
-        loss_terms(one, batches.collate(one.examples, np.arange(4), CPU), 0)
+        outputs(one, batches.collate(one.examples, np.arange(4), CPU))
 
 
 def test_lengths_are_few_on_an_accelerator(tmp_path: Path) -> None:

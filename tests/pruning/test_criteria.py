@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from capcli.config.names import METHODS
 from capcli.config.prune import PruneConfig
 from capcli.config.task import TaskConfig
+from capcli.data import batches
 from capcli.data.batches import Examples
 from capcli.errors import ConfigError
 from capcli.models import families, loading, predict
@@ -173,7 +174,11 @@ def test_importance_is_measured_on_examples_without_dropout(checkpoint: Make) ->
         device=torch.device("cpu"),
         seed=1,
         count=6,
-        loss=lambda one, step: on_batch(model, one),
+        gradient=lambda rows, step, leaves: list(
+            torch.autograd.grad(
+                on_batch(model, batches.collate(examples, rows, torch.device("cpu"))), leaves, materialize_grads=True
+            )
+        ),
         batch_size=4,
     )
     found = pruner.make_pruner(model, options, 10, cal)

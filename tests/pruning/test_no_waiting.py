@@ -34,7 +34,8 @@ from capcli.models.devices import Compute
 from capcli.models.model import Model, place
 from capcli.pruning import banks, train
 from capcli.pruning.calibration import Calibration
-from capcli.pruning.objective import Job, Objective, Steps, importance_loss, make_projections
+from capcli.pruning.gradients import of_importance
+from capcli.pruning.objective import Job, Objective, Steps, make_projections
 from capcli.pruning.pruner import make_pruner
 from capcli.stages import RunFolder
 
@@ -130,7 +131,7 @@ def job(folder: Path, **options: Any) -> Job:
         seed=1,
         count=8,
         block=config.fisher_block,
-        loss=lambda batch, step: importance_loss(made[0], batch, step),
+        gradient=lambda rows, step, leaves: of_importance(made[0], rows, step, leaves),
         batch_size=BATCH,
     )
     made.append(

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +15,22 @@ from capcli.data.batches import Batch, Examples
 from capcli.events import Event, StopFlag
 from capcli.measuring.scoring import retention
 from capcli.models import devices, loading, predict, task_losses
-from capcli.pruning import schedules, train
+from capcli.pruning import gradients, schedules, train
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria.seat import Step
 from capcli.pruning.objective import (
+    PHASES,
     Job,
     Objective,
     Steps,
     compared,
-    importance_loss,
-    loss_terms,
     make_projections,
-    term_weights,
+    outputs,
+    step_seed,
+    terms_of,
+    weighted,
 )
 from capcli.pruning.pruner import make_pruner
-from capcli.pruning.train import PHASES, step_seed
 from capcli.stages import RunFolder
 
 
@@ -103,15 +103,17 @@ def hidden_job(tiny: Tiny, tmp_path: Path, structure: str, losses: str, step: in
     ), batch
 
 
-def gradients(job: Job, terms: dict[str, Any], *, plainly: bool) -> dict[str, torch.Tensor]:
-    parameters = train.trained_parameters(job)
+def found_gradients(job: Job, batch: Batch, step: int, *, plainly: bool) -> dict[str, torch.Tensor]:
+    parameters = gradients.trained_parameters(job)
     for parameter in parameters.values():
         parameter.grad = None
+    torch.manual_seed(0)
     if plainly:
-        weights = term_weights(job.config, job.objective.losses)
-        torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
+        terms = weighted(job, terms_of(job, batch, outputs(job, batch), step))
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     else:
-        train.backward(job, torch.amp.GradScaler(enabled=False), terms, Step(number=0, lr=1e-3))
+        no_scaler = torch.amp.GradScaler(enabled=False)
+        gradients.of_step(job, no_scaler, batch.ids.numpy(), Step(number=step, lr=1e-3))
     return {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 
@@ -124,13 +126,11 @@ def test_hidden_states_teach_but_do_not_decide_what_is_removed(
     seen = []
     for losses in ("ce", "ce,hid"):
         job, batch = hidden_job(tiny, tmp_path, structure, losses, step)
-        torch.manual_seed(0)
-        found = gradients(job, loss_terms(job, batch, step), plainly=False)
-        torch.manual_seed(0)
-        wanted = gradients(job, loss_terms(job, batch, step), plainly=True)
+        found = found_gradients(job, batch, step, plainly=False)
+        wanted = found_gradients(job, batch, step, plainly=True)
         assert found.keys() == wanted.keys()
         assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
-        assert any(name.startswith(train.PROJECTION) for name in found) is (losses == "ce,hid")
+        assert any(name.startswith(gradients.PROJECTION) for name in found) is (losses == "ce,hid")
         assert job.pruner is not None
         seen.append((job.pruner.tensors(), found))
     (alone, plain), (both, taught) = seen
@@ -163,7 +163,10 @@ def test_importance_is_measured_by_all_terms_but_hidden_states_without_dropout(t
     job.model.net.eval()
     logits = predict.forward(job.model, batch.inputs)[0]
     ce, kd = F.cross_entropy(logits, batch.labels), task_losses.distillation(logits, teacher, "classification", 2.0)
-    assert float(importance_loss(job, batch, 3).detach()) == pytest.approx(float(0.1 * ce + 0.9 * kd), rel=1e-6)
+    leaves = [job.model.net.get_parameter(name) for name in ("classifier.weight", "classifier.bias")]
+    wanted = torch.autograd.grad(0.1 * ce + 0.9 * kd, leaves)
+    found = gradients.of_importance(job, batch.ids.numpy(), 3, leaves)
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-8) for one, other in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize(("scale", "ratio"), [("t2", 1.0), ("none", 1 / 64)])
@@ -175,7 +178,7 @@ def test_distillation_is_scaled_as_chosen(tiny: Tiny, tmp_path: Path, scale: str
     job.model.net.eval()
     logits = predict.forward(job.model, batch.inputs)[0]
     wanted = ratio * task_losses.distillation(logits, teacher, "classification", 8.0)
-    assert float(loss_terms(job, batch, 0)["kd"]) == pytest.approx(float(wanted), rel=1e-6)
+    assert float(terms_of(job, batch, outputs(job, batch), 0)["kd"].detach()) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_projections_start_at_identity_beside_the_teacher(tiny: Tiny, tmp_path: Path) -> None:

@@ -142,17 +142,17 @@ def test_too_few_examples_are_said_before_anything_is_done(tiny: Tiny, tmp_path:
 
 def test_memory_that_runs_out_in_a_calibration(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line names what helps, and it can be followed: with fewer examples the same folder is continued."""
-    drawn = Calibration.drawn
+    pieces = Calibration.pieces
 
     def scarce(self: Calibration, step: int, size: int) -> Any:
         if self.count > 16:
             raise MemoryError
-        return drawn(self, step, size)
+        return pieces(self, step, size)
 
-    monkeypatch.setattr(Calibration, "drawn", scarce)
+    monkeypatch.setattr(Calibration, "pieces", scarce)
     with pytest.raises(RunFailed, match="out of memory") as caught:
         run(tiny, tmp_path / "out", epochs=0)
-    assert caught.value.hint.startswith("lower --batch-size or --calibration (this keeps: teacher, dense)")
+    assert caught.value.hint.startswith("lower --calibration (this keeps: teacher, dense), or start over")
     assert run(tiny, tmp_path / "out", epochs=0, calibration=16)["status"] == "complete"
 
 
