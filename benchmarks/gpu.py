@@ -17,6 +17,7 @@ with a note.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -39,10 +40,12 @@ import torch
 
 from capcli import files
 from capcli.config.hardware import Hardware
-from capcli.models import devices, loading
+from capcli.errors import ConfigError
+from capcli.models import compiled, devices, loading
 from capcli.models.devices import Compute
 from capcli.models.model import Model
 from capcli.pruning import topk
+from capcli.pruning.objective import Job
 
 SPARE_SECONDS = 20.0
 
@@ -70,7 +73,15 @@ def main() -> None:
         "run": None,
         "notes": [],
     }
+    if args.small:
+        compiled.BACKEND = "aot_eager"  # needs no compiler
     batches, lengths = ((4,), (16,)) if args.small else ((32, 128), (32, 128))
+    try:
+        compiled.check(on.device)
+        to_compile = (min(batches), max(lengths))
+    except ConfigError as error:
+        to_compile = None
+        found["notes"].append(error.message)
     sources: dict[str, Callable[[], Model]] = {
         "MiniLM": lambda: loading.load_dense(args.model, synthetic.LABELS, "classification", 1),
         "BERT-base, random weights": lambda: synthetic.random_bert(synthetic.SMALL if args.small else synthetic.BASE),
@@ -83,7 +94,8 @@ def main() -> None:
             for length in lengths:
                 part = f"{name}, batch {batch}, length {length}"
                 if clock.has_room(part, found["notes"]):
-                    found["steps"].append({"model": name, **steps(make, batch, length, on, args)})
+                    compiles = (batch, length) == to_compile
+                    found["steps"].append({"model": name, **steps(make, batch, length, on, args, compiles=compiles)})
                     files.write_json(args.out, found)
     if args.data and clock.has_room("the whole run", found["notes"]):
         found["run"] = whole_run(args, clock.left() - SPARE_SECONDS, found["notes"])
@@ -133,12 +145,17 @@ def selections(model: Model, on: Compute, args: argparse.Namespace) -> list[dict
 # Steps ---------------------------------------------------------------------------------------------------------------
 
 
-def steps(make: Callable[[], Model], batch: int, length: int, on: Compute, args: argparse.Namespace) -> dict[str, Any]:
-    """A plain fine-tuning step and a CAP step, one after the other, each alone in memory."""
+def steps(
+    make: Callable[[], Model], batch: int, length: int, on: Compute, args: argparse.Namespace, *, compiles: bool
+) -> dict[str, Any]:
+    """A plain fine-tuning step and a CAP step, one after the other, each alone in memory; at one of the shapes also a
+    CAP step with compiled layers."""
     n = 64 if args.small else 65536
     chosen = synthetic.settings(batch_size=batch, max_length=length, method=args.method)
     row: dict[str, Any] = {"batch": batch, "length": length, "bank_examples": n}
-    for kind, job in (("plain", synthetic.plain_job), ("cap", synthetic.cap_job)):
+    jobs = {"plain": synthetic.plain_job, "cap": synthetic.cap_job}
+    jobs |= {"compiled": compiled_job} if compiles else {}
+    for kind, job in jobs.items():
         model = make()
         examples = synthetic.random_examples(n, length, model.net.config.vocab_size)
         row["flops"] = flops(model, batch, length)
@@ -154,12 +171,23 @@ def steps(make: Callable[[], Model], batch: int, length: int, on: Compute, args:
     return row
 
 
+def compiled_job(*about: Any) -> Job:
+    """A CAP step with compiled layers."""
+    job = synthetic.cap_job(*about)
+    return dataclasses.replace(job, layers=compiled.layers(job.model))
+
+
 def timed(step: synthetic.Stepper, small: bool) -> dict[str, Any]:
     """Milliseconds per step, host synchronisations per step, and peak device memory (both None on the CPU)."""
     device = step.job.on.device
+    began = time.perf_counter()
+    step()
+    synchronise(device)
+    first_seconds = time.perf_counter() - began
     times = blocks(step, device, small)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
+        "first_seconds": first_seconds,
         "ms": statistics.median(times),
         "ms_lowest": min(times),
         "ms_highest": max(times),
@@ -262,6 +290,14 @@ def render(found: dict[str, Any]) -> str:
         f"{found['peak_tflops']:g} TFLOP/s (formula in `benchmarks/gpu.py`); syncs = waits for the device per step.",
         table.markdown(head, rows),
     ]
+    for row in found["steps"]:
+        if (step := row.get("compiled")) is not None:
+            memory = f", {step['peak_device_bytes'] / 1e9:.2f} GB" if step["peak_device_bytes"] is not None else ""
+            lines.append(
+                f"With compiled layers, {row['model']}, batch {row['batch']}, length {row['length']}: "
+                f"{step['ms']:.2f} ms ({step['utilisation']:.1%}{memory}), after {step['first_seconds']:.0f} seconds "
+                "for the first step."
+            )
     if found["selection"]:
         head = ("model", "weights", "ranked", "floor", "selection ms", "passes over the scores")
         chosen = [

@@ -56,6 +56,7 @@ NOT_RUN = {
     "git clone <": "the network",
     "python3 -m venv": "the network",
     "pip install": "the network",
+    "cap prune mini --task subj --epochs 1 --compile": "a C++ compiler; tests/pruning/test_compiled.py",
     "make ": "installs; targets are checked by test_docs.py",
     "torchrun ": "several processes: tests/pruning/test_parts.py",
     "srun ": "a cluster",

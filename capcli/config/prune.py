@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from capcli.config import rises, validity
-from capcli.config.hardware import TIMEOUT, TIMEOUT_MINUTES, Hardware
+from capcli.config.hardware import COMPILE, TIMEOUT, TIMEOUT_MINUTES, Hardware
 from capcli.config.names import (
     EMBEDDING_TASKS,
     LOSSES,
@@ -297,6 +297,7 @@ class PruneConfig:
         metavar="NAME",
     )
     keep_work: bool = option(False, "keep the work folder of a finished run", resumable=True, panel="Run", expert=True)
+    compile: bool = option(False, COMPILE, resumable=True, panel="Hardware", expert=True)
     timeout: float = option(TIMEOUT_MINUTES, TIMEOUT, resumable=True, panel="Hardware", expert=True)
     hardware: Hardware = field(default_factory=Hardware)
 

@@ -112,15 +112,19 @@ def taken(examples: Examples, rows: NDArray[np.int64]) -> Examples:
 
 def collate(examples: Examples, rows: NDArray[np.int64], device: torch.device, width: int = 0) -> Batch:
     """The examples `rows` [B], padded to the longest of them, and at least to `width`; to a multiple of 8 on an
-    accelerator."""
+    accelerator, but not beyond the window that the examples were cut to."""
 
     def moved(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+        tensor = torch.from_numpy(array)
+        tensor = tensor.pin_memory() if device.type == "cuda" else tensor  # else large copies are waited for
+        return tensor.to(device, non_blocking=True)
 
     starts = examples.offsets[rows]
     lengths = examples.offsets[rows + 1] - starts
-    width = max(width, int(lengths.max()))
+    longest = int(lengths.max())
+    width = max(width, longest)
     width = width if device.type == "cpu" else -(-width // 8) * 8
+    width = max(longest, min(width, examples.length or width))
     inside = np.arange(width) < lengths[:, None]
     places = np.where(inside, starts[:, None] + np.arange(width), 0)
     inputs = {

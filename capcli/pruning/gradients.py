@@ -107,7 +107,7 @@ def of_importance(job: Job, rows: Rows, step: int, leaves: Sequence[Tensor]) -> 
     names = tuple(name for name in job.objective.losses if name != "hid")
     if KINDS[job.model.kind].vectors:
         names = (SAMPLED,)
-    job = replace(job, on=job.on.exact, objective=replace(job.objective, losses=names))
+    job = replace(job, on=job.on.exact, objective=replace(job.objective, losses=names), layers=None)
     found: list[Tensor] = []
 
     def learn(terms: Mapping[str, Tensor]) -> None:
@@ -155,14 +155,14 @@ def _in_parts(job: Job, rows: Rows, step: int, learn: Learn, clear: Callable[[],
 
 
 def _at_once(job: Job, rows: Rows, step: int, learn: Learn) -> dict[str, Tensor]:
-    batch = batches.collate(job.examples, rows, job.on.device)
+    batch = batches.collate(job.examples, rows, job.on.device, job.padded(rows))
     terms = terms_of(job, batch, outputs(job, batch), step)
     learn(weighted(job, terms))
     return {name: term.detach() for name, term in terms.items()}
 
 
 def _split(job: Job, rows: Rows, step: int, learn: Learn) -> dict[str, Tensor]:
-    whole, parts = batches.collate(job.examples, rows, job.on.device), _parts(job, rows, step)
+    whole, parts = batches.collate(job.examples, rows, job.on.device, job.padded(rows)), _parts(job, rows, step)
     before, after = _Put(len(rows)), _Put(len(rows))
 
     def look() -> None:
@@ -211,11 +211,13 @@ def _parts(job: Job, rows: Rows, step: int) -> list[_Part]:
     idle = not len(own)
     places = [np.zeros(1, dtype=np.int64)] if idle else batches.pieces(own, job.split.examples or len(own))
     n_tokens = job.examples.lengths[rows].sum()
-    width = int(job.examples.lengths[rows].max()) if job.examples.per_token else 0
+    longest = int(job.examples.lengths[rows].max()) if job.examples.per_token else 0  # as in the whole batch
     return [
         _Part(
-            batch=batches.collate(job.examples, rows[some], device, width),
-            rows=torch.from_numpy(some).to(device),
+            batch=batches.collate(
+                job.examples, rows[some], device, max(longest, job.padded(rows if longest else rows[some]))
+            ),
+            rows=torch.from_numpy(some).to(device, non_blocking=True),
             share=0.0 if idle else float(job.examples.lengths[rows[some]].sum() / n_tokens),
             seed=step_seed(job.config.seed, job.phase, step, *([rank, number] if rank or number else [])),
             leads=rank == 0 and number == 0,

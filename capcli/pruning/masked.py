@@ -5,7 +5,8 @@ Letters: n prunable weights, I inputs and O outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,26 @@ def attach(
         parametrize.register_parametrization(linear, "weight", one)
         offset += size
     return Matrices(names=list(linears), linears=list(linears.values()), sizes=sizes, mask=mask, scores=scores)
+
+
+@contextlib.contextmanager
+def unmasked(linears: Sequence[nn.Linear]) -> Iterator[None]:
+    """Inside, masked layers are plain ones of one class, and hold the weights that they compute with; gradients reach
+    the weights below the masks all the same.
+
+    Each matrix is masked once. The class that a parametrization gives a layer is its own, so that no compiled code
+    could serve two layers.
+    """
+    before = [(linear, type(linear), linear.weight) for linear in linears]
+    for linear, kind, weight in before:
+        linear.__class__ = kind.__base__  # type: ignore[assignment]
+        linear.__dict__["weight"] = weight
+    try:
+        yield
+    finally:
+        for linear, kind, _ in before:
+            del linear.__dict__["weight"]
+            linear.__class__ = kind
 
 
 def bake(matrices: Matrices) -> None:

@@ -5,14 +5,16 @@ Letters: B batch, N examples, C labels, H hidden size.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -20,10 +22,11 @@ from capcli.config.prune import PruneConfig
 from capcli.data import kinds
 from capcli.data.batches import Batch, Examples
 from capcli.events import Event
-from capcli.models import predict, task_losses
+from capcli.models import compiled, predict, task_losses
 from capcli.models.devices import Compute
 from capcli.models.model import Model, pooling_of
 from capcli.pruning import banks, calibration, losses
+from capcli.pruning.masked import unmasked
 from capcli.pruning.pruner import Pruner
 from capcli.stages import RunFolder
 
@@ -42,6 +45,7 @@ class Objective:
     projections: nn.ParameterList = field(default_factory=nn.ParameterList)
 
 
+COMPILED_LENGTHS = 16  # tokens, of which compiled layers get multiples
 Steps = Generator[Event, None, Any]
 PHASES = ("teacher", "prune")
 SAMPLED = "sampled"  # what the importance for vectors is measured by, see `calibration.sampled`
@@ -59,7 +63,8 @@ class Job:
     """A training phase. `snapshot(step)` is called before each step; `epoch_end(epoch, step)` after the last step of an
     epoch, it returns metrics for the history. Both yield events. `event` makes an event of this phase; `of` is what its
     checkpoints depend on, see `stages.origin`. steps: how many there are, where they are not whole epochs. spent:
-    seconds of the phase before the first step. split: the parts that steps are computed in."""
+    seconds of the phase before the first step. split: the parts that steps are computed in. layers: those of the model,
+    where they are compiled."""
 
     run: RunFolder
     phase: str
@@ -78,6 +83,7 @@ class Job:
     steps: int = 0
     spent: float = 0.0
     split: Split = field(default_factory=Split)
+    layers: compiled.Layers | None = None
 
     @functools.cached_property
     def rises(self) -> list[int]:
@@ -88,6 +94,23 @@ class Job:
     def total(self) -> int:
         """How many steps there are."""
         return self.steps or -(-len(self.examples) // self.config.batch_size) * self.epochs
+
+    def padded(self, rows: NDArray[np.int64]) -> int:
+        """Tokens that the examples `rows` are padded to at least: where layers are compiled for an accelerator, few
+        lengths are wanted."""
+        if self.layers is None or self.on.device.type == "cpu":
+            return 0
+        return -(-int(self.examples.lengths[rows].max()) // COMPILED_LENGTHS) * COMPILED_LENGTHS
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a forward pass of the model in training: layers that share a matrix mask it once; compiled layers."""
+        if self.layers is None:
+            with parametrize.cached():
+                yield
+        else:
+            with unmasked(self.pruner.matrices.linears if self.pruner else ()), self.layers.compiled():
+                yield
 
 
 def make_projections(teacher: Model, example: Batch) -> nn.ParameterList:
@@ -106,7 +129,7 @@ def outputs(job: Job, batch: Batch, *, asked: bool = True) -> dict[str, Tensor]:
     """
     hid = asked and "hid" in job.objective.losses
     pooling = pooling_of(job.model, job.config.pooling)
-    with job.on.autocast(), parametrize.cached():  # layers that share a matrix mask it once
+    with job.on.autocast(), job.running():
         logits, vector, states = predict.forward_states(job.model, batch.inputs, pooling, keep=hid)
     found = {"logits": logits, "z": F.normalize(vector.float(), dim=-1)}
     if hid:

@@ -10,6 +10,7 @@ from typing import Any
 from capcli import files, parallel, stages
 from capcli.errors import RunFailed
 from capcli.events import Event, told
+from capcli.models import compiled
 from capcli.models.model import Model
 from capcli.pruning import train
 from capcli.pruning.objective import Job, Objective, Split, Steps
@@ -63,6 +64,7 @@ def make_job(
         event=setup.meter.of(phase),
         of=origin_of(setup, f"{phase}-steps"),
         split=Split(examples=config.micro_batch),
+        layers=compiled.layers(model) if config.compile else None,
     )
 
 

@@ -19,7 +19,7 @@ from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, RunFailed, Stopped, out_of_memory
 from capcli.events import Event, StopFlag
 from capcli.measuring import reports
-from capcli.models import devices, model
+from capcli.models import compiled, devices, model
 from capcli.pruning import inputs
 from capcli.pruning.plan import expected
 from capcli.pruning.record import write_artefact
@@ -141,7 +141,10 @@ def _memory(config: PruneConfig, folder: RunFolder) -> Iterator[None]:
 
 def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates) -> Generator[Event, None, Report]:
     yield Event(phase="load", note=f"loading {config.model}")
-    on, data = devices.compute(config.hardware, training=True), read_data(config)
+    on = devices.compute(config.hardware, training=True)
+    if config.compile:
+        compiled.check(on.device)
+    data = read_data(config)
     reports.require(gates, data.metrics)
     student = load_student(config, data)
     given = given_teacher(config, data, student)
