@@ -102,13 +102,13 @@ def two_at_once(tiny: Tiny, folder: Path, expected: Any, rng: random.Random) -> 
 
 
 class Moved(NamedTuple):
-    """What a run left that was begun in one folder and continued in another."""
+    """How a run went during which something changed: what it said, and how it failed, if it did."""
 
     notes: list[str]
     error: CapError | None
 
 
-def elsewhere(tiny: Tiny, config: Any, phase: str, change: Callable[[], Any]) -> Moved:
+def elsewhere(config: Any, phase: str, change: Callable[[], Any]) -> Moved:
     """Run, and change something at the first event of a phase."""
     notes: list[str] = []
     pending = [change]

@@ -70,8 +70,8 @@ def write_artefact(
     planned: Planned,
 ) -> Generator[Event, None, Report]:
     """Write the artefact, measure it as re-opened from disk, and write the report last."""
-    config, out = setup.config, setup.run.out
-    yield setup.meter.of("evaluate pruned")(note=f"writing {out}")
+    config, out = setup.config, setup.run.root
+    yield setup.meter.of("evaluate pruned")(note=f"writing {setup.run.out}")
     kept = pruner.matrices.kept()
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masked.bake(pruner.matrices)
@@ -81,7 +81,7 @@ def write_artefact(
     run.clear_artefact(setup.run)
     wide = storage.too_large(student, config.store)
     wanted = storage.stored(student, names, config.store, wide=wide)
-    sizes = artifact.save_artifact(student, out, names, settings, wanted.tensors)
+    sizes = artifact.save_artifact(student, out, names, settings, wanted.tensors, home=setup.run.home)
     reopened = place(artifact.load_artifact(out), setup.on)
     storage.check(wanted, reopened.net)
     event = setup.meter.stoppable("evaluate pruned")
@@ -91,7 +91,8 @@ def write_artefact(
     counted = _sparsity(reopened, out, config.sparsity, pruner.errors)
     if (counted.kept_weights or 0) > kept:
         raise RunFailed(
-            f"{out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: the file is not what was trained"
+            f"{setup.run.out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: "
+            "the file is not what was trained"
         )
     speed = yield from _latency(setup, student, reopened)
     found = _record(setup, state, dense, pruned)
@@ -121,7 +122,7 @@ def write_artefact(
     files.write_text(out / "README.md", card)
     files.write_text(out / "report.html", documents.render_html(record))
     files.write_json(out / stages.REPORT, to_json(record))
-    yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
+    yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {setup.run.out}")
     return record
 
 
