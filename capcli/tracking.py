@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from capcli.events import Event
 from capcli.machine import own_python
-from capcli.reporting.text import counted, plain
+from capcli.reporting.text import counted, discreet, plain
 from capcli.trackers import About
 
 T = TypeVar("T")
@@ -177,11 +177,11 @@ class _Line(contextlib.AbstractContextManager["_Line"]):
             if "failed" in said:
                 self._off(said["failed"])
             else:
-                self.notes.append(f"{self.name}: {plain(said['place'], 300)}")
+                self.notes.append(f"{self.name}: {plain(discreet(said['place']), 300)}")
 
     def _off(self, why: str) -> None:
         """End the process; no more is said to it."""
-        self.notes.append(f"{self.name} failed, so the run is not tracked any more: {plain(why, 300)}")
+        self.notes.append(f"{self.name} failed, so the run is not tracked any more: {plain(discreet(why), 300)}")
         if self.process is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
