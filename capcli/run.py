@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,18 @@ def open_run(
     finally:
         with contextlib.suppress(OSError):
             lock.release()
+        _remove_lock(run, made)
+
+
+def _remove_lock(run: RunFolder, made: Iterable[Path] = ()) -> None:
+    """On Windows, where an open file cannot be removed: a lock that was released, and the folders that hold no more."""
+    if files.POSIX:
+        return
+    with contextlib.suppress(OSError):
+        if {path.name for path in run.work.iterdir()} <= {LOCK}:
+            (run.work / LOCK).unlink(missing_ok=True)
+            for folder in dict.fromkeys((run.work, *made)):
+                folder.rmdir()
 
 
 def acquire(lock: FileLock, run: RunFolder) -> None:
@@ -310,3 +322,4 @@ def tidy(config: PruneConfig, report: Report) -> None:
         acquire(lock, run)
         finish(run, keep_work=False)
         lock.release()
+        _remove_lock(run)

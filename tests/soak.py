@@ -42,6 +42,7 @@ MARKS = "<!-- soak:begin -->", "<!-- soak:end -->"
 TURN_SECONDS = 30.0  # of a row, before it is the turn of the next
 HUNG_SECONDS = 300.0  # without a finished trial
 SHOWN_FAILURES = 20  # of a row
+PART_CHARS = 400  # of each end of a message
 FILES = 500  # of a trial of S2
 
 
@@ -288,12 +289,17 @@ def trials(bench: Bench, row: Row, found: Done, said: Path, until: float) -> Non
                 bench.folder = Path(place) / "out"
                 counted = row.trial(bench, number)
         except Exception as error:
-            failure = f"trial {number}: {type(error).__name__}: {str(error)[:300]}"
+            failure = f"trial {number}: {type(error).__name__}: {shortened(str(error))}"
         with said.open("a") as file:
             file.write(json.dumps([counted, failure]) + "\n")
         done, number = done + counted, number + 1
         if time.monotonic() > until:
             return
+
+
+def shortened(text: str) -> str:
+    """The begin and the end of a long text."""
+    return text if len(text) <= 2 * PART_CHARS else f"{text[:PART_CHARS]} … {text[-PART_CHARS:]}"
 
 
 def waited(pid: int, said: Path) -> int:
