@@ -280,7 +280,8 @@ def failed(found: Done, failure: str) -> None:
 
 def trials(bench: Bench, row: Row, found: Done, said: Path, until: float) -> None:
     """In the fork: one trial after another, until the time is over or enough is done; a line for each."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and by a run then too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in the background, and by a run then too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     done, number = found.done, found.trials
     while done < found.wanted:
         failure, counted = "", 0

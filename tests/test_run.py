@@ -176,6 +176,22 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_ctrl_c_that_was_ignored_stays_ignored_after_another_signal() -> None:
+    """As of a run in the background of a script."""
+    from capcli.events import StopFlag, signals
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        flag = StopFlag()
+        with signals(flag):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        assert flag.requested() == "SIGTERM"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", SIGNALS)
 @pytest.mark.parametrize("share", [0.03, 0.2, 0.5, 0.7, 0.9])
 def test_signals(tiny: Tiny, tmp_path: Path, whole: Whole, name: str, share: float) -> None:
