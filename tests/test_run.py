@@ -55,6 +55,7 @@ from capcli import files, machine, run
 from capcli.data import tokens
 from capcli.errors import RunFailed, Stopped
 from capcli.events import StopFlag
+from capcli.pruning.pruner import Pruner
 from capcli.stored import read_json
 
 
@@ -929,6 +930,31 @@ def test_bad_number_in_a_gradient(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(train.torch.nn.utils, "clip_grad_norm_", poisoned)
     with pytest.raises(RunFailed, match="not finite"):
         tiny.prune(tmp_path / "out", **SMALL)
+    check_newest_checkpoint(tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("method", "named"), [("cap-soft", "scores"), ("cap-f", "importance")], ids=["trained", "observed"]
+)
+def test_bad_number_in_a_score(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, named: str, value: float
+) -> None:
+    """R8: exit 3 naming it, before the checkpoint is written."""
+    update, calls = Pruner.update, [0]
+
+    def poisoned(self: Pruner, step: int) -> None:
+        calls[0] += 1
+        if calls[0] == 6:
+            found = self.matrices.scores if method == "cap-soft" else self.tensors()["importance"]
+            with torch.no_grad():
+                found.view(-1)[3] = value
+        update(self, step)
+
+    monkeypatch.setattr(Pruner, "update", poisoned)
+    with pytest.raises(RunFailed, match=f"not finite at step .*, first bad tensor: .*{named}") as caught:
+        tiny.prune(tmp_path / "out", **SMALL, method=method)
+    assert caught.value.exit_code == 3
     check_newest_checkpoint(tmp_path / "out")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from capcli.config.prune import PruneConfig
+from capcli.errors import RunFailed
 from capcli.models.model import Model
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.criteria import CRITERIA
@@ -109,7 +110,15 @@ class Pruner:
         if self.criterion.choose is not None:
             return self.criterion.choose(self.state, self.subject, step, self.sparsity)
         assert self.criterion.scores is not None, "a criterion has scores, or chooses itself"
-        return self.structure.select(self.criterion.scores(self.state, self.subject), self.sparsity, self.alive)
+        scores = self.criterion.scores(self.state, self.subject)
+        # Trained scores are looked at with the other weights, before each checkpoint; -inf is of what was removed.
+        if self.criterion.due != "step" and not bool((scores < torch.inf).all()):
+            bad = [name for name, value in self.state.items() if not bool(value.isfinite().all()) and name != ERRORS]
+            raise RunFailed(
+                f"scores are not finite at step {step}, first bad tensor: {(bad or ['a matrix'])[0]}",
+                "lower --lr, or use --precision fp32",
+            )
+        return self.structure.select(scores, self.sparsity, self.alive)
 
     @property
     def errors(self) -> dict[str, float]:
