@@ -2,6 +2,7 @@
 # make test     lint, type check and tests
 # make check    lint, type check and the fast tests
 # make lint     ruff and mypy alone
+# make soak     tests of reliability by the hundred, for MINUTES, continued where they stopped
 # make bench    speed of the file format (prints, checks nothing)
 # make docs     write the generated pages of docs/reference again
 # make clean    remove caches and build outputs; .venv and runs stay
@@ -9,9 +10,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT := runs/demo
+MINUTES ?= 60
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint bench docs clean
+.PHONY: demo test check lint soak bench docs clean
 
 demo: .venv/.installed
 	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 --preset quick --method fisher --epochs 1 --max-train-samples 7000 -o $(DEMO_OUT)
@@ -31,6 +33,9 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/sparse.py

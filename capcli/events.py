@@ -100,7 +100,8 @@ def signals(flag: StopFlag) -> Iterator[None]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         flag.reason = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if "SIGINT" in names:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     names = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # nohup

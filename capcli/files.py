@@ -33,15 +33,11 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 MAX_STAGED_CHARS = 50  # of a name, inside its staging name: file systems take 255 bytes
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()
+# On Windows a folder cannot be opened, and a file that is open can be neither renamed nor removed.
+POSIX = hasattr(os, "O_DIRECTORY")
+NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_UMASK = os.umask(0o022)  # the system says what it was when it is set
+os.umask(_UMASK)
 
 # Called as hook(operation, path) before every file operation. Only the tests set it, to kill or fail a run there.
 fault_hook: Callable[[str, Path], None] | None = None
@@ -71,8 +67,13 @@ def _writing(path: Path, n_bytes: int | None = None, verb: str = "write") -> Ite
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Make renames inside `folder` durable, where a folder can be opened."""
+    if POSIX:
+        _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:
@@ -82,11 +83,7 @@ def sync_folder(folder: Path) -> None:
 def _commit(staging: Path, path: Path) -> None:
     """fsync `staging`, rename it over `path` and sync the folder that holds both."""
     _step("sync", path)
-    handle = os.open(staging, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _sync(staging, os.O_RDONLY | NOFOLLOW if POSIX else os.O_RDWR)  # Windows syncs what may be written
     _step("rename", path)
     staging.replace(path)
     sync_folder(path.parent)
@@ -109,17 +106,21 @@ def _staged(path: Path, suffix: str = "part", *, folder: bool = False) -> Iterat
         _discard(staging)
         raise
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def _created(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:
-    """A staging file or folder, and the handle that holds its lock."""
+def _created(path: Path, suffix: str, folder: bool) -> tuple[Path, int | None]:
+    """A staging file or folder, and the handle that holds its lock, where there are such locks."""
     while True:
         staging = path.with_name(f".{path.name[:MAX_STAGED_CHARS]}.{secrets.token_hex(8)}.{suffix}")
         if folder:
             staging.mkdir(mode=0o700)
+        if not POSIX:
+            staging.touch(exist_ok=folder)
+            return staging, None
         flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        handle = os.open(staging, flags | os.O_NOFOLLOW, 0o666)
+        handle = os.open(staging, flags | NOFOLLOW, 0o666)
         if _lock(handle) is not False and staging.exists():  # else `sweep` of another process came between
             return staging, handle
         os.close(handle)
@@ -150,9 +151,9 @@ def sweep(folder: Path, name: str = "") -> None:
 
 def _remove_unheld(path: Path) -> None:
     """Remove a staging file or folder unless its writer lives. Links, and what is neither, stay."""
-    if not (stat.S_ISREG(mode := path.lstat().st_mode) or stat.S_ISDIR(mode)):
+    if not POSIX or not (stat.S_ISREG(mode := path.lstat().st_mode) or stat.S_ISDIR(mode)):
         return
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    handle = os.open(path, os.O_RDONLY | NOFOLLOW | os.O_NONBLOCK)
     try:
         if _lock(handle):
             remove(path)

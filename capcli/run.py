@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,18 @@ def open_run(
     finally:
         with contextlib.suppress(OSError):
             lock.release()
+        _remove_lock(run, made)
+
+
+def _remove_lock(run: RunFolder, made: Iterable[Path] = ()) -> None:
+    """On Windows, where an open file cannot be removed: a lock that was released, and the folders that hold no more."""
+    if files.POSIX:
+        return
+    with contextlib.suppress(OSError):
+        if {path.name for path in run.work.iterdir()} <= {LOCK}:
+            (run.work / LOCK).unlink(missing_ok=True)
+            for folder in dict.fromkeys((run.work, *made)):
+                folder.rmdir()
 
 
 def acquire(lock: FileLock, run: RunFolder) -> None:
@@ -216,11 +228,11 @@ def refuse_other(config: PruneConfig, run: RunFolder) -> None:
         found = differences(flatten(config), _record(stored)["config"])
         if changed := [words for name, words in found.items() if name not in MADE_ANEW]:
             raise another_run(run.out, changed)
-    elif (run.out / REPORT).exists():
+    elif (run.root / REPORT).exists():
         return
     elif stages := [path for path in run.work.iterdir() if not _is_scratch(path)]:
         raise FileError(f"{min(stages)} is of a run without its {CONFIG}", ANEW)
-    elif (run.out / "cap_config.json").exists():
+    elif (run.root / "cap_config.json").exists():
         raise FileError(f"{run.out} holds a pruned model without the report of its run", ANEW)
 
 
@@ -269,7 +281,7 @@ def _refuse_foreign(run: RunFolder) -> None:
 
 def is_failed_start(run: RunFolder) -> bool:
     """Whether OUT holds nothing but what is there before the lock is taken: a work folder without a file of anyone."""
-    return [path.name for path in run.out.iterdir()] == [run.work.name] and all(map(_is_scratch, run.work.iterdir()))
+    return [path.name for path in run.root.iterdir()] == [run.work.name] and all(map(_is_scratch, run.work.iterdir()))
 
 
 def _is_scratch(path: Path) -> bool:
@@ -281,7 +293,7 @@ def _remove_scratch(run: RunFolder) -> None:
     """Remove what a killed process was still writing."""
     parts = [path for path in run.work.rglob(".*") if path.name != LOCK and _is_scratch(path)]
     starts = tuple(f".{name}." for name in OURS)
-    parts += [path for path in run.out.glob(".*.part*") if path.name.startswith(starts)]
+    parts += [path for path in run.root.glob(".*.part*") if path.name.startswith(starts)]
     for path in parts:
         files.remove(path)
 
@@ -304,7 +316,7 @@ def clear(run: RunFolder) -> None:
     """Remove what an earlier run wrote, nothing else: first the report, or a half-removed run would look complete, and
     last what identifies the run, or its stages could be taken for those of another."""
     for name in OURS:
-        files.remove(run.out / name)
+        files.remove(run.root / name)
     for path in run.work.iterdir():
         if path.name not in (LOCK, CONFIG):
             files.remove(path)
@@ -315,7 +327,7 @@ def clear_artefact(run: RunFolder) -> None:
     """Remove what may lie where the artefact will be written, such as tokenizer files of another model."""
     run.check()
     for name in OURS:
-        files.remove(run.out / name)
+        files.remove(run.root / name)
 
 
 def finish(run: RunFolder, keep_work: bool) -> None:
@@ -335,3 +347,4 @@ def tidy(config: PruneConfig, report: Report) -> None:
         acquire(lock, run)
         finish(run, keep_work=False)
         lock.release()
+        _remove_lock(run)

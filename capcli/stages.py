@@ -62,21 +62,28 @@ _OF_STUDENT = ("sparsity", "method", "structure", "store")  # what these do not 
 
 @dataclass(kw_only=True)
 class RunFolder:
-    """An output folder that this process alone writes to. `earlier` lists seconds of finished work that it found;
-    `held` is (device, inode) of the lock file, None where nothing is locked. `shared`: where the stages of `SHARED` lie
-    that other runs use as well; None in a run by itself, which keeps them."""
+    """An output folder that this process alone writes to. `out` is as the user named it, from `home` on, the folder
+    that was the current one. `earlier` lists seconds of finished work that it found; `held` is (device, inode) of the
+    lock file, None where nothing is locked. `shared`: where the stages of `SHARED` lie that other runs use as well;
+    None in a run by itself, which keeps them."""
 
     out: Path
     flag: StopFlag
     shared: Path | None = None
+    home: Path = field(default_factory=Path.cwd)
     started: float = field(default_factory=time.monotonic)
     earlier: list[float] = field(default_factory=list)
     held: tuple[int, int] | None = None
 
     @property
+    def root(self) -> Path:
+        """OUT, whatever the current folder is by now."""
+        return self.home / self.out
+
+    @property
     def work(self) -> Path:
         """Folder of the resumable state."""
-        return self.out / "work"
+        return self.root / "work"
 
     def shares(self, stage: str) -> bool:
         """Whether a stage, or a checkpoint of it, lies where other runs use it as well."""

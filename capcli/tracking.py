@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 from capcli.events import Event
 from capcli.machine import own_python
-from capcli.reporting.text import counted, plain
+from capcli.reporting.text import counted, discreet, plain
 from capcli.trackers import About
 
 T = TypeVar("T")
@@ -82,6 +83,8 @@ class _Line(contextlib.AbstractContextManager["_Line"]):
 
     def start(self, about: About) -> None:
         """Start the process and say what the run is."""
+        if sys.platform == "win32" or not hasattr(os, "set_blocking"):
+            return self._off("this system has no pipes that are never waited for")
         try:
             self.process = subprocess.Popen(
                 own_python("capcli.trackers"),
@@ -177,14 +180,14 @@ class _Line(contextlib.AbstractContextManager["_Line"]):
             if "failed" in said:
                 self._off(said["failed"])
             else:
-                self.notes.append(f"{self.name}: {plain(said['place'], 300)}")
+                self.notes.append(f"{self.name}: {plain(discreet(said['place']), 300)}")
 
     def _off(self, why: str) -> None:
         """End the process; no more is said to it."""
-        self.notes.append(f"{self.name} failed, so the run is not tracked any more: {plain(why, 300)}")
+        self.notes.append(f"{self.name} failed, so the run is not tracked any more: {plain(discreet(why), 300)}")
         if self.process is not None:
             with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+                os.killpg(self.process.pid, signal.SIGKILL)  # and what it started
             self.process.wait()
             for stream in (self.process.stdin, self.process.stdout):
                 assert stream is not None

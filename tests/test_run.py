@@ -1,7 +1,6 @@
 """What a run survives: kills, signals, full disks, damaged files, a second process, numbers that are not finite.
 
-"Same" is: bytes of the weights, metrics and history of losses equal to those of the uninterrupted run. Kills happen in
-forks of this process, which has torch loaded; a killed fork cleans nothing up, as a killed `cap` would not.
+What is done to it, and what "the same" is, says `survival.py`.
 """
 
 from __future__ import annotations
@@ -25,39 +24,45 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from survival import (
+    DAMAGES,
+    FAULTS,
+    PHASES,
+    SIGNALS,
+    SMALL,
+    Whole,
+    at,
+    check_newest_checkpoint,
+    damage_at_random,
+    fail_at_operation,
+    finish,
+    flip,
+    flip_high,
+    kill_at_operation,
+    kill_at_random,
+    kill_in_phase,
+    killed_at,
+    lock_out,
+    stop_by_signal,
+    stopped_at,
+    stopped_run,
+    truncate,
+    uninterrupted,
+)
 from tiny import WEIGHTS, Tiny, digest, environment, forked, invoke, outcome, wait, write_model
 
-import capcli
 from capcli import files, machine, run
 from capcli.data import tokens
-from capcli.errors import CapError, RunFailed, Stopped
+from capcli.errors import RunFailed, Stopped
 from capcli.events import StopFlag
+from capcli.pruning.pruner import Pruner
 from capcli.stored import read_json
-
-# 3 + 9 steps with snapshots, a checkpoint after each, about half a second of work and 460 file operations.
-SMALL: dict[str, Any] = {
-    "epochs": 3,
-    "teacher_epochs": 1,
-    "max_train_samples": 48,
-    "max_eval_samples": 16,
-    "checkpoint_seconds": 0,
-}
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
-    """Outcome of the uninterrupted run, and how many file operations it takes."""
-    out, seen = tmp_path_factory.mktemp("whole") / "out", [0]
-
-    def count(operation: str, path: Path) -> None:
-        seen[0] += 1
-
-    files.fault_hook = count
-    try:
-        tiny.prune(out, **SMALL)
-    finally:
-        files.fault_hook = None
-    return outcome(out), seen[0]
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The uninterrupted run."""
+    return uninterrupted(tiny, tmp_path_factory.mktemp("whole") / "out")
 
 
 @pytest.fixture(autouse=True)
@@ -66,89 +71,35 @@ def no_hook() -> Iterator[None]:
     files.fault_hook = None
 
 
-def at(n: int, action: Callable[[str, Path], None], times: int = 1) -> Callable[[str, Path], None]:
-    """A fault hook that acts at the file operations n to n + times - 1, counted from 1."""
-    seen = [0]
-
-    def hook(operation: str, path: Path) -> None:
-        seen[0] += 1
-        if n <= seen[0] < n + times:
-            action(operation, path)
-
-    return hook
-
-
-def die(operation: str, path: Path) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_at(tiny: Tiny, out: Path, n: int, *switches: str, **chosen: Any) -> bool:
-    """Run in a fork that is killed at its n-th file operation; False when it came to its end before."""
-
-    def action() -> None:
-        files.fault_hook = at(n, die)
-        capcli.prune(tiny.prune_config(out, **SMALL, **chosen), overwrite="--overwrite" in switches)
-
-    code = wait(forked(action))
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
-
-
-def stopped_at(tiny: Tiny, out: Path, phase: str, done: int) -> None:
-    """Run until event `done` of `phase`, and stop there with a checkpoint."""
-    from capcli.verbs import prune
-
-    flag = StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(out, **SMALL), flag=flag):
-            if event.phase == phase and event.done >= done:
-                flag.reason = "the test"
-
-
-def finish(tiny: Tiny, out: Path) -> list[str]:
-    """Run to the end; returns the notes of the events."""
-    from capcli.verbs import prune
-
-    return [event.note for event in prune.prune(tiny.prune_config(out, **SMALL)) if event.note]
-
-
 # Kills ---------------------------------------------------------------------------------------------------------------
 
 POINTS = 24
 
 
 @pytest.mark.parametrize("part", range(8))
-def test_killed_at_a_file_operation(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], part: int) -> None:
+def test_killed_at_a_file_operation(tiny: Tiny, tmp_path: Path, whole: Whole, part: int) -> None:
     """R2, thinned to POINTS of all operations; the same command again gives the same."""
-    expected, n_operations = whole
-    points = sorted(random.Random(2).sample(range(1, n_operations + 1), POINTS))
+    points = sorted(random.Random(2).sample(range(1, whole.operations + 1), POINTS))
     for n in points[part::8]:
         out = tmp_path / str(n)
-        assert killed_at(tiny, out, n), f"operation {n} of {n_operations} was not reached"
-        assert not (out / "report.json").exists() or n > n_operations - 20
-        tiny.prune(out, **SMALL)
-        assert outcome(out) == expected, f"killed at operation {n} of {n_operations}"
+        kill_at_operation(tiny, out, whole, n)
         shutil.rmtree(out)
 
 
-def test_killed_at_the_last_file_operations(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+def test_killed_at_the_last_file_operations(tiny: Tiny, tmp_path: Path, whole: Whole) -> None:
     """R2, where the artefact and the report are written: each operation of the last file and some before."""
-    expected, n_operations = whole
-    for n in (n_operations, n_operations - 1, n_operations - 2, n_operations - 5, n_operations - 9):
-        out = tmp_path / str(n)
-        assert killed_at(tiny, out, n)
-        tiny.prune(out, **SMALL)
-        assert outcome(out) == expected, f"killed at operation {n} of {n_operations}"
+    for back in (0, 1, 2, 5, 9):
+        kill_at_operation(tiny, tmp_path / str(back), whole, whole.operations - back)
 
 
-def test_killed_again_and_again(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+def test_killed_again_and_again(tiny: Tiny, tmp_path: Path, whole: Whole) -> None:
     """Every attempt dies after 70 operations; each gets further than the one before."""
     attempts = 1
     while killed_at(tiny, tmp_path / "out", 70):
         attempts += 1
         assert attempts < 30, "the run does not get on"
     assert attempts > 3
-    assert outcome(tmp_path / "out") == whole[0]
+    assert outcome(tmp_path / "out") == whole.outcome
 
 
 HIDDEN = {"losses": "ce,kd,snc,hid"}
@@ -175,20 +126,20 @@ def test_killed_with_units_and_projections(tiny: Tiny, tmp_path: Path, chosen: d
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], seed: int) -> None:
-    """R1: kill -9 from outside, twice, wherever the run is."""
-    rng = random.Random(seed)
-    for _ in range(2):
-        pid = forked(lambda: tiny.prune(tmp_path / "out", **SMALL))
-        time.sleep(rng.uniform(0.02, 2.0))
-        os.kill(pid, signal.SIGKILL)
-        assert wait(pid) in (0, -signal.SIGKILL)
-    tiny.prune(tmp_path / "out", **SMALL)
-    assert outcome(tmp_path / "out") == whole[0]
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, whole: Whole, seed: int) -> None:
+    """R1: 50 kills, wherever the runs are."""
+    kill_at_random(tiny, tmp_path / "out", whole, random.Random(seed), kills=5, within_seconds=1.5)
 
 
-def test_killed_process_of_cap(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_in_each_phase(tiny: Tiny, tmp_path: Path, whole: Whole, phase: str) -> None:
+    """R3, twice in each."""
+    for seed in range(2):
+        kill_in_phase(tiny, tmp_path / str(seed), whole, phase, random.Random(seed))
+
+
+def test_killed_process_of_cap(tiny: Tiny, tmp_path: Path, whole: Whole) -> None:
     """R1 and R4 on the real program: kill -9 in the teacher, SIGTERM in the pruning, then the same command."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "capcli", *tiny.arguments(out, **SMALL)]
@@ -206,7 +157,7 @@ def test_killed_process_of_cap(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int
     assert "stopped by SIGTERM" in errors
     assert "run the same command again" in errors
     tiny.prune(out, **SMALL)
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
 
 
 # Signals and time ----------------------------------------------------------------------------------------------------
@@ -226,44 +177,50 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-@pytest.mark.parametrize("share", [0.03, 0.2, 0.5, 0.9])
-def test_signals(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], name: str, share: float) -> None:
-    """R4: exit 75 after a step and a save, in whichever phase, then the same."""
-    out = tmp_path / "out"
+def test_ctrl_c_that_was_ignored_stays_ignored_after_another_signal() -> None:
+    """As of a run in the background of a script."""
+    from capcli.events import StopFlag, signals
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        flag = StopFlag()
+        with signals(flag):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        assert flag.requested() == "SIGTERM"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("share", [0.03, 0.2, 0.5, 0.7, 0.9])
+def test_signals(tiny: Tiny, tmp_path: Path, whole: Whole, name: str, share: float) -> None:
+    """R4, in whichever phase."""
     if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
         pytest.skip("the tests themselves run with this signal ignored, as under nohup")
-    before = signal.getsignal(getattr(signal, name))
-    files.fault_hook = at(int(share * whole[1]), lambda *_: os.kill(os.getpid(), getattr(signal, name)))
-    result = invoke(*tiny.arguments(out, **SMALL))
-    files.fault_hook = None
-    assert result.exit_code == 75, result.stderr
-    assert f"stopped by {name}" in result.stderr
-    assert result.stdout == ""
-    assert signal.getsignal(getattr(signal, name)) == before
-    tiny.prune(out, **SMALL)
-    assert outcome(out) == whole[0]
+    stop_by_signal(tiny, tmp_path / "out", whole, name, int(share * whole.operations))
 
 
-def test_second_interrupt_ends_at_once(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
-    files.fault_hook = at(whole[1] // 2, lambda *_: os.kill(os.getpid(), signal.SIGINT), times=2)
+def test_second_interrupt_ends_at_once(tiny: Tiny, tmp_path: Path, whole: Whole) -> None:
+    files.fault_hook = at(whole.operations // 2, lambda *_: os.kill(os.getpid(), signal.SIGINT), times=2)
     result = invoke(*tiny.arguments(tmp_path / "out", **SMALL))
     files.fault_hook = None
     assert result.exit_code == 130
     assert "hint: run the same command again" in result.stderr
     tiny.prune(tmp_path / "out", **SMALL)
-    assert outcome(tmp_path / "out") == whole[0]
+    assert outcome(tmp_path / "out") == whole.outcome
 
 
-def test_max_time(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+def test_max_time(tiny: Tiny, tmp_path: Path, whole: Whole) -> None:
     result = invoke(*tiny.arguments(tmp_path / "out", **SMALL, max_time=0.0001))
     assert result.exit_code == 75
     assert "the time limit" in result.stderr
     tiny.prune(tmp_path / "out", **SMALL)
-    assert outcome(tmp_path / "out") == whole[0]
+    assert outcome(tmp_path / "out") == whole.outcome
 
 
-def test_time_runs_out_in_the_middle(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]) -> None:
+def test_time_runs_out_in_the_middle(tiny: Tiny, tmp_path: Path, whole: Whole) -> None:
     from capcli.verbs import prune
 
     flag = StopFlag()
@@ -272,7 +229,7 @@ def test_time_runs_out_in_the_middle(tiny: Tiny, tmp_path: Path, whole: tuple[An
             if event.phase == "prune" and event.done == 4:
                 flag.deadline = 0.0
     finish(tiny, tmp_path / "out")
-    assert outcome(tmp_path / "out") == whole[0]
+    assert outcome(tmp_path / "out") == whole.outcome
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -317,39 +274,16 @@ def test_a_flag_that_is_set_from_the_start(tiny: Tiny, tmp_path: Path, monkeypat
 # Failing disks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EROFS"])
+@pytest.mark.parametrize("code", FAULTS)
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.06, 0.14, 0.3, 0.55, 0.8, 0.97, 0.99, 1.0])
-def test_disk_fails_at_a_file_operation(
-    tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], code: str, share: float
-) -> None:
-    """R5: the disk fails and goes on failing: exit 3 and a path; when it works again, the same."""
-    out, number = tmp_path / "out", getattr(errno, code)
-
-    def fail(operation: str, path: Path) -> None:
-        raise OSError(number, os.strerror(number), str(path))
-
-    n = max(1, round(share * whole[1])) + ["ENOSPC", "EIO", "EROFS"].index(code) * (1 if share < 0.9 else -1)
-    files.fault_hook = at(max(1, n), fail, times=10**9)
-    with pytest.raises(CapError) as caught:
-        tiny.prune(out, **SMALL)
-    files.fault_hook = None
-    assert (type(caught.value), caught.value.exit_code) == (RunFailed, 3), caught.value
-    assert str(out) in caught.value.message
-    assert caught.value.hint
-    check_newest_checkpoint(out)
-    tiny.prune(out, **SMALL)
-    assert outcome(out) == whole[0]
-
-
-def check_newest_checkpoint(out: Path) -> None:
-    """Whatever was published verifies, and holds only finite numbers."""
-    for folder in sorted((out / "work").glob("*-steps/step-*")):
-        assert files.is_complete(folder), folder
-        assert all(bool(t.isfinite().all()) for t in load_file(folder / "state.safetensors").values())
+def test_disk_fails_at_a_file_operation(tiny: Tiny, tmp_path: Path, whole: Whole, code: str, share: float) -> None:
+    """R5, thinned."""
+    n = max(1, round(share * whole.operations)) + FAULTS.index(code) * (1 if share < 0.9 else -1)
+    fail_at_operation(tiny, tmp_path / "out", whole, n, code)
 
 
 @pytest.mark.parametrize("limit", [100, 3_000, 40_000, 130_000])
-def test_file_size_limit(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], limit: int) -> None:
+def test_file_size_limit(tiny: Tiny, tmp_path: Path, whole: Whole, limit: int) -> None:
     """R5: the system refuses to let a file grow; exit 3 names path and bytes."""
     out = tmp_path / "out"
 
@@ -367,11 +301,11 @@ def test_file_size_limit(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], lim
         assert "bytes)" in said
     check_newest_checkpoint(out)
     tiny.prune(out, **SMALL)
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
 
 
 @pytest.mark.parametrize("size_kb", [60, 200, 500])
-def test_full_tmpfs(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], size_kb: int) -> None:
+def test_full_tmpfs(tiny: Tiny, tmp_path: Path, whole: Whole, size_kb: int) -> None:
     """R5 on a real full file system; after it was made larger, the same."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -387,39 +321,12 @@ def test_full_tmpfs(tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], size_kb:
         check_newest_checkpoint(disk / "out")
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         tiny.prune(disk / "out", **SMALL)
-        assert outcome(disk / "out") == whole[0]
+        assert outcome(disk / "out") == whole.outcome
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=False)  # mapped files may still be open
 
 
 # Damaged files -------------------------------------------------------------------------------------------------------
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) * 2 // 3] ^= 4
-    path.write_bytes(bytes(data))
-
-
-def swap(path: Path) -> None:
-    """Put the file of the older checkpoint in place, or any other file."""
-    older = [p for p in sorted(path.parent.parent.glob(f"*/{path.name}")) if p != path]
-    shutil.copy(older[0] if older else path.parent / files.MANIFEST, path)
-
-
-def flip_high(path: Path) -> None:
-    """The top bit, which makes a text no UTF-8 any more."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 128
-    path.write_bytes(bytes(data))
 
 
 def make_pipe(path: Path) -> None:
@@ -431,17 +338,11 @@ def add(path: Path) -> None:
     path.with_name("left-over").write_bytes(b"?")
 
 
-DAMAGES = (truncate, empty, flip, flip_high, swap, Path.unlink)
-
-
 @pytest.fixture(scope="module")
 def stopped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped in the last third of the pruning, with everything in its work folder."""
+    """A run that was stopped in the last third of the pruning, to copy."""
     out = tmp_path_factory.mktemp("stopped") / "out"
-    stopped_at(tiny, out, "prune", 7)
-    names = {path.name for path in (out / "work").iterdir()}
-    assert {"bank-pretrained", "bank-finetuned", "bank-snapshot-000", "dense", "prune-steps", "teacher"} <= names
-    assert len(list((out / "work" / "prune-steps").iterdir())) == 2
+    stopped_run(tiny, out)
     return out
 
 
@@ -453,7 +354,7 @@ def copy_of(stopped: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 def test_damaged_checkpoint(
-    tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int], name: str, damage: Callable[[Path], None]
+    tiny: Tiny, stopped: Path, tmp_path: Path, whole: Whole, name: str, damage: Callable[[Path], None]
 ) -> None:
     """R6: the older checkpoint is used, and that is said."""
     out = copy_of(stopped, tmp_path)
@@ -461,15 +362,22 @@ def test_damaged_checkpoint(
     damage(newest / name)
     notes = finish(tiny, out)
     assert [note for note in notes if f"{newest} is damaged" in note], notes
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
 
 
-def test_all_checkpoints_damaged(tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int]) -> None:
+@pytest.mark.parametrize("tenth", range(10))
+def test_damaged_at_random(tiny: Tiny, stopped: Path, tmp_path: Path, whole: Whole, tenth: int) -> None:
+    """R6: with the tests around it a hundred."""
+    for seed in range(5 * tenth, 5 * tenth + 5):
+        damage_at_random(tiny, tmp_path / str(seed), stopped, whole, random.Random(seed))
+
+
+def test_all_checkpoints_damaged(tiny: Tiny, stopped: Path, tmp_path: Path, whole: Whole) -> None:
     out = copy_of(stopped, tmp_path)
     for folder in (out / "work" / "prune-steps").iterdir():
         flip(folder / "state.safetensors")
     assert sum("is damaged; using the one before" in note for note in finish(tiny, out)) == 2
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
 
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink, add], ids=lambda d: d.__name__)
@@ -486,23 +394,21 @@ def test_all_checkpoints_damaged(tiny: Tiny, stopped: Path, tmp_path: Path, whol
     ],
 )
 def test_damaged_stage(
-    tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int], name: str, damage: Callable[[Path], None]
+    tiny: Tiny, stopped: Path, tmp_path: Path, whole: Whole, name: str, damage: Callable[[Path], None]
 ) -> None:
     """R6: what a later stage rests on is made again, the same as before; nothing damaged is used."""
     out = copy_of(stopped, tmp_path)
     damage(out / "work" / name)
     notes = finish(tiny, out)
     assert [note for note in notes if f"{(out / 'work' / name).parent} is damaged" in note], notes
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
     [("bank-pretrained", "bank-finetuned"), ("bank-snapshot-000", "bank-snapshot-001"), ("prune-steps", "prune-steps")],
 )
-def test_swapped_stages(
-    tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int], first: str, second: str
-) -> None:
+def test_swapped_stages(tiny: Tiny, stopped: Path, tmp_path: Path, whole: Whole, first: str, second: str) -> None:
     """Each folder knows what it is of: whole, but another one's, it is not used, and that is said."""
     out = copy_of(stopped, tmp_path)
     one, other = out / "work" / first, out / "work" / second
@@ -514,7 +420,7 @@ def test_swapped_stages(
     notes = finish(tiny, out)
     for path in (one, other):
         assert [note for note in notes if f"{path} was not made for this" in note], notes
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
 
 
 def test_checkpoints_that_were_damaged_do_not_crowd_out_the_new_ones(tiny: Tiny, stopped: Path, tmp_path: Path) -> None:
@@ -718,42 +624,22 @@ def test_tokenizer_files_of_another_model_are_not_those_of_the_artefact(
     assert not (out / "merges.txt").exists()
 
 
-def test_overwrite_of_a_stopped_run(tiny: Tiny, stopped: Path, tmp_path: Path, whole: tuple[Any, int]) -> None:
+def test_overwrite_of_a_stopped_run(tiny: Tiny, stopped: Path, tmp_path: Path, whole: Whole) -> None:
     out = copy_of(stopped, tmp_path)
     result = invoke(*tiny.arguments(out, **SMALL), "--overwrite")
     assert result.exit_code == 0, result.stderr
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
 
 
 # Two processes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tenth", range(10))
 def test_second_process_is_refused_and_a_dead_one_leaves_no_lock(
-    tiny: Tiny, tmp_path: Path, whole: tuple[Any, int]
+    tiny: Tiny, tmp_path: Path, whole: Whole, tenth: int
 ) -> None:
     """R7."""
-    out, (reading, writing) = tmp_path / "out", os.pipe()
-
-    def action() -> None:
-        def hold(operation: str, path: Path) -> None:
-            os.write(writing, b"x")
-            signal.pause()
-
-        files.fault_hook = at(whole[1] // 3, hold)
-        tiny.prune(out, **SMALL)
-
-    first = forked(action)
-    assert os.read(reading, 1) == b"x"
-    before = sorted(path for path in out.rglob("*"))
-    for more in ((), ("--overwrite",)):
-        result = invoke(*tiny.arguments(out, **SMALL), *more)
-        assert result.exit_code == 2
-        assert "another process is writing to" in result.stderr
-    assert sorted(path for path in out.rglob("*")) == before
-    os.kill(first, signal.SIGKILL)
-    wait(first)
-    tiny.prune(out, **SMALL)
-    assert outcome(out) == whole[0]
+    lock_out(tiny, tmp_path / "out", whole, max(20, tenth * whole.operations // 10))
 
 
 @pytest.mark.parametrize("name", ["ENOLCK", "EIO", "EOPNOTSUPP"])
@@ -796,7 +682,7 @@ def test_out_is_replaced_or_removed_while_it_is_written(
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
-    tiny: Tiny, tmp_path: Path, whole: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check for a finished run is made again under the lock."""
     out, take = tmp_path / "out", run.acquire
@@ -812,7 +698,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     notes = finish(tiny, out)
     assert notes[-1] == "this run is already complete"
     assert not any("epoch" in note for note in notes)
-    assert outcome(out) == whole[0]
+    assert outcome(out) == whole.outcome
     assert not (out / "work").exists()
 
 
@@ -1022,6 +908,31 @@ def test_bad_number_in_a_gradient(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(train.torch.nn.utils, "clip_grad_norm_", poisoned)
     with pytest.raises(RunFailed, match="not finite"):
         tiny.prune(tmp_path / "out", **SMALL)
+    check_newest_checkpoint(tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("method", "named"), [("cap-soft", "scores"), ("cap-f", "importance")], ids=["trained", "observed"]
+)
+def test_bad_number_in_a_score(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, named: str, value: float
+) -> None:
+    """R8: exit 3 naming it, before the checkpoint is written."""
+    update, calls = Pruner.update, [0]
+
+    def poisoned(self: Pruner, step: int) -> None:
+        calls[0] += 1
+        if calls[0] == 6:
+            found = self.matrices.scores if method == "cap-soft" else self.tensors()["importance"]
+            with torch.no_grad():
+                found.view(-1)[3] = value
+        update(self, step)
+
+    monkeypatch.setattr(Pruner, "update", poisoned)
+    with pytest.raises(RunFailed, match=f"not finite at step .*, first bad tensor: .*{named}") as caught:
+        tiny.prune(tmp_path / "out", **SMALL, method=method)
+    assert caught.value.exit_code == 3
     check_newest_checkpoint(tmp_path / "out")
 
 

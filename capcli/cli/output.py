@@ -21,7 +21,7 @@ from capcli.records.measured import Result
 from capcli.records.parts import Gate
 from capcli.reporting import ci, documents
 from capcli.reporting.terminal import result_summary
-from capcli.reporting.text import plain
+from capcli.reporting.text import discreet, plain
 
 EXIT_GATE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
@@ -181,7 +181,7 @@ def guarded(debug: bool) -> Iterator[None]:
         raise
     except BaseException as error:
         if debug:
-            print(logged(traceback.format_exc()), file=sys.stderr, end="")
+            print(logged(discreet(traceback.format_exc())), file=sys.stderr, end="")
         raise typer.Exit(tell(error)) from None
 
 
@@ -208,7 +208,12 @@ def tell_lines(message: str, hint: str, *, annotate: bool = True) -> None:
 
 
 def explained(error: BaseException) -> tuple[str, str, int]:
-    """Message, hint and exit code of any failure."""
+    """Message, hint and exit code of any failure; the texts without secrets."""
+    message, hint, code = _explained(error)
+    return discreet(message), discreet(hint), code
+
+
+def _explained(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, CapError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -290,9 +290,11 @@ def save_artifact(
     settings: Mapping[str, Any],
     tensors: Mapping[str, Tensor | Factors] | None = None,
     quantised: Collection[str] = (),
+    home: Path = Path(),
 ) -> Sizes:
     """Write the pruned model into OUT: weights in sparse coding, tokenizer, and `cap_config.json` last. `tensors` are
-    stored instead of the network's own, the values of those in `quantised` as 8-bit codes."""
+    stored instead of the network's own, the values of those in `quantised` as 8-bit codes. Relative places among the
+    settings are as seen from `home`."""
     own = model.net.state_dict() if tensors is None else tensors
     found = {name: tensor.cpu() if isinstance(tensor, Tensor) else tensor for name, tensor in own.items()}
     sizes = writer.save(out / WEIGHTS_FILE, found, pruned, quantised=quantised)
@@ -303,32 +305,32 @@ def save_artifact(
         {
             "format_version": CONFIG_VERSION,
             "model_config": described,
-            **settings_record(model, settings, out),
+            **settings_record(model, settings, out, home),
             **_slices_record(model.slices),
         },
     )
     return sizes
 
 
-def settings_record(model: Model, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def settings_record(model: Model, settings: Mapping[str, Any], out: Path, home: Path = Path()) -> dict[str, Any]:
     """What a model in the folder OUT says of its task and its run."""
     embedding = {"embedding": sentences.record(model.embedding)} if model.embedding else {}
     teacher = settings.get("teacher", "")
-    near = {"teacher": _as_seen(teacher, out)} if teacher and Path(teacher).is_dir() else {}
+    near = {"teacher": _as_seen(home / teacher, out)} if teacher and (home / teacher).is_dir() else {}
     about = {"kind": model.kind, "labels": list(model.labels), **embedding}
-    return {**about, **settings, **_source_record(settings, out), **near}
+    return {**about, **settings, **_source_record(settings, out, home), **near}
 
 
-def _as_seen(place: str, out: Path) -> str:
+def _as_seen(place: Path, out: Path) -> str:
     """Where something is, as seen from OUT and not from the root; it begins with a dot, unless it is inside."""
-    return os.path.relpath(Path(place).resolve(), out.resolve())
+    return os.path.relpath(place.resolve(), out.resolve())
 
 
-def _source_record(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def _source_record(settings: Mapping[str, Any], out: Path, home: Path) -> dict[str, Any]:
     """The task options for `cap_config.json`, places as seen from OUT."""
     source = settings.get("source", {})
     places = {name: source[name] for name in PLACES if source.get(name)}
-    near = {name: _as_seen(place, out) for name, place in places.items() if not place.startswith(HUB_PREFIX)}
+    near = {name: _as_seen(home / place, out) for name, place in places.items() if not place.startswith(HUB_PREFIX)}
     return {"source": {**source, **near}} if places else {}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from capcli import parallel
 from capcli.config.prune import PruneConfig
+from capcli.errors import RunFailed
 from capcli.models.model import Model
 from capcli.pruning import schedules
 from capcli.pruning.calibration import Calibration
@@ -125,7 +126,17 @@ class Pruner:
         if self.criterion.choose is not None:
             return self.criterion.choose(self.state, self.subject, step, sparsity)
         assert self.criterion.scores is not None, "a criterion has scores, or chooses itself"
-        return self.structure.select(self.criterion.scores(self.state, self.subject), sparsity, self.alive)
+        scores = self.criterion.scores(self.state, self.subject)
+        # Trained scores are looked at with the other weights, before each checkpoint, and so are all on a device, which
+        # would be waited for; -inf is of what was removed.
+        looks = self.criterion.due != "step" and scores.device.type == "cpu"
+        if looks and not bool((scores < torch.inf).all()):
+            bad = [name for name, value in self.state.items() if not bool(value.isfinite().all()) and name != ERRORS]
+            raise RunFailed(
+                f"scores are not finite at step {step}, first bad tensor: {(bad or ['a matrix'])[0]}",
+                "lower --lr, or use --precision fp32",
+            )
+        return self.structure.select(scores, sparsity, self.alive)
 
     @property
     def errors(self) -> dict[str, float]:

@@ -74,8 +74,8 @@ def write_artefact(
 ) -> Generator[Event, None, Report]:
     """Write the artefact, measure it as re-opened from disk, and write the report last: by rank 0. Common to all ranks,
     which measure together."""
-    config, out = setup.config, setup.run.out
-    yield setup.meter.of("evaluate pruned")(note=f"writing {out}")
+    config, out = setup.config, setup.run.root
+    yield setup.meter.of("evaluate pruned")(note=f"writing {setup.run.out}")
     kept = pruner.matrices.kept()
     assert pruner.sparsity == pruner.final, "the schedule ends at the final sparsity"
     masked.bake(pruner.matrices)
@@ -86,7 +86,7 @@ def write_artefact(
     wanted = storage.stored(student, names, config.store, wide=wide)
     if parallel.first():
         run.clear_artefact(setup.run)
-        sizes = artifact.save_artifact(student, out, names, settings, wanted.tensors)
+        sizes = artifact.save_artifact(student, out, names, settings, wanted.tensors, home=setup.run.home)
     parallel.wait()
     reopened = place(artifact.load_artifact(out), setup.on)
     storage.check(wanted, reopened.net)
@@ -97,7 +97,8 @@ def write_artefact(
     counted = _sparsity(reopened, out, config.sparsity, pruner.errors)
     if (counted.kept_weights or 0) > kept:
         raise RunFailed(
-            f"{out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: the file is not what was trained"
+            f"{setup.run.out} keeps {counted.kept_weights:,} weights, the masks {kept:,}: "
+            "the file is not what was trained"
         )
     processes = parallel.collect(to_json(_process(setup))) if parallel.size() > 1 else None
     if not parallel.first():
@@ -133,7 +134,7 @@ def write_artefact(
     files.write_text(out / "report.html", documents.render_html(record))
     files.write_json(out / stages.REPORT, to_json(record))
     parallel.wait()
-    yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {out}")
+    yield setup.meter.of("latency")(done=1, total=1, note=f"complete: {setup.run.out}")
     return record
 
 

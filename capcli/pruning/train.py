@@ -22,7 +22,7 @@ from capcli.data.batches import Examples
 from capcli.errors import CapError, RunFailed, Stopped
 from capcli.events import Event
 from capcli.pruning import gradients, schedules
-from capcli.pruning.criteria.seat import Step
+from capcli.pruning.criteria.seat import ERRORS, Step
 from capcli.pruning.gradients import PROJECTION, trained_parameters
 from capcli.pruning.objective import Job, step_seed
 from capcli.reporting.text import counted, percent
@@ -247,11 +247,9 @@ def _status(job: Job, state: Progress, total: int) -> str:
 def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, state: Progress) -> None:
     check_finite(job, state)
     net = job.model.net
-    bad = [
-        name
-        for name, value in net.state_dict().items()
-        if value.is_floating_point() and not bool(value.isfinite().all())
-    ]
+    remembered = job.pruner.tensors() if job.pruner else {}  # of which errors that were not measured are NaN
+    checked = {**net.state_dict(), **{name: value for name, value in remembered.items() if name != ERRORS}}
+    bad = [name for name, value in checked.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", _calmer(job))
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
@@ -259,8 +257,7 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
     names = {id(parameter): name for name, parameter in trained_parameters(job).items()}
     for parameter, moments in optimizer.state.items():
         tensors |= {f"adam.{key}.{names[id(parameter)]}": value for key, value in moments.items()}
-    if job.pruner:
-        tensors |= {f"pruner.{name}": value for name, value in job.pruner.tensors().items()}
+    tensors |= {f"pruner.{name}": value for name, value in remembered.items()}
     tensors |= {f"sum.{name}": value for name, value in state.sums.items()}
     scalars = {
         "seconds": state.seconds,

@@ -8,6 +8,7 @@ has one decimal, and a size, which has at least 3 digits, is rounded up, never d
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -20,17 +21,22 @@ from capcli.stored import finite, sequence
 
 NOT_MEASURED = "not measured"
 NO_VALUE = "–"  # of what cannot have one here
+_USER = re.compile(r"(\w{2,}:/{1,2})[^\s/@\"'<>]+(?=@)")  # name and password in an address; as a path it has one slash
+_QUERY = re.compile(r"(?i)(?<=[?&])([\w.-]*(?:token|key|secret|password|signature|credential)[\w.-]*=)[^\s&#\"'<>]+")
+_SECRET_NAME = re.compile(r"(?i)(?:token|key|secret|password|passwd)$")  # how the name of a variable ends
+_SECRET_CHARS = 8  # of the shortest value that is looked for
 
 
 def plain(text: object, limit: int = 200) -> str:
     r"""One line of at most `limit` characters without anything a terminal, editor or parser would act on.
 
     Controls, line breaks, invisible formatting and direction overrides, lone surrogates and non-characters become their
-    Python escape (ESC is shown as `\x1b`). The joiners that scripts and emoji need stay. Tokens of the hub are cut.
+    Python escape (ESC is shown as `\x1b`). The joiners that scripts and emoji need stay. Tokens of the hub, and
+    the passwords and keys in addresses, are cut.
     """
     shown = str(text)[: limit + 100]
-    if "_" in shown:
-        shown = TOKEN.sub("hf_…", shown)
+    if "_" in shown or ":/" in shown:
+        shown = _without_keys(shown)
     shown = shown[: limit + 1]
     if not (shown.isascii() and shown.isprintable()):
         shown = "".join(_escaped(char) if _is_active(char) else char for char in shown)
@@ -45,6 +51,19 @@ def _is_active(char: str) -> bool:
 
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape", errors="surrogatepass").decode("ascii")
+
+
+def _without_keys(text: str) -> str:
+    return _QUERY.sub(r"\1…", _USER.sub(r"\1…", TOKEN.sub("hf_…", text)))
+
+
+def discreet(text: str) -> str:
+    """Text from elsewhere, such as the error of a library, also without the values of the variables of the environment
+    whose names say that they are secret."""
+    values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SECRET_CHARS}
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "…")
+    return _without_keys(text)
 
 
 def named(text: object, limit: int = 200) -> str:

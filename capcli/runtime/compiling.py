@@ -90,5 +90,5 @@ def kernel_folder() -> Path:
 
 def _check_own(folder: Path) -> None:
     found = folder.stat()
-    if os.name == "posix" and (found.st_uid not in (os.getuid(), 0) or found.st_mode & _OTHERS_WRITE):
+    if hasattr(os, "getuid") and (found.st_uid not in (os.getuid(), 0) or found.st_mode & _OTHERS_WRITE):
         raise PermissionError(f"others can write to {folder}")

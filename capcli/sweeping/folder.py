@@ -90,7 +90,7 @@ def _refuse_foreign(folder: RunFolder, config: SweepConfig) -> None:
 def _refuse_other(config: SweepConfig, folder: RunFolder) -> None:
     """Raise `ConfigError` for the folder of a sweep of something else: methods, sparsities and seeds may differ, what
     all runs have in common may not, unless a stopped run could be continued with it."""
-    path = folder.out / SWEEP
+    path = folder.root / SWEEP
     if not path.exists():
         return
     theirs, ours = read(Sweep, path, ANEW).config, config.shared()
@@ -116,7 +116,7 @@ def finished(config: SweepConfig, folder: RunFolder) -> dict[str, Report]:
         with contextlib.suppress(FileError):
             if report := run.finished_report(cell.run):
                 found[cell.name] = report
-            elif (folder.out / cell.name / "work").is_dir():
+            elif (folder.root / cell.name / "work").is_dir():
                 run.refuse_other(cell.run, RunFolder(out=folder.out / cell.name, flag=folder.flag))
     return found
 
@@ -137,7 +137,7 @@ def clear(folder: RunFolder) -> None:
     """Remove what an earlier sweep wrote beside its runs; each of these is cleared when it starts over."""
     folder.check()
     for name in (PAGE, TABLE, BEST_FILE):
-        files.remove(folder.out / name)
+        files.remove(folder.root / name)
     unmark(folder)
     files.remove(folder.work / SHARED)
 
@@ -145,16 +145,16 @@ def clear(folder: RunFolder) -> None:
 def unmark(folder: RunFolder) -> None:
     """Remove the mark of the best run."""
     for name in (BEST, BEST_FILE):
-        files.remove(folder.out / name)
+        files.remove(folder.root / name)
 
 
 def mark(folder: RunFolder, cell: str) -> None:
     """Make the link `best`, which leads to the folder of a run beside it; where there are no links, a small file."""
     folder.check()
     try:
-        with files.scratch(folder.out / BEST) as place:
+        with files.scratch(folder.root / BEST) as place:
             (place / BEST).symlink_to(cell)
-            (place / BEST).replace(folder.out / BEST)
-        files.sync_folder(folder.out)
+            (place / BEST).replace(folder.root / BEST)
+        files.sync_folder(folder.root)
     except RunFailed:
-        files.write_json(folder.out / BEST_FILE, {"folder": cell})
+        files.write_json(folder.root / BEST_FILE, {"folder": cell})

@@ -116,13 +116,14 @@ class _Crew:
     running: list[_Running] = field(default_factory=list)
     messages: queue.Queue[Message] = field(default_factory=queue.Queue)
     said: set[str] = field(default_factory=set)
+    home: Path = field(default_factory=Path.cwd)
     n_ended: int = 0
     n_stopped: int = 0
 
     def more(self, at_once: int) -> None:
         """Start as many as there is room for; once the flag is set, none, and ask the others to stop."""
         while self.waiting and len(self.running) < at_once and not self.flag.requested():
-            self.running.append(_started(self.waiting.popleft(), self.messages))
+            self.running.append(_started(self.waiting.popleft(), self.messages, self.home))
         for one in self.running if self.flag.requested() else ():
             one.ask_to_stop()
 
@@ -184,14 +185,15 @@ def run_all(jobs: Sequence[Job], at_once: int, flag: StopFlag, ended: Ended) -> 
         )
 
 
-def _started(job: Job, messages: queue.Queue[Message]) -> _Running:
-    """The process of a run, with a thread that passes on what it says."""
+def _started(job: Job, messages: queue.Queue[Message], home: Path) -> _Running:
+    """The process of a run, which finds its paths from `home` on, with a thread that passes on what it says."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
     process = subprocess.Popen(
         own_python("capcli.sweeping.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
+        cwd=home,
         start_new_session=True,  # a signal of the terminal is for the sweep, which passes it on
     )
     found = _Running(job=job, process=process, log=log)

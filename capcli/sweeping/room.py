@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from capcli import files
 from capcli.events import Event, StopFlag
 
 BUSY, TURN = ".busy", ".turn"
@@ -57,7 +58,7 @@ def is_empty(folder: Path) -> bool:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """A lock file; closing it lets go of its lock."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | files.NOFOLLOW, 0o666)
     try:
         yield handle
     finally:

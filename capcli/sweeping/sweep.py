@@ -69,7 +69,7 @@ class _Work:
     def ended(self, cell: Cell, failure: Failure | None) -> None:
         """Note how a run ended."""
         if failure is None:
-            self.found[cell.name] = read(Report, cell.run.out_folder / REPORT)
+            self.found[cell.name] = read(Report, self.folder.root / cell.name / REPORT)
         else:
             self.failed[cell.name] = failure
         self.write()
@@ -82,9 +82,9 @@ class _Work:
         """Write it; what says that the folder is ours comes first."""
         found = self.outcome()
         self.folder.check()
-        files.write_json(self.folder.out / run.SWEEP, to_json(found))
-        files.write_text(self.folder.out / folders.TABLE, sweeps.csv_text(found))
-        files.write_text(self.folder.out / folders.PAGE, documents.render_sweep_html(found))
+        files.write_json(self.folder.root / run.SWEEP, to_json(found))
+        files.write_text(self.folder.root / folders.TABLE, sweeps.csv_text(found))
+        files.write_text(self.folder.root / folders.PAGE, documents.render_sweep_html(found))
 
 
 def sweep(

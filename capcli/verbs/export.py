@@ -8,6 +8,7 @@ choose the format, the ladder is tried from its top, and what does not keep to t
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,7 @@ def _by_name(config: ExportConfig, out: Path) -> Generator[Event, None, tuple[Ex
     with _publishing(out) as shelf:
         opened = yield from FORMATS[config.to](job, shelf.staging)
         shelf.fill(job, (yield from checked(job, opened)))
+        del opened
     return shelf.record(out), job.known.missing
 
 
@@ -102,10 +104,14 @@ class _Shelf:
 
 @contextlib.contextmanager
 def _publishing(out: Path) -> Iterator[_Shelf]:
-    """A place to write an export; it becomes `out` at the end, or nothing is left of it."""
+    """A place to write an export; it becomes `out` at the end, or nothing is left of it.
+
+    On Windows a folder with an open file cannot be renamed: what was opened there must not be held any more.
+    """
     written: dict[str, Any] = {}
     with files.publish(out, manifest=RECORD, suffix=f"part-{os.getpid()}", record=written) as staging:
         yield _Shelf(staging=staging, written=written)
+        gc.collect()  # networks hold themselves
 
 
 # By limits -----------------------------------------------------------------------------------------------------------
@@ -162,6 +168,7 @@ class _Search:
                 self.rungs.append(found.rung)
                 notes = (*measured.notes, *[SPARSE] * (found.rung.runtime == "sparse"))
                 shelf.fill(job, replace(measured, notes=notes), self.tried(passed=True))
+                del opened, found
         except _NotKept:
             return None
         except (CheckFailed, ModelError, ConfigError) as error:

@@ -1,4 +1,4 @@
-"""A run is bound to what it read: fingerprints of data, model and teacher, and what they refuse."""
+"""R13: a run is bound to what it read: fingerprints of data, model and teacher, and what they refuse."""
 
 from __future__ import annotations
 
@@ -69,14 +69,18 @@ def here(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return go
 
 
-def relabel(place: Path) -> None:
-    path = place / "data" / "train.csv"
+def relabel(place: Path, split: str = "train") -> None:
+    path = place / "data" / f"{split}.csv"
     path.write_text(path.read_text().replace("negative", "?").replace("positive", "negative").replace("?", "positive"))
 
 
 def reword(place: Path) -> None:
     path = place / "data" / "train.csv"
     path.write_text(path.read_text().replace("good", "fine"))
+
+
+def relabel_validation(place: Path) -> None:
+    relabel(place, "validation")
 
 
 def other_validation(place: Path) -> None:
@@ -95,8 +99,15 @@ def other_words(place: Path) -> None:
     path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
 
 
+def other_settings(place: Path) -> None:
+    path = place / "model" / "config.json"
+    path.write_text(path.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-9'))
+
+
 CHANGES = {
     relabel: "labels of train",
+    relabel_validation: "labels of validation",
+    other_settings: "config.json of the model",
     reword: "texts of train",
     other_validation: "texts of validation",
     other_weights: "model.safetensors of the model",
@@ -133,19 +144,54 @@ def test_the_same_inputs_in_other_files_are_no_other_inputs(here: Callable[[str]
     assert result.exit_code == 0, result.stderr
 
 
-def test_files_of_a_teacher_are_inputs(here: Callable[[str], Path]) -> None:
-    place = here("new")
-    stop("prune", keep_work=True)
+@pytest.fixture(scope="module")
+def taught(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with a fine-tuned teacher and a file of texts as well."""
+    place = Path(shutil.copytree(places["new"], tmp_path_factory.mktemp("taught") / "place"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        stop("prune", keep_work=True)
     shutil.copytree(place / "out" / "work" / "teacher", place / "teacher")
     shutil.rmtree(place / "out")
-    stop("prune", teacher="teacher")
-    record = json.loads((place / "out" / "work" / "config.json").read_text())
-    assert {"config.json of the teacher", "model.safetensors of the teacher"} <= set(record["fingerprints"])
+    rows = (place / "data" / "train.csv").read_text().splitlines()[1:]
+    (place / "texts.txt").write_text("".join(f"{row.rpartition(',')[0]}\n" for row in rows))
+    return place
+
+
+def other_teacher(place: Path) -> None:
     path = place / "teacher" / "model.safetensors"
     save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-    result = invoke(*arguments(teacher="teacher"))
-    assert result.exit_code == 2
-    assert "model.safetensors of the teacher" in result.stderr
+
+
+def other_texts(place: Path) -> None:
+    path = place / "texts.txt"
+    path.write_text(path.read_text().replace("good", "fine"))
+
+
+TAUGHT: dict[str, tuple[dict[str, Any], Callable[[Path], None]]] = {
+    "model.safetensors of the teacher": ({"teacher": "teacher"}, other_teacher),
+    "calibration texts": ({"teacher": "teacher", "text": "texts.txt", "method": "cap-fisher"}, other_texts),
+}
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_teacher_and_texts_are_inputs(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, finished: bool
+) -> None:
+    """R13, as above: exit 2 naming it, of a stopped and of a finished run."""
+    chosen, change = TAUGHT[name]
+    monkeypatch.chdir(place := shutil.copytree(taught, tmp_path / "place"))
+    if finished:
+        list(prune.prune(config(**chosen)))
+    else:
+        stop("prune", **chosen)
+    path = place / "out" / ("report.json" if finished else "work/config.json")
+    assert {name, "config.json of the teacher"} <= set(json.loads(path.read_text())["fingerprints"])
+    change(place)
+    result = invoke(*arguments(**chosen))
+    assert result.exit_code == 2, result.stderr
+    assert "the inputs of the run in out have changed" in result.stderr and name in result.stderr
 
 
 def test_the_report_holds_the_fingerprints(here: Callable[[str], Path]) -> None:
