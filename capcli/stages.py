@@ -57,7 +57,13 @@ STAGES = {
 }
 MADE_ANEW = frozenset().union(*STAGES.values())
 SHARED = ("bank-pretrained", "teacher-steps", "teacher", "bank-finetuned", "dense")
-_OF_STUDENT = ("sparsity", "method", "structure", "store")  # what these do not depend on, of the options that must stay
+_OF_STUDENT = (
+    "sparsity",
+    "method",
+    "structure",
+    "store",
+    "mask_from",
+)  # what these do not depend on, of the options that must stay
 
 
 @dataclass(kw_only=True)

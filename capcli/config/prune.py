@@ -146,6 +146,13 @@ class PruneConfig:
         expert=True,
         metavar="LIST",
     )
+    mask_from: str = option(
+        "",
+        "fisher: take the masks of other runs of the same model, separated by commas; what more of them kept stays",
+        panel="Schedule",
+        expert=True,
+        metavar="RUN,…",
+    )
     selections: int = option(
         1,
         "fisher, obert: selections at each stair, with scores measured anew for each and no training between them",
@@ -323,7 +330,7 @@ class PruneConfig:
         """The sparsities one after another, the last of them `sparsity`; none where it rises in another way."""
         if not (self.calibrated or self.stairs):
             return ()
-        if self.one_shot:
+        if self.one_shot or self.mask_from:
             return (self.sparsity,)
         if self.stairs == "once":
             return (self.sparsity,)

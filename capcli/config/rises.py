@@ -34,6 +34,7 @@ def check(config: PruneConfig) -> None:
     _check_initial(config)
     _check_start(config)
     _check_block(config)
+    _check_masks(config)
 
 
 def _check_stairs(config: PruneConfig) -> None:
@@ -132,6 +133,24 @@ def _check_start(config: PruneConfig) -> None:
         )
     if config.score_init != "magnitude":
         raise ConfigError("--init fisher ranks the weights at the start", "leave --score-init zero out")
+
+
+def _check_masks(config: PruneConfig) -> None:
+    """Raise `ConfigError` for options that have no meaning beside masks of other runs."""
+    if not config.mask_from:
+        return
+    if config.criterion != "fisher":
+        raise ConfigError(
+            f"--mask-from fixes the masks, and {config.method} chooses its own",
+            "use --method fisher, or cap-fisher for the contrastive terms",
+        )
+    given = {
+        "--stairs": config.stairs,
+        "--selections": config.selections > 1,
+        "--fisher-block": config.fisher_block > 1,
+    }
+    if names := [name for name, value in given.items() if value]:
+        raise ConfigError(f"{names[0]} has no effect with --mask-from, which chooses once", "leave it out")
 
 
 def _check_block(config: PruneConfig) -> None:

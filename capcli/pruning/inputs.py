@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from capcli import files
+from capcli.config.options import split_list
 from capcli.config.prune import PruneConfig
 from capcli.data.kinds import KINDS
 from capcli.data.labels import Answers
 from capcli.data.splits import Split, TaskData
-from capcli.errors import FileError
+from capcli.errors import FileError, ModelError
 from capcli.models import artifact, sentences, tokenizers
+from capcli.models.model import WEIGHTS_FILE
 from capcli.sources import hub
 from capcli.sources.checkpoint import CONFIG, INDEX, TOKENIZER_FILES
+from capcli.stages import REPORT
+from capcli.stored import part, read_json
 
 
 def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] = lambda: None) -> dict[str, str]:
@@ -33,6 +37,8 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
         found |= {f"{path.relative_to(folder)} of the model": _sha256(path, check) for path in sentences.paths(folder)}
     if config.teacher:
         found |= {f"{path.name} of the teacher": _sha256(path, check) for path in _files(config.teacher)}
+    for run, folder in mask_folders(config).items():
+        found[f"masks of {run}"] = _sha256(folder / WEIGHTS_FILE, check)
     if config.source.text:
         found["calibration texts"] = _sha256(Path(config.source.text), check)
     splits = [None if config.source.text else data.train, data.holdout, *data.evals.values()]
@@ -41,6 +47,26 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
         if data.has_labels:
             found[f"labels of {split.name}"] = _labels(split, data.labels)
     return found
+
+
+def mask_folders(config: PruneConfig) -> dict[str, Path]:
+    """The folder of each run whose masks are to be taken. Raises `ModelError` for what is not the output of a run."""
+    found = {}
+    for run in split_list(config.mask_from):
+        if not tokenizers.is_artifact(run):
+            raise ModelError(f"{run} is not the output of cap prune", "name folders of runs for --mask-from")
+        found[run] = hub.place(run)
+    return found
+
+
+def check_masks(config: PruneConfig, ours: Mapping[str, str]) -> None:
+    """Raise `ModelError` for a run of `--mask-from` that pruned another model than the one with these fingerprints."""
+    names = [name for name in ours if name.endswith(tuple(f"{end} of the model" for end in (".safetensors", ".bin")))]
+    for run, folder in mask_folders(config).items():
+        report = folder / REPORT
+        theirs = part(read_json(report), "fingerprints") if report.is_file() else {}
+        if theirs and any(theirs.get(name) != ours[name] for name in names):
+            raise ModelError(f"{run} pruned another model than {config.model}", "its masks fit that model alone")
 
 
 def _files(source: str) -> list[Path]:

@@ -23,6 +23,8 @@ from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.fisher import FISHER
 from capcli.pruning.criteria.movement import initial_scores
 from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Step, Subject, window_of
+from capcli.pruning.criteria.votes import voted
+from capcli.pruning.inputs import mask_folders
 from capcli.pruning.masked import Matrices, attach
 from capcli.pruning.refit import refit
 from capcli.pruning.schedules import Schedule, one_by_one, stairs
@@ -201,6 +203,8 @@ def make_pruner(
     Raises `ConfigError` when the sparsity cannot be reached with this structure.
     """
     criterion, structure = CRITERIA[config.criterion], planned(model, config)
+    if config.mask_from:
+        criterion = voted(list(mask_folders(config).values()))
     matrices = attach(
         model.prunable(),
         learned="scores" in criterion.trains,

@@ -153,6 +153,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
         versions=machine.versions(),
         device=describe_device(on),
     )
+    inputs.check_masks(config, bound.fingerprints)
     run.check_ranks(config, bound)
     notes = [] if overwrite else run.check_stopped(folder, bound)
     setup = make_setup(config, folder, bound, on, data, student, "" if given is None else given.source)
