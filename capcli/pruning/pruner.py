@@ -129,10 +129,10 @@ class Pruner:
             return self.criterion.choose(self.state, self.subject, step, sparsity)
         assert self.criterion.scores is not None, "a criterion has scores, or chooses itself"
         scores = self.criterion.scores(self.state, self.subject)
-        # Trained scores are looked at with the other weights, before each checkpoint, and so are all on a device, which
-        # would be waited for; -inf is of what was removed.
-        looks = self.criterion.due != "step" and scores.device.type == "cpu"
-        if looks and not bool((scores < torch.inf).all()):
+        # Trained scores are looked at with the other weights, before each checkpoint; -inf is of what was removed. On a
+        # device a step waits for nothing.
+        watched = self.criterion.due != "step" and scores.device.type == "cpu"
+        if watched and not bool((scores < torch.inf).all()):
             bad = [name for name, value in self.state.items() if not bool(value.isfinite().all()) and name != ERRORS]
             raise RunFailed(
                 f"scores are not finite at step {step}, first bad tensor: {(bad or ['a matrix'])[0]}",
