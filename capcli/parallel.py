@@ -181,13 +181,14 @@ def _sign(error: BaseException) -> CapError | None:
         "hint": getattr(error, "hint", ""),
         "code": getattr(error, "exit_code", RunFailed.exit_code),
     }
+    setattr(error, "told", False)  # noqa: B010 - which may be any exception
     with contextlib.suppress(RuntimeError):  # the store is gone: each speaks for itself
         group.store.set(f"left/{group.place.rank}", json.dumps(about))
         _close(group)
         if isinstance(error, Stopped) and cause is None and (silent := _silent(group)):
             cause, lost = silent[0], _gone(group, silent[0])
         told = _is_told(group, cause)
-        setattr(lost or error, "told", told)  # noqa: B010 - which may be any exception
+        setattr(lost or error, "told", told)  # noqa: B010
         if not told:
             group.store.set(f"told/{group.place.rank}", "")
         group.store.set(f"done/{group.place.rank}", "")

@@ -57,13 +57,8 @@ STAGES = {
 }
 MADE_ANEW = frozenset().union(*STAGES.values())
 SHARED = ("bank-pretrained", "teacher-steps", "teacher", "bank-finetuned", "dense")
-_OF_STUDENT = (
-    "sparsity",
-    "method",
-    "structure",
-    "store",
-    "mask_from",
-)  # what these do not depend on, of the options that must stay
+# What these do not depend on, of the options that must stay.
+_OF_STUDENT = ("sparsity", "method", "structure", "store", "mask_from")
 
 
 @dataclass(kw_only=True)

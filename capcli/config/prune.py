@@ -22,7 +22,6 @@ from capcli.config.names import (
 )
 from capcli.config.options import check_name, check_names, option, split_list
 from capcli.config.task import TaskConfig
-from capcli.errors import ConfigError
 
 NORMALIZATIONS = ("mean", "reference")
 POOLINGS = ("auto", "head", "cls", "mean")
@@ -327,19 +326,8 @@ class PruneConfig:
 
     @property
     def stair_list(self) -> tuple[float, ...]:
-        """The sparsities one after another, the last of them `sparsity`; none where it rises in another way."""
-        if not (self.calibrated or self.stairs):
-            return ()
-        if self.one_shot or self.mask_from:
-            return (self.sparsity,)
-        if self.stairs == "once":
-            return (self.sparsity,)
-        if self.stairs in ("", "auto"):
-            return rises.halving(self.sparsity, rises.FIRST_STAIR if self.epochs else rises.UNTRAINED_STAIR)
-        try:
-            return tuple(float(part) for part in self.stairs.split(",") if part.strip())
-        except ValueError as error:
-            raise ConfigError(f"--stairs needs numbers, got {self.stairs!r}", "for example --stairs 0.8,0.9") from error
+        """See `rises.stairs`."""
+        return rises.stairs(self)
 
     @property
     def from_teacher(self) -> bool:
@@ -354,9 +342,7 @@ class PruneConfig:
     @property
     def start_sparsity(self) -> float:
         """The sparsity before the first step."""
-        if self.init != "fisher":
-            return 0.0
-        return self.initial_sparsity or min(rises.FIRST_STAIR, self.sparsity)
+        return rises.start(self)
 
     @property
     def one_shot(self) -> bool:

@@ -26,6 +26,25 @@ def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
     return (*(1 - (1 - first) * ratio ** (i / n_rises) for i in range(n_rises)), sparsity)
 
 
+def start(config: PruneConfig) -> float:
+    """The sparsity before the first step: that of a calibrated start, or 0."""
+    return (config.initial_sparsity or min(FIRST_STAIR, config.sparsity)) if config.init == "fisher" else 0.0
+
+
+def stairs(config: PruneConfig) -> tuple[float, ...]:
+    """The sparsities one after another, the last of them `sparsity`; none where it rises in another way."""
+    if not (config.calibrated or config.stairs):
+        return ()
+    if config.one_shot or config.mask_from or config.stairs == "once":
+        return (config.sparsity,)
+    if config.stairs in ("", "auto"):
+        return halving(config.sparsity, FIRST_STAIR if config.epochs else UNTRAINED_STAIR)
+    try:
+        return tuple(float(part) for part in config.stairs.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"--stairs needs numbers, got {config.stairs!r}", "for example --stairs 0.8,0.9") from error
+
+
 def check(config: PruneConfig) -> None:
     """Raise `ConfigError` for options that do not fit the method or one another."""
     _check_stairs(config)
