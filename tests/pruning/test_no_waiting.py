@@ -192,7 +192,8 @@ MEASURED: list[tuple[dict[str, Any], str]] = [
     ({"method": "cap-f", "importance_examples": 8}, ""),
     ({"method": "cap-f", "importance_examples": 8, "structure": "dimensions"}, ""),
     ({"method": "fisher"}, ""),
-    ({"method": "fisher", "fisher_block": 4}, "whether anything was measured"),
+    ({"method": "fisher", "refit": False, "fisher_block": 4}, ""),
+    ({"method": "obert", "fisher_block": 4}, "which blocks lose weights"),
     ({"method": "fisher", "refit": True}, "which tokens are real"),
     *(({"method": name, "epochs": 0}, "which tokens are real") for name in METHODS if METHODS[name].one_shot),
 ]
@@ -201,7 +202,7 @@ MEASURED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "why"), MEASURED, ids=[" ".join(map(str, one.values())) for one, _ in MEASURED])
 def test_what_a_rise_measures(tmp_path: Path, options: dict[str, Any], why: str) -> None:
-    """What fits layers waits, for it takes the real tokens out of a batch, and so do blocks; nothing else."""
+    """What fits layers waits, for it takes the real tokens out of a batch, and so does what corrects blocks."""
     pruner = job(tmp_path, **options).pruner
     assert pruner is not None
     step = next(step for step in range(TOTAL) if pruner.measures(step))

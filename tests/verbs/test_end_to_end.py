@@ -702,10 +702,10 @@ def test_same_command_in_fresh_processes_gives_the_same_bytes(
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     tiny.prune(tmp_path / "c", seed=seed)
-    names = set(stored(tmp_path / "c")["files"])
+    names = set(stored(tmp_path / "a")["files"])
     for name_of_run in processes:
         assert outcome(tmp_path / name_of_run) == outcome(tmp_path / "c")
-        assert all(digest(tmp_path / name_of_run / name) == digest(tmp_path / "c" / name) for name in names)
+        assert all(digest(tmp_path / name_of_run / name) == digest(tmp_path / "a" / name) for name in names)
 
 
 def test_seeds_differ(tiny: Tiny, pruned: Path, tmp_path: Path) -> None:
