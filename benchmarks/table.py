@@ -33,6 +33,7 @@ SECTIONS = {
     "gpu": "On a GPU",
     "memory": "Memory and throughput",
     "ranks": "Several processes",
+    "thin": "Ranks of pruned matrices",
 }
 MISSING = "not measured yet"
 

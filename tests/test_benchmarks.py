@@ -59,6 +59,17 @@ def test_the_benchmark_of_sparse_weights_runs(tiny: Tiny, tmp_path: Path) -> Non
     assert len(found["loads"]) >= 8
 
 
+def test_the_benchmark_of_ranks_runs(pruned: Path, tmp_path: Path) -> None:
+    """A run beside the same values in random places, which need more singular values or as many."""
+    result = tmp_path / "thin.json"
+    command = [sys.executable, str(FOLDER / "thin.py"), f"tiny={pruned}", "--json", str(result)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads(result.read_text())["rows"]
+    assert 0 < row["rank"] < 1 and row["factors"] > 0
+    assert "| tiny | 70.0 |" in done.stdout
+
+
 def test_the_benchmark_of_several_processes_runs(tiny: Tiny, tmp_path: Path) -> None:
     """By the launcher that users have: both runs are complete, and learn the same."""
     command = [sys.executable, str(FOLDER / "ranks.py"), tiny.model, "-o", str(tmp_path)]
