@@ -9,12 +9,13 @@ that was killed goes on as if it had not been.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from capcli import parallel, stages
 from capcli.data import batches
@@ -252,6 +253,7 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
     bad = [name for name, value in checked.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise RunFailed(f"weights are not finite at step {state.step}, first bad tensor: {bad[0]}", _calmer(job))
+    _check_alike(net, state.step)
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"hid.{name}": value for name, value in job.objective.projections.state_dict().items()}
     names = {id(parameter): name for name, parameter in trained_parameters(job).items()}
@@ -268,6 +270,21 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         "split": job.split.examples,
     }
     stages.save_checkpoint(job.run, _of(job), Checkpoint(step=state.step, tensors=tensors, scalars=scalars))
+
+
+def _check_alike(net: nn.Module, step: int) -> None:
+    """Raise `RunFailed` unless all ranks have the same weights, as they should after the same steps. Common to all."""
+    if parallel.size() == 1:
+        return
+    digest = 0
+    for parameter in net.parameters():
+        digest = zlib.crc32(parameter.detach().cpu().numpy().tobytes(), digest)
+    highest, lowest = parallel.highest([digest, -digest])
+    if highest != -lowest:
+        raise RunFailed(
+            f"the processes have different weights at step {step}",
+            "run the same command again; if it happens again, use machines and GPUs of one kind",
+        )
 
 
 def _of(job: Job) -> dict[str, Any]:

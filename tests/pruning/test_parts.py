@@ -304,6 +304,30 @@ def test_a_rank_that_is_killed(tiny: Tiny, tmp_path: Path, whole: Any, victim: i
     assert outcome(out) == whole
 
 
+def drifting() -> None:
+    """One weight of this rank is another one after a step, as rounding of another processor would have it."""
+    take_step = train.take_step
+
+    def at_step(job: Any, optimizer: Any, scaler: Any, now: int, *rest: Any) -> Any:
+        terms = take_step(job, optimizer, scaler, now, *rest)
+        if job.phase == "prune" and now == 3:
+            next(job.model.net.parameters()).data[0, 0] += 1e-6
+        return terms
+
+    train.take_step = at_step
+
+
+def test_ranks_that_drift_apart(tiny: Tiny, tmp_path: Path) -> None:
+    """No checkpoint is written that holds for one of them alone."""
+    arguments, log = tiny.arguments(tmp_path / "out", **LONGER), tmp_path / "log"
+    codes = [wait(pid) for pid in together(cap(log, arguments), cap(log, arguments, drifting))]
+    assert codes == [3, 3]
+    assert "error: the processes have different weights at step 4\n" in (log / "err0").read_text()
+    assert (log / "err1").read_text() == ""
+    steps = sorted(path.name for path in (tmp_path / "out" / "work" / "prune-steps").iterdir())
+    assert steps[-1] == "step-00000003"
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_signal_to_one_rank_stops_all(tiny: Tiny, tmp_path: Path, whole: Any, n: int) -> None:
     """R11: with a checkpoint; the run goes on with as many processes, or with another number, which it notes."""
