@@ -317,7 +317,7 @@ def _process_rows(report: Report) -> list[Row]:
     rows = []
     for rank, one in enumerate(processes[:64]):
         device = f", device {byte_size(one.peak_device_bytes)}" * bool(one.peak_device_bytes)
-        about = f"{named(one.device, 60)} of {named(one.host, 60)}, host {byte_size(one.peak_host_bytes)}{device}"
+        about = f"{named(one.device, 60)} on {named(one.host, 60)}, host {byte_size(one.peak_host_bytes)}{device}"
         rows.append((f"rank {rank}", about))
     if processes and speed is not None:
         rows.append(("speed of each rank", f"{significant(speed / len(processes))} examples per second"))
