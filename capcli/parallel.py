@@ -77,7 +77,9 @@ def place() -> Place:
 def refuse(what: str) -> None:
     """Raise `ConfigError` when a launcher started several processes of what one alone does."""
     if (n := place().size) > 1:
-        raise ConfigError(f"{what} is done by one process, not by {n}", "start it without torchrun")
+        error = ConfigError(f"{what} is done by one process, not by {n}", "start it without torchrun")
+        error.told = place().rank > 0  # all of them are refused
+        raise error
 
 
 def size() -> int:
@@ -133,10 +135,12 @@ def _join(here: Place, timeout_minutes: float) -> None:
             backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
             dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        address, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", _first_line(error)
+        taken = "choose another MASTER_PORT, or --master-port of torchrun"
+        alone = "check that all processes were started, and that each machine can reach that address"
         raise RunFailed(
-            f"rank {here.rank} of {here.size} cannot join the others at {address}: {_first_line(error)}",
-            "check that all processes were started, and that each machine can reach that address",
+            f"rank {here.rank} of {here.size} cannot join the others at {address}: {reason}",
+            taken if "EADDRINUSE" in reason else alone,
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the notes of one before are not of this one
     group = _Group(place=here, store=PrefixStore(f"cap-{attempt}", store), own=own)
@@ -190,6 +194,8 @@ def _sign(error: BaseException) -> CapError | None:
         told = _is_told(group, cause)
         setattr(lost or error, "told", told)  # noqa: B010
         if not told:
+            if isinstance(error, CapError) and group.place.rank and cause is None:
+                error.message = f"{_named(group, group.place.rank)}: {error.message}"
             group.store.set(f"told/{group.place.rank}", "")
         group.store.set(f"done/{group.place.rank}", "")
         if group.place.rank == 0:  # the store may go with it

@@ -73,7 +73,7 @@ def main() -> None:
     streams.guard()
     with contextlib.suppress(CapError):  # which is said when the command begins
         if parallel.place().size > 1:  # before torch is there, which says of each connection that ends where it was
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         if parallel.place().rank:
             streams.mute()
     code = _exit_code()

@@ -189,7 +189,7 @@ def tell(error: BaseException) -> int:
     """The lines of an error on stderr; returns its exit code."""
     message, hint, code = explained(error)
     told = getattr(error, "told", None)
-    if told is None and streams.muted():  # before the processes met
+    if told is None and streams.muted() and not message.startswith("rank "):  # before the processes met
         message = f"rank {parallel.place().rank}: {message}"
     if not told:
         streams.speak()

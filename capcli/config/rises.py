@@ -158,6 +158,8 @@ def _check_masks(config: PruneConfig) -> None:
     """Raise `ConfigError` for options that have no meaning beside masks of other runs."""
     if not config.mask_from:
         return
+    if not all(name.strip() for name in config.mask_from.split(",")):
+        raise ConfigError(f"--mask-from names no run beside a comma: {config.mask_from!r}", "for example runs/a,runs/b")
     if config.criterion != "fisher":
         raise ConfigError(
             f"--mask-from fixes the masks, and {config.method} chooses its own",

@@ -53,6 +53,8 @@ def mask_folders(config: PruneConfig) -> dict[str, Path]:
     """The folder of each run whose masks are to be taken. Raises `ModelError` for what is not the output of a run."""
     found = {}
     for run in split_list(config.mask_from):
+        if (Path(run) / "work").is_dir() and not (Path(run) / REPORT).is_file():
+            raise ModelError(f"the run in {run} is not finished", "run its command again first")
         if not tokenizers.is_artifact(run):
             raise ModelError(f"{run} is not the output of cap prune", "name folders of runs for --mask-from")
         found[run] = hub.place(run)

@@ -63,7 +63,7 @@ def make_job(
         epoch_end=epoch_end,
         event=setup.meter.of(phase),
         of=origin_of(setup, f"{phase}-steps"),
-        split=Split(examples=config.micro_batch),
+        split=Split(examples=config.micro_batch if config.micro_batch < config.batch_size else 0),
         layers=compiled.layers(model) if config.compile else None,
     )
 

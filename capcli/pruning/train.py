@@ -112,7 +112,7 @@ def in_parts(examples: int) -> str:
     """A note on steps that do not fit into memory."""
     return (
         f"steps go through the network in parts of {counted(examples, 'example')}, which changes nothing that they "
-        "compute but the rounding"
+        "compute but the rounding and, where the model has dropout, what is dropped"
     )
 
 

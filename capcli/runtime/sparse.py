@@ -6,6 +6,7 @@ Letters: B batch, S tokens, H hidden size.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from contextvars import ContextVar
 from copy import deepcopy
@@ -22,6 +23,7 @@ from capcli.models import artifact, families, hf, loading, predict, tokenizers
 from capcli.models.model import Model
 from capcli.runtime.packing import Unsupported
 from capcli.sources import hub
+from capcli.sources.requests import first_line
 
 if TYPE_CHECKING:
     from capcli.runtime import build
@@ -171,11 +173,15 @@ def family_of(model: Model) -> families.Family:
 
 
 def check_installed() -> None:
-    """Raise `Unsupported` without numba, or where it is not to compile."""
+    """Raise `Unsupported` without numba, where it cannot be loaded, as for lack of memory, or is not to compile."""
     if find_spec(PACKAGE) is None:
         raise Unsupported("the runtime for sparse weights needs numba", "pip install capcli[fast]")
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise Unsupported("NUMBA_DISABLE_JIT keeps numba from compiling the runtime for sparse weights", "unset it")
+    try:
+        importlib.import_module("numba")
+    except (ImportError, OSError) as error:
+        raise Unsupported(f"numba cannot be loaded: {first_line(error)}", "use --runtime torch") from error
 
 
 def usable_threads(threads: int) -> tuple[int, tuple[str, ...]]:

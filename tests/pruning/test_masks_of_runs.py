@@ -81,6 +81,8 @@ def test_a_run_with_masks_of_others(tiny: Tiny, runs: list[Path], tmp_path: Path
         ({"method": "movement"}, "--mask-from fixes the masks, and movement chooses its own"),
         ({"stairs": "0.5,0.7"}, "--stairs has no effect with --mask-from"),
         ({"selections": 2}, "--selections has no effect with --mask-from"),
+        ({"mask_from": ","}, "--mask-from names no run beside a comma"),
+        ({"mask_from": "runs/a,"}, "--mask-from names no run beside a comma"),
     ],
 )
 def test_options_that_do_not_fit(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any], message: str) -> None:
@@ -98,6 +100,13 @@ def test_masks_that_do_not_fit(tiny: Tiny, runs: list[Path], tmp_path: Path) -> 
     with pytest.raises(ModelError, match="is not the output of cap prune"):
         tiny.prune(tmp_path / "out", mask_from=tiny.model, **options)
     write_model(tmp_path / "small", seed=5, num_hidden_layers=3)
+    flag = StopFlag()
+    with pytest.raises(capcli.errors.Stopped):
+        for event in prune.prune(tiny.prune_config(tmp_path / "stopped", **FEW), flag=flag):
+            if event.phase == "prune":
+                flag.reason = "the test"
+    with pytest.raises(ModelError, match="stopped is not finished"):
+        tiny.prune(tmp_path / "out", mask_from=str(tmp_path / "stopped"), **options)
     alone = shutil.copytree(runs[0], tmp_path / "alone")
     (alone / "report.json").unlink()
     with pytest.raises(ModelError, match=r"has no matrix bert\.encoder\.layer\.2"):

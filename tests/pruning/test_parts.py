@@ -104,6 +104,12 @@ def test_a_step_in_parts_is_the_whole_step(
     assert_alike(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_parts_as_large_as_the_batch_are_none(tiny: Tiny, tmp_path: Path) -> None:
+    report = tiny.prune(tmp_path / "out", **{**SHORT, "method": "movement", "micro_batch": 16})
+    assert "micro_batch" not in report["memory"]
+    assert not any("parts" in note for note in report["notes"])
+
+
 def scarce(examples: int = 1000, tokens: int = 1000) -> Callable[..., Any]:
     """A forward pass for which memory runs out with more examples or, to learn, with longer ones."""
     whole = predict.forward_states
@@ -379,6 +385,7 @@ def test_commands_for_one_process_alone(tiny: Tiny, pruned: Path, tmp_path: Path
     assert (tmp_path / "log" / "err0").read_text() == (
         "error: cap export is done by one process, not by 2\nhint: start it without torchrun\n"
     )
+    assert (tmp_path / "log" / "err1").read_text() == ""
     assert not (tmp_path / "dense").exists()
 
 

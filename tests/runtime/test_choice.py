@@ -106,6 +106,18 @@ def test_what_the_sparse_runtime_cannot_compute_goes_to_torch(
     assert (found.runtime, found.chosen) == ("torch", f"runtime: torch ({refusal.message})")
 
 
+def test_a_numba_that_cannot_be_loaded_is_passed_over(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for lack of memory, after all training."""
+
+    def fail(name: str) -> Any:
+        raise OSError("cannot map shared object\nand more")
+
+    monkeypatch.setattr("capcli.runtime.sparse.importlib.import_module", fail)
+    found = opened(pruned, "auto")
+    assert found.runtime == "torch"
+    assert found.chosen == "runtime: torch (numba cannot be loaded: cannot map shared object)"
+
+
 def test_by_name_it_is_an_error(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, refusal=REFUSALS[0][0])
     with pytest.raises(ModelError, match=r"needs numba$"):
