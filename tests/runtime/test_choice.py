@@ -1,6 +1,7 @@
 """Which runtime is taken, what is said of it, and what happens where one cannot compute the model."""
 
 import dataclasses
+import importlib
 import json
 import logging
 from collections.abc import Sequence
@@ -109,10 +110,14 @@ def test_what_the_sparse_runtime_cannot_compute_goes_to_torch(
 def test_a_numba_that_cannot_be_loaded_is_passed_over(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for lack of memory, after all training."""
 
-    def fail(name: str) -> Any:
-        raise OSError("cannot map shared object\nand more")
+    load = importlib.import_module
 
-    monkeypatch.setattr("capcli.runtime.sparse.importlib.import_module", fail)
+    def fail(name: str, *rest: Any) -> Any:
+        if name == "numba":
+            raise OSError("cannot map shared object\nand more")
+        return load(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
     found = opened(pruned, "auto")
     assert found.runtime == "torch"
     assert found.chosen == "runtime: torch (numba cannot be loaded: cannot map shared object)"
