@@ -22,20 +22,20 @@ INVERTED_BYTES = 2**26  # of blocks that are inverted together
 
 
 @torch.no_grad()
-def information(matrices: Matrices, calibration: Calibration, step: int, block: int = 1) -> Tensor:
+def information(matrices: Matrices, calibration: Calibration, step: int) -> Tensor:
     """1 / [F⁻¹]_ii of each weight, [n], with F the mean over small batches of g·gᵀ, g = dL/dW'∘M, in blocks.
 
-    block: how many weights of a matrix in a row are taken together, in the order in which they are stored; what lies
-    outside of a block counts as 0. With 1, that is F_ii (section 00 of the design's METHODS), else F is damped (oBERT,
-    arXiv 2203.07259; section 5): w²/2 times this is by how much the loss grows without w when the others of its block
-    make up for it as well as they can.
+    A block are `calibration.block` weights of a matrix that are stored in a row; what lies outside of it counts as 0.
+    With 1, that is F_ii (section 00 of the design's METHODS), else F is damped (oBERT, arXiv 2203.07259; section 5):
+    w²/2 times this is by how much the loss grows without w when the others of its block make up for it as well as they
+    can.
     """
-    if block == 1:
+    if calibration.block == 1:
         return _diagonal(matrices, calibration, step)
     return torch.cat(
         [
             alone(found).flatten()[: matrices.sizes[i]]
-            for group in groups(matrices, block)
+            for group in groups(matrices, calibration.block)
             for i, found in blocks(matrices, calibration, step, group).items()
         ]
     )

@@ -540,9 +540,10 @@ def test_zero_sparsity_changes_nothing(checkpoint: Make) -> None:
 
 
 def test_table_matches_the_methods() -> None:
-    assert {method.criterion for method in METHODS.values()} == set(CRITERIA) == {*BY_CRITERION, *LAYERWISE}
+    assert {method.criterion for method in METHODS.values()} == set(CRITERIA) == {*BY_CRITERION, *LAYERWISE, "obert"}
     for method in METHODS.values():
         assert method.structured is CRITERIA[method.criterion].structured
         assert (method.staged or method.one_shot) is CRITERIA[method.criterion].calibrated
-        assert method.one_shot is (CRITERIA[method.criterion].choose is not None) is (method.criterion in LAYERWISE)
+        assert method.one_shot is (method.criterion in LAYERWISE)
+    assert {name for name, row in CRITERIA.items() if row.choose is not None} == {*LAYERWISE, "obert"}
     assert [name for name, row in CRITERIA.items() if row.regularised] == ["soft-movement"]

@@ -269,7 +269,7 @@ def test_blocks_of_fisher_are_those_of_the_slow_loop(
     monkeypatch.setattr(information, "TOGETHER", 2)
     monkeypatch.setattr(information, "INVERTED_BYTES", 4 * block * block * 7)
     model = tiny(checkpoint)
-    cal = calibrated(model)
+    cal = calibrated(model, block=block)
     found = masked(model, cal)
     found.matrices.mask.copy_(torch.rand(len(found.matrices.mask), generator=torch.Generator().manual_seed(2)) < 0.7)
     measured = list(cal.gradients(found.matrices, 7, range(len(found.matrices.names))))
@@ -277,7 +277,7 @@ def test_blocks_of_fisher_are_those_of_the_slow_loop(
     expected = [
         reference.alone_in_block(rows.flatten(1).double().numpy(), block, information.DAMPING) for rows in gradients
     ]
-    result = information.information(found.matrices, cal, 7, block)
+    result = information.information(found.matrices, cal, 7)
     assert result.numpy() == pytest.approx(np.concatenate(expected), rel=1e-3, abs=1e-12)
 
 

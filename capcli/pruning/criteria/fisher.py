@@ -15,7 +15,7 @@ from capcli.pruning.information import information
 def prepare(state: State, subject: Subject, step: int) -> None:
     """Measure the Fisher information [n] of the masked weights."""
     assert subject.calibration is not None
-    state["fisher"] = information(subject.matrices, subject.calibration, step, subject.calibration.block)
+    state["fisher"] = information(subject.matrices, subject.calibration, step)
 
 
 def scores(state: State, subject: Subject) -> Tensor:
