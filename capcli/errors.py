@@ -65,6 +65,4 @@ class Stopped(CapError):
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the machine or of a device ran out."""
     said = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate" in said)
-    )
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate" in said

@@ -27,6 +27,7 @@ from capcli.pruning.criteria.seat import Step
 from capcli.pruning.masked import gates_of
 from capcli.pruning.objective import SAMPLED, Job, outputs, step_seed, terms_of, weighted
 
+OUT_OF_MEMORY = "out of memory"
 PROJECTION = "projection:"  # before the number of a projection, where parameters are named
 
 Rows = NDArray[np.int64]
@@ -148,7 +149,7 @@ def _in_parts(job: Job, rows: Rows, step: int, learn: Learn, clear: Callable[[],
             own = -(-len(rows) // parallel.size())
             now = min(own, job.split.examples or own)
             if now == 1:
-                raise RuntimeError(str(error)) from error
+                raise MemoryError(str(error)) from error
         clear()
         torch.cuda.empty_cache()
         job.split.examples = now // 2
@@ -198,9 +199,9 @@ def _fitting(work: Callable[[], Found]) -> Found:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        too_large = str(error)  # the error itself holds on to all tensors of the pass
+        too_large = str(error) or OUT_OF_MEMORY  # the error itself holds on to all tensors of the pass
     if parallel.highest([bool(too_large)])[0]:
-        raise _TooLargeError(too_large or "out of memory")
+        raise _TooLargeError(too_large or OUT_OF_MEMORY)
     return cast(Found, found)
 
 

@@ -110,26 +110,30 @@ def test_parts_as_large_as_the_batch_are_none(tiny: Tiny, tmp_path: Path) -> Non
     assert not any("parts" in note for note in report["notes"])
 
 
-def scarce(examples: int = 1000, tokens: int = 1000) -> Callable[..., Any]:
+ON_DEVICE = torch.OutOfMemoryError("CUDA out of memory")
+
+
+def scarce(examples: int = 1000, tokens: int = 1000, error: Exception = ON_DEVICE) -> Callable[..., Any]:
     """A forward pass for which memory runs out with more examples or, to learn, with longer ones."""
     whole = predict.forward_states
 
     def run(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
         n_examples, n_tokens = inputs["attention_mask"].shape
         if n_examples > examples or (n_tokens > tokens and torch.is_grad_enabled()):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return whole(model, inputs, *rest, **named)
 
     return run
 
 
+@pytest.mark.parametrize("error", [ON_DEVICE, MemoryError()], ids=["device", "host"])
 def test_memory_that_runs_out_in_training_and_evaluation(
-    tiny: Tiny, plain_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, plain_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """R9: parts are halved until they fit, the step stays what it was, and all is recorded."""
     options = {**SHORT, "model": plain_model, "method": "cap-soft"}
     tiny.prune(tmp_path / "whole", **options)
-    monkeypatch.setattr(predict, "forward_states", scarce(6))
+    monkeypatch.setattr(predict, "forward_states", scarce(6, error=error))
     notes = []
     for event in prune_verb.prune(tiny.prune_config(tmp_path / "parts", **options)):
         notes.append(event.note)

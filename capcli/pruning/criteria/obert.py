@@ -35,11 +35,11 @@ def choose(state: State, subject: Subject, step: int, sparsity: float) -> Tensor
                 kept[i] = blocks
     scores = matrices.flat_weights().square_() * torch.cat(found) / 2
     chosen = subject.structure.select(scores.masked_fill_(~before, -torch.inf), sparsity, before)
+    removed, stays = (part.split(matrices.sizes) for part in (before & ~chosen, chosen))  # type: ignore[no-untyped-call]
     changes = []
     for group in groups:
         for i, blocks in (kept or information.blocks(matrices, calibration, step, group)).items():
-            parts = [part.split(matrices.sizes)[i] for part in (before & ~chosen, chosen)]  # type: ignore[no-untyped-call]
-            changes.append(correction(blocks, matrices.original(i).detach().flatten(), *parts))
+            changes.append(correction(blocks, matrices.original(i).detach().flatten(), removed[i], stays[i]))
     for i, change in enumerate(changes):
         matrices.original(i).add_(change.view_as(matrices.original(i)))
     return chosen
