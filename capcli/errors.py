@@ -66,3 +66,11 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the machine or of a device ran out."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate" in said
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, and the next one where it ends in a colon; or its type."""
+    if isinstance(error, KeyError):
+        return f"there is no {str(error)[:300]}"
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join([first, *rest[: first.endswith(":")]])[:300]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from capcli.errors import CapError, CheckFailed, ConfigError, RunFailed, Stopped
+from capcli.errors import CapError, CheckFailed, ConfigError, RunFailed, Stopped, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,7 +135,7 @@ def _join(here: Place, timeout_minutes: float) -> None:
             backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
             dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
-        address, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", _first_line(error)
+        address, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", first_line(error)
         taken = "choose another MASTER_PORT, or --master-port of torchrun"
         alone = "check that all processes were started, and that each machine can reach that address"
         raise RunFailed(
@@ -181,7 +181,7 @@ def _sign(error: BaseException) -> CapError | None:
     """
     group, cause, lost = _joined[0], getattr(error, "rank", None), None
     about = {
-        "message": getattr(error, "message", "") or f"{type(error).__name__}: {_first_line(error)}",
+        "message": getattr(error, "message", "") or f"{type(error).__name__}: {first_line(error)}",
         "hint": getattr(error, "hint", ""),
         "code": getattr(error, "exit_code", RunFailed.exit_code),
     }
@@ -275,10 +275,6 @@ def _named(group: _Group, rank: int) -> str:
     return f"rank {rank} on {group.hosts[rank]}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
-
-
 # Common calls --------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +287,7 @@ def _together(call: Callable[[], Any]) -> Any:
             cause = _cause(_joined[0])
         except RuntimeError:  # the store is gone, and with it the rank that kept it
             cause = _gone(_joined[0], 0)
-        raise cause or RunFailed(f"the processes lost one another: {_first_line(error)}", AGAIN) from error
+        raise cause or RunFailed(f"the processes lost one another: {first_line(error)}", AGAIN) from error
 
 
 def wait() -> None:
@@ -356,6 +352,17 @@ def total(tensors: Sequence[Tensor]) -> None:
         _together(lambda flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
         for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):  # type: ignore[no-untyped-call]
             tensor.copy_(part.view_as(tensor))
+
+
+def added(sums: Sequence[Tensor], count: int) -> int:
+    """`total` of the `sums`; returns the same of `count`, of how many things they are. Common."""
+    if not _joined:
+        return count
+    import torch
+
+    counts = torch.tensor([count])
+    total([*sums, counts])
+    return int(counts)
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny import PRUNABLE, Tiny
+from tiny import PRUNABLE, Tiny, random_examples
 
 import capcli
 from capcli import files
@@ -18,7 +17,6 @@ from capcli.config.export import ExportConfig
 from capcli.config.hardware import Hardware
 from capcli.config.names import METHODS
 from capcli.data import batches
-from capcli.data.batches import Examples
 from capcli.events import Event, StopFlag
 from capcli.models import devices, loading
 from capcli.models.model import place
@@ -41,17 +39,6 @@ def no_host_sync() -> Iterator[Any]:
     mode("default")
 
 
-def examples(n: int = 64, length: int = 12) -> Examples:
-    rng = np.random.default_rng(0)
-    return Examples(
-        tokens=rng.integers(5, 20, n * length, dtype=np.int32),
-        types=np.zeros(n * length, dtype=np.uint8),
-        offsets=np.arange(n + 1, dtype=np.int64) * length,
-        labels=rng.integers(0, 2, n),
-        pad_id=0,
-    )
-
-
 def random_vectors(n: int, width: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1)
@@ -59,7 +46,7 @@ def random_vectors(n: int, width: int, seed: int) -> torch.Tensor:
 
 def job(tiny: Tiny, out: Path, method: str, device: torch.device) -> Job:
     """A pruning phase with all losses of the method, random banks on the device."""
-    data = examples()
+    data = random_examples(64, 12)
     chosen = tiny.prune_config(out, method=method, device=str(device), precision="auto")
     on = devices.compute(chosen.hardware)
     model = place(loading.load_dense(tiny.model, ("negative", "positive"), "classification", 1), on)

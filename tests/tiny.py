@@ -222,6 +222,22 @@ TOKENIZERS = {
 }
 
 
+def random_examples(n: int, length: int) -> Any:
+    """Tokenised examples of two classes, `length` random words each."""
+    import numpy as np
+
+    from capcli.data.batches import Examples
+
+    rng = np.random.default_rng(0)
+    return Examples(
+        tokens=rng.integers(5, 20, n * length, dtype=np.int32),
+        types=np.zeros(n * length, dtype=np.uint8),
+        offsets=np.arange(n + 1, dtype=np.int64) * length,
+        labels=rng.integers(0, 2, n),
+        pad_id=0,
+    )
+
+
 def one_text(rng: random.Random) -> tuple[str, str]:
     """A text and its label."""
     label = rng.choice(list(WORDS))

@@ -17,9 +17,8 @@ from typing import Any
 from capcli import files
 from capcli.data import rows, tables
 from capcli.data.tables import Columns, Table
-from capcli.errors import DataError, RunFailed
+from capcli.errors import DataError, RunFailed, first_line
 from capcli.sources.hub_data import HubData, reader_of
-from capcli.sources.requests import first_line
 
 
 def open_split(found: HubData, split: str) -> Table:

@@ -19,8 +19,7 @@ from typing import Any
 from capcli import files
 from capcli.data import rows
 from capcli.data.packed import PACKINGS, packing
-from capcli.errors import DataError
-from capcli.sources.requests import first_line
+from capcli.errors import DataError, first_line
 
 SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
 TEXTS = SUFFIXES[2:]

@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from capcli import files
-from capcli.errors import ConfigError, FileError, ModelError
+from capcli.errors import ConfigError, FileError, ModelError, first_line
 from capcli.models.model import Model
-from capcli.sources import requests
 from capcli.sources.checkpoint import GRAPH
 
 MODEL_FILE, DATA_FILE = GRAPH, f"{GRAPH}.data"
@@ -86,7 +85,7 @@ def convert(model: Model, folder: Path, length: int) -> Path:
         except (OSError, MemoryError):
             raise
         except Exception as error:
-            reason = requests.first_line(_root(error))
+            reason = first_line(_root(error))
             raise ModelError(f"transformers' exporter cannot convert {model.source}: {reason}") from error
         finally:
             model.net.train(was_training)
@@ -181,7 +180,7 @@ def quantise(source: Path, target: Path) -> None:
         except (OSError, MemoryError):
             raise
         except Exception as error:
-            raise FileError(f"{source} cannot be quantised: {requests.first_line(error)}") from error
+            raise FileError(f"{source} cannot be quantised: {first_line(error)}") from error
         files.write_bytes(target, found.read_bytes())
 
 

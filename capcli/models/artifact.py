@@ -23,7 +23,7 @@ from capcli.config.options import leaves
 from capcli.config.paths import ELSEWHERE, elsewhere
 from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS
-from capcli.errors import CapError, FileError, ModelError
+from capcli.errors import CapError, FileError, ModelError, first_line
 from capcli.models import families, sentences, slicing
 from capcli.models.heads import own_labels, renamed
 from capcli.models.hf import auto_class, read_config
@@ -31,7 +31,7 @@ from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
 from capcli.reporting.text import first_few
-from capcli.sources import checkpoint, hub, requests
+from capcli.sources import checkpoint, hub
 from capcli.sources.checkpoint import (
     NEVER_READ,
     TOKENIZER_FILES,
@@ -216,7 +216,7 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Slices | None]:
     except CapError:
         raise
     except Exception as error:
-        raise FileError(f"{path}: model_config does not describe a model: {requests.first_line(error)}") from error
+        raise FileError(f"{path}: model_config does not describe a model: {first_line(error)}") from error
 
 
 def _check_size(

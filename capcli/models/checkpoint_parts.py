@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from capcli.errors import FileError, ModelError
-from capcli.sources import hub, requests
+from capcli.errors import FileError, ModelError, first_line
+from capcli.sources import hub
 from capcli.stored import AGAIN, expect, show
 
 MAX_HEADER_BYTES = 8 << 20
@@ -85,9 +85,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, MemoryError) as error:
-        raise FileError(f"cannot read {path}: {requests.first_line(error)}") from error
+        raise FileError(f"cannot read {path}: {first_line(error)}") from error
     except SafetensorError as error:
-        raise FileError(f"{path} is damaged: {requests.first_line(error)}", AGAIN) from error
+        raise FileError(f"{path} is damaged: {first_line(error)}", AGAIN) from error
 
 
 def read_tensors(entry: StoredTensor) -> Tensor:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from capcli.errors import ConfigError, RunFailed
+from capcli.errors import ConfigError, RunFailed, first_line
 from capcli.models import families
 from capcli.models.model import Model
-from capcli.sources.requests import first_line
 
 BACKEND = "inductor"
 WITHOUT = "leave out --compile"

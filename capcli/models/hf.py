@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from capcli.data.kinds import KINDS
-from capcli.errors import ModelError
+from capcli.errors import ModelError, first_line
 from capcli.sources import requests
 
 UNSEEN = "sdpa_unseen"  # what `attend` calls its way to attend, where transformers looks these up
@@ -66,7 +66,7 @@ def read_config(path: str, source: str) -> Any:
 def unread(error: Exception, path: str, source: str) -> ModelError:
     """What it means that transformers does not read the model `source` in the folder `path`."""
     if "Unrecognized configuration class" in str(error):
-        return ModelError(f"transformers has no head of this kind for {source}: {requests.first_line(error)}")
+        return ModelError(f"transformers has no head of this kind for {source}: {first_line(error)}")
     return requests.explained(error, path, source)
 
 

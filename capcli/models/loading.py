@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capcli.data import kinds
 from capcli.data.kinds import KINDS
-from capcli.errors import CapError, FileError, ModelError
+from capcli.errors import CapError, FileError, ModelError, first_line
 from capcli.models import families, sentences
 from capcli.models.artifact import load_artifact, stored_settings
 from capcli.models.heads import (
@@ -200,9 +200,7 @@ def _described(table: Mapping[str, Any], folder: Path, tensors: Mapping[str, Ten
     except CapError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"{path} does not describe a model for this kind of task: {requests.first_line(error)}"
-        ) from error
+        raise ModelError(f"{path} does not describe a model for this kind of task: {first_line(error)}") from error
     found = sum(tensor.numel() for tensor in tensors.values())
     if expected > found:
         raise ModelError(f"{path} describes a model of {expected:,} weights, and {folder} holds {found:,}")
@@ -244,7 +242,7 @@ def _check_computes(model: Model) -> None:
             )
     except Exception as error:
         raise ModelError(
-            f"{model.source} cannot compute what its configuration describes: {requests.first_line(error)}",
+            f"{model.source} cannot compute what its configuration describes: {first_line(error)}",
             "copy or download config.json and weights together",
         ) from error
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from capcli import files
-from capcli.errors import ModelError
+from capcli.errors import ModelError, first_line
 from capcli.models.hf import read_pretrained
 from capcli.models.model import CONFIG_FILE, accepted_inputs
 from capcli.reporting.text import first_few
-from capcli.sources import checkpoint, hub, requests
+from capcli.sources import checkpoint, hub
 from capcli.sources.checkpoint import (
     TOKENIZER_FILES,
     check_tokenizer_config,
@@ -92,7 +92,7 @@ def _check_reads(tokenizer: Any, source: str) -> None:
         n_special = tokenizer.num_special_tokens_to_add(pair=False)
     except Exception as error:
         raise ModelError(
-            f"the tokenizer of {source} cannot read a text: {requests.first_line(error)}",
+            f"the tokenizer of {source} cannot read a text: {first_line(error)}",
             "copy or download the whole folder; an unk_token has to be in the vocabulary",
         ) from error
     if tokenizer.model_max_length <= n_special:

@@ -54,7 +54,7 @@ def blocks(matrices: Matrices, calibration: Calibration, step: int, group: Seque
             parts = rows.view(len(rows), -1, block).transpose(0, 1)  # [K, G, B]
             total.baddbmm_(parts.transpose(1, 2), parts)
         count += len(some[0])
-    count = _added(sums, count)
+    count = parallel.added(sums, count)
     return {i: damped(total.div_(count)) for i, total in zip(group, sums, strict=True)}
 
 
@@ -65,15 +65,8 @@ def _diagonal(matrices: Matrices, calibration: Calibration, step: int) -> Tensor
         for total, gradient in zip(sums, gradients, strict=True):
             total.addcmul_(gradient, gradient)
         count += 1
-    count = _added(sums, count)
+    count = parallel.added(sums, count)
     return torch.cat([total.flatten() for total in sums]) / count
-
-
-def _added(sums: list[Tensor], count: int) -> int:
-    """Add up what the ranks have measured; returns of how many gradients."""
-    counts = torch.tensor([count])
-    parallel.total([*sums, counts])
-    return int(counts)
 
 
 def groups(matrices: Matrices, block: int) -> list[list[int]]:

@@ -75,9 +75,8 @@ class Moments:
 
     def gather(self) -> None:
         """Add up the sums of all ranks. Common to all ranks."""
-        counts = torch.tensor([self.n_tokens])
-        parallel.total([self.gram, self.cross, self.inputs, self.outputs, self.squares, counts])
-        self.n_tokens = int(counts)
+        sums = [self.gram, self.cross, self.inputs, self.outputs, self.squares]
+        self.n_tokens = parallel.added(sums, self.n_tokens)
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """`gram` and `cross` of what is left of x and y without their means, if there is a bias to make up for them."""

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capcli.errors import ConfigError, FileError, ModelError
+from capcli.errors import ConfigError, FileError, ModelError, first_line
 from capcli.models.model import INPUTS
-from capcli.sources import checkpoint, hub, requests
+from capcli.sources import checkpoint, hub
 from capcli.sources.checkpoint import GRAPH
 
 MAX_BYTES = 2**31  # of a graph: where protobuf ends
@@ -154,9 +154,7 @@ def _check_file(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """What went wrong, without onnxruntime's codes and the path, which is said already."""
-    return re.sub(
-        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?", "", requests.first_line(error)
-    )
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?", "", first_line(error))
 
 
 def _contains(path: Path, word: bytes) -> bool:

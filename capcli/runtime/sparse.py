@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from capcli import machine
-from capcli.errors import ConfigError
+from capcli.errors import ConfigError, first_line
 from capcli.models import artifact, families, hf, loading, predict, tokenizers
 from capcli.models.model import Model
 from capcli.runtime.packing import Unsupported
 from capcli.sources import hub
-from capcli.sources.requests import first_line
 
 if TYPE_CHECKING:
     from capcli.runtime import build

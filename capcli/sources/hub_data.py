@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from capcli.config.names import HUB_PREFIX
-from capcli.errors import CapError, DataError
+from capcli.errors import CapError, DataError, first_line
 from capcli.reporting.text import first_few
-from capcli.sources.requests import CARD, Repo, fetch, first_line
+from capcli.sources.requests import CARD, Repo, fetch
 
 # The readers of `datasets` that need no code, by the ending of the file, compression left out; parquet is read by us.
 READERS = {

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capcli.config.names import ALIASES, BUILTIN_MODEL, BUILTIN_TASKS, nearest
-from capcli.errors import CapError, DataError, ModelError, RunFailed
+from capcli.errors import CapError, DataError, ModelError, RunFailed, first_line
 from capcli.reporting.text import first_few
 from capcli.sources.checkpoint import CONFIG
 
@@ -292,14 +292,6 @@ def explained(error: Exception, path: str, source: str) -> ModelError:
             f"the files are in {path}; copy or download {CONFIG} and the weights of one model together",
         )
     return ModelError(f"cannot load {source}: {text}", f"the files are in {path}")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, and the next one where it ends in a colon; or its type."""
-    if isinstance(error, KeyError):
-        return f"there is no {str(error)[:300]}"
-    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join([first, *rest[: first.endswith(":")]])[:300]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from capcli import machine, parallel, run, stages, tracking
 from capcli.config.measure import Gates
 from capcli.config.names import BUILTIN_TASKS
-from capcli.config.options import flatten
+from capcli.config.options import flatten, split_list
 from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
 from capcli.errors import CapError, ConfigError, RunFailed, Stopped, out_of_memory
@@ -116,7 +116,7 @@ def _are_here(config: PruneConfig) -> bool:
     """Whether all that the configuration names is on this machine, so that an error tells of a change."""
     source = config.source
     named, place = (
-        filter(None, (config.model, config.teacher, source.text)),
+        filter(None, (config.model, config.teacher, source.text, *split_list(config.mask_from))),
         source.data or source.text * source.unlabelled,
     )
     return all(map(hub.is_local, named)) and (Path(place).exists() if place else source.task in BUILTIN_TASKS)

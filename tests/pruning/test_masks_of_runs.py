@@ -75,6 +75,17 @@ def test_a_run_with_masks_of_others(tiny: Tiny, runs: list[Path], tmp_path: Path
     assert counts[kept].float().mean() > counts[~kept].float().mean() + 0.5
 
 
+def test_a_finished_run_outlives_those_that_it_took_masks_from(tiny: Tiny, runs: list[Path], tmp_path: Path) -> None:
+    """As one whose teacher is gone: it is left alone, with a note."""
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    options = {**FEW, "method": "fisher", "sparsity": 0.7, "epochs": 0, "mask_from": str(other)}
+    tiny.prune(tmp_path / "out", **options)
+    shutil.rmtree(other)
+    notes = [event.note for event in prune.prune(tiny.prune_config(tmp_path / "out", **options))]
+    assert any("cannot check whether its inputs are still the same" in note for note in notes)
+    assert "this run is already complete" in notes
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import registry
 import torch
+from tiny import random_examples
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,7 +28,6 @@ from capcli.config.names import METHODS
 from capcli.config.prune import PruneConfig
 from capcli.config.task import TaskConfig
 from capcli.data import batches
-from capcli.data.batches import Examples
 from capcli.events import Event, StopFlag
 from capcli.models import families, hf, predict
 from capcli.models.devices import Compute
@@ -82,17 +82,6 @@ class OnMeta(Compute):
 ON = OnMeta(device=META, dtype=torch.float32)
 
 
-def examples() -> Examples:
-    rng = np.random.default_rng(0)
-    return Examples(
-        tokens=rng.integers(5, 20, N_EXAMPLES * LENGTH, dtype=np.int32),
-        types=np.zeros(N_EXAMPLES * LENGTH, dtype=np.uint8),
-        offsets=np.arange(N_EXAMPLES + 1, dtype=np.int64) * LENGTH,
-        labels=rng.integers(0, 2, N_EXAMPLES),
-        pad_id=0,
-    )
-
-
 def network(name: str = "bert", **changes: Any) -> Model:
     config = registry.config_of(name, 24, num_labels=2, pad_token_id=0, **changes)
     net = AutoModelForSequenceClassification.from_config(config)
@@ -109,7 +98,7 @@ def job(folder: Path, **options: Any) -> Job:
     """A pruning phase on the device without data, with all losses of its method and a bank for each."""
     config = PruneConfig(source=TaskConfig(task="mr"), sparsity=0.6, batch_size=BATCH, extra_examples=6, **options)
     model, teacher = (place(network(num_hidden_layers=1), ON) for _ in range(2))
-    data = examples()
+    data = random_examples(N_EXAMPLES, LENGTH)
     model.net.train()
     vectors = torch.zeros(N_EXAMPLES, registry.SHAPE["hidden_size"], dtype=torch.float16, device=META)
     counts = {"prc": 1, "snc": 2, "fic": 1}
@@ -235,7 +224,7 @@ def test_families_that_wait_are_known(name: str) -> None:
     model.net.train()
     waits = (RuntimeError, NotImplementedError, WaitError)
     with OneDevice(), pytest.raises(waits) if name in WAITING else contextlib.nullcontext():
-        batch = batches.collate(examples(), np.arange(BATCH), META)
+        batch = batches.collate(random_examples(N_EXAMPLES, LENGTH), np.arange(BATCH), META)
         logits, vector = predict.forward(model, batch.inputs)
         (logits.sum() + vector.sum()).backward()
 
@@ -264,7 +253,7 @@ def test_what_waits_is_noticed(waits: Callable[[Tensor, Tensor], Any]) -> None:
 
 def test_padding_is_masked_as_before() -> None:
     """An accelerator gets the logits of a CPU, with and without padding, and the network can go back."""
-    model, data = network(), examples()
+    model, data = network(), random_examples(N_EXAMPLES, LENGTH)
     model.net.eval()
     short = np.array([0, 3, *range(9, 9 + 2 * LENGTH, LENGTH)], dtype=np.int64)
     padded = dataclasses.replace(data, tokens=data.tokens[: short[-1]], offsets=short, labels=data.labels[:3])

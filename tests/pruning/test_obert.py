@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import PRUNABLE, Tiny, outcome
+from tiny import PRUNABLE, Tiny, outcome, random_examples
 
-from capcli.data.batches import Examples
 from capcli.errors import ConfigError
 from capcli.models import loading
 from capcli.pruning import information, schedules
@@ -79,14 +78,7 @@ def test_a_selection_against_a_slow_loop(
     monkeypatch.setattr(information, "BUDGET_BYTES", budget)
     config = tiny.prune_config(tmp_path, method="obert", sparsity=0.6, fisher_block=8, stairs="0.4,0.6", floor=0.0)
     model = loading.load_dense(tiny.model, ("negative", "positive"), "classification", 1)
-    rng = np.random.default_rng(0)
-    examples = Examples(
-        tokens=rng.integers(5, 20, 24 * 8, dtype=np.int32),
-        types=np.zeros(24 * 8, dtype=np.uint8),
-        offsets=np.arange(25, dtype=np.int64) * 8,
-        labels=rng.integers(0, 2, 24),
-        pad_id=0,
-    )
+    examples = random_examples(24, 8)
     cal = Calibration(model=model, examples=examples, device=torch.device("cpu"), seed=1, count=24, block=8)
     pruner = make_pruner(model, config, 8, cal)
     matrices, n = pruner.matrices, len(pruner.matrices.names)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import Tiny, write_model
+from tiny import Tiny, random_examples, write_model
 
 from capcli.config.names import METHODS
 from capcli.data import batches
-from capcli.data.batches import Batch, Examples
+from capcli.data.batches import Batch
 from capcli.events import Event, StopFlag
 from capcli.measuring.scoring import retention
 from capcli.models import devices, loading, predict, task_losses
@@ -69,14 +69,7 @@ def hidden_job(tiny: Tiny, tmp_path: Path, structure: str, losses: str, step: in
     student, teacher = (
         loading.load_dense(folder, labels, "classification", 1) for folder in (tiny.model, str(tmp_path / "teacher"))
     )
-    rng = np.random.default_rng(0)
-    examples = Examples(
-        tokens=rng.integers(5, 20, 96, dtype=np.int32),
-        types=np.zeros(96, dtype=np.uint8),
-        offsets=np.arange(9, dtype=np.int64) * 12,
-        labels=rng.integers(0, 2, 8),
-        pad_id=0,
-    )
+    examples = random_examples(8, 12)
     batch = batches.collate(examples, np.arange(8), torch.device("cpu"))
     objective = Objective(losses=chosen.loss_names, teacher=teacher, projections=make_projections(teacher, batch))
     pruner = make_pruner(student, chosen, total_steps=100)
