@@ -8,8 +8,8 @@ from capcli.config.names import DEVICES
 from capcli.config.options import at_least, check_name, check_names, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-COMPILE = "compile the layers with torch.compile for training, which takes a minute at the start; for GPUs"
-TIMEOUT_MINUTES, TIMEOUT = 30.0, "minutes for which the processes of torchrun wait for one another"
+COMPILE = "compile the layers with torch.compile for training, which takes time at the start; meant for GPUs"
+TIMEOUT_MINUTES, TIMEOUT = 30.0, "how many minutes the processes of torchrun wait for one another"
 
 
 @dataclass(frozen=True, kw_only=True)

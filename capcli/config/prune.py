@@ -147,7 +147,7 @@ class PruneConfig:
     )
     mask_from: str = option(
         "",
-        "fisher: take the masks of other runs of the same model, separated by commas; what more of them kept stays",
+        "fisher: take the masks of other runs of this model, separated by commas; weights that most of them kept stay",
         panel="Schedule",
         expert=True,
         metavar="RUN,…",

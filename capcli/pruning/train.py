@@ -111,8 +111,8 @@ def agreed(reason: str, late: bool) -> tuple[str, bool]:
 def in_parts(examples: int) -> str:
     """A note on steps that do not fit into memory."""
     return (
-        f"steps go through the network in parts of {counted(examples, 'example')}, which changes nothing that they "
-        "compute but the rounding and, where the model has dropout, what is dropped"
+        f"steps go through the network in parts of {counted(examples, 'example')}; the result differs only "
+        "by rounding and, if the model has dropout, by what is dropped"
     )
 
 
