@@ -12,6 +12,7 @@ from pathlib import Path
 
 from capcli.config import rises, validity
 from capcli.config.hardware import COMPILE, TIMEOUT, TIMEOUT_MINUTES, Hardware
+from capcli.config.losses import LossConfig
 from capcli.config.names import (
     EMBEDDING_TASKS,
     LOSSES,
@@ -23,9 +24,6 @@ from capcli.config.names import (
 from capcli.config.options import check_name, check_names, option, split_list
 from capcli.config.task import TaskConfig
 
-NORMALIZATIONS = ("mean", "reference")
-POOLINGS = ("auto", "head", "cls", "mean")
-KD_SCALES = ("t2", "none")
 SCOPES = ("auto", "matrix", "global", "row")
 SCORE_INITS = ("zero", "magnitude")
 STORES = ("fp16", "fp32")
@@ -35,7 +33,7 @@ LR_SCHEDULES = ("run", "cycle")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig:
+class PruneConfig(LossConfig):
     """Everything that determines a pruning run."""
 
     source: TaskConfig
@@ -61,13 +59,6 @@ class PruneConfig:
         panel="Pruning",
         names=METHODS,
         several="NAME,…",
-    )
-    losses: str = option(
-        "",
-        "losses to train with, from ce,kd,prc,snc,fic,hid; by default those of the method",
-        panel="Losses",
-        expert=True,
-        metavar="LIST",
     )
     teacher: str = option(
         "", "fine-tuned model to learn from; by default the run fine-tunes one itself", panel="Pruning", metavar="MODEL"
@@ -225,63 +216,6 @@ class PruneConfig:
         "start value of the scores: zero, or the magnitude of the weights",
         panel="Selection",
         names=SCORE_INITS,
-        expert=True,
-    )
-    pooling: str = option(
-        "auto",
-        "sentence vector: head (what enters the classifier), cls, mean, or auto: head where that part of the model is "
-        "pre-trained, cls where it is drawn at random",
-        panel="Losses",
-        names=POOLINGS,
-        expert=True,
-    )
-    tau: float = option(0.1, "temperature of the contrastive terms", panel="Losses", expert=True)
-    extra_examples: int = option(
-        4096, "stored vectors drawn per step for each contrastive term", panel="Losses", expert=True
-    )
-    normalization: str = option(
-        "mean",
-        "scaling of the contrastive terms: mean, or reference for that of the reference code",
-        panel="Losses",
-        names=NORMALIZATIONS,
-        expert=True,
-    )
-    unsupervised_weight: float = option(
-        0.005,
-        "weight of the unsupervised contrastive terms; on the scale of --normalization mean the paper's is 0.1, of snc "
-        "that divided by the number of snapshots",
-        panel="Losses",
-        expert=True,
-    )
-    supervised_weight: float = option(
-        0.02,
-        "weight of the supervised contrastive terms; on the scale of --normalization mean the paper's 10 is about "
-        "0.005, so the default is another mixture of the two; --preset paper has the paper's",
-        panel="Losses",
-        expert=True,
-    )
-    ce_weight: float = option(0.1, "weight of the task loss (1 when it is the only loss)", panel="Losses", expert=True)
-    kd_weight: float = option(0.9, "weight of distillation", panel="Losses", expert=True)
-    kd_temperature: float = option(2.0, "temperature of distillation", panel="Losses", expert=True)
-    kd_scale: str = option(
-        "t2",
-        "scale of distillation: t2 (times the square of the temperature), or none, which GRAIN uses at temperature 8",
-        panel="Losses",
-        names=KD_SCALES,
-        expert=True,
-    )
-    hidden_weight: float = option(
-        10.0,
-        "weight of the hidden-state distillation (hid); GRAIN's ratio to distillation is 64 with --kd-scale t2, and 1 "
-        "with none",
-        panel="Losses",
-        expert=True,
-    )
-    reg_weight: float = option(
-        0.0,
-        "weight of the score regulariser (soft movement), which grows with the sparsity; with 0 soft-movement is "
-        "movement with --scope global",
-        panel="Losses",
         expert=True,
     )
     checkpoint_seconds: float = option(120.0, "seconds between checkpoints", resumable=True, panel="Run", expert=True)
