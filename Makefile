@@ -1,5 +1,6 @@
 # make demo     prune the built-in model on a built-in task
 # make test     lint, type check and tests
+# make rare     the tests that make test leaves out, because they take long and guard what seldom changes
 # make check    lint, type check and the fast tests
 # make lint     ruff and mypy alone
 # make soak     tests of reliability by the hundred, for MINUTES, continued where they stopped
@@ -11,9 +12,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT := runs/demo
 MINUTES ?= 60
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint soak bench docs clean
+.PHONY: demo test rare check lint soak bench docs clean
 
 demo: .venv/.installed
 	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 --preset quick --method fisher --epochs 1 --max-train-samples 7000 -o $(DEMO_OUT)
@@ -24,10 +26,13 @@ demo: .venv/.installed
 	@echo "report: $(CURDIR)/$(DEMO_OUT)/report.html"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(PYTEST) -m "not rare"
+
+rare: .venv/.installed-dev
+	$(PYTEST) -m rare
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow and not rare"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

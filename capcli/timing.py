@@ -5,6 +5,7 @@ Letters: R rounds, C calls of a round.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -44,8 +45,7 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> list[float]
 
     The number of values below the median is binomial (David and Nagaraja 2003, section 7.1). Of too few values: NaN.
     """
-    from scipy.stats import binom
-
     n = len(values)
-    first = int(binom.ppf((1 - level) / 2, n, 0.5))
+    below = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n + 1))
+    first = next(k for k, share in enumerate(below) if share >= (1 - level) / 2)
     return [values[first - 1], values[n - first]] if first else [math.nan] * 2

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 settings.register_profile("cap", deadline=None, derandomize=True)
 settings.load_profile("cap")
 
-pytest_plugins = ["tiny"]  # fixtures of the end-to-end tests
+pytest_plugins = ["tiny", "forks"]  # fixtures of the end-to-end tests
 WHOLE = "tiny"  # the fixture on which every test of a whole command rests
 MINI = Path(capcli.__file__).parent / "builtin" / "mini"
 
@@ -33,8 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing that an earlier run of the tests kept is found again."""
+    """Nothing that an earlier run of the tests kept is found again; all processes of this one share compiled code."""
     os.environ["CAP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    top = tmp_path_factory.getbasetemp()
+    kernels = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "compiled"
+    kernels.mkdir(mode=0o700, exist_ok=True)
+    os.environ["NUMBA_CACHE_DIR"] = str(kernels)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 FOLDER = ROOT / "benchmarks"
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("script", "options"),
     [
@@ -47,6 +48,7 @@ def test_a_benchmark_runs(tiny: Tiny, tmp_path: Path, script: str, options: list
     assert "| ---" in shown.stdout, shown.stderr[-2000:]
 
 
+@pytest.mark.rare
 def test_the_benchmark_of_sparse_weights_runs(tiny: Tiny, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     options = ["--without-base", "--threads", "1", "--batches", "2", "--lengths", "16", "--rounds", "3"]
@@ -70,6 +72,7 @@ def test_the_benchmark_of_ranks_runs(pruned: Path, tmp_path: Path) -> None:
     assert "| tiny | 70.0 |" in done.stdout
 
 
+@pytest.mark.rare
 def test_the_benchmark_of_several_processes_runs(tiny: Tiny, tmp_path: Path) -> None:
     """By the launcher that users have: both runs are complete, and learn the same."""
     command = [sys.executable, str(FOLDER / "ranks.py"), tiny.model, "-o", str(tmp_path)]
@@ -85,6 +88,7 @@ def test_the_benchmark_of_several_processes_runs(tiny: Tiny, tmp_path: Path) -> 
     assert rows[0]["last_loss"] == pytest.approx(rows[1]["last_loss"], rel=0.2)  # attention has dropout
 
 
+@pytest.mark.rare
 def test_the_benchmark_of_exports_runs(tiny: Tiny, tmp_path: Path) -> None:
     """A structured run in two formats, one with a comma in its name, beside dense PyTorch and the dense graph."""
     write_model(tmp_path / "model", max_position_embeddings=128)  # the length that is measured
@@ -104,6 +108,7 @@ def test_the_benchmark_of_exports_runs(tiny: Tiny, tmp_path: Path) -> None:
     assert "| sparse, int8 |" in shown.stdout, shown.stderr[-2000:]
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("script", "options"), [("sparse.py", ["--json", "--matrices", "1"]), ("sizes.py", ["--json"])]
 )
@@ -120,6 +125,7 @@ def test_a_benchmark_of_the_file_format_runs(tmp_path: Path, script: str, option
     assert "| int8, embeddings svd:16 in int8 |" in shown.stdout, shown.stderr[-2000:]
 
 
+@pytest.mark.rare
 def test_the_study_of_what_is_left_runs(tiny: Tiny, tmp_path: Path) -> None:
     """Two runs of a quality study, probed on one set beside their teacher and the pretrained model."""
     runs = []
@@ -472,6 +478,7 @@ def test_holm_multiplies_the_smallest_by_all(quality: Any) -> None:
     assert quality.paired.holm([0.6, 0.5]) == [1.0, 1.0]
 
 
+@pytest.mark.rare
 def test_a_small_study_runs(tiny: Tiny, tmp_path: Path) -> None:
     """Two real runs: which examples are right is what the report counts, and the table shows the difference."""
     (tmp_path / "rows.toml").write_text("\n[[row]]".join(ROWS.split("\n[[row]]")[:3]))

@@ -22,7 +22,6 @@ from documented import World, limited
 from tiny import ROOT, invoke
 
 from capcli.sources import hub as names
-from capcli.sweeping import jobs
 
 GUIDES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
 PAGES = [str(path.relative_to(ROOT)) for path in GUIDES]
@@ -98,19 +97,13 @@ def expected(line: str) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, sweeps_fork: Any) -> Iterator[World]:
     """Everything of the pages, with a hub and a cache of its own; `mini` is a smaller network."""
     home = tmp_path_factory.mktemp("documented")
     documented.write_network(home / "network", tokenizer)
-    worker = [
-        sys.executable,
-        "-c",
-        documented.process(str(home / "network"), "from capcli.sweeping.worker import main\nmain()"),
-    ]
     with pytest.MonkeyPatch.context() as patch, hub_server.serving() as server:
         server.reached(patch, home / "cache", TOKEN)
         patch.setattr(names, "BUILTIN_FOLDER", home / "network")
-        patch.setattr(jobs, "own_python", lambda module: worker)
         documented.fill(server, home, home / "network")
         names.ask_again()
         yield World(home, server, ran)

@@ -76,7 +76,7 @@ def no_hook() -> Iterator[None]:
 POINTS = 24
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", [0, 1, *(pytest.param(part, marks=pytest.mark.rare) for part in range(2, 8))])
 def test_killed_at_a_file_operation(tiny: Tiny, tmp_path: Path, whole: Whole, part: int) -> None:
     """R2, thinned to POINTS of all operations; the same command again gives the same."""
     points = sorted(random.Random(2).sample(range(1, whole.operations + 1), POINTS))
@@ -86,6 +86,7 @@ def test_killed_at_a_file_operation(tiny: Tiny, tmp_path: Path, whole: Whole, pa
         shutil.rmtree(out)
 
 
+@pytest.mark.rare
 def test_killed_at_the_last_file_operations(tiny: Tiny, tmp_path: Path, whole: Whole) -> None:
     """R2, where the artefact and the report are written: each operation of the last file and some before."""
     for back in (0, 1, 2, 5, 9):

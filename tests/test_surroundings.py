@@ -101,6 +101,7 @@ def test_two_commands_fill_one_cold_cache(tiny: Tiny, tmp_path: Path) -> None:
         two_at_once(tiny, tmp_path / str(seed), expected, random.Random(seed))
 
 
+@pytest.mark.rare
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not say what a process takes up")
 def test_a_long_run_takes_up_no_more_than_a_short_one(tiny: Tiny, tmp_path: Path) -> None:
     """R17, 240 of 2,000 steps."""

@@ -173,6 +173,7 @@ def test_a_run_is_the_same_with_and_without(package: Make, tiny: Tiny, pruned: P
     assert summary["result/sparsity"] == report["sparsity"]["achieved"]
 
 
+@pytest.mark.usefixtures("sweeps_fork")
 def test_the_runs_of_a_sweep_are_a_group(package: Make, tiny: Tiny, tmp_path: Path) -> None:
     told = package(GOOD)
     few = {"losses": "ce", "epochs": 1, "teacher_epochs": 1, "sparsity": "0.5,0.6"}

@@ -252,6 +252,7 @@ def test_a_run_goes_on_without_it(tiny: Tiny, tmp_path: Path, graphs: Graphs, mo
     assert outcome(tmp_path / "out") == outcome(tmp_path / "plain")
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
 def test_compiled_code_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from capcli.stages import RunFolder
 from capcli.sweeping import folder as folders
 from capcli.sweeping import jobs, sweep
 
-# Runs of a second or two: most of their time goes to the start of their processes.
+pytestmark = pytest.mark.usefixtures("sweeps_fork")
 QUICK: dict[str, Any] = {"epochs": 1, "teacher_epochs": 3, "max_eval_samples": 24, "calibration": 32}
 GRID: dict[str, Any] = {"sparsity": "0.5,0.8", "method": "fisher,cap-f"}
 NAMES = ["fisher-0.5-seed1", "fisher-0.8-seed1", "cap-f-0.5-seed1", "cap-f-0.8-seed1"]
@@ -179,8 +180,12 @@ def stopped_in(tiny: Tiny, out: Path, phase: str, **chosen: Any) -> list[str]:
     return said
 
 
-def test_a_stopped_sweep_continues(tiny: Tiny, whole: tuple[Path, Any], tmp_path: Path) -> None:
-    """Stopped in the second run, which has the teacher of the first; the same command makes the rest, and the same."""
+def test_a_stopped_sweep_continues(
+    tiny: Tiny, whole: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second run, which has the teacher of the first; the same command makes the rest, and the same.
+    Here each run has a process of its own, as users have it."""
+    monkeypatch.setattr(jobs, "subprocess", subprocess)
     out = tmp_path / "out"
     stopped_in(tiny, out, "fisher-0.8-seed1, prune", method="fisher", checkpoint_seconds=0)
     found = json.loads((out / "sweep.json").read_text())
