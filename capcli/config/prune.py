@@ -137,8 +137,8 @@ class PruneConfig(LossConfig):
     )
     stairs: str = option(
         "",
-        "sparsities one after another (fisher, kwon, magnitude), such as 0.8,0.9,0.95; auto: 0.8 (kwon: 0.5), then what "
-        "stays is about halved, the default of fisher and kwon; once: --sparsity at once",
+        "sparsities one after another (fisher, kwon, magnitude), such as 0.8,0.9,0.95; auto: 0.8, of kwon 0.5, then "
+        "what stays is about halved, the default of fisher and kwon; once: --sparsity at once",
         panel="Schedule",
         expert=True,
         metavar="LIST",
