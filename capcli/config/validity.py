@@ -41,7 +41,7 @@ def check(config: PruneConfig) -> None:
     at_least(1, selections=config.selections)
     at_least(0, importance_examples=config.importance_examples, micro_batch=config.micro_batch)
     at_least(0.1, timeout=config.timeout)
-    if config.importance_examples and config.staged:
+    if config.importance_examples and config.staged and METHODS[config.method].structured:
         raise ConfigError(
             f"--importance-examples has no effect on {config.method}, which measures on --calibration examples",
             "leave it out, or use --calibration",

@@ -67,7 +67,8 @@ class Searched:
         return mask_of_units(self.units, self.linears, chosen)
 
     def weights(self, sparsity: float) -> int:
-        """At most (1 - s)·n, by less than a neuron; about that, where something else is counted."""
+        """At most (1 - s)·n, by less than a neuron, or than a head where all living neurons stay; about that, where
+        something else is counted."""
         self.costs.budget(sparsity)
         return kept_count(sparsity, sum(units.count * units.weights for units in self.units))
 
