@@ -55,14 +55,13 @@ class PruneConfig(LossConfig):
     )
     target: str = option(
         "",
-        "in place of --sparsity what stays, of structured methods: macs=0.3 (share of the multiply-adds), params=0.3 "
-        "(of the weights), or latency=2x (as fast on this machine)",
+        "in place of --sparsity (kwon): macs=0.3 or params=0.3 that stay, latency=2x as fast",
         panel="Pruning",
         metavar="NAME=VALUE",
     )
     method: str = option(
         "fisher",
-        f"pruning method: {', '.join(METHODS)}; several, as fisher,cap-f, make a sweep",
+        f"pruning method: {', '.join(METHODS)}; several make a sweep",
         panel="Pruning",
         names=METHODS,
         several="NAME,…",
@@ -80,8 +79,8 @@ class PruneConfig(LossConfig):
     seed: int = option(1, "random seed", panel="Training")
     epochs: int = option(
         4,
-        "passes over the training set while pruning; with fisher and kwon, 0 for calibration without training; "
-        "wanda, sparsegpt, multiflow and sds never train",
+        "passes over the training set while pruning; fisher, kwon: 0 to train nothing, as wanda, sparsegpt, multiflow "
+        "and sds never do",
         panel="Training",
     )
     teacher_epochs: int = option(
