@@ -31,11 +31,12 @@ class Speeds:
     """What share of its time a network takes with fewer heads, or fewer neurons, in every layer.
 
     Each list ends with all of them, at 1; between its points the time is linear, below the first it is that of the
-    first.
+    first. least: the share with the fewest of both.
     """
 
     heads: Points
     neurons: Points
+    least: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,25 +118,31 @@ def costs_of(layers: Sequence[Layer], measure: Measure, kind: str = "") -> Costs
 
 
 def _of_speeds(speeds: Speeds, layers: int, n_heads: int, n_neurons: int) -> Costs:
-    """A layer saves its share of what all of them save together; heads and neurons save independently."""
-    heads, neurons = (
-        _counted(points, count, layers) for points, count in ((speeds.heads, n_heads), (speeds.neurons, n_neurons))
-    )
-    fixed = max(0, FINE - layers * int(np.diff(heads).sum() + np.diff(neurons).sum()))
+    """A layer saves its share of what all of them save together. What heads and neurons save add up, times a factor
+    with which both together save what was measured."""
+    heads, neurons = _times(speeds.heads, n_heads), _times(speeds.neurons, n_neurons)
+    apart, together = (heads[-1] - heads[0]) + (neurons[-1] - neurons[0]), max(0.0, 1 - speeds.least)
+    scale = FINE / layers * (together / apart if apart else 1.0)
+    steps = [_steps(times * scale) for times in (heads, neurons)]
     return Costs(
         layers=layers,
-        heads=np.diff(heads, prepend=heads[0]),
-        neurons=np.diff(neurons, prepend=neurons[0]),
-        fixed=fixed,
+        heads=steps[0],
+        neurons=steps[1],
+        fixed=max(0, FINE - layers * int(sum(one.sum() for one in steps))),
         kind="latency",
     )
 
 
-def _counted(points: Points, count: int, layers: int) -> NDArray[np.int64]:
-    """The time of one layer with 1 to `count` units, in parts of `FINE`; never less with more of them."""
+def _steps(times: NDArray[np.float64]) -> NDArray[np.int64]:
+    """What each unit adds to the time; the first, which always stays, nothing."""
+    whole = np.rint(times).astype(np.int64)
+    return np.concatenate([[0], whole[1:] - whole[:-1]])
+
+
+def _times(points: Points, count: int) -> NDArray[np.float64]:
+    """The share of the time that 1 to `count` units take; never less with more of them."""
     at, share = zip(*points, strict=True)
-    times = np.interp(np.arange(1, count + 1), at, np.minimum.accumulate(np.array(share)[::-1])[::-1])
-    return np.rint(times * FINE / layers).astype(np.int64)
+    return np.interp(np.arange(1, count + 1), at, np.minimum.accumulate(np.array(share)[::-1])[::-1])
 
 
 def median_length(examples: Examples) -> int:

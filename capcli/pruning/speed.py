@@ -6,7 +6,6 @@ Letters: A heads and F neurons per layer.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Generator
 from copy import deepcopy
 from pathlib import Path
@@ -61,7 +60,7 @@ def measured_for(setup: Setup, student: Model) -> Generator[Event, None, Measure
 
         stages.publish(setup.run, of["stage"], write)
     stored = read_json(setup.run.place(STAGE) / FILE)
-    measure = measure_of(config, setup.train, Speeds(heads=stored["heads"], neurons=stored["neurons"]))
+    measure = measure_of(config, setup.train, Speeds(**stored))
     searched(student, config, measure)
     return measure
 
@@ -75,15 +74,20 @@ def speeds(model: Model, length: int) -> Generator[Progress, None, Speeds]:
     full = next(iter(_sizes(base).values()))
     of_heads = [dataclasses.replace(full, heads=n) for n in _numbers(full.heads, 1)]
     of_neurons = [dataclasses.replace(full, neurons=n) for n in _numbers(full.neurons, NEURON_STEP)]
-    shares: list[float] = []
-    for size in (*of_heads, *of_neurons):
-        shares.append((yield from _share(base, size, length, len(shares), len(of_heads) + len(of_neurons))))
+    times: list[tuple[float, float]] = []
+    least = Size(heads=of_heads[0].heads, head_size=full.head_size, neurons=of_neurons[0].neurons)
+    wanted = (*of_heads, *of_neurons, least)
+    for size in wanted:
+        times.append((yield from _times(base, size, length, len(times), len(wanted))))
+    dense = min(whole for whole, _ in times)
+    shares = [cut / dense for _, cut in times]
     return Speeds(
         heads=[*zip((size.heads for size in of_heads), shares, strict=False), (full.heads, 1.0)],
         neurons=[
-            *zip((size.neurons for size in of_neurons), shares[len(of_heads) :], strict=True),
+            *zip((size.neurons for size in of_neurons), shares[len(of_heads) :], strict=False),
             (full.neurons, 1.0),
         ],
+        least=shares[-1],
     )
 
 
@@ -98,10 +102,11 @@ def _numbers(full: int, step: int) -> list[int]:
     return sorted({number for number in wanted if 0 < number < full})
 
 
-def _share(base: Model, size: Size, length: int, done: int, total: int) -> Generator[Progress, None, float]:
-    """What a network whose layers have this size takes of the time of `base`: the median over rounds of both in turn.
-
-    Of `total` sizes, `done` are done before."""
+def _times(
+    base: Model, size: Size, length: int, done: int, total: int
+) -> Generator[Progress, None, tuple[float, float]]:
+    """Seconds of `base`, and of a network whose layers have this size: the shortest of many rounds of both in turn,
+    because whatever else the machine does makes them longer. Of `total` sizes, `done` are done before."""
     assert base.family is not None, "layers() refuses unknown families"
     shared = {id(parameter): parameter for parameter in base.net.parameters()}  # all but what is cut
     small = dataclasses.replace(base, net=deepcopy(base.net, shared))
@@ -109,5 +114,5 @@ def _share(base: Model, size: Size, length: int, done: int, total: int) -> Gener
     readers = [predictor.of_network(one, CPU) for one in (base, small)]
     calls = [reader.asked(reader.full_inputs(1, length)) for reader in readers]
     rounds = in_turn([calls] * ROUNDS, seconds=SECONDS, least=LEAST_ROUNDS, warm_up=WARM_UP)
-    times = yield from changed(rounds, lambda progress: (done * ROUNDS + progress[0], total * ROUNDS))
-    return statistics.median(cut / whole for whole, cut in times)
+    found = yield from changed(rounds, lambda progress: (done * ROUNDS + progress[0], total * ROUNDS))
+    return min(whole for whole, _ in found), min(cut for _, cut in found)

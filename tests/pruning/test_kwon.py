@@ -32,7 +32,7 @@ Make = Callable[..., Path]
 CPU = torch.device("cpu")
 LAYERS, HEADS, NEURONS = 2, 4, 24
 HEAD, NEURON = 4 * 4 * 16, 2 * 16  # weights
-SPEEDS = Speeds(heads=[(1, 0.7), (4, 1.0)], neurons=[(8, 0.5), (24, 1.0)])
+SPEEDS = Speeds(heads=[(1, 0.7), (4, 1.0)], neurons=[(8, 0.5), (24, 1.0)], least=0.2)
 
 
 def tiny(checkpoint: Make, family: str = "bert") -> Model:
@@ -261,7 +261,10 @@ def test_times_are_linear_between_what_was_measured() -> None:
     assert abs(found.neurons[8:] - FINE / 64).max() <= 1
     assert found.fixed == FINE // 5
     assert found.total == FINE
-    noisy = dataclasses.replace(SPEEDS, heads=[(1, 0.9), (2, 0.7), (4, 1.0)])
+    faster = costs.costs_of(layers, Measure(speeds=dataclasses.replace(SPEEDS, least=0.1)))
+    assert faster.heads.tolist() == [0, *[round(9 / 8 * FINE / 20)] * 3]
+    assert faster.fixed == FINE // 10
+    noisy = dataclasses.replace(SPEEDS, heads=[(1, 0.9), (2, 0.7), (4, 1.0)], least=0.2)
     assert costs.costs_of(layers, Measure(speeds=noisy)).heads.tolist() == [0, 0, *[3 * FINE // 40] * 2]
 
 
@@ -365,7 +368,8 @@ def test_speeds_are_measured_of_smaller_layers(checkpoint: Make, monkeypatch: py
     assert [n for n, _ in found.neurons] == [8, 16, 24]
     assert found.heads[-1][1] == found.neurons[-1][1] == 1.0
     assert all(share > 0 for _, share in (*found.heads, *found.neurons))
-    assert done[-1] == (10, 10)
+    assert done[-1] == (12, 12)
+    assert found.least > 0
     assert all(tensor.equal(before[name]) for name, tensor in model.net.state_dict().items())
 
 

@@ -22,7 +22,9 @@ from capcli.verbs import prune
 
 HEAD, NEURON = 4 * HIDDEN * HIDDEN // HEADS, 2 * HIDDEN
 LENGTH = 5  # tokens of a text in the middle
-TABLES = [Speeds(heads=[(1, 0.8), (HEADS, 1.0)], neurons=[(8, share), (FFN, 1.0)]) for share in (0.4, 0.7)]
+TABLES = [
+    Speeds(heads=[(1, 0.8), (HEADS, 1.0)], neurons=[(8, share), (FFN, 1.0)], least=share - 0.2) for share in (0.4, 0.7)
+]
 
 
 def run(tiny: Tiny, out: Path, **chosen: Any) -> Any:
