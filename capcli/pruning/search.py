@@ -59,7 +59,7 @@ class Searched:
 
     def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
         """See `split`."""
-        chosen = split(scores.double().cpu().numpy(), alive.cpu().numpy(), self.costs, self.costs.budget(sparsity))
+        chosen = split(scores.cpu().double().numpy(), alive.cpu().numpy(), self.costs, self.costs.budget(sparsity))
         return torch.from_numpy(chosen).to(scores.device)
 
     def expand(self, chosen: Tensor) -> Tensor:
@@ -140,11 +140,11 @@ def rearranged(gates: Tensor, chosen: Tensor, alive: Tensor, groups: Sequence[Te
     their gates in each batch: units that make up for one another can go together. gates: [B, U]. groups: indices of
     units of which any may take the place of another.
     """
-    found = chosen.clone()
+    found, living, vectors = chosen.cpu().clone(), alive.cpu(), gates.cpu().double().T
     for group in groups:
-        ours = group[alive[group]]
-        found[ours] = swapped(gates[:, ours].T.double(), chosen[ours])
-    return found
+        ours = group[living[group]]
+        found[ours] = swapped(vectors[ours], found[ours])
+    return found.to(chosen.device)
 
 
 def swapped(vectors: Tensor, kept: Tensor) -> Tensor:

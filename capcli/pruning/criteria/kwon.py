@@ -42,8 +42,7 @@ def scores(state: State, subject: Subject) -> Tensor:
 
 def swap(state: State, subject: Subject, chosen: Tensor, alive: Tensor) -> Tensor:
     """See `search.rearranged`."""
-    groups = [group.to(chosen.device) for group in groups_of(subject.structure)]
-    return rearranged(state["gates"], chosen, alive, groups)
+    return rearranged(state["gates"], chosen, alive, groups_of(subject.structure))
 
 
 def revise(state: State, subject: Subject, step: int) -> None:
