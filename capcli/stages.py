@@ -51,6 +51,7 @@ STAGES = {
     "teacher": _TEACHER,
     "bank-finetuned": (*_ENCODING, *_TEACHER),
     "dense": (*_ENCODING, *_TEACHER),
+    "speeds": (),
     "bank-snapshot": _STUDENT,
     "prune-steps": _STUDENT,
     "best": _STUDENT,
@@ -58,7 +59,7 @@ STAGES = {
 MADE_ANEW = frozenset().union(*STAGES.values())
 SHARED = ("bank-pretrained", "teacher-steps", "teacher", "bank-finetuned", "dense")
 # What these do not depend on, of the options that must stay.
-_OF_STUDENT = ("sparsity", "method", "structure", "store", "mask_from")
+_OF_STUDENT = ("sparsity", "target", "method", "structure", "store", "mask_from")
 
 
 @dataclass(kw_only=True)

@@ -363,3 +363,41 @@ def sparse_dense_sparse(
         drawn = [math.copysign(max(0.0, abs(w) - least), w) for w in free]
         dense.append([w if kept else d for w, d, kept in zip(free, drawn, first[i], strict=True)])
     return best(dense), dense
+
+
+def best_split(
+    importance: Sequence[float],
+    alive: Sequence[bool],
+    costs: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    budget: int,
+) -> float:
+    """The largest summed importance of living units whose costs are within the budget, by trying all subsets.
+
+    groups: of each of them, at least one unit must be chosen.
+    """
+    best = -math.inf
+    for code in range(2 ** len(importance)):
+        chosen = [i for i in range(len(importance)) if code >> i & 1]
+        fits = sum(costs[i] for i in chosen) <= budget and all(alive[i] for i in chosen)
+        if fits and all(any(i in group for i in chosen) for group in groups):
+            best = max(best, math.fsum(importance[i] for i in chosen))
+    return best
+
+
+def rearranged(vectors: Sequence[Vector], keep: int) -> set[int]:
+    """Which units are removed after the greedy search of Kwon et al. (arXiv 2204.09656, section 4.2), as their public
+    code has it: from the least important ones, each of the others joins the removed, and one of all these leaves."""
+    by_norm = sorted(range(len(vectors)), key=lambda i: (dot(vectors[i], vectors[i]), i))
+    removed = by_norm[: len(vectors) - keep]
+    for unit in by_norm[len(vectors) - keep :] if removed else []:
+        removed.append(unit)
+        rests = [lost_together([vectors[i] for i in removed if i != one]) for one in removed]
+        least = min(rests)
+        removed.remove(min(one for one, rest in zip(removed, rests, strict=True) if rest <= least + 1e-12))
+    return set(removed)
+
+
+def lost_together(vectors: Sequence[Vector]) -> float:
+    """|Σ v|² of some vectors."""
+    return math.fsum(math.fsum(part) ** 2 for part in zip(*vectors, strict=True))

@@ -19,7 +19,7 @@ EXAMPLES = {
             "cap prune bert-base --task text-classification --data reviews.csv --sparsity 0.97",
         ),
         ("without training, in minutes", "cap prune ./fine-tuned --task sst2 --preset minutes --sparsity 0.8"),
-        ("whole heads and neurons, faster everywhere", "cap prune bert-base --task mnli --method cap-f --sparsity 0.6"),
+        ("twice as fast everywhere", "cap prune ./fine-tuned --task sst2 --method kwon --epochs 0 --target latency=2x"),
         ("what it would take", "cap prune bert-base --task mnli --sparsity 0.97 --plan"),
     ),
     "eval": (

@@ -125,7 +125,9 @@ def _cell(run: PruneConfig, given: Mapping[str, Any], out: str) -> Cell:
     name = cell_name(run.method, run.sparsity, run.seed)
     place = str(Path(out, name))
     own = {"method": run.method, "sparsity": run.sparsity, "seed": run.seed, "out": place}
-    kept = {option: value for option, value in given.items() if option not in OF_THE_WHOLE}
+    absent = (*OF_THE_WHOLE, "sparsity") if run.target else OF_THE_WHOLE
+    own = {option: value for option, value in own.items() if option == "out" or option not in absent}
+    kept = {option: value for option, value in given.items() if option not in absent}
     hardware = dataclasses.replace(run.hardware, threads=given.get("threads", run.hardware.threads))
     alone = dataclasses.replace(run, out=place, max_time=0.0, hardware=hardware)
     return Cell(name=name, run=alone, words=words_of(kept, own))

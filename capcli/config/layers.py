@@ -22,6 +22,7 @@ from capcli.config.paths import shortened
 from capcli.config.presets import preset_values
 from capcli.config.prune import PruneConfig
 from capcli.config.sweep import SweepOptions, listed, numbers
+from capcli.config.target import in_place_of_sparsity
 from capcli.errors import ConfigError, FileError
 from capcli.stored import read_bytes, text_of
 
@@ -101,7 +102,7 @@ def layered(command: str, chosen: Mapping[str, Any], file: str = "") -> dict[str
     """The options that the user chose over those of a file, if there is one. Raises `ConfigError`."""
     layers = {**(read_toml(file, command) if file else {}), **{n: v for n, v in chosen.items() if v is not None}}
     check_limits(layers)
-    return layers
+    return in_place_of_sparsity(layers)
 
 
 def check_limits(layers: Mapping[str, Any]) -> None:

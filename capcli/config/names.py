@@ -48,6 +48,7 @@ QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic", "hid")
 STRUCTURES = ("heads", "dimensions")
+TARGETS = ("macs", "params", "latency")  # what a budget of a structured run counts
 PERTURBATIONS = ("typos", "case", "order")
 PROBES = ("linear", "head")
 EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx")
@@ -88,6 +89,7 @@ METHODS = {
     "cap-fisher": Method(criterion="fisher", losses=_CAP, staged=True, steady=True),
     "fisher": Method(criterion="fisher", losses=_PLAIN, staged=True, steady=True),
     "obert": Method(criterion="obert", losses=_PLAIN, staged=True, steady=True),
+    "kwon": Method(criterion="kwon", losses=_PLAIN, structured=True, staged=True, steady=True),
     "cap-pins": Method(criterion="pins", losses=_CAP),
     "pins": Method(criterion="pins", losses=_PLAIN),
     "platon": Method(criterion="platon", losses=_PLAIN),
@@ -101,6 +103,7 @@ METHODS = {
 OF_CRITERION: dict[str, dict[str, Any]] = {
     "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     "obert": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "fisher_block": 50},
+    "kwon": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     **{method.criterion: {"epochs": 0, "refit": True} for method in METHODS.values() if method.one_shot},
 }
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capcli.config import rises, validity
+from capcli.config import rises, target, validity
 from capcli.config.hardware import COMPILE, TIMEOUT, TIMEOUT_MINUTES, Hardware
 from capcli.config.losses import LossConfig
 from capcli.config.names import (
@@ -53,9 +53,15 @@ class PruneConfig(LossConfig):
         panel="Pruning",
         several="FLOAT,…",
     )
+    target: str = option(
+        "",
+        "in place of --sparsity (kwon): macs=0.3 or params=0.3 that stay, latency=2x as fast",
+        panel="Pruning",
+        metavar="NAME=VALUE",
+    )
     method: str = option(
         "fisher",
-        f"pruning method: {', '.join(METHODS)}; several, as fisher,cap-f, make a sweep",
+        f"pruning method: {', '.join(METHODS)}; several make a sweep",
         panel="Pruning",
         names=METHODS,
         several="NAME,…",
@@ -73,8 +79,8 @@ class PruneConfig(LossConfig):
     seed: int = option(1, "random seed", panel="Training")
     epochs: int = option(
         4,
-        "passes over the training set while pruning; with fisher, 0 for calibration without training; "
-        "wanda, sparsegpt, multiflow and sds never train",
+        "passes over the training set while pruning; fisher, kwon: 0 to train nothing, as wanda, sparsegpt, multiflow "
+        "and sds never do",
         panel="Training",
     )
     teacher_epochs: int = option(
@@ -130,8 +136,8 @@ class PruneConfig(LossConfig):
     )
     stairs: str = option(
         "",
-        "sparsities one after another (fisher, magnitude), such as 0.8,0.9,0.95; auto: 0.8, then what stays is about "
-        "halved, the default of fisher; once: --sparsity at once",
+        "sparsities one after another (fisher, kwon, magnitude), such as 0.8,0.9,0.95; auto: 0.8, of kwon 0.5, then "
+        "what stays is about halved, the default of fisher and kwon; once: --sparsity at once",
         panel="Schedule",
         expert=True,
         metavar="LIST",
@@ -145,14 +151,14 @@ class PruneConfig(LossConfig):
     )
     selections: int = option(
         1,
-        "fisher, obert: selections at each stair, with scores measured anew for each and no training between them",
+        "fisher, obert, kwon: selections at each stair, with scores measured anew for each and no training between",
         panel="Calibration",
         expert=True,
     )
     calibration: int = option(
         512,
-        "training examples that scores (fisher, and the methods that train nothing) and --refit are measured on, anew "
-        "at each stair",
+        "training examples that scores (fisher, kwon, and the methods that train nothing) and --refit are measured on, "
+        "anew at each stair",
         panel="Calibration",
         expert=True,
     )
@@ -165,8 +171,8 @@ class PruneConfig(LossConfig):
     )
     refit: bool = option(
         False,
-        "after a selection, fit the weights that stay to the layers' outputs before it; fisher and the methods that "
-        "train nothing do so unless told otherwise, magnitude, cap-f and first-order where it is asked for",
+        "after a selection, fit the weights that stay to the layers' outputs before it; fisher, kwon and the methods "
+        "that train nothing do so unless told otherwise, magnitude, cap-f and first-order where it is asked for",
         panel="Calibration",
         expert=True,
     )
@@ -185,7 +191,7 @@ class PruneConfig(LossConfig):
     )
     structure: str = option(
         "heads",
-        "what cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
+        "what kwon, cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
         panel="Pruning",
         names=STRUCTURES,
     )
@@ -264,6 +270,11 @@ class PruneConfig(LossConfig):
         return rises.stairs(self)
 
     @property
+    def counts_time(self) -> bool:
+        """Whether the target is a time, which has to be measured first."""
+        return bool(self.target) and target.parse(self.target).kind == "latency"
+
+    @property
     def from_teacher(self) -> bool:
         """Whether the student starts from the teacher's weights, as they are or calibrated."""
         return self.init != "pretrained"
@@ -324,7 +335,7 @@ class PruneConfig(LossConfig):
     @property
     def out_folder(self) -> Path:
         """The output folder, given or derived."""
-        return Path(self.out or self.named(f"{self.method}-{self.sparsity:g}"))
+        return Path(self.out or self.named(f"{self.method}-{self.target.replace('=', '-') or f'{self.sparsity:g}'}"))
 
     def named(self, what: str) -> Path:
         """The folder of a run, or of several, that is not given: by model, task, and `what` it is."""

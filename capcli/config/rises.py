@@ -15,6 +15,7 @@ PruneConfig = Any  # the one of `config.prune`, which imports this module
 FIRST_STAIR = 0.8  # what a staged method removes at once
 MOST_IN_BLOCK = 128  # weights; memory and time grow with it and its square
 UNTRAINED_STAIR = 0.6  # the same without training, where the refit alone has to make up for it
+FIRST_STAIR_OF_UNITS = 0.5  # the same of whole heads and neurons
 
 
 def halving(sparsity: float, first: float = FIRST_STAIR) -> tuple[float, ...]:
@@ -38,11 +39,18 @@ def stairs(config: PruneConfig) -> tuple[float, ...]:
     if config.one_shot or config.mask_from or config.stairs == "once":
         return (config.sparsity,)
     if config.stairs in ("", "auto"):
-        return halving(config.sparsity, FIRST_STAIR if config.epochs else UNTRAINED_STAIR)
+        return halving(config.sparsity, _first(config))
     try:
         return tuple(float(part) for part in config.stairs.split(",") if part.strip())
     except ValueError as error:
         raise ConfigError(f"--stairs needs numbers, got {config.stairs!r}", "for example --stairs 0.8,0.9") from error
+
+
+def _first(config: PruneConfig) -> float:
+    """What the first stair removes."""
+    if METHODS[config.method].structured:
+        return FIRST_STAIR_OF_UNITS
+    return FIRST_STAIR if config.epochs else UNTRAINED_STAIR
 
 
 def check(config: PruneConfig) -> None:
@@ -61,7 +69,7 @@ def _check_stairs(config: PruneConfig) -> None:
     if not config.stairs:
         return
     method = METHODS[config.method]
-    if not method.steady or method.structured or method.one_shot:
+    if not method.steady or (method.structured and not method.staged) or method.one_shot:
         raise ConfigError(f"--stairs has no effect on {config.method}", "leave it out, or use --method fisher")
     found = config.stair_list
     rising = all(a < b for a, b in itertools.pairwise((0.0, *found)))
@@ -176,7 +184,8 @@ def _check_masks(config: PruneConfig) -> None:
 
 def _check_block(config: PruneConfig) -> None:
     """Raise `ConfigError` for blocks of a method without any, or blocks of more than can be inverted."""
-    if config.fisher_block > 1 and not (config.staged or config.init == "fisher"):
+    in_blocks = config.staged and not METHODS[config.method].structured
+    if config.fisher_block > 1 and not (in_blocks or config.init == "fisher"):
         raise ConfigError(f"--fisher-block has no effect on {config.method}", "leave it out, or use --method fisher")
     if config.refit and config.method == "obert":
         raise ConfigError(

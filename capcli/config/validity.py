@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from capcli.config import rises
+from capcli.config import rises, target
 from capcli.config.names import LOSSES, METHODS, STRUCTURES
 from capcli.config.options import at_least, check_name, flag_name
 from capcli.errors import ConfigError
@@ -29,6 +29,7 @@ def check(config: PruneConfig) -> None:
             f"--structure {config.structure} is for structured methods, {config.method} removes single weights",
             "leave it out, or use --method cap-f",
         )
+    target.check(config)
     if not 0 <= config.sparsity < 1:
         hint = f"did you mean --sparsity {config.sparsity / 100:g}?" if 1 < config.sparsity < 100 else ""
         raise ConfigError(f"sparsity is the fraction of weights removed, in [0, 1), got {config.sparsity:g}", hint)
@@ -40,6 +41,11 @@ def check(config: PruneConfig) -> None:
     at_least(1, selections=config.selections)
     at_least(0, importance_examples=config.importance_examples, micro_batch=config.micro_batch)
     at_least(0.1, timeout=config.timeout)
+    if config.importance_examples and config.staged and METHODS[config.method].structured:
+        raise ConfigError(
+            f"--importance-examples has no effect on {config.method}, which measures on --calibration examples",
+            "leave it out, or use --calibration",
+        )
     if config.importance_examples and not METHODS[config.method].structured:
         raise ConfigError(
             f"--importance-examples has no effect on {config.method}, which removes single weights",

@@ -30,10 +30,14 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The `count` units of one kind in a layer: heads, neurons, or dimensions; `slots` is what goes together."""
+    """The `count` units of one kind in a layer: heads, neurons, or dimensions; `slots` is what goes together.
+
+    products: multiply-adds of one unit in the products of attention, for each token and each token that it looks at.
+    """
 
     count: int
     slots: tuple[Slot, ...]
+    products: int = 0
 
     @property
     def reader(self) -> nn.Linear:
@@ -49,6 +53,10 @@ class Units:
     def weights(self) -> int:
         """Weights that one unit holds."""
         return sum(slot.size * slot.linear.weight.shape[1 - slot.axis] for slot in self.slots)
+
+    def macs(self, length: int) -> int:
+        """Multiply-adds of one unit for each token of a text of `length` tokens: one for each weight, and products."""
+        return self.weights + length * self.products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,10 +302,15 @@ def _layer(block: nn.Module, family: Family, n_heads: int) -> Layer:
     neurons = down.in_features
     wide = [slot for p in family.ffn_in for slot in _rows(linear(p), linear(p).out_features // neurons, neurons)]
     found = Layer(
-        heads=Units(count=n_heads, slots=(*head_slots, _columns(out, n_heads))),
+        heads=_heads(n_heads, (*head_slots, _columns(out, n_heads))),
         neurons=Units(count=neurons, slots=(*wide, _columns(down, neurons))),
     )
     return found if family.attention == "rotary" else with_dimensions(found)
+
+
+def _heads(count: int, slots: tuple[Slot, ...]) -> Units:
+    """Heads: each dimension of a query meets that of every key, and each that is put out sums those of every value."""
+    return Units(count=count, slots=slots, products=slots[0].size + slots[-1].size)
 
 
 def with_dimensions(layer: Layer) -> Layer:
@@ -305,8 +318,8 @@ def with_dimensions(layer: Layer) -> Layer:
     query, key, value, *more, output = (dataclasses.replace(slot, size=1) for slot in layer.heads.slots)
     return dataclasses.replace(
         layer,
-        query_key=Units(count=query.linear.out_features, slots=(query, key, *more)),
-        value_output=Units(count=value.linear.out_features, slots=(value, output)),
+        query_key=Units(count=query.linear.out_features, slots=(query, key, *more), products=1),
+        value_output=Units(count=value.linear.out_features, slots=(value, output), products=1),
     )
 
 

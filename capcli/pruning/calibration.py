@@ -75,9 +75,14 @@ class Calibration:
             yield batches.collate(self.examples, rows, self.device)
 
     def gradients(self, matrices: Matrices, step: int, of: Sequence[int]) -> Iterator[list[Tensor]]:
-        """dL/dW'∘M of the matrices `of`, [out, in] each, for one small batch after another; L is the task's loss,
-        without dropout, or for vectors that of `sampled`. Each rank has those of every R-th batch."""
-        weights, masks = [matrices.original(i) for i in of], matrices.matrix_masks()
+        """dL/dW'∘M of the matrices `of`, [out, in] each, see `of_task`."""
+        masks = matrices.matrix_masks()
+        for found in self.of_task([matrices.original(i) for i in of], step):
+            yield [gradient * masks[i] for i, gradient in zip(of, found, strict=True)]
+
+    def of_task(self, leaves: Sequence[Tensor], step: int) -> Iterator[list[Tensor]]:
+        """dL/dleaf of the `leaves` for one small batch after another; L is the task's loss, without dropout, or for
+        vectors that of `sampled`. Each rank has those of every R-th batch."""
         with predict.without_dropout(self.model):
             for index, rows in enumerate(self.pieces(step, FISHER_BATCH)):
                 if index % parallel.size() != parallel.rank():
@@ -89,8 +94,8 @@ class Calibration:
                     if KINDS[self.model.kind].vectors:
                         labels = sampled(logits, seed)
                     loss = task_losses.task_loss(logits, labels, self.model.kind, batch.inputs["attention_mask"])
-                    found = torch.autograd.grad(loss, weights, materialize_grads=True)
-                yield [gradient * masks[i] for i, gradient in zip(of, found, strict=True)]
+                    found = torch.autograd.grad(loss, leaves, materialize_grads=True)
+                yield list(found)
 
     def summed(self, leaves: Sequence[Tensor], of: Callable[[Sequence[Tensor]], Tensor], step: int) -> Tensor:
         """The sum over batches of `of` the `gradient` at the `leaves`, without dropout. Common to all ranks."""

@@ -17,10 +17,12 @@ from capcli.errors import out_of_memory
 from capcli.events import Event, StopFlag
 from capcli.models import devices, predict, storage
 from capcli.models.model import Model
+from capcli.pruning.costs import measure_of
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.pruner import planned
 from capcli.pruning.setup import Setup, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.teacher import given_teacher
+from capcli.pruning.topk import kept_count
 from capcli.records.pruned import Planned, PrunePlan
 from capcli.reporting.text import byte_size, duration, percent
 from capcli.stages import Bound, RunFolder
@@ -35,7 +37,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
     teacher, folder = "" if given is None else given.source, RunFolder(out=config.out_folder, flag=StopFlag())
     setup = make_setup(config, folder, nothing, on, data, student, teacher)
     yield from tell_notes(setup, student)
-    found, kept = expected(setup, student), planned(student, config).weights(config.sparsity)
+    found, kept = expected(setup, student), _kept(setup, student)
     n, total = _weights(student)
     width = 2 * len(setup.train) * student.net.config.hidden_size
     logits = 4 * setup.train.n_outputs * student.net.config.num_labels
@@ -57,7 +59,7 @@ def plan(config: PruneConfig) -> Generator[Event, None, PrunePlan]:
 def expected(setup: Setup, student: Model) -> Planned:
     """What a run is expected to take: its weight file, memory, and time by a few steps, of which nothing is kept."""
     config, (n, total) = setup.config, _weights(student)
-    kept = planned(student, config).weights(config.sparsity)
+    kept = _kept(setup, student)
     copied = config.calibrated or config.refit or bool(config.calibrated_start)  # by a refit, to compare with
     networks = 1 + config.needs_teacher + copied
     width = storage.DTYPES[config.store].itemsize
@@ -66,6 +68,14 @@ def expected(setup: Setup, student: Model) -> Planned:
         memory_bytes=_state_bytes(config, student) + 4 * (total * networks + n) + (machine.peak_bytes() or 0),
         seconds=setup.meter.total * _seconds_per_example(setup, student),
     )
+
+
+def _kept(setup: Setup, student: Model) -> int:
+    """How many weights stay; of a run that aims at a time, about as many as if all of it were spent on them."""
+    config = setup.config
+    if config.counts_time:
+        return kept_count(config.sparsity, _weights(student)[0])
+    return planned(student, config, measure_of(config, setup.train)).weights(config.sparsity)
 
 
 def _weights(student: Model) -> tuple[int, int]:

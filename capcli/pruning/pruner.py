@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from capcli import parallel
+from capcli.config.names import STRUCTURES
 from capcli.config.prune import PruneConfig
 from capcli.errors import RunFailed
 from capcli.models.model import Model
 from capcli.pruning import schedules
 from capcli.pruning.calibration import Calibration
+from capcli.pruning.costs import WEIGHTS, Measure
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.fisher import FISHER
 from capcli.pruning.criteria.movement import initial_scores
@@ -28,6 +30,7 @@ from capcli.pruning.inputs import mask_folders
 from capcli.pruning.masked import Matrices, attach
 from capcli.pruning.refit import refit
 from capcli.pruning.schedules import Schedule, one_by_one, stairs
+from capcli.pruning.search import searched
 from capcli.pruning.structures import Structure, structure_of
 
 
@@ -138,7 +141,9 @@ class Pruner:
                 f"scores are not finite at step {step}, first bad tensor: {(bad or ['a matrix'])[0]}",
                 "lower --lr, or use --precision fp32",
             )
-        return self.structure.select(scores, sparsity, self.alive)
+        chosen = self.structure.select(scores, sparsity, self.alive)
+        swap = self.criterion.swap
+        return chosen if swap is None else swap(self.state, self.subject, chosen, self.alive)
 
     @property
     def errors(self) -> dict[str, float]:
@@ -185,10 +190,13 @@ class Pruner:
         self.matrices.mask.copy_(self.structure.expand(self.alive))
 
 
-def planned(model: Model, config: PruneConfig) -> Structure:
-    """What the run will remove. Raises `ConfigError` when the sparsity cannot be reached with this structure."""
+def planned(model: Model, config: PruneConfig, measure: Measure) -> Structure:
+    """What the run will remove, as it is measured. Raises `ConfigError` when the sparsity cannot be reached with this
+    structure."""
     criterion = CRITERIA[config.criterion]
-    return structure_of(model, config, structured=criterion.structured, scope=criterion.scope)
+    if criterion.searched and config.structure == STRUCTURES[0]:
+        return searched(model, config, measure)
+    return structure_of(model, config, structured=criterion.structured, scope=criterion.scope, length=measure.length)
 
 
 def make_pruner(
@@ -196,13 +204,14 @@ def make_pruner(
     config: PruneConfig,
     total_steps: int,
     calibration: Calibration | None = None,
+    measure: Measure = WEIGHTS,
 ) -> Pruner:
     """Put masks on the model; of a run of 0 steps, `update` then takes one stair at a time.
 
-    calibration: what is measured and fitted on, where the configuration asks for it.
+    calibration: what is measured and fitted on, where the configuration asks for it. measure: what is counted.
     Raises `ConfigError` when the sparsity cannot be reached with this structure.
     """
-    criterion, structure = CRITERIA[config.criterion], planned(model, config)
+    criterion, structure = CRITERIA[config.criterion], planned(model, config, measure)
     if config.mask_from:
         criterion = voted(list(mask_folders(config).values()))
     matrices = attach(

@@ -29,14 +29,16 @@ from capcli.models import artifact, loading, predictor, storage
 from capcli.models.model import WEIGHTS_FILE, Model, place
 from capcli.predicting.usage import datasets, usage
 from capcli.pruning import masked
+from capcli.pruning.costs import left, median_length
 from capcli.pruning.objective import term_weights
 from capcli.pruning.pruner import Pruner
+from capcli.pruning.search import Searched
 from capcli.pruning.setup import Setup, answers, holdout_of, scores, stage_record
 from capcli.pruning.student import untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress, in_parts
 from capcli.records.codec import from_json, to_json
-from capcli.records.parts import ByLabel, FileFacts, MatrixSparsity, Noisy, Sparsity, intervals
+from capcli.records.parts import ByLabel, FileFacts, MatrixSparsity, Noisy, Reached, Sparsity, intervals
 from capcli.records.pruned import (
     AtChance,
     CurveExamples,
@@ -110,6 +112,7 @@ def write_artefact(
     measured = replace(
         found,
         sparsity=counted,
+        reached=_reached(setup, pruner),
         size=_size(student, out, sizes),
         exports=_exports(reopened, names),
         planned=planned,
@@ -187,6 +190,18 @@ def _sparsity(model: Model, out: Path, requested: float, errors: Mapping[str, fl
             )
             for e in entries
         ),
+    )
+
+
+def _reached(setup: Setup, pruner: Pruner) -> Reached | None:
+    """What is left, where whole units were removed."""
+    if not pruner.structure.units:
+        return None
+    length = median_length(setup.train)
+    found = left(pruner.structure.units, pruner.alive, length)
+    speedup = pruner.structure.speedup(pruner.alive) if isinstance(pruner.structure, Searched) else None
+    return Reached(
+        target=setup.config.target or None, macs=found.macs, params=found.params, length=length, speedup=speedup
     )
 
 

@@ -26,6 +26,7 @@ from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place, pooling_of
 from capcli.models.predict import Progress
 from capcli.pruning.calibration import check_enough, few_tokens
+from capcli.pruning.costs import WEIGHTS, measure_of
 from capcli.pruning.pruner import planned
 from capcli.pruning.schedules import RISE_OF_DIMENSIONS, RISE_OF_UNITS
 from capcli.reporting.text import counted
@@ -148,8 +149,17 @@ def _no_answer(config: PruneConfig) -> bool | None:
 def load_student(config: PruneConfig, data: TaskData) -> Model:
     """The model to prune. Raises `ModelError`, or `ConfigError` when a structured sparsity cannot be reached."""
     student = loading.load_dense(config.model, data.labels, data.kind, config.seed)
-    planned(student, config)
+    check_reach(config, student)
     return student
+
+
+def check_reach(config: PruneConfig, student: Model) -> None:
+    """Raise `ConfigError` when a structured sparsity cannot be reached. Of a target that is known later, when texts are
+    read or times measured; here, whether there are units at all."""
+    if config.target:
+        student.layers()
+    else:
+        planned(student, config, WEIGHTS)
 
 
 def describe_device(on: Compute) -> str:
@@ -180,6 +190,8 @@ def make_setup(
         )
     if config.staged:
         check_enough(len(examples))
+    if config.target and not config.counts_time:
+        planned(student, config, measure_of(config, examples))
     few = few_tokens(config, examples, student) if config.calibrated or config.refit else []
     evals = {name: scoring.encoded(reader, split, config.source, check) for name, split in data.evals.items()}
     most = max(CURVE_SAMPLES // 10, min(CURVE_SAMPLES, len(examples)))  # the curve must not cost more than a pass
@@ -304,7 +316,7 @@ def _counted(examples: Examples) -> str:
 def origin_of(setup: Setup, name: str) -> dict[str, Any]:
     """What a stage depends on, see `stages.origin`; the teacher by its weights, if it is made in this run."""
     manifest = setup.run.place("teacher") / files.MANIFEST
-    after = name not in ("bank-pretrained", "teacher", "teacher-steps")
+    after = name not in ("bank-pretrained", "teacher", "teacher-steps", "speeds")
     weights = read_json(manifest)["model.safetensors"] if after and manifest.is_file() else ""
     return stages.origin(setup.config, setup.bound, name, weights, shared=setup.run.shares(name))
 

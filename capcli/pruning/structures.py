@@ -172,11 +172,14 @@ class Dimensions:
 
     After GRAIN ("Gradient-based Intra-attention Pruning on Pre-trained Language Models", arXiv 2212.07634). Only living
     units are chosen.
+
+    length: a unit counts its multiply-adds in a text of this many tokens, with 0 its weights.
     """
 
     layers: list[Layer]
     linears: Mapping[str, nn.Linear]
     table: UnitTable
+    length: int = 0
     few_rises: bool = False
     shape: Shape = cubic_in_steps
     unread: Collection[nn.Linear] = ()
@@ -188,8 +191,8 @@ class Dimensions:
 
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """Units of each kind and layer, and the weights of one of them; numbers of the host, which wait for nothing."""
-        return [(units.count, units.weights) for units in self.units]
+        """Units of each kind and layer, and what one of them counts; numbers of the host, which wait for nothing."""
+        return [(units.count, units.macs(self.length)) for units in self.units]
 
     @property
     def readers(self) -> Collection[nn.Linear]:
@@ -209,7 +212,9 @@ class Dimensions:
         return mask_of_units(self.units, self.linears, chosen)
 
     def weights(self, sparsity: float) -> int:
-        """Exact where all units weigh the same, else to within half a unit."""
+        """Exact where all units weigh the same, else to within half a unit; about, where multiply-adds are counted."""
+        if self.length:
+            return kept_count(sparsity, sum(units.count * units.weights for units in self.units))
         keep, weights = self._wanted(sparsity), {weights for _, weights in self.sizes}
         unit = min(weights)
         return min(self.count(), (2 * keep + unit) // (2 * unit)) * unit if len(weights) == 1 else keep
@@ -218,8 +223,9 @@ class Dimensions:
         return kept_count(sparsity, sum(count * weights for count, weights in self.sizes))
 
 
-def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: str) -> Structure:
-    """The structure that a run asks for, of whole units if its criterion is `structured`; `scope` is the criterion's.
+def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: str, length: int = 0) -> Structure:
+    """The structure that a run asks for, of whole units if its criterion is `structured`; `scope` is the criterion's,
+    `length` as in `Dimensions`.
 
     Raises `ConfigError` when the model has no such units, or the sparsity cannot be reached.
     """
@@ -230,7 +236,7 @@ def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: 
     layers = model.layers()
     device = next(iter(linears.values())).weight.device
     found: Structure = (
-        Dimensions(layers=layers, linears=linears, table=unit_table(layers, device))
+        Dimensions(layers=layers, linears=linears, table=unit_table(layers, device, length), length=length)
         if config.structure == "dimensions"
         else Heads(layers=layers, linears=linears, final=config.sparsity)
     )
@@ -323,15 +329,15 @@ def kinds(layer: Layer) -> list[Units]:
     return [layer.query_key, layer.value_output, layer.neurons]
 
 
-def unit_table(layers: list[Layer], device: torch.device | None = None) -> UnitTable:
-    """Weights and heads of all units."""
+def unit_table(layers: list[Layer], device: torch.device | None = None, length: int = 0) -> UnitTable:
+    """Weights and heads of all units; with a `length` their multiply-adds, see `Units.macs`."""
     weights, head, value = [], [], []
     for index, layer in enumerate(layers):
         for units in kinds(layer):
             inside, count = units is layer.query_key or units is layer.value_output, layer.heads.count
             own = torch.arange(units.count) // (units.count // count) + index * count
             head.append(own if inside else torch.full_like(own, -1))
-            weights.append(torch.full_like(own, units.weights))
+            weights.append(torch.full_like(own, units.macs(length)))
             value.append(torch.full((units.count,), units is layer.value_output))
     return UnitTable(
         weights=torch.cat(weights).to(device), head=torch.cat(head).to(device), value=torch.cat(value).to(device)
@@ -340,7 +346,8 @@ def unit_table(layers: list[Layer], device: torch.device | None = None) -> UnitT
 
 @dataclass(frozen=True, kw_only=True)
 class UnitTable:
-    """All units of a model in one order, [U]: the weights each holds, and for dimensions the head.
+    """All units of a model in one order, [U]: what each counts, its weights or multiply-adds, and for dimensions the
+    head.
 
     head: counted over the model, -1 for neurons and whole heads. value: whether it is a value-output unit.
     """

@@ -19,6 +19,7 @@ from capcli.models.model import Model
 from capcli.pruning import banks, train
 from capcli.pruning import calibration as calibrating
 from capcli.pruning.calibration import Calibration
+from capcli.pruning.costs import Measure
 from capcli.pruning.gradients import of_importance
 from capcli.pruning.objective import Job, Objective, Steps, make_projections
 from capcli.pruning.phase import best_of, best_state, check_best, lost_best, make_job
@@ -31,9 +32,16 @@ from capcli.stored import read_tensors
 
 
 def train_student(
-    setup: Setup, student: Model, pretrained: Any, finetuned: Any, logits: Any, teacher: Model | None
+    setup: Setup,
+    student: Model,
+    pretrained: Any,
+    finetuned: Any,
+    logits: Any,
+    teacher: Model | None,
+    measure: Measure,
 ) -> Generator[Event, None, tuple[Pruner, Progress]]:
-    """Prune the student; returns its pruner and the final state. `teacher` is there when `config.needs_teacher`."""
+    """Prune the student; returns its pruner and the final state. `teacher` is there when `config.needs_teacher`;
+    `measure` is what the sparsity counts."""
     config = setup.config
     total = config.epochs * train.steps_per_epoch(setup.train, config.batch_size)
 
@@ -41,7 +49,7 @@ def train_student(
         return of_importance(job, rows, step, leaves)
 
     calibration = _calibration(setup, student, teacher, gradient)
-    pruner = make_pruner(student, config, total, calibration)
+    pruner = make_pruner(student, config, total, calibration, measure)
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}
     classes = _classes(setup, logits)

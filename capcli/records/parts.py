@@ -115,6 +115,19 @@ class Sparsity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reached:
+    """What is left of a model from which whole units were removed, as shares: of its prunable weights, and of the
+    multiply-adds of its layers in a text of `length` tokens. target: what was asked for, where it was no sparsity.
+    speedup: how many times as fast by what was measured of smaller layers, where the target is a time."""
+
+    target: str | None = None
+    macs: float | None = None
+    params: float | None = None
+    length: int | None = None
+    speedup: float | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSparsity:
     """Zeros of a model that was measured, as shares of the prunable weights and of all."""
 

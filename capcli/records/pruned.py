@@ -15,6 +15,7 @@ from capcli.records.parts import (
     Intervals,
     Latency,
     Noisy,
+    Reached,
     SizePart,
     Sparsity,
     Values,
@@ -194,6 +195,7 @@ class Report(Versioned):
     curve: CurveExamples = field(default_factory=CurveExamples)
     notes: tuple[str, ...] = ()
     sparsity: Sparsity = field(default_factory=Sparsity)
+    reached: Reached | None = field(default=None, metadata=ABSENT)
     size: Size = field(default_factory=Size)
     exports: tuple[ExportSize, ...] = ()
     planned: Planned = field(default_factory=Planned)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from capcli.records.parts import LABELS, Noisy, Sparsity
 from capcli.records.pruned import Metrics, Report, Size, SplitMetrics
 from capcli.reporting import heat_map, latency, training
+from capcli.reporting.budget import left_rows, requested
 from capcli.reporting.headline import Headline, compared_with, headline
 from capcli.reporting.labels import label_tables
 from capcli.reporting.text import (
@@ -166,7 +167,7 @@ def view(report: Report) -> dict[str, Any]:
         "metrics": rows,
         "n_examples": count(metrics.n_examples),
         "split": named(metrics.split, 60),
-        "sparsity": _sparsity_rows(sparsity),
+        "sparsity": _sparsity_rows(report),
         "scale": heat_map.gradient(),
         "heat": heat_map.heat_map(sparsity.per_matrix),
         "matrices": _matrix_rows(sparsity),
@@ -202,7 +203,7 @@ def _tiles(report: Report, rows: Sequence[MetricRow], said: Headline) -> list[tu
     name = first.name if first else "metric"
     kept = "" if sparsity.kept_weights is None else f"{count(sparsity.kept_weights)} kept, "
     return [
-        ("sparsity", percent(sparsity.achieved), f"{kept}requested {percent(sparsity.requested)}"),
+        ("sparsity", percent(sparsity.achieved), f"{kept}requested {requested(report)}"),
         (name, first.pruned if first else NOT_MEASURED, _beside(first, report.metrics.reference)),
         *([_kept_tile(first, name, said)] if report.metrics.reference == LABELS else []),
         (
@@ -231,15 +232,17 @@ def _kept_tile(first: MetricRow | None, name: str, said: Headline) -> tuple[str,
     return "retention", said.kept or NOT_MEASURED, f"of the dense model's {name}"
 
 
-def _sparsity_rows(sparsity: Sparsity) -> list[Row]:
+def _sparsity_rows(report: Report) -> list[Row]:
+    sparsity = report.sparsity
     return [
-        ("requested", percent(sparsity.requested)),
+        ("requested", requested(report)),
         ("achieved, prunable weights", percent(sparsity.achieved)),
         ("whole encoder", percent(sparsity.encoder)),
         ("whole model", percent(sparsity.whole_model)),
         ("prunable weights", count(sparsity.prunable_weights)),
         ("kept weights", count(sparsity.kept_weights)),
         ("smallest share that a matrix keeps", percent(sparsity.least_kept)),
+        *left_rows(report),
     ]
 
 

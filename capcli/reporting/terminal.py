@@ -15,6 +15,7 @@ from capcli.records.pruned import Report
 from capcli.records.pushed import Pushed
 from capcli.records.swept import Sweep
 from capcli.reporting import ladders, latency, results, sweeps, tables
+from capcli.reporting.budget import left_rows, requested
 from capcli.reporting.headline import compared_with
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
 from capcli.reporting.text import (
@@ -53,7 +54,8 @@ def prune_rows(report: Report, path: str | PurePath | None = None) -> list[Row]:
         ("method", named(report.method)),
         ("measured on", f"{count(metrics.n_examples)} examples, {named(metrics.split, 60)}"),
         *_reference_rows(metrics.reference),
-        ("sparsity", f"{percent(sparsity.achieved)}{kept}, requested {percent(sparsity.requested)}"),
+        ("sparsity", f"{percent(sparsity.achieved)}{kept}, requested {requested(report)}"),
+        *left_rows(report),
         ("whole model", percent(sparsity.whole_model)),
         ("dense size", dense_sizes(size)),
         ("pruned size", ", ".join([byte_size(size.artifact_bytes), *times_smaller_than(size)])),

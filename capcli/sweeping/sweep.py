@@ -18,8 +18,7 @@ from capcli.errors import CheckFailed, RunFailed
 from capcli.events import Event, StopFlag, part_of
 from capcli.measuring import reports
 from capcli.models import devices
-from capcli.pruning.pruner import planned
-from capcli.pruning.setup import load_student, read_data
+from capcli.pruning.setup import check_reach, load_student, read_data
 from capcli.pruning.teacher import given_teacher
 from capcli.records.codec import read, to_json
 from capcli.records.pruned import Report
@@ -142,7 +141,7 @@ def _check_start(runs: Sequence[PruneConfig], gates: Gates) -> bool:
     reports.require(gates, data.metrics)
     student = load_student(runs[0], data)
     for config in runs:
-        planned(student, config)
+        check_reach(config, student)
     alike = {(config.loss_names, bool(config.epochs)): config for config in runs}
     given = [given_teacher(config, data, student) is not None for config in alike.values()]
     return any(given) and not runs[0].teacher

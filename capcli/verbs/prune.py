@@ -24,6 +24,7 @@ from capcli.pruning import inputs
 from capcli.pruning.plan import expected
 from capcli.pruning.record import write_artefact
 from capcli.pruning.setup import describe_device, load_student, make_setup, read_data, tell_notes
+from capcli.pruning.speed import measured_for
 from capcli.pruning.student import train_student
 from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank, with_answers
 from capcli.records.pruned import Report
@@ -162,6 +163,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
     for note in notes:
         yield setup.meter.of("load")(note=note)
     planned = expected(setup, student)
+    measure = yield from measured_for(setup, student)
     if given is not None:
         model.place(given, on)
         setup = yield from with_answers(setup, given)
@@ -173,5 +175,5 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
         student.net.load_state_dict(teacher.net.state_dict())
     kept = teacher if config.needs_teacher else None
     del teacher, given
-    pruner, state = yield from train_student(setup, student, pretrained, finetuned, logits, kept)
+    pruner, state = yield from train_student(setup, student, pretrained, finetuned, logits, kept, measure)
     return (yield from write_artefact(setup, student, pruner, state, dense, planned))

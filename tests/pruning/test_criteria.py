@@ -212,17 +212,17 @@ def test_query_key_importance_is_the_gradient_of_gates_on_the_query(checkpoint: 
     loss_of(model, 0).backward()
     for name, wanted in zip(places, expected, strict=True):
         query = model.net.get_submodule(name)
-        found = first_order.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad)
+        found = first_order.at_rows(query.weight, query.weight.grad, query.bias, query.bias.grad).abs()
         assert found.shape == (16,)
         assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
         assert wanted.max() > 1e-6
 
 
-def test_row_importance_by_hand() -> None:
-    """|1·2 + 3·(-1) + 5·2| = 9 and |0 + 2·(-4) + 1·1| = 7."""
+def test_gradients_at_rows_by_hand() -> None:
+    """1·2 + 3·(-1) + 5·2 = 9 and 0 + 2·(-4) + 1·1 = -7."""
     weight, bias = torch.tensor([[1.0, 3], [0, 2]]), torch.tensor([5.0, 1])
     gradient, bias_gradient = torch.tensor([[2.0, -1], [7, -4]]), torch.tensor([2.0, 1])
-    assert first_order.row_importance(weight, gradient, bias, bias_gradient).tolist() == [9, 7]
+    assert first_order.at_rows(weight, gradient, bias, bias_gradient).tolist() == [9, -7]
 
 
 def test_observe_adds_up_absolute_values_of_batches(checkpoint: Make) -> None:
@@ -260,7 +260,7 @@ def test_a_ranking_averages_importance_over_a_window_of_steps(checkpoint: Make) 
             assert layer.query_key is not None
             query, output, down = layer.query_key.slots[0].linear, layer.heads.reader, layer.neurons.reader
             batch_of += [
-                first_order.row_importance(query.weight, query.weight.grad, query.bias, query.bias.grad),
+                first_order.at_rows(query.weight, query.weight.grad, query.bias, query.bias.grad).abs(),
                 *((one.weight * one.weight.grad).sum(dim=0).abs() for one in (output, down)),
             ]
         expected = (expected + torch.cat(batch_of) / 4) / 2
@@ -540,7 +540,11 @@ def test_zero_sparsity_changes_nothing(checkpoint: Make) -> None:
 
 
 def test_table_matches_the_methods() -> None:
-    assert {method.criterion for method in METHODS.values()} == set(CRITERIA) == {*BY_CRITERION, *LAYERWISE, "obert"}
+    assert (
+        {method.criterion for method in METHODS.values()}
+        == set(CRITERIA)
+        == {*BY_CRITERION, *LAYERWISE, "obert", "kwon"}
+    )
     for method in METHODS.values():
         assert method.structured is CRITERIA[method.criterion].structured
         assert (method.staged or method.one_shot) is CRITERIA[method.criterion].calibrated

@@ -35,6 +35,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     run, sliced = home / "run", home / "sliced"
     tiny.prune(run)
     tiny.prune(sliced, method="cap-f", sparsity=0.6)
+    timed = tiny.prune(home / "timed", method="kwon", sparsity=None, target="latency=1x", epochs=0)
     json_only = ("-q", "--json")
     on = ("--threads", "1", *json_only)
     limits = ("--max-latency-ms", "60s", "--max-drop", "accuracy=0.9")
@@ -87,7 +88,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         assert result.exit_code == 0, result.stderr
         (home / f"{name}.json").write_text(result.stdout)
         found[name] = json.loads(result.stdout)
-    return {**found, "sweep": swept(run)}
+    return {**found, "sweep": swept(run), "prune-units": {"reached": timed["reached"]}}
 
 
 def swept(run: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from capcli.pruning.criteria.first_order import FIRST_ORDER
 from capcli.pruning.criteria.fisher import FISHER
+from capcli.pruning.criteria.kwon import KWON
 from capcli.pruning.criteria.layerwise import MULTIFLOW, SDS, WANDA
 from capcli.pruning.criteria.magnitude import MAGNITUDE
 from capcli.pruning.criteria.movement import MOVEMENT, SOFT_MOVEMENT
@@ -17,6 +18,7 @@ CRITERIA: dict[str, Criterion] = {
     "first-order": FIRST_ORDER,
     "fisher": FISHER,
     "obert": OBERT,
+    "kwon": KWON,
     "platon": PLATON,
     "pins": PINS,
     "wanda": WANDA,

@@ -25,7 +25,7 @@ def init(subject: Subject) -> State:
 
 def observe(state: State, subject: Subject, step: Step) -> None:
     """Add abs(dL/dgate) of this batch to the importance, or average it in."""
-    leaves = _leaves(subject.structure.units)
+    leaves = leaves_of(subject.structure.units)
     assert all(leaf.grad is not None for leaf in leaves), "observe comes after backward"
     found = importance(subject.structure.units, [leaf.grad for leaf in leaves if leaf.grad is not None])
     # a 16-bit step that overflowed is skipped
@@ -42,7 +42,7 @@ def prepare(state: State, subject: Subject, step: int) -> None:
     assert subject.calibration is not None
     units = subject.structure.units
     state["importance"].copy_(
-        subject.calibration.summed(_leaves(units), lambda gradients: importance(units, gradients), step)
+        subject.calibration.summed(leaves_of(units), lambda gradients: importance(units, gradients), step)
     )
 
 
@@ -66,7 +66,12 @@ def decay_of(total_steps: int) -> float:
 
 
 def importance(parts: Sequence[Units], gradients: Sequence[Tensor]) -> Tensor:
-    """abs(dL/dgate) of each unit, [U], from the gradients at `_leaves`.
+    """abs(dL/dgate) of each unit, [U], from the gradients at `leaves_of`."""
+    return at_gates(parts, gradients).abs()
+
+
+def at_gates(parts: Sequence[Units], gradients: Sequence[Tensor]) -> Tensor:
+    """dL/dgate of each unit, [U], from the gradients at `leaves_of`.
 
     Of units that something reads, the gates are at the inputs of the reader, those of its inputs together; of others,
     at the rows of the query.
@@ -74,14 +79,14 @@ def importance(parts: Sequence[Units], gradients: Sequence[Tensor]) -> Tensor:
     found, rest = [], iter(gradients)
     for units in parts:
         if units.has_reader:
-            found.append(next(rest).view(units.count, -1).sum(dim=1).abs())
+            found.append(next(rest).view(units.count, -1).sum(dim=1))
         else:
             query = units.slots[0].linear
-            found.append(row_importance(_learned(query), next(rest), query.bias, next(rest)))
+            found.append(at_rows(_learned(query), next(rest), query.bias, next(rest)))
     return torch.cat(found)
 
 
-def _leaves(parts: Sequence[Units]) -> list[Tensor]:
+def leaves_of(parts: Sequence[Units]) -> list[Tensor]:
     """Where gradients make the importance of units: the gates of the reader, or weight and bias of the query."""
     found: list[Tensor] = []
     for units in parts:
@@ -97,10 +102,10 @@ def _learned(linear: torch.nn.Linear) -> Tensor:
     return original
 
 
-def row_importance(weight: Tensor, gradient: Tensor, bias: Tensor, bias_gradient: Tensor) -> Tensor:
-    """abs(dL/dgate) of each output of a matrix [out, in] with bias [out], as a vector [out].
+def at_rows(weight: Tensor, gradient: Tensor, bias: Tensor, bias_gradient: Tensor) -> Tensor:
+    """dL/dgate of each output of a matrix [out, in] with bias [out], as a vector [out].
 
     The gate multiplies the output: dL/dgate = sum of W∘dL/dW over the row + b·dL/db. For query-key dimensions these are
     the rows of the query (GRAIN).
     """
-    return ((weight * gradient).sum(dim=1) + bias * bias_gradient).abs()
+    return (weight * gradient).sum(dim=1) + bias * bias_gradient

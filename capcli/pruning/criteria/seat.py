@@ -67,6 +67,7 @@ class Criterion:
     observe: called after each backward, before clipping, unless there is a calibration; reads gradients, changes the
     state.
     prepare: called before a selection with the step if there is a calibration; may run the network, changes the state.
+    swap: called with the units that were chosen [U] and those that were alive [U]; may let units change places.
     revise: called after a selection with the step; changes the state, and may change the weights that stay.
     state_per_weight: floats of the state for each weight.
     trains: what the optimiser gets, of `weights` (all but the scores) and `scores`. With `scores`, each weight has one,
@@ -76,7 +77,8 @@ class Criterion:
     due: masks are chosen anew at every `step`, when the sparsity `rise`s, or after every `window` of steps, see
     `window_of`.
     scope: single weights are ranked within each `matrix` or all together (`global`), unless the user chooses.
-    structured: chooses whole units, not single weights. regularised: REG is added to the loss. calibrated: needs
+    structured: chooses whole units, not single weights. searched: whole heads and neurons share a budget, see
+    `search.Searched`; else both are removed in the same ratio. regularised: REG is added to the loss. calibrated: needs
     `Subject.calibration`, and the sparsity rises in the few stairs of `schedules.stairs`, or at once.
     """
 
@@ -85,12 +87,14 @@ class Criterion:
     init: Callable[[Subject], State] = stateless
     observe: Callable[[State, Subject, Step], None] | None = None
     prepare: Callable[[State, Subject, int], None] | None = None
+    swap: Callable[[State, Subject, Tensor, Tensor], Tensor] | None = None
     revise: Callable[[State, Subject, int], None] | None = None
     trains: frozenset[str] = frozenset({"weights"})
     gradient: Literal["masked", "dense"] = "masked"
     due: Literal["step", "rise", "window"] = "rise"
     scope: Literal["matrix", "global"] = "matrix"
     structured: bool = False
+    searched: bool = False
     state_per_weight: int = 0
     regularised: bool = False
     calibrated: bool = False
