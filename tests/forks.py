@@ -1,5 +1,7 @@
-"""Runs of a sweep as forks of this process, which has the libraries loaded: in a process of its own, most of the time of
-a small run goes to loading them."""
+"""Runs of a sweep as forks of this process, which has the libraries loaded.
+
+In a process of its own, most of the time of a small run goes to loading them.
+"""
 
 from __future__ import annotations
 
