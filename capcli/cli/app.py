@@ -135,8 +135,8 @@ def prune(
 ) -> None:
     """Prune MODEL while it learns TASK; write a sparse model and a report.
 
-    To continue a stopped run, run the same command again. Several methods, sparsities or seeds make a sweep: a run of
-    each, one table, and the smallest that passes all gates as OUT/best.
+    To continue a stopped run, run the same command again. Several methods, sparsities or seeds
+    make a sweep: a run of each, one table, and the smallest that passes all gates as OUT/best.
     """
     settings, machine = sweep_config(chosen, config), wants_json(output, as_json)
     if plan and settings.cells:
