@@ -175,7 +175,8 @@ def _metavar(meta: Any, kind: type) -> str:
     """What stands for the value of an option: several, its names, its unit, or its type."""
     if meta["several"]:
         return str(meta["several"])
-    if names := meta["names"]:
+    if meta["names"] and not meta["metavar"]:
+        names = meta["names"]
         shown = names if len(names) <= MOST_NAMES else (*names[: MOST_NAMES // 2], "…")
         return "{" + "|".join(shown) + "}"
     if meta["metavar"] or meta["unit"]:

@@ -69,7 +69,14 @@ class PruneConfig(LossConfig):
     teacher: str = option(
         "", "fine-tuned model to learn from; by default the run fine-tunes one itself", panel="Pruning", metavar="MODEL"
     )
-    preset: str = option("default", "set of default values", resumable=True, panel="Pruning", names=PRESETS)
+    preset: str = option(
+        "default",
+        "set of default values: default; minutes (no training); quick (a first look); paper (of arXiv 2112.07198)",
+        resumable=True,
+        panel="Pruning",
+        names=PRESETS,
+        metavar="NAME",
+    )
     max_train_samples: int = option(0, "train on at most this many examples, 0 for all", panel="Task")
     holdout: float = option(
         0.0,
@@ -79,13 +86,12 @@ class PruneConfig(LossConfig):
     seed: int = option(1, "random seed", panel="Training")
     epochs: int = option(
         4,
-        "passes over the training set while pruning; fisher, kwon: 0 to train nothing, as wanda, sparsegpt, multiflow "
-        "and sds never do",
+        "passes over the training set while pruning; with fisher, obert and kwon, 0 to train nothing",
         panel="Training",
     )
     teacher_epochs: int = option(
         0,
-        "passes over the training set for the teacher; 0 for 2, or on small sets enough for 150 steps, at most 8",
+        "passes over the training set for the teacher; 0 for 2, or enough for 150 steps and for 12 a class, at most 8",
         panel="Training",
         expert=True,
     )
@@ -97,8 +103,17 @@ class PruneConfig(LossConfig):
         panel="Training",
         expert=True,
     )
-    lr: float = option(1e-4, "peak learning rate of the weights", panel="Training")
-    teacher_lr: float = option(5e-5, "peak learning rate of the teacher", panel="Training", expert=True)
+    lr: float = option(
+        0.0,
+        "peak learning rate of the weights; 0 for 1e-4 at a hidden size of 768, more where it is smaller",
+        panel="Training",
+    )
+    teacher_lr: float = option(
+        0.0,
+        "peak learning rate of the teacher; 0 for 5e-5 at a hidden size of 768, more where it is smaller",
+        panel="Training",
+        expert=True,
+    )
     score_lr: float = option(3e-2, "peak learning rate of the scores (movement methods)", panel="Training", expert=True)
     weight_decay: float = option(0.01, "weight decay of AdamW", panel="Training", expert=True)
     lr_warmup: float = option(
@@ -309,11 +324,12 @@ class PruneConfig(LossConfig):
         """Whether the sparsity rises all the time, unless `update_every` says otherwise."""
         return not self.stair_list and not (METHODS[self.method].structured and self.structure == STRUCTURES[0])
 
-    def teacher_passes(self, n_examples: int) -> int:
-        """Passes over `n_examples` for the teacher: chosen, or enough for a small set to be learned; 0 if given."""
+    def teacher_passes(self, n_examples: int, n_classes: int) -> int:
+        """Passes over `n_examples` for the teacher: chosen, or enough for a small set, or many classes, to be learned;
+        0 if given."""
         if self.teacher or self.teacher_epochs:
             return 0 if self.teacher else self.teacher_epochs
-        return min(8, max(2, math.ceil(150 * self.batch_size / max(1, n_examples))))
+        return min(8, max(2, math.ceil(max(150, 12 * n_classes) * self.batch_size / max(1, n_examples))))
 
     @property
     def criterion(self) -> str:

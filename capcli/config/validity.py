@@ -52,15 +52,10 @@ def check(config: PruneConfig) -> None:
             "leave it out, or use --method cap-f",
         )
     at_least(0 if config.calibrated else 1, epochs=config.epochs)
-    positive = {
-        "lr": config.lr,
-        "teacher_lr": config.teacher_lr,
-        "tau": config.tau,
-        "kd_temperature": config.kd_temperature,
-    }
-    for name, value in positive.items():
+    for name, value in {"tau": config.tau, "kd_temperature": config.kd_temperature}.items():
         if not (math.isfinite(value) and value > 0):
             raise ConfigError(f"{flag_name(name)} must be a positive number, got {value}")
+    at_least(0, lr=config.lr, teacher_lr=config.teacher_lr)
     at_least(0, score_lr=config.score_lr, weight_decay=config.weight_decay, reg_weight=config.reg_weight)
     at_least(0, unsupervised_weight=config.unsupervised_weight, supervised_weight=config.supervised_weight)
     at_least(0, ce_weight=config.ce_weight, kd_weight=config.kd_weight, hidden_weight=config.hidden_weight)

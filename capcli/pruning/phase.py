@@ -12,7 +12,7 @@ from capcli.errors import RunFailed
 from capcli.events import Event, told
 from capcli.models import compiled
 from capcli.models.model import Model
-from capcli.pruning import train
+from capcli.pruning import rates, train
 from capcli.pruning.objective import Job, Objective, Split, Steps
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.setup import Setup, measured, nothing, origin_of
@@ -30,7 +30,7 @@ def make_job(
 ) -> Job:
     """The job of a phase: `teacher`, or `prune` with a pruner, which keeps the best epoch of the held-out part."""
     config = setup.config
-    epochs = config.teacher_passes(len(setup.train)) if phase == "teacher" else config.epochs
+    epochs = config.teacher_passes(len(setup.train), len(setup.data.labels)) if phase == "teacher" else config.epochs
 
     def epoch_end(epoch: int, step: int) -> Steps:
         event, total_steps = setup.meter.of(phase), epochs * train.steps_per_epoch(setup.train, config.batch_size)
@@ -56,7 +56,7 @@ def make_job(
         config=config,
         on=setup.on,
         epochs=epochs,
-        lr=config.teacher_lr if phase == "teacher" else config.lr,
+        lr=rates.peak(config, phase, model),
         objective=objective,
         pruner=pruner,
         snapshot=snapshot or (lambda step: nothing()),

@@ -25,6 +25,7 @@ from capcli.models import artifact, loading, predict, predictor, tokenizers
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place, pooling_of
 from capcli.models.predict import Progress
+from capcli.pruning import rates
 from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.costs import WEIGHTS, measure_of
 from capcli.pruning.pruner import planned
@@ -202,6 +203,7 @@ def make_setup(
         **({"the held-out part": curve_examples} if data.holdout else {}),
         **evals,
     }
+    passes = 0 if teacher else config.teacher_passes(len(examples), len(data.labels))
     place(student, on)
     return Setup(
         config=config,
@@ -214,8 +216,7 @@ def make_setup(
         curve=curve_examples,
         evals=evals,
         meter=Meter(
-            _units(config, len(examples), sum(map(len, evals.values())), len(curve_examples), given=bool(teacher)),
-            folder.flag,
+            _units(config, len(examples), sum(map(len, evals.values())), len(curve_examples), passes), folder.flag
         ),
         pooling=pooling_of(student, config.pooling),
         notes=(
@@ -223,6 +224,7 @@ def make_setup(
             *_slow_precision(on),
             *student.notes,
             *few,
+            *rates.notes(config, student, makes_teacher=passes > 0),
             *(doubt for one in read.items() for doubt in tokens.doubts(one[1], one[0])),
         ),
     )
@@ -243,15 +245,15 @@ def _about_teacher(config: PruneConfig, teacher: str) -> list[str]:
     return [f"{config.model} has no head for these labels: a teacher is fine-tuned first, which takes longer"]
 
 
-def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int, *, given: bool = False) -> dict[str, float]:
-    """Size of each phase in training steps of one example, with a teacher that was `given` or is made; the bar's
-    shares, not a promise."""
+def _units(config: PruneConfig, n_train: int, n_evals: int, n_curve: int, passes: int) -> dict[str, float]:
+    """Size of each phase in training steps of one example, with so many `passes` for the teacher; the bar's shares,
+    not a promise."""
     names = config.loss_names if config.epochs else ()
     n_banks = ("prc" in names) + ("fic" in names or "kd" in names)
     snapshots = max(0, config.epochs - 1) * n_train if "snc" in names else 0
     return {
         "bank pretrained": FORWARD_SHARE * n_train * ("prc" in names),
-        "teacher": 0.0 if given else config.teacher_passes(n_train) * n_train,
+        "teacher": float(passes * n_train),
         "bank finetuned": FORWARD_SHARE * n_train * (n_banks > 0),
         "evaluate dense": FORWARD_SHARE * n_evals,
         "prune": _calibration_units(config, n_train)

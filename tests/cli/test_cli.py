@@ -143,7 +143,7 @@ def test_progress_says_step_epoch_and_loss(tiny: Tiny, tmp_path: Path, monkeypat
         ({"sparsity": 1.0}, ("in [0, 1)",)),
         ({"sparsity": -0.1}, ("in [0, 1)",)),
         ({"sparsity": "nan"}, ("in [0, 1)",)),
-        ({"lr": "inf"}, ("--lr must be a positive number",)),
+        ({"lr": "inf"}, ("--lr must be at least 0, got inf",)),
         ({"epochs": 0}, ("--epochs must be at least 1",)),
         ({"device": "tpu"}, ("unknown device 'tpu'",)),
         ({"precision": "int8"}, ("unknown precision",)),

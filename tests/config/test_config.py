@@ -80,7 +80,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     ],
     *[
         (lambda n=name, v=value: prune(**{n: v}), f"--{name.replace('_', '-')} must be a positive number", "")
-        for name in ("lr", "teacher_lr", "tau", "kd_temperature")
+        for name in ("tau", "kd_temperature")
         for value in (0.0, -1.0, float("inf"), float("nan"))
     ],
     *[
@@ -92,6 +92,8 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
             "extra_examples",
             "seed",
             "checkpoint_seconds",
+            "lr",
+            "teacher_lr",
             "score_lr",
             "weight_decay",
             "reg_weight",
@@ -206,11 +208,18 @@ def test_losses_stand_in_one_order(given: str, expected: tuple[str, ...]) -> Non
     assert prune(losses=given).loss_names == expected
 
 
-@pytest.mark.parametrize(("n", "passes"), [(100_000, 2), (2_400, 2), (2_399, 3), (512, 8), (1, 8)])
-def test_a_teacher_of_a_small_set_gets_more_passes(n: int, passes: int) -> None:
-    assert prune().teacher_passes(n) == passes
-    assert prune(teacher_epochs=5).teacher_passes(n) == 5
-    assert prune(teacher="x").teacher_passes(n) == 0
+@pytest.mark.parametrize(
+    ("n", "classes", "passes"),
+    [
+        *((100_000, 2, 2), (2_400, 12, 2), (2_399, 2, 3), (512, 2, 8), (1, 2, 8)),
+        *((10_000, 77, 3), (29_568, 77, 2), (14_784, 77, 2), (14_783, 77, 3), (400_000, 0, 2)),
+    ],
+)
+def test_a_teacher_of_a_small_set_or_of_many_classes_gets_more_passes(n: int, classes: int, passes: int) -> None:
+    """150 steps of 32, and 12 for each class."""
+    assert prune().teacher_passes(n, classes) == passes
+    assert prune(teacher_epochs=5).teacher_passes(n, classes) == 5
+    assert prune(teacher="x").teacher_passes(n, classes) == 0
 
 
 def test_limits_and_folders(tmp_path: Path) -> None:
@@ -495,7 +504,7 @@ def test_build_is_the_inverse_of_flatten(cls: type) -> None:
 def test_differences_are_named_and_resumable_ones_are_not() -> None:
     ours = flatten(prune(lr=1e-3, out="a", max_time=5, keep_work=True, checkpoint_seconds=1))
     theirs = flatten(prune(out="b"))
-    assert differences(ours, theirs) == {"lr": "lr: 0.0001, now 0.001"}
+    assert differences(ours, theirs) == {"lr": "lr: 0.0, now 0.001"}
     assert differences(theirs, theirs) == {}
     del theirs["seed"]
     assert differences(ours, theirs)["seed"] == "seed: None, now 1"
