@@ -363,3 +363,11 @@ def sparse_dense_sparse(
         drawn = [math.copysign(max(0.0, abs(w) - least), w) for w in free]
         dense.append([w if kept else d for w, d, kept in zip(free, drawn, first[i], strict=True)])
     return best(dense), dense
+
+
+def turned_head(q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
+    """A, B and Uᵀ [D, D] of a head whose queries, keys and values are q, k and v [D, T], by the SVD of each."""
+    (uq, sq, _), (uk, sk, _), (u, _, _) = (np.linalg.svd(y, full_matrices=False) for y in (q, k, v))
+    p, sizes, r = np.linalg.svd(np.diag(sq) @ uq.T @ uk @ np.diag(sk))
+    root = np.diag(np.sqrt(sizes))
+    return root @ p.T @ np.diag(1 / sq) @ uq.T, root @ r @ np.diag(1 / sk) @ uk.T, u.T
