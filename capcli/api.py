@@ -44,8 +44,9 @@ def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) ->
 
     runtime: by default an ONNX folder is computed by onnxruntime and everything else is a transformers model in eval
     mode, with exactly the weights of the folder. `torch`, `sparse` or `onnx` chooses by name, `auto` takes the faster
-    of torch and sparse, and logs why as INFO of the logger `capcli`. threads: of the CPU, 0 for as many as PyTorch
-    uses; PyTorch has one number for the whole process.
+    of torch and sparse, and logs why as INFO of the logger `capcli`. A folder with exits gives something to call that
+    returns `logits` and `layers`, after how many layers each text was answered; its `threshold` can be set. threads: of
+    the CPU, 0 for as many as PyTorch uses; PyTorch has one number for the whole process.
 
     Raises `CapError` when a tensor is missing, left over, damaged or of the wrong shape, or when the runtime that was
     asked for cannot compute the model.

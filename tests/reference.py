@@ -401,3 +401,11 @@ def rearranged(vectors: Sequence[Vector], keep: int) -> set[int]:
 def lost_together(vectors: Sequence[Vector]) -> float:
     """|Σ v|² of some vectors."""
     return math.fsum(math.fsum(part) ** 2 for part in zip(*vectors, strict=True))
+
+
+def turned_head(q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
+    """A, B and Uᵀ [D, D] of a head whose queries, keys and values are q, k and v [D, T], by the SVD of each."""
+    (uq, sq, _), (uk, sk, _), (u, _, _) = (np.linalg.svd(y, full_matrices=False) for y in (q, k, v))
+    p, sizes, r = np.linalg.svd(np.diag(sq) @ uq.T @ uk @ np.diag(sk))
+    root = np.diag(np.sqrt(sizes))
+    return root @ p.T @ np.diag(1 / sq) @ uq.T, root @ r @ np.diag(1 / sk) @ uk.T, u.T

@@ -58,6 +58,8 @@ NOT_RUN = {
     "make ": "installs; targets are checked by test_docs.py",
     "torchrun ": "several processes: tests/pruning/test_parts.py",
     "srun ": "a cluster",
+    "cap export runs/sst2 --to exits": "a model of several layers: tests/exporting/test_exits.py",
+    "cap eval sst2-exits": "the same",
     "trackio show": "the package is not a dependency, and it starts a server",
     "export HF_HUB_OFFLINE=1": "for the commands after it; tests/sources/test_hub.py",
     "cap probe --min subj": "with its cap.toml in tests/cli/test_ci.py",

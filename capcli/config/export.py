@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capcli.config.measure import Gates
-from capcli.config.names import ARTEFACT_FORMATS, DEVICES, EXPORT_FORMATS
+from capcli.config.names import ARTEFACT_FORMATS, DEVICES, EXPORT_FORMATS, TASK_NAMES
 from capcli.config.options import at_least, check_name, flag_name, option
 from capcli.config.task import LABEL_MAP
 from capcli.errors import ConfigError
@@ -65,6 +65,7 @@ class ExportConfig:
         "", "threshold that a movement-pruning checkpoint with scores was pruned with", panel="Weights"
     )
     data: str = option("", "data of the task, if they have moved since the run", panel="Checks")
+    task: str = option("", "task of a fine-tuned model that cap prune did not make", panel="Checks", metavar="TASK")
     texts: str = option(
         "",
         "texts without labels on which the export is compared with MODEL: a .txt with one per line, or a table with a "
@@ -87,6 +88,8 @@ class ExportConfig:
         check_name("device", self.device.split(":")[0], DEVICES)
         at_least(1, samples=self.samples)
         at_least(0, threads=self.threads, max_eval_samples=self.max_eval_samples)
+        if self.task:
+            check_name("task", self.task, TASK_NAMES)
         if self.threshold and self.score_threshold is None:
             raise ConfigError(f"--threshold must be a number, got {self.threshold!r}")
         if self.embeddings not in ("keep", "fp16", "int8") and not self.svd_rank:
@@ -119,12 +122,17 @@ class ExportConfig:
         if self.to not in ARTEFACT_FORMATS and (self.embeddings != "keep" or self.dtype == "int8"):
             flag = "--embeddings" if self.embeddings != "keep" else "--dtype int8"
             raise ConfigError(
-                f"{flag} is for --to sparse or --to sliced, not {self.to}", "use one of these, or leave it out"
+                f"{flag} is for --to {', '.join(ARTEFACT_FORMATS)}, not {self.to}", "use one of these, or leave it out"
             )
         if self.to == "onnx" and self.dtype not in ("auto", "fp32"):
             raise ConfigError(f"--to onnx writes fp32, not {self.dtype}", "use --int8 for a smaller file")
         if self.int8 and self.to != "onnx":
             raise ConfigError("--int8 is for --to onnx", "use --dtype int8 with --to sparse or --to sliced")
+
+    @property
+    def needs_train(self) -> bool:
+        """Whether it cannot be made without the training texts of the task."""
+        return bool(self.vocab) or self.to == "exits"
 
     @property
     def limits(self) -> Gates:

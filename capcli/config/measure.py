@@ -106,6 +106,12 @@ class EvalConfig:
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")
     perturb: str = option("", f"also measure on changed texts: all, or some of {','.join(PERTURBATIONS)}; see the docs")
+    exit_threshold: str = option(
+        "",
+        "of a model with exits: answer after the first layer that is at most this uncertain, from 0 (all layers) to 1; "
+        "by default the threshold that is stored",
+        metavar="FLOAT",
+    )
     seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")
     runtime: str = option("", RUNTIME, panel="Hardware")
     timeout: float = option(TIMEOUT_MINUTES, TIMEOUT, panel="Hardware", expert=True)
@@ -119,6 +125,8 @@ class EvalConfig:
         self.gates.check_baseline(self.baseline)
         _check_baselines([self.baseline])
         check_runtime(self.runtime)
+        if self.exit_threshold and self.exits_below is None:
+            raise ConfigError(f"--exit-threshold is a number from 0 to 1, got {self.exit_threshold!r}")
         _check_texts(self.source, self.baseline)
         for name in self.perturbations:
             check_name("perturbation", name, PERTURBATIONS)
@@ -127,6 +135,15 @@ class EvalConfig:
     def perturbations(self) -> tuple[str, ...]:
         """The perturbations in the order given, each once."""
         return PERTURBATIONS if self.perturb == "all" else split_list(self.perturb)
+
+    @property
+    def exits_below(self) -> float | None:
+        """The threshold of exits, None where none is given."""
+        try:
+            found = float(self.exit_threshold)
+        except ValueError:
+            return None
+        return found if 0 <= found <= 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from capcli.config import rises, target, validity
 from capcli.config.hardware import COMPILE, TIMEOUT, TIMEOUT_MINUTES, Hardware
 from capcli.config.losses import LossConfig
 from capcli.config.names import (
+    BASES,
     EMBEDDING_TASKS,
     LOSSES,
     METHODS,
@@ -173,7 +174,7 @@ class PruneConfig(LossConfig):
     calibration: int = option(
         512,
         "training examples that scores (fisher, kwon, and the methods that train nothing) and --refit are measured on, "
-        "anew at each stair",
+        "anew at each stair, and --basis pca, once",
         panel="Calibration",
         expert=True,
     )
@@ -209,6 +210,14 @@ class PruneConfig(LossConfig):
         "what kwon, cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
         panel="Pruning",
         names=STRUCTURES,
+    )
+    basis: str = option(
+        "own",
+        "dimensions inside heads: own, as they are, or pca: before pruning, heads are turned so that the first "
+        "dimensions carry the most, which changes nothing that is computed (--structure dimensions)",
+        panel="Calibration",
+        names=BASES,
+        expert=True,
     )
     importance_examples: int = option(
         0,

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from capcli.config import rises, target
-from capcli.config.names import LOSSES, METHODS, STRUCTURES
+from capcli.config.names import BASES, LOSSES, METHODS, STRUCTURES
 from capcli.config.options import at_least, check_name, flag_name
 from capcli.errors import ConfigError
 
@@ -30,6 +30,12 @@ def check(config: PruneConfig) -> None:
             "leave it out, or use --method cap-f",
         )
     target.check(config)
+    if config.basis != BASES[0] and not (METHODS[config.method].structured and config.structure == "dimensions"):
+        what = f"whole {config.structure}" if METHODS[config.method].structured else "single weights"
+        raise ConfigError(
+            f"--basis {config.basis} is for dimensions inside heads, {config.method} removes {what}",
+            "leave it out, or use --method cap-f --structure dimensions",
+        )
     if not 0 <= config.sparsity < 1:
         hint = f"did you mean --sparsity {config.sparsity / 100:g}?" if 1 < config.sparsity < 100 else ""
         raise ConfigError(f"sparsity is the fraction of weights removed, in [0, 1), got {config.sparsity:g}", hint)

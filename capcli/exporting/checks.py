@@ -26,6 +26,11 @@ ALONE = (
     "8-bit answers depend on the other texts in a batch: agreement and accuracy were measured one text at a time, "
     "and some answers may differ in other batches"
 )
+TOGETHER = "exits are for one text at a time: a batch is computed up to the last layer that one of its texts needs"
+SEEN = (
+    "the threshold was chosen on examples that the model itself may have been trained on; --holdout of cap prune sets "
+    "some aside"
+)
 LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
 
 
@@ -40,6 +45,7 @@ def checked(
     place(job.original, job.on)
     check, dense_bytes = _compared(job, opened), 4 * job.original.before_slicing.total
     notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
+    notes += [TOGETHER, *[SEEN] * bool(opened.exits.seen)] if opened.exits else []
     metrics, speed = None, None
     if (job.lossy or after) and job.known.ours:
         before = before or (yield from scored(job, predictor.of_network(job.original, job.on), "before"))
@@ -60,6 +66,7 @@ def checked(
         batching=opened.model.batching,
         notes=tuple(notes),
         gives=what_it_gives(opened, dense_bytes, speed),
+        exits=opened.exits,
     )
 
 
@@ -74,7 +81,7 @@ def _compared(job: Export, opened: Opened) -> Check:
         raise CheckFailed(f"{opened.nonzero:,} weights are not zero in the export, {before:,} before")
     batch = 1 if opened.model.alone else agreement.BATCH
     ours = agreement.logits(predictor.of_network(job.original, job.on), texts, job.length, batch)
-    theirs = agreement.logits(opened.model, texts, job.length, batch)
+    theirs = agreement.logits(opened.plain or opened.model, texts, job.length, batch)
     found = agreement.difference(kind, ours, theirs)
     allowed = found.tolerance if job.exact else sys.float_info.max
     if not found.largest <= allowed:

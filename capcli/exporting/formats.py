@@ -10,13 +10,16 @@ from typing import Any
 import torch
 
 from capcli import files
+from capcli.config.options import flatten
 from capcli.config.paths import shortened
 from capcli.errors import ModelError
 from capcli.events import Event
-from capcli.exporting import onnx_model
+from capcli.exporting import exits, onnx_model
 from capcli.exporting.job import Export, Opened, total_bytes
 from capcli.models import artifact, predictor, stock, storage, tokenizers
+from capcli.models.exits import check as check_exits
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
+from capcli.runtime import choice
 from capcli.runtime import onnx as graphs
 from capcli.runtime.graph import graph_files
 
@@ -27,6 +30,8 @@ def check_format(model: Model, to: str) -> None:
     """Raise `ModelError` for a format that cannot hold this model."""
     if to == "dense":
         check_stock(model)
+    if to == "exits":
+        check_exits(model)
     if to == "sliced" and model.family is None:
         raise ModelError(model.unknown, "use --to sparse for a smaller file, or --to onnx")
 
@@ -68,7 +73,7 @@ def settings(job: Export) -> dict[str, Any]:
     """What the export says of its run, its data where they are now, and how it was exported."""
     config, stored = job.config, artifact.stored_settings(job.config.model)
     kept: dict[str, Any] = {name: stored[name] for name in KEPT_SETTINGS if name in stored}
-    kept["source"] = artifact.stored_source(config.model)
+    kept["source"] = artifact.stored_source(config.model) or (flatten(job.known.source) if config.task else {})
     if "teacher" in stored:
         kept["teacher"] = artifact.known(config.model).teacher
     if job.known.ours and job.known.data.has_labels:
@@ -110,9 +115,21 @@ def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     )
 
 
+def with_exits(job: Export, staging: Path) -> Generator[Event, None, Opened]:
+    """Our own file with a classifier after each layer: a text that is clear early needs no further layer."""
+    yield Event(phase="export", overall=0.1, note="training exits on the vectors of each layer")
+    model, table = yield from exits.made(job)
+    opened = yield from artefact(replace(job, model=model), staging)
+    assert opened.model.model is not None, "a file of ours is a network"
+    return replace(
+        opened, model=choice.choose(opened.model.model, job.on, "torch").predictor, plain=opened.model, exits=table
+    )
+
+
 FORMATS: dict[str, Callable[[Export, Path], Generator[Event, None, Opened]]] = {
     "dense": dense,
     "sparse": artefact,
     "sliced": artefact,
     "onnx": onnx,
+    "exits": with_exits,
 }

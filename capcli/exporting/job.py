@@ -18,7 +18,7 @@ from capcli.exporting import agreement
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predictor import Predictor
-from capcli.records.exported import Gives, RunFacts, Speed, Vocabulary
+from capcli.records.exported import ExitTable, Gives, RunFacts, Speed, Vocabulary
 
 SLICED_FORMATS = ("sliced", "onnx")  # that compute without what is zero
 
@@ -96,18 +96,21 @@ class Export:
     @property
     def lossy(self) -> bool:
         """Whether the export answers otherwise than the model, so that its accuracy has to be measured again."""
-        return bool(self.config.vocab) or not self.exact
+        return bool(self.config.vocab) or not self.exact or self.config.to == "exits"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """What was written, opened again as whoever gets it opens it; non-zero weights of its matrices, and the bytes that
-    its weights take on disk and in memory."""
+    its weights take on disk and in memory. plain: what is compared with the original, where `model` may answer
+    early; exits: what there is to say of these."""
 
     model: Predictor
     nonzero: int
     file_bytes: int
     memory_bytes: int
+    plain: Predictor | None = None
+    exits: ExitTable | None = None
 
 
 def check_free(folder: Path) -> Path:

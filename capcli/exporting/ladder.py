@@ -178,7 +178,7 @@ def sized(job: Export, rung: Rung) -> Rung:
     return replace(
         rung,
         exact=not job.lossy,
-        estimated=config.to not in ARTEFACT_FORMATS,
+        estimated=config.to not in ARTEFACT_FORMATS or config.to == "exits",
         weights_bytes=disk,
         memory_bytes=memory,
         matrices_left=left / job.original.before_slicing.prunable,

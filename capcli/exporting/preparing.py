@@ -82,11 +82,15 @@ def _load(config: ExportConfig) -> Model:
             raise ConfigError(
                 f"--threshold is for checkpoints of movement pruning; {source} already says which weights are zero"
             )
-        return replace(artifact.load_artifact(folder), source=source)
+        return replace(artifact.load_artifact(folder), source=source, exits=None)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)
-    if config.to != "onnx" and legacy.layout(folder) is None and (config.to == "dense" or not legacy.zeros(model)):
+    if (
+        config.to not in ("onnx", "exits")
+        and legacy.layout(folder) is None
+        and (config.to == "dense" or not legacy.zeros(model))
+    ):
         raise ModelError(f"{source} is already a dense model", "cap export takes the output of cap prune")
     return model
 
@@ -100,8 +104,8 @@ def _history(folder: Path) -> RunFacts | None:
 
 def _known(config: ExportConfig, model: Model, train: bool) -> Texts:
     """The data of an export. Training texts that are wanted and not needed may be missing."""
-    if not train or config.vocab:
-        return _texts(config, model, train=bool(config.vocab))
+    if not train or config.needs_train:
+        return _texts(config, model, train=config.needs_train)
     try:
         return _texts(config, model, train=True)
     except CapError:
@@ -110,12 +114,13 @@ def _known(config: ExportConfig, model: Model, train: bool) -> Texts:
 
 def _texts(config: ExportConfig, model: Model, *, train: bool) -> Texts:
     """The data of the model's own task, or texts that the user named; where neither are here, built-in texts."""
-    stored = artifact.stored_source(config.model)
+    stored = _source(config)
     chosen = {"data": config.data, "label_map": config.label_map, "max_eval_samples": config.max_eval_samples}
     place = config.data or stored.get("data") or stored.get("text", "")
     try:
         if not stored:
-            raise ConfigError(f"the task of {config.model} is not known")
+            hint = "name it with --task, and the data with --data" if config.to == "exits" else ""
+            raise ConfigError(f"the task of {config.model} is not known", hint)
         options = {**stored, **{name: value for name, value in chosen.items() if value}}
         source: TaskConfig = build(TaskConfig, {**options, "text": "" if config.data else stored.get("text", "")})
         if source.text and config.texts:
@@ -124,7 +129,7 @@ def _texts(config: ExportConfig, model: Model, *, train: bool) -> Texts:
         given = texts.read(config.texts, source, paired=data.paired) if config.texts else None
         return Texts(source=source, data=data, given=given)
     except CapError as error:
-        if config.data or config.vocab or (place and Path(place).exists()):
+        if config.data or config.needs_train or (place and Path(place).exists()):
             raise
         if config.texts:
             return _of_texts(config, model, _generic(config, model, stored))
@@ -132,6 +137,14 @@ def _texts(config: ExportConfig, model: Model, *, train: bool) -> Texts:
         reason = error.message.replace(place, shortened(place)) if place else error.message
         missing = f"the task's own data are not available ({reason}): logits are compared on texts of {other.task}"
         return Texts(source=other, data=dataset.load(other, train=False), missing=missing)
+
+
+def _source(config: ExportConfig) -> dict[str, Any]:
+    """The task options that the model was made with, or the task that the user names where it does not say so."""
+    stored = artifact.stored_source(config.model)
+    if stored and config.task:
+        raise ConfigError(f"{config.model} says itself what its task is: {stored.get('task')}", "leave --task out")
+    return stored or ({"task": config.task} if config.task else {})
 
 
 def _own(config: ExportConfig, model: Model, source: TaskConfig, *, train: bool) -> TaskData:
@@ -146,7 +159,7 @@ def _own(config: ExportConfig, model: Model, source: TaskConfig, *, train: bool)
         train=train,
         holdout=known.holdout,
         seed=known.seed,
-        known=model.labels,
+        known=() if config.task else model.labels,
         perhaps=model.labels,
         no_answer=known.no_answer,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from capcli import parallel
 from capcli.config.measure import EvalConfig
 from capcli.data.splits import TaskData
 from capcli.errors import ConfigError, FileError
@@ -14,9 +15,10 @@ from capcli.measuring import chance, noise
 from capcli.measuring.chance import Known, Scored
 from capcli.measuring.noise import Estimate
 from capcli.measuring.scoring import Measured, agreed, paired
+from capcli.models import exits
 from capcli.models.predictor import Predictor
 from capcli.records.measured import Baseline, EvalResult, Perturbed, stored_scores
-from capcli.records.parts import Noisy, Scores
+from capcli.records.parts import ExitUse, Noisy, Scores
 from capcli.reporting.text import named
 from capcli.runtime import choice
 
@@ -26,11 +28,34 @@ def same_place(a: str, b: str) -> bool:
     return a == b or (bool(a and b) and Path(a).resolve() == Path(b).resolve())
 
 
-def load_for(config: EvalConfig, source: str, data: TaskData, runtime: str = "") -> Predictor:
+def load_for(
+    config: EvalConfig, source: str, data: TaskData, runtime: str = "", exit_threshold: float | None = None
+) -> Predictor:
     """A model with a head for the task of the data, its labels renamed as the configuration says."""
-    names, hardware = config.source.label_names, config.hardware
     return choice.opened(
-        source, runtime, hardware, labels=data.classes, kind=data.kind, seed=config.seed, label_map=names
+        source,
+        runtime,
+        config.hardware,
+        labels=data.classes,
+        kind=data.kind,
+        seed=config.seed,
+        label_map=config.source.label_names,
+        exit_threshold=exit_threshold,
+    )
+
+
+def exits_used(model: Predictor) -> ExitUse | None:
+    """After how many layers the texts that were measured were answered; None without exits. Common to all ranks."""
+    found = model.exits
+    if found is None:
+        return None
+    taken = found.taken.clone()
+    parallel.total([taken])
+    return ExitUse(
+        threshold=found.threshold,
+        layers=exits.mean_layers(taken),
+        of=len(taken),
+        macs=exits.mean_cost(taken, exits.costs(found.model)),
     )
 
 

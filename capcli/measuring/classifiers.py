@@ -1,6 +1,6 @@
 """What is trained on frozen vectors: logistic and ridge regression, and a linear head by gradient descent.
 
-Letters: R vectors, H hidden size, C outputs, B batch, S tokens of a batch.
+Letters: R vectors, H hidden size, C outputs, B batch, S tokens of a batch, K vectors of one example.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the data against the penalty, for vectors of unit variance: scikit-learn's C, and 1 / alpha of a ridge."""
 FOLDS, CHOICE_SIZE = 3, 5000
 LEAST = -20.0  # the log of a probability of nothing
-EPOCHS, LEARNING_RATE = 20, 5e-3
+EPOCHS, LEARNING_RATE, BATCH = 20, 5e-3, 64
 
 
 def linear(
@@ -149,6 +149,33 @@ def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: in
     with torch.inference_mode():
         found = [layer((part.float() - centre) / scale) for part in torch.split(asked, 65536)]
         return np.asarray(torch.cat(found).numpy() * unit + offset)
+
+
+def heads(vectors: Array, wanted: Array, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [K, C, H] and biases [K, C] of K linear classifiers, one for each of the vectors [R, K, H] of an example,
+    that come near to the probabilities `wanted` [R, C] by their cross-entropy; trained as `head` is.
+    """
+    mean, spread = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
+    centre, scale = (torch.from_numpy(part).float() for part in (mean, np.where(spread > 0, spread, 1)))
+    known, target = torch.from_numpy(np.array(vectors)), torch.from_numpy(np.array(wanted)).float()
+    weight = torch.zeros(known.shape[1], target.shape[1], known.shape[2], requires_grad=True)
+    bias = torch.zeros(known.shape[1], target.shape[1], requires_grad=True)
+    optimizer = torch.optim.AdamW([weight, bias], lr=LEARNING_RATE, weight_decay=0.01)
+    n_steps = -(-len(known) // BATCH)
+    for epoch in range(EPOCHS):
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(known)))
+        for step, rows in enumerate(torch.split(order, BATCH)):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * (1 - (epoch + step / n_steps) / EPOCHS)
+            x = (known[rows].float() - centre) / scale
+            logs = (torch.einsum("bkh,kch->bkc", x, weight) + bias).log_softmax(dim=-1)
+            loss = -(target[rows, None] * logs).sum(dim=(1, 2)).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    with torch.no_grad():
+        scaled = weight / scale[:, None]
+        return scaled, bias - torch.einsum("kch,kh->kc", scaled, centre)
 
 
 def _spread(batches: Batches) -> tuple[float, float]:

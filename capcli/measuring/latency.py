@@ -41,7 +41,8 @@ class System:
 
     inputs: of the fixed size, see `Predictor.full_inputs`. examples: the evaluation texts as it reads them; None where
     only the fixed size is timed. device: where its inputs are made. conditions: what its times depend on, as the
-    results say: runtime, threads, processor, device, hardware, precision.
+    results say: runtime, threads, processor, device, hardware, precision. whole: the same through all layers, where a
+    text may leave early.
     """
 
     run: Run
@@ -49,6 +50,12 @@ class System:
     device: torch.device
     conditions: Mapping[str, Any]
     examples: Examples | None = None
+    whole: Run | None = None
+
+    @property
+    def steady(self) -> Run:
+        """What answers in the same time whatever the texts say."""
+        return self.whole or self.run
 
 
 def of(model: Predictor, examples: Examples | None = None, *, batch: int = BATCH, length: int = LENGTH) -> System:
@@ -67,6 +74,7 @@ def of(model: Predictor, examples: Examples | None = None, *, batch: int = BATCH
             "precision": model.precision,
         },
         examples=examples,
+        whole=model.whole,
     )
 
 
@@ -89,11 +97,12 @@ def _from(before: int, total: int, work: Generator[Progress, None, T]) -> Genera
 
 
 def fixed(systems: Mapping[str, System]) -> Generator[Progress, None, dict[str, Latency]]:
-    """Median, 10th and 90th percentile of a forward pass over the inputs of fixed size, and all conditions.
+    """Median, 10th and 90th percentile of a forward pass through all layers over the inputs of fixed size, and all
+    conditions.
 
     confidence_95 of the median is the noise of this process; that between processes and machines comes on top.
     """
-    calls = [asked(one.run, one.inputs) for one in systems.values()]
+    calls = [asked(one.steady, one.inputs) for one in systems.values()]
     rounds = in_turn([calls] * ROUNDS, seconds=FIXED_SECONDS * len(calls), least=LEAST_ROUNDS, warm_up=WARM_UP)
     times = yield from rounds
     return {name: _spread(systems[name], sorted(ms)) for name, ms in _by_system(systems, times).items()}

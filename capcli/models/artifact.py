@@ -24,10 +24,10 @@ from capcli.config.paths import ELSEWHERE, elsewhere
 from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError, first_line
-from capcli.models import families, sentences, slicing
+from capcli.models import exits, families, sentences, slicing
 from capcli.models.heads import own_labels, renamed
 from capcli.models.hf import auto_class, read_config
-from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, Slices, check_finite, count_parameters
+from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Exits, Model, Slices, check_finite, count_parameters
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
 from capcli.reporting.text import first_few
@@ -37,7 +37,7 @@ from capcli.sources.checkpoint import (
     TOKENIZER_FILES,
     check_description,
 )
-from capcli.stored import part, read_json
+from capcli.stored import AGAIN, finite, part, read_json
 
 EXPORT_FILE = "export.json"  # what `cap export` did, beside any format
 PLACES = ("data", "text")  # options of a task that name a file or folder
@@ -127,11 +127,15 @@ def _teacher(source: str, stored: Any) -> str:
 
 
 def dtype(source: str) -> str:
-    """The type of the weights in the file of a pruned model, where all have the same and it is no code; else fp32."""
+    """The type of the weights in the file of a pruned model, where all have the same and it is no code; else fp32. Its
+    exits, which are always in 32 bits, do not count."""
     if not is_artifact(source):
         return "fp32"
     names = {"F16": "fp16", "BF16": "bf16"}
-    entries = [entry for entry in reader.inspect(hub.place(source) / WEIGHTS_FILE) if entry.dtype in (*names, "F32")]
+    own = [
+        entry for entry in reader.inspect(hub.place(source) / WEIGHTS_FILE) if not entry.name.startswith(exits.PREFIX)
+    ]
+    entries = [entry for entry in own if entry.dtype in (*names, "F32")]
     found = {"F32" if entry.quantised or entry.coding == "factors" else entry.dtype for entry in entries}
     return names.get(found.pop(), "fp32") if len(found) == 1 else "fp32"
 
@@ -147,9 +151,13 @@ def load_artifact(folder: Path) -> Model:
     settings = read_json(folder / CONFIG_FILE)
     net, slices = _build(settings, folder)
     tensors = reader.load(folder / WEIGHTS_FILE)
-    _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
+    _check_tensors({**net.state_dict(), **_outlines(net.config, settings)}, tensors, folder / WEIGHTS_FILE)
+    found = _read_exits(settings, tensors, folder)
     net.load_state_dict(tensors, strict=True)
-    return _finished(net, slices, settings, folder)
+    model = dataclasses.replace(_finished(net, slices, settings, folder), exits=found)
+    if found is not None:
+        exits.check(model)
+    return model
 
 
 def load_packed(folder: Path) -> tuple[Model, dict[str, Tensor | Kept]]:
@@ -159,6 +167,8 @@ def load_packed(folder: Path) -> tuple[Model, dict[str, Tensor | Kept]]:
     """
     settings = read_json(folder / CONFIG_FILE)
     net, slices = _build(settings, folder)
+    if "exits" in settings:
+        raise exits.only_torch(str(folder))
     linears = families.prunable(net, families.FAMILIES.get(net.config.model_type))
     tensors = reader.load_kept(folder / WEIGHTS_FILE, linears.keys())
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
@@ -228,7 +238,8 @@ def _check_size(
     """
     net = outline(config, settings["kind"], found, folder)
     slices = _read_slices(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    tensors = {**net.state_dict(), **_outlines(config, settings)}
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_names(expected, found, folder / WEIGHTS_FILE)
     return slices
 
@@ -259,6 +270,24 @@ def empty_network(config: Any, kind: str, slices: Slices | None) -> Any:
     if slices:
         slicing.shape(net, families.FAMILIES[config.model_type], slices.sizes)
     return net
+
+
+def _outlines(config: Any, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of the exits that `cap_config.json` names, without values."""
+    wanted = exits.shapes(config) if "exits" in settings else {}
+    return {name: torch.empty(shape, device="meta") for name, shape in wanted.items()}
+
+
+def _read_exits(settings: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> Exits | None:
+    """The exits of a model, which are taken out of its `tensors`. Raises `FileError` for what they cannot be."""
+    if "exits" not in settings:
+        return None
+    threshold = finite(part(settings, "exits").get("threshold"))
+    if threshold is None or not 0 <= threshold <= 1:
+        raise FileError(f"{folder / CONFIG_FILE}: the threshold of the exits is not a number from 0 to 1", AGAIN)
+    weight, bias = (tensors.pop(name).float() for name in (exits.WEIGHT, exits.BIAS))
+    check_finite({exits.WEIGHT: weight, exits.BIAS: bias}.items(), str(folder))
+    return Exits(weight=weight, bias=bias, threshold=threshold)
 
 
 def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
@@ -295,7 +324,7 @@ def save_artifact(
     """Write the pruned model into OUT: weights in sparse coding, tokenizer, and `cap_config.json` last. `tensors` are
     stored instead of the network's own, the values of those in `quantised` as 8-bit codes. Relative places among the
     settings are as seen from `home`."""
-    own = model.net.state_dict() if tensors is None else tensors
+    own = {**(model.net.state_dict() if tensors is None else tensors), **exits.tensors(model.exits)}
     found = {name: tensor.cpu() if isinstance(tensor, Tensor) else tensor for name, tensor in own.items()}
     sizes = writer.save(out / WEIGHTS_FILE, found, pruned, quantised=quantised)
     save_tokenizer(model.tokenizer, out)
@@ -307,6 +336,7 @@ def save_artifact(
             "model_config": described,
             **settings_record(model, settings, out, home),
             **_slices_record(model.slices),
+            **({"exits": {"threshold": model.exits.threshold}} if model.exits else {}),
         },
     )
     return sizes

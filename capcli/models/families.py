@@ -65,13 +65,15 @@ class Layer:
 
     The dimensions inside the heads, in the order of the heads (units of GRAIN): query_key: row j of query and key, and
     of projections for positions; value_output: row j of value and column j of the output. None where positions are
-    rotated into pairs of dimensions, which cannot be taken out one by one.
+    rotated into pairs of dimensions, which cannot be taken out one by one. keys: of the matrices that make queries and
+    keys, those that make keys; empty where one matrix makes both.
     """
 
     heads: Units
     neurons: Units
     query_key: Units | None = None
     value_output: Units | None = None
+    keys: tuple[nn.Linear, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,9 @@ class Family:
     """One architecture family.
 
     layers: path of the layers below the base model, `*` for each member of a list. In a layer: query_key_value: the
-    three matrices, or one that holds them one after the other; more_heads: further matrices whose rows belong to heads,
-    where present; attention_output; ffn_in: what makes the neurons, several or a multiple of their number when gated;
+    three matrices, or one that holds them one after the other; more_keys, more_queries: further matrices that make keys
+    and queries, of positions, where present; attention_output; ffn_in: what makes the neurons, several or a multiple of
+    their number when gated;
     ffn_out. A sentence is represented by its first token; by its last when causal, because only that has seen them all.
     vector: (net, output of the base model, state [B, H] of that token, mask [B, S]) -> what enters the classifier,
     [B, H].
@@ -98,11 +101,17 @@ class Family:
     ffn_out: str
     vector: Callable[[Any, Any, Tensor, Tensor], Tensor]
     classify: Callable[[Any, Tensor], Tensor]
-    more_heads: tuple[str, ...] = ()
+    more_keys: tuple[str, ...] = ()
+    more_queries: tuple[str, ...] = ()
     causal: bool = False
     attention: Literal["plain", "rotary", "biased", "disentangled"] = "plain"
     activation: str = "intermediate.intermediate_act_fn"
     pretrained_vector: bool = False
+
+    @property
+    def more_heads(self) -> tuple[str, ...]:
+        """Paths of further matrices whose rows belong to heads, where present."""
+        return self.more_keys + self.more_queries
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -205,7 +214,8 @@ FAMILIES = {
     "deberta-v2": dataclasses.replace(
         _BERT,
         query_key_value=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
-        more_heads=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+        more_keys=("attention.self.pos_key_proj",),
+        more_queries=("attention.self.pos_query_proj",),
         vector=lambda net, out, first, mask: net.pooler(out.last_hidden_state),
         attention="disentangled",
         pretrained_vector=False,
@@ -304,6 +314,7 @@ def _layer(block: nn.Module, family: Family, n_heads: int) -> Layer:
     found = Layer(
         heads=_heads(n_heads, (*head_slots, _columns(out, n_heads))),
         neurons=Units(count=neurons, slots=(*wide, _columns(down, neurons))),
+        keys=tuple(linear(path) for path in (*family.query_key_value[1:2], *family.more_keys) if path in present),
     )
     return found if family.attention == "rotary" else with_dimensions(found)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from capcli.data import kinds
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError, first_line
-from capcli.models import families, sentences
+from capcli.models import exits, families, sentences
 from capcli.models.artifact import load_artifact, stored_settings
 from capcli.models.heads import (
     label_order,
@@ -331,7 +331,7 @@ def load_model(
     order = _pruned_order(model.labels, labels, source, label_map)
     if model.embedding is None:
         reorder_rows(output_layer(model.net)[1], order)
-    return dataclasses.replace(model, labels=tuple(labels or model.labels))
+    return dataclasses.replace(model, labels=tuple(labels or model.labels), exits=exits.reordered(model.exits, order))
 
 
 def _check_loading(net: Any, info: Mapping[str, Any], source: str, keep_head: bool, need_head: bool) -> tuple[str, ...]:

@@ -42,11 +42,22 @@ class Slices:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exits:
+    """Classifiers after all layers but the last, see `models.exits`: weight [L-1, C, H], bias [L-1, C], and the
+    threshold below which their uncertainty ends a pass."""
+
+    weight: Tensor
+    bias: Tensor
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
 
     The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much. stored_bytes:
     of the weight files that a dense model was read from. embedding: how a network without a head makes its vectors.
+    exits: where a text may leave early; only what `runtime.choice` opens looks at them.
     """
 
     net: Any
@@ -59,6 +70,7 @@ class Model:
     slices: Slices | None = None
     stored_bytes: int | None = None
     embedding: Embedding | None = None
+    exits: Exits | None = None
 
     @property
     def is_sliced(self) -> bool:

@@ -8,7 +8,7 @@ Letters: C labels, H hidden size, N examples, T tokens of all examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from capcli.config.names import MOST
 from capcli.data.batches import Examples, evaluation_batches
 from capcli.models import predict
 from capcli.models.devices import Compute
+from capcli.models.exits import Exiting
 from capcli.models.model import Model, longest_input
 from capcli.models.predict import Progress, Run
 from capcli.records.parts import Runtime
@@ -33,7 +34,7 @@ class Predictor:
     batch, so that each text is asked by itself wherever answers count. asking: the `Run` for a pooling, see
     `predict.forward`. network: what answers, where it has hidden states to show, see `predict.forward_states`. model:
     the network as it was loaded, with all of its weights. An ONNX graph has neither. chosen: which runtime was taken,
-    and why, where there was a choice.
+    and why, where there was a choice. exits: what answers, where texts may leave early.
     """
 
     source: str
@@ -51,10 +52,16 @@ class Predictor:
     model: Model | None = None
     notes: tuple[str, ...] = ()
     chosen: str = ""
+    exits: Exiting | None = None
 
     def run(self, pooling: str = "head") -> Run:
         """What answers: inputs [B, S] -> logits, and the sentence vectors of this pooling where it gives any."""
         return self.asking(pooling)
+
+    @property
+    def whole(self) -> Run:
+        """The same through all layers, also where texts may leave early."""
+        return self.run() if self.exits is None else predict.running(self.exits.model, self.on)
 
     def full_inputs(self, batch: int, length: int) -> Any:
         """`batch` inputs of `length` tokens each, as latency is measured on."""
@@ -96,6 +103,13 @@ class Predictor:
         rows = evaluation_batches(examples, self.token_budget)
         logits, _ = yield from predict.outputs(self.run(), examples, rows, self.on.device, room=self.on.room)
         return logits
+
+
+def with_exits(model: Model, on: Compute) -> Predictor:
+    """A network with exits, which a text leaves as soon as one is sure."""
+    found = Exiting(model)
+    plain = of_network(model, on)
+    return replace(plain, described=f"{plain.described}, exits", asking=lambda pooling: found.run(on), exits=found)
 
 
 def of_network(model: Model, on: Compute) -> Predictor:

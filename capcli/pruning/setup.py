@@ -25,7 +25,7 @@ from capcli.models import artifact, loading, predict, predictor, tokenizers
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input, place, pooling_of
 from capcli.models.predict import Progress
-from capcli.pruning import rates
+from capcli.pruning import basis, rates
 from capcli.pruning.calibration import check_enough, few_tokens
 from capcli.pruning.costs import WEIGHTS, measure_of
 from capcli.pruning.pruner import planned
@@ -148,9 +148,12 @@ def _no_answer(config: PruneConfig) -> bool | None:
 
 
 def load_student(config: PruneConfig, data: TaskData) -> Model:
-    """The model to prune. Raises `ModelError`, or `ConfigError` when a structured sparsity cannot be reached."""
+    """The model to prune. Raises `ModelError`, or `ConfigError` when a structured sparsity cannot be reached or
+    the basis of its heads cannot be changed."""
     student = loading.load_dense(config.model, data.labels, data.kind, config.seed)
     check_reach(config, student)
+    if config.basis == "pca":
+        basis.check(student)
     return student
 
 

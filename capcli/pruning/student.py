@@ -16,7 +16,7 @@ from capcli.data import batches
 from capcli.data.kinds import KINDS
 from capcli.events import Event
 from capcli.models.model import Model
-from capcli.pruning import banks, train
+from capcli.pruning import banks, basis, train
 from capcli.pruning import calibration as calibrating
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.costs import Measure
@@ -49,6 +49,9 @@ def train_student(
         return of_importance(job, rows, step, leaves)
 
     calibration = _calibration(setup, student, teacher, gradient)
+    if config.basis == "pca":
+        yield setup.meter.of("prune")(status="turning the heads")
+        basis.rotate(student, calibration)
     pruner = make_pruner(student, config, total, calibration, measure)
     modules = {"prc": [pretrained], "snc": [], "fic": [finetuned]}
     table = {name: banks.Bank(vectors=modules[name]) for name in modules if name in config.loss_names}

@@ -140,6 +140,36 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExitRow:
+    """What a threshold gives: the metric on the evaluation split with the layers per text there and their share of the
+    multiplications, and the accuracy on the held-out part."""
+
+    threshold: float | None = None
+    value: float | None = None
+    layers: float | None = None
+    macs: float | None = None
+    held_out: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitTable:
+    """Exits: of how many layers, trained and chosen on how many examples, by what limit; and what thresholds give.
+
+    seen: whether the held-out part is of the examples that the encoder itself may have been trained on.
+    """
+
+    threshold: float | None = None
+    drop: float | None = None
+    layers: int | None = None
+    train: int | None = None
+    held_out: int | None = None
+    seen: bool | None = None
+    split: str | None = None
+    metric: str | None = None
+    rows: tuple[ExitRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gives:
     """By what factors the export is smaller, lighter, faster; `faster` by batch, None where nothing can be."""
 
@@ -160,6 +190,7 @@ class Measurements:
     batching: str | None = None
     notes: tuple[str, ...] = ()
     gives: Gives = field(default_factory=Gives)
+    exits: ExitTable | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +257,7 @@ class ExportRecord(Versioned):
     batching: str | None = None
     notes: tuple[str, ...] = ()
     gives: Gives = field(default_factory=Gives)
+    exits: ExitTable | None = field(default=None, metadata=ABSENT)
     ladder: Ladder | None = field(default=None, metadata=ABSENT)
     files: Mapping[str, FileFacts] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from capcli.records.codec import ABSENT, EMPTY, Versioned, from_json
 from capcli.records.parts import (
     LABELS,
     ByLabel,
+    ExitUse,
     Gate,
     Interval,
     Intervals,
@@ -78,6 +79,7 @@ class EvalResult(Versioned):
     perturbed: Mapping[str, Perturbed] = field(default_factory=dict)
     seed: int | None = None
     runtime: Runtime | None = field(default=None, metadata=ABSENT)
+    exits: ExitUse | None = field(default=None, metadata=ABSENT)
     sparsity: ModelSparsity | None = None
     size: ModelSize = field(default_factory=ModelSize)
     notes: tuple[str, ...] = ()

@@ -136,6 +136,17 @@ class ModelSparsity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExitUse:
+    """How far texts went in a model with exits: layers per text of how many, and their share of the layers'
+    multiplications."""
+
+    threshold: float | None = None
+    layers: float | None = None
+    of: int | None = None
+    macs: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSize:
     """Bytes of a model that was measured; the last two of pruned models only."""
 

@@ -13,6 +13,7 @@ import yaml
 from capcli.records.exported import ExportRecord
 from capcli.records.parts import LABELS
 from capcli.records.pruned import Report
+from capcli.reporting import exits
 from capcli.reporting.run_page import template, view
 from capcli.reporting.terminal import speed_lines
 from capcli.reporting.text import named, plain
@@ -129,8 +130,17 @@ def _export_view(exported: ExportRecord | None) -> dict[str, Any]:
         "exact": not (exported and exported.metrics),
         "int8": bool(exported and exported.int8),
         "speed": speed_lines(speed) if speed else "",
+        "exits": _exits_view(exported),
         "runtime": Markup(f', runtime="{"sparse" if exported and exported.runtime == "sparse" else "auto"}"'),
     }
+
+
+def _exits_view(exported: ExportRecord | None) -> dict[str, Any] | None:
+    """The table of an export with exits."""
+    found = exported.exits if exported else None
+    if found is None:
+        return None
+    return {"columns": exits.columns(found), "rows": exits.rows(found), "about": exits.about(found)}
 
 
 def _model_index(

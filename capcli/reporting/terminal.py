@@ -14,7 +14,7 @@ from capcli.records.predicted import Predictions
 from capcli.records.pruned import Report
 from capcli.records.pushed import Pushed
 from capcli.records.swept import Sweep
-from capcli.reporting import ladders, latency, results, sweeps, tables
+from capcli.reporting import exits, ladders, latency, results, sweeps, tables
 from capcli.reporting.budget import left_rows, requested
 from capcli.reporting.headline import compared_with
 from capcli.reporting.run_page import MAX_ROWS, Row, metric_rows
@@ -198,6 +198,7 @@ def result_summary(result: Result) -> Group:
 def export_summary(found: ExportRecord) -> Group:
     """What `cap export` shows: what was written, what it gives, and how it was checked."""
     from rich.console import Group
+    from rich.text import Text
 
     size = found.size
     rows = [
@@ -206,7 +207,7 @@ def export_summary(found: ExportRecord) -> Group:
         ("runtime", named(found.runtime)),
         ("smaller file", _gain(size.dense_bytes, size.weights_bytes)),
         ("less memory", _gain(size.dense_bytes, size.memory_bytes) + ", weights once loaded"),
-        ("faster", _faster(found.speed)),
+        ("faster", EARLY if found.exits else _faster(found.speed)),
         ("checked", _checked(found.check)),
     ]
     if words := found.vocabulary:
@@ -228,6 +229,8 @@ def export_summary(found: ExportRecord) -> Group:
     columns = ("metric", *(["before"] * labelled), "after")
     shown: list[Any] = [ladder_summary(found.ladder), ""] if found.ladder else []
     shown += [facts(rows), *(["", _table(columns, table)] if table else [])]
+    if early := found.exits:
+        shown += ["", _table(exits.columns(early), exits.rows(early)), Text(exits.about(early))]
     return Group(*shown)
 
 
@@ -235,6 +238,9 @@ def _gain(dense: Any, ours: Any) -> str:
     """`yes: 12.3 MB, 7.4× smaller than dense`, or `no: 90.9 MB`."""
     times = _times(dense, ours)
     return f"yes: {byte_size(ours)}, {times} than dense" if times else f"no: {byte_size(ours)}"
+
+
+EARLY = "with one text at a time, by the layers that it does not need; cap eval measures it"
 
 
 def _faster(speed: Speed | None) -> str:

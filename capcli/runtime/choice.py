@@ -18,9 +18,9 @@ import torch
 from capcli.config.hardware import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import finished
-from capcli.models import artifact, devices, loading, predictor
+from capcli.models import artifact, devices, exits, loading, predictor
 from capcli.models.devices import Compute
-from capcli.models.model import Model, place
+from capcli.models.model import Exits, Model, place
 from capcli.models.predictor import Predictor
 from capcli.models.tokenizers import is_artifact
 from capcli.reporting.text import significant
@@ -49,10 +49,12 @@ def opened(
     seed: int = 1,
     need_head: bool = True,
     label_map: Mapping[str, str] | None = None,
+    exit_threshold: float | None = None,
 ) -> Predictor:
     """The model `source` with a head of this kind for these labels, ready to answer; see `loading.load_model`.
 
-    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for.
+    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for. exit_threshold: that of its exits,
+    None for the one that is stored.
 
     Raises:
         ConfigError, ModelError, FileError: a runtime by name that cannot compute it, or what is wrong with the model.
@@ -60,9 +62,20 @@ def opened(
     name, hardware = meant(source, runtime, hardware)
     on = devices.compute(hardware)
     if name == "onnx":
+        _check_exits(source, None, exit_threshold)
         return onnx.predictor(onnx.load(source), kind, labels, label_map, need_head=need_head)
     model = place(loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map), on)
-    return choose(model, on, name).predictor
+    _check_exits(source, model.exits, exit_threshold)
+    found = choose(model, on, name).predictor
+    if found.exits is not None and exit_threshold is not None:
+        found.exits.threshold = exit_threshold
+    return found
+
+
+def _check_exits(source: str, found: Exits | None, threshold: float | None) -> None:
+    """Raise `ModelError` for a threshold of a model without exits."""
+    if found is None and threshold is not None:
+        raise ModelError(f"{source} has no exits", f"write some: cap export {source} --to exits")
 
 
 def meant(source: str, runtime: str, hardware: Hardware) -> tuple[str, Hardware]:
@@ -97,7 +110,7 @@ def loaded(source: str, runtime: str, threads: int) -> Any:
     found = choose(model, on, name, threads)
     if found.predictor.chosen:
         logging.getLogger("capcli").info(found.predictor.chosen)
-    return found.sparse or model.net
+    return found.sparse or found.predictor.exits or model.net
 
 
 # Torch or sparse -----------------------------------------------------------------------------------------------------
@@ -123,8 +136,10 @@ def choose(model: Model, on: Compute, runtime: str, threads: int = 0) -> Choice:
 
     Raises `CapError` where the sparse runtime was asked for by name and cannot compute it.
     """
-    ours = predictor.of_network(model, on)
-    if runtime == "torch":
+    if model.exits is not None and runtime == "sparse":
+        raise exits.only_torch(model.source)
+    ours = predictor.of_network(model, on) if model.exits is None else predictor.with_exits(model, on)
+    if runtime == "torch" or model.exits is not None:
         return Choice(predictor=ours)
     try:
         found = on_sparse(model, on, threads)

@@ -24,6 +24,7 @@ from capcli.events import Event, told
 from capcli.measuring import breakdown, chance, gates, latency, metrics, noise
 from capcli.measuring.baselines import (
     Compared,
+    exits_used,
     load_for,
     rows_of,
     same_place,
@@ -40,6 +41,7 @@ from capcli.models.predictor import Predictor
 from capcli.records.codec import from_json, to_json
 from capcli.records.measured import EvalResult, Perturbed
 from capcli.records.parts import Latency
+from capcli.reporting.exits import early
 from capcli.sources import hub
 
 REMEDY = "prune it with a lower --sparsity, more --epochs or more training data"
@@ -74,13 +76,14 @@ def _evaluated(config: EvalConfig) -> Generator[Event, None, EvalResult]:
     data, notes = _data(config)
     _check_gates(config, data)
     _check_baseline(config, data)
-    model = load_for(config, config.model, data, config.runtime)
+    model = load_for(config, config.model, data, config.runtime, config.exits_below)
     if model.chosen:
         yield Event(phase="load", note=model.chosen)
     other = _other_model(config, data)
     data = yield from _with_answers(config, data, other)
     primary, changed = next(iter(data.evals)), _changed(config, data)
     measured = yield from _measured(config, data, model, {**data.evals, **changed}, "evaluate")
+    left = exits_used(model)
     ours = {"": measured[primary], **{name: measured[name] for name in changed}}
     found = yield from _compared(config, data, {"": data.evals[primary], **changed}, ours, other)
     speed, theirs = yield from _latencies(config, data, model, other)
@@ -111,12 +114,14 @@ def _evaluated(config: EvalConfig) -> Generator[Event, None, EvalResult]:
         perturbed={name[1:]: _perturbed(ours[name], ours[""]) for name in changed},
         seed=config.seed,
         runtime=model.row,
+        exits=left,
         sparsity=sparsity(model.model) if model.model else None,
         size=sized,
         notes=(
             *data.notes,
             *model.notes,
             *said,
+            *([early(left)] if left else []),
             *notes,
             *_said(config, data, measured, found),
             *found.notes,

@@ -226,6 +226,7 @@ def pruned_by(tiny: Tiny, out: Path, n: int, **chosen: Any) -> None:
         (2, {"method": "cap-fisher", "holdout": 0.2}),
         (2, {"method": "cap-f", "sparsity": 0.5, **HIDDEN}),
         (2, {"method": "cap-f", "sparsity": 0.5, "importance_examples": 40, "refit": True}),
+        (2, {"method": "first-order", "structure": "dimensions", "basis": "pca", "sparsity": 0.5}),
         (2, {"method": "pins", "micro_batch": 3, "epochs": 1}),
         (2, {"method": "sparsegpt", "epochs": 0, "heal": 3}),
         (3, {"method": "cap-m", "batch_size": 20}),

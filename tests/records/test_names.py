@@ -79,6 +79,8 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         "export-sliced": ("export", str(sliced), "--to", "sliced", "-o", str(home / "c"), *on),
         "export-again": ("export", str(home / "a"), "--to", "sparse", "-o", str(home / "d"), *on),
         "export-fit": ("export", str(run), "--fit", "1GB", *limits, "-o", str(home / "f"), *on),
+        "export-exits": ("export", str(run), "--to", "exits", "-o", str(home / "g"), *on),
+        "eval-exits": ("eval", str(home / "g"), "--latency-length", "8", *on),
         "push": ("push", str(run), "me/small", "--dry-run", *json_only),
         "export-plan": ("export", str(run), "--plan", "-o", str(home / "e"), *on),
     }
