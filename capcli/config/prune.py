@@ -185,9 +185,10 @@ class PruneConfig(LossConfig):
     )
     structure: str = option(
         "heads",
-        "what cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
+        "what goes together: with cap-f and first-order heads or dimensions of them, besides neurons; with the others "
+        "single weights, unless this is 4-block (4 in a row) or 2:4 (2 of every 4 stay; fixes --sparsity)",
         panel="Pruning",
-        names=STRUCTURES,
+        metavar="NAME",
     )
     importance_examples: int = option(
         0,
