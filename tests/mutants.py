@@ -166,7 +166,24 @@ def edited(value: Any, rng: random.Random) -> Any:
         value[key] = edited(value[key], rng)
         return value
     numbers = [-1, 0, 1, 2, 3, 7, 8, 9, 16, 255, 1 << 31, 1 << 40, 1 << 63, 1.0, True]
-    other = [None, "", "gap", "bitmask", "dense", "rice", "blocks", "groups", "factors", "F16", "F32", "BF16", "U8", "I8", [], {}]
+    other = [
+        None,
+        "",
+        "gap",
+        "bitmask",
+        "dense",
+        "rice",
+        "blocks",
+        "groups",
+        "factors",
+        "F16",
+        "F32",
+        "BF16",
+        "U8",
+        "I8",
+        [],
+        {},
+    ]
     return value + rng.choice([-1, 1]) if type(value) is int and rng.random() < 0.5 else rng.choice(numbers + other)
 
 

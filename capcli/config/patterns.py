@@ -91,7 +91,7 @@ def _check_groups(config: PruneConfig, sparsity: float) -> None:
 
 
 def _check_blocks(config: PruneConfig) -> None:
-    """Raise `ConfigError` for blocks of the Fisher information that cut 4-blocks into pieces, or say nothing of them."""
+    """Raise `ConfigError` for blocks of the Fisher information that cut 4-blocks into pieces, or mean nothing here."""
     if config.fisher_block == 1:
         return
     if config.criterion != "obert":

@@ -81,6 +81,9 @@ class Blocks:
         return chosen if self.together == 1 else chosen.repeat_interleave(self.together, dim=-1)
 
 
+SINGLE = Blocks()
+
+
 @dataclass(frozen=True)
 class Groups:
     """N:M: of each group of `width` neighbours the `keep` best stay, wherever they are; the sparsity is 1 - N/M."""
@@ -123,7 +126,7 @@ class Unstructured:
     sizes: Sequence[int]
     scope: str
     floor: float = 0.0
-    pattern: Pattern = Blocks()
+    pattern: Pattern = SINGLE
     units: Sequence[Units] = ()
     few_rises: bool = False
     shape: Shape = cubic

@@ -17,7 +17,7 @@ from torch import Tensor
 from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Subject
 from capcli.pruning.least_squares import Moments, solve
 from capcli.pruning.masked import Matrices
-from capcli.pruning.patterns import Blocks, Pattern, Unstructured, shares
+from capcli.pruning.patterns import SINGLE, Pattern, Unstructured, shares
 from capcli.pruning.refit import as_it_was, walk
 
 SHRUNK = 0.1  # SDS: of the mean abs(W) of a matrix, taken off what comes back
@@ -30,7 +30,7 @@ class Quota:
 
     count: int
     scope: str
-    pattern: Pattern = Blocks()
+    pattern: Pattern = SINGLE
 
     def best(self, scores: Tensor) -> Tensor:
         """Boolean mask [O, I] of the `count` best `scores` [O, I]."""
