@@ -313,7 +313,7 @@ def test_a_run_its_report_and_its_exports(tiny: Tiny, tmp_path: Path, structure:
 def run_export(source: Path, out: Path, **options: Any) -> None:
     import capcli
 
-    capcli.export(str(source), out=str(out), **options)
+    capcli.export(model=str(source), out=str(out), **options)
 
 
 def test_a_stopped_run_comes_to_the_same(tiny: Tiny, tmp_path: Path) -> None:
