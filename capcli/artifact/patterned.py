@@ -104,7 +104,7 @@ def _numbers(keep: int, width: int) -> Array:
     """By the places that are kept of a group, as bits, the number of the combination that has them and, while there are
     fewer than `keep`, the lowest other ones, [2^M]."""
     bits = np.arange(1 << width)
-    counts = sum(bits >> place & 1 for place in range(width))
+    counts = (bits[:, None] >> np.arange(width) & 1).sum(axis=1)
     for _ in range(keep):
         bits, counts = np.where(counts < keep, bits | bits + 1, bits), counts + 1
     numbers = np.zeros(1 << width, np.uint16)

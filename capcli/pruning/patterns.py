@@ -75,13 +75,18 @@ class Blocks:
         return self._whole(topk.topk(summed.flatten(), count).view_as(summed))
 
     def _summed(self, scores: Tensor) -> Tensor:
-        return scores if self.together == 1 else scores.unflatten(-1, (-1, self.together)).sum(dim=-1)
+        return scores if self.together == 1 else _parted(scores, self.together).sum(dim=-1)
 
     def _whole(self, chosen: Tensor) -> Tensor:
         return chosen if self.together == 1 else chosen.repeat_interleave(self.together, dim=-1)
 
 
 SINGLE = Blocks()
+
+
+def _parted(scores: Tensor, width: int) -> Tensor:
+    """Scores [..., m] in parts of neighbours, [..., m / width, width]."""
+    return scores.reshape(*scores.shape[:-1], -1, width)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Groups:
 
     def _chosen(self, scores: Tensor) -> Tensor:
         """By how many of its group each one is beaten; the lower index wins ties."""
-        groups = scores.unflatten(-1, (-1, self.width))
+        groups = _parted(scores, self.width)
         beaten = torch.zeros_like(groups, dtype=torch.int8)
         for j in range(self.width):
             rival = groups[..., j, None]

@@ -293,10 +293,8 @@ def test_a_sweep_with_a_fixed_sparsity() -> None:
     ],
 )
 def test_a_run_its_report_and_its_exports(tiny: Tiny, tmp_path: Path, structure: str, chosen: dict[str, Any]) -> None:
-    """The pattern is in the file and the report; the same bytes twice; exports keep it, with 8 bits as well."""
-    reports = [tiny.prune(tmp_path / name, structure=structure, **chosen) for name in ("a", "b")]
-    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
-    first = reports[0]
+    """The pattern is in the file and the report; exports keep it, with 8 bits as well."""
+    first = tiny.prune(tmp_path / "a", structure=structure, **chosen)
     assert first["structure"] == structure
     assert first["sparsity"]["kept_weights"] == (1 - chosen["sparsity"]) * PRUNABLE
     coding = "blocks" if structure == "4-block" else "groups"
