@@ -90,7 +90,7 @@ class Parts:
                 and "wrong" not in record["sha256"]
             ):
                 kinds = ("", ".cap.left", ".cap.right", ".cap.values", ".cap.bitmask", ".cap.gaps", ".cap.rice")
-                kinds += (".cap.scales",)
+                kinds += (".cap.blocks", ".cap.groups", ".cap.scales")
                 data = b"".join(self.stored[name + kind][2] for kind in kinds if name + kind in self.stored)
                 record["sha256"] = hashlib.sha256(data).hexdigest()
         text = self.cap
@@ -166,7 +166,24 @@ def edited(value: Any, rng: random.Random) -> Any:
         value[key] = edited(value[key], rng)
         return value
     numbers = [-1, 0, 1, 2, 3, 7, 8, 9, 16, 255, 1 << 31, 1 << 40, 1 << 63, 1.0, True]
-    other = [None, "", "gap", "bitmask", "dense", "rice", "factors", "F16", "F32", "BF16", "U8", "I8", [], {}]
+    other = [
+        None,
+        "",
+        "gap",
+        "bitmask",
+        "dense",
+        "rice",
+        "blocks",
+        "groups",
+        "factors",
+        "F16",
+        "F32",
+        "BF16",
+        "U8",
+        "I8",
+        [],
+        {},
+    ]
     return value + rng.choice([-1, 1]) if type(value) is int and rng.random() < 0.5 else rng.choice(numbers + other)
 
 
@@ -201,15 +218,39 @@ def alike(tensor: torch.Tensor, dtype: str, bits: np.ndarray, factored: bool) ->
     return np.allclose(ours[finite], theirs[finite], rtol=1e-5, atol=1e-5 * np.abs(theirs[finite]).max(initial=0))
 
 
+def in_pattern(shape: tuple[int, ...], keep: int, width: int, seed: int = 0, dtype: str = "F32") -> torch.Tensor:
+    """Floats of which the `keep` largest of every `width` stay, or every third block of 4 where `keep` is 0."""
+    tensor = floats(shape, seed=seed).reshape(-1, width)
+    if not keep:
+        blocks = torch.rand(len(tensor), 1, generator=torch.Generator().manual_seed(seed)) < 1 / 3
+        return (tensor * blocks).masked_fill(~blocks, 0).reshape(shape).to(TORCH_DTYPES[dtype])
+    order = tensor.abs().argsort(dim=1, descending=True)[:, :keep]
+    kept = torch.zeros_like(tensor, dtype=torch.bool).scatter(1, order, True)
+    return tensor.masked_fill(~kept, 0).reshape(shape).to(TORCH_DTYPES[dtype])
+
+
+VERSION_3 = {
+    "g": in_pattern((12, 16), 2, 4, 1, "F16"),
+    "gq": in_pattern((40, 16), 1, 4, 2),
+    "b": in_pattern((12, 16), 0, 4, 3),
+    "bq": in_pattern((30, 32), 0, 4, 4, "BF16"),
+    "bias": torch.tensor([1.0, 2.0]),
+}
+VERSION_3["g"].view(-1)[VERSION_3["g"].view(-1).nonzero()[5]] = 0.0  # a group, and a block, that are not full
+VERSION_3["b"].view(-1)[VERSION_3["b"].view(-1).nonzero()[5]] = 0.0
+PRUNED_3, QUANTISED_3 = ["g", "gq", "b", "bq"], ["gq", "bq"]
+
 # Trials --------------------------------------------------------------------------------------------------------------
 
 
-def whole_files(path: Path) -> tuple[bytes, bytes]:
-    """A file of version 1 and one of version 2, with every coding."""
+def whole_files(path: Path) -> tuple[bytes, bytes, bytes]:
+    """A file of each version, with every coding."""
     writer.save(path, PRUNED | DENSE, PRUNED.keys())
     first = path.read_bytes()
     writer.save(path, VERSION_2, PRUNED_2, quantised=QUANTISED_2)
-    return first, path.read_bytes()
+    second = path.read_bytes()
+    writer.save(path, VERSION_3, PRUNED_3, quantised=QUANTISED_3)
+    return first, second, path.read_bytes()
 
 
 def mutate(path: Path, raw: bytes, tensors: dict[str, torch.Tensor], rng: random.Random) -> None:

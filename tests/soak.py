@@ -78,12 +78,12 @@ class Bench:
         return surroundings.alone(self.tiny, self.root / "probed")
 
     @functools.cached_property
-    def raw(self) -> tuple[bytes, bytes]:
+    def raw(self) -> tuple[bytes, bytes, bytes]:
         return mutants.whole_files(self.root / "whole.safetensors")
 
     @functools.cached_property
     def tensors(self) -> list[dict[str, torch.Tensor]]:
-        """What the two files hold."""
+        """What these files hold."""
         path = self.root / "read.safetensors"
         return [mutants.outcome(path, raw) or {} for raw in self.raw]
 
@@ -158,13 +158,13 @@ def companions(bench: Bench, number: int) -> int:
 
 def mutations(bench: Bench, number: int) -> int:
     """Bytes in three trials of four, content with fitting checksums in the fourth."""
-    rng, version = random.Random(number), number % 2
+    rng, version = random.Random(number), number % 3
     path = bench.folder.with_name("mutant.safetensors")
     for _ in range(FILES):
         if number % 4 < 3:
             mutants.mutate(path, bench.raw[version], bench.tensors[version], rng)
         else:
-            mutants.edit(path, bench.raw[number // 4 % 2], rng)
+            mutants.edit(path, bench.raw[number // 4 % 3], rng)
     return FILES
 
 

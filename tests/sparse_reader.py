@@ -1,6 +1,7 @@
 """A second reader of the format, written from docs/format.md alone: neither capcli nor safetensors is imported."""
 
 import hashlib
+import itertools
 import json
 import struct
 
@@ -8,7 +9,8 @@ import numpy as np
 
 ITEMSIZE = {"F64": 8, "U64": 8, "I64": 8, "C64": 8, "F32": 4, "U32": 4, "I32": 4, "F16": 2, "BF16": 2, "U16": 2,
             "I16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}  # fmt: skip
-POSITIONS = {"bitmask": ".cap.bitmask", "gap": ".cap.gaps", "rice": ".cap.rice"}
+POSITIONS = {"bitmask": ".cap.bitmask", "gap": ".cap.gaps", "rice": ".cap.rice", "blocks": ".cap.blocks",
+             "groups": ".cap.groups"}  # fmt: skip
 
 
 def read(raw: bytes) -> dict[str, tuple[str, np.ndarray]]:
@@ -17,7 +19,7 @@ def read(raw: bytes) -> dict[str, tuple[str, np.ndarray]]:
     header = json.loads(raw[8 : 8 + length])
     text = header.pop("__metadata__")["cap"]
     metadata = json.loads(text)
-    assert metadata["version"] in (1, 2)
+    assert metadata["version"] in (1, 2, 3)
     assert metadata["checksum"] == hashlib.sha256(text.encode()[77:]).hexdigest()
 
     def stored(name: str) -> bytes:
@@ -43,9 +45,14 @@ def decode(name: str, record: dict, stored) -> tuple[str, np.ndarray]:
     if coding == "factors":
         return dtype, product(record, parts).view("<u4")
     word = f"<u{ITEMSIZE[dtype]}"
+    if pattern := {"blocks": blocks, "groups": groups}.get(coding):
+        filled = np.frombuffer(parts[0], np.uint8 if "values" in record else word)
+        parts[0], filled = filled[filled != 0].tobytes(), filled != 0
     dense = values = int8(parts[0], parts[-1], dtype) if "values" in record else np.frombuffer(parts[0], word)
     if coding != "dense":
-        where = {"bitmask": bitmask, "gap": gaps, "rice": rice}[coding](parts[1], n, record)
+        found = pattern or {"bitmask": bitmask, "gap": gaps, "rice": rice}[coding]
+        where = found(parts[1], n, record)
+        where = where[filled] if pattern else where
         dense = np.zeros(n, values.dtype)
         dense[where] = values
     assert "kept" not in record or np.count_nonzero(dense) == record["kept"]
@@ -74,6 +81,17 @@ def rice(raw: bytes, n: int, record: dict) -> np.ndarray:
     b, c, k = record["bits"], record["codes"], record["kept"]
     ends, order = np.flatnonzero(bits(raw[: -(-c // 8)], c)), np.arange(k)
     return (ends - order << b) + np.cumsum(codes(raw[-(-c // 8) :], b, k)) + order
+
+
+def blocks(raw: bytes, n: int, record: dict) -> np.ndarray:
+    return (rice(raw, n // 4, {**record, "kept": record["blocks"]})[:, None] * 4 + np.arange(4)).reshape(-1)
+
+
+def groups(raw: bytes, n: int, record: dict) -> np.ndarray:
+    places = np.array(list(itertools.combinations(range(record["width"]), record["keep"])))
+    count = n // record["width"]
+    found = codes(raw, (len(places) - 1).bit_length(), count)
+    return (np.arange(count)[:, None] * record["width"] + places[found]).reshape(-1)
 
 
 def int8(raw: bytes, scales: bytes, dtype: str) -> np.ndarray:

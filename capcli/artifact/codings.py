@@ -1,5 +1,7 @@
 """The array codings of the file format: positions as bitmask, gaps or Rice codes, int8 values, low-rank factors.
 
+Positions in a pattern are in `patterned`.
+
 `docs/format.md` is the specification. Everything here takes and returns numpy arrays; what comes from a file is checked
 and refused with a `FileError` that starts with `where`.
 
@@ -93,13 +95,14 @@ def unpack_gaps(where: str, packed: Array, n: int, kept: int, width: int, codes:
     return positions
 
 
-def rice_bits(gaps: Array) -> tuple[int, int]:
-    """Low bits per gap, and bits of the unary stream, that store `gaps` [k] in the fewest bits; the fewer of equals."""
+def rice_bits(gaps: Array, fewest: int = 1) -> tuple[int, int]:
+    """Low bits per gap, from `fewest` on, and bits of the unary stream, that store `gaps` [k] in the fewest bits; the
+    fewer of equals."""
 
     def unary(low: int) -> int:
         return int(gaps.size + (gaps >> low).sum())
 
-    low = min(range(1, MAX_BITS + 1), key=lambda low: unary(low) + low * gaps.size)
+    low = min(range(fewest, MAX_BITS + 1), key=lambda low: unary(low) + low * gaps.size)
     return low, unary(low)
 
 
@@ -133,7 +136,7 @@ def pack(codes: Array, width: int) -> Array:
     words = np.empty((len(groups), 2), "<u8")
     words[:, 0] = low | high << np.uint64(4 * width)  # for 16 bits, a shift by 64, which numpy defines as 0
     words[:, 1] = high >> np.uint64(64 - 4 * width)
-    return words.view(np.uint8)[:, :width].reshape(-1)[: -(-codes.size * width // 8)]
+    return np.ascontiguousarray(words.view(np.uint8)[:, :width]).reshape(-1)[: -(-codes.size * width // 8)]
 
 
 def unpack(packed: Array, width: int, count: int) -> Array:

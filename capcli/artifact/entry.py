@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capcli.artifact import codings
+from capcli.artifact import codings, patterned
 from capcli.artifact.codings import Array, check
 
 if TYPE_CHECKING:
     import torch
 
-VERSIONS = (1, 2)  # a file without int8 values and without factors is of version 1
-# Of equally small codings, the first is written. Version 1 knows the first three.
-CODINGS = ("dense", "bitmask", "gap", "rice")
+# A file without int8 values and without factors is of version 1, one without patterns of version 1 or 2.
+VERSIONS = (1, 2, 3)
+# Of equally small codings, the first is written.
+CODINGS = ("dense", "bitmask", "gap", "rice", "blocks", "groups")
+OF_VERSION = {1: CODINGS[:3], 2: CODINGS[:4], 3: CODINGS}
+PATTERNS = ("blocks", "groups")
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 10_000
 MAX_BRACKETS = 12 * MAX_TENSORS  # bounds the memory that parsing a header can take
@@ -43,8 +46,10 @@ FLOAT_DTYPES = {"F16": 65504.0, "BF16": (2 - 2.0**-7) * 2.0**127, "F32": (2 - 2.
 STORED_ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2",
                  "I8", "U8", "BOOL")  # fmt: skip
 
-POSITIONS = {"bitmask": ".cap.bitmask", "gap": ".cap.gaps", "rice": ".cap.rice"}
-_RESERVED = (".cap.values", ".cap.bitmask", ".cap.gaps", ".cap.rice", ".cap.scales", ".cap.left", ".cap.right")
+POSITIONS = {coding: f".cap.{coding}" for coding in CODINGS[1:]} | {"gap": ".cap.gaps"}
+_RESERVED = (".cap.values", ".cap.bitmask", ".cap.gaps", ".cap.rice", ".cap.scales", ".cap.left", ".cap.right",
+             ".cap.blocks", ".cap.groups")  # fmt: skip
+_N_RESERVED = {1: 3, 2: 7, 3: 9}  # of these, by version
 PREFIX = '{"checksum":"'
 CHECKSUM_END = len(PREFIX) + 64
 
@@ -54,7 +59,8 @@ class Entry:
     """One tensor of the model as the file stores it. `kept` is None for a tensor that was never pruned.
 
     `dtype` is that of the tensor itself. The values are stored in `values`, or in `dtype` when that is empty; factors
-    in `left` and `right`. "I8" means quantised.
+    in `left` and `right`. "I8" means quantised. `blocks`: how many are stored; `keep` of each group of `width`: the two
+    patterns, in which values that are stored may be 0.
     """
 
     name: str
@@ -64,6 +70,9 @@ class Entry:
     kept: int | None
     bits: int = 0
     codes: int = 0
+    blocks: int = 0
+    keep: int = 0
+    width: int = 0
     values: str = ""
     rank: int = 0
     left: str = ""
@@ -93,14 +102,22 @@ class Entry:
             }
         if self.coding == "dense" and not self.values:
             return {self.name: (self.dtype, list(self.shape))}
-        stored = self.elements if self.coding == "dense" else self.kept or 0
-        return {f"{self.name}.cap.values": (self.values or self.dtype, [stored])}
+        return {f"{self.name}.cap.values": (self.values or self.dtype, [self.stored])}
+
+    @property
+    def stored(self) -> int:
+        """How many values are stored, without factors."""
+        if self.coding in PATTERNS:
+            return patterned.BLOCK * self.blocks or self.elements // self.width * self.keep
+        return self.elements if self.coding == "dense" else self.kept or 0
 
     @property
     def parts(self) -> dict[str, tuple[str, list[int]]]:
         """Stored tensor name -> (dtype, shape): the values, then positions, then scales."""
         parts = self.value_parts
         groups = sum(codings.n_groups(math.prod(shape)) for dtype, shape in parts.values() if dtype == "I8")
+        if self.coding in PATTERNS:  # a stored 0 has no part in a scale
+            groups = codings.n_groups(self.kept or 0)
         if self.coding in POSITIONS:
             parts[self.name + POSITIONS[self.coding]] = ("U8", [self.position_bytes])
         if self.quantised:
@@ -109,8 +126,11 @@ class Entry:
 
     @property
     def position_bytes(self) -> int:
-        if self.coding == "rice":
-            return -(-self.codes // 8) - (-(self.kept or 0) * self.bits // 8)
+        if self.coding in ("rice", "blocks"):
+            gaps = self.blocks if self.coding == "blocks" else self.kept or 0
+            return -(-self.codes // 8) - (-gaps * self.bits // 8)
+        if self.coding == "groups":
+            return -(-self.elements // self.width * patterned.bits_of_group(self.keep, self.width) // 8)
         return -(-(self.elements if self.coding == "bitmask" else self.codes * self.bits) // 8)
 
     @property
@@ -120,14 +140,22 @@ class Entry:
 
     @property
     def bound_bytes(self) -> float:
-        """Information bound: n·H(s) bits for the positions of a pruned matrix, and the values at their stored width.
+        """Information bound: n·H(s) bits for the positions of a pruned matrix, the same of blocks or groups where they
+        are in a pattern, and the values at their stored width.
 
         A quantised value counts as one byte; its share of the scales is not in the bound.
         """
         values = size_in_bytes(self.value_parts)
         if self.kept is None:
             return float(values)
-        return entropy_bits(self.elements, self.kept) / 8 + self.kept * (1 if self.values else self.itemsize)
+        return self._position_bits() / 8 + self.kept * (1 if self.values else self.itemsize)
+
+    def _position_bits(self) -> float:
+        if self.coding == "blocks":
+            return entropy_bits(self.elements // patterned.BLOCK, self.blocks)
+        if self.coding == "groups":
+            return self.elements // self.width * math.log2(math.comb(self.width, self.keep))
+        return entropy_bits(self.elements, self.kept or 0)
 
 
 def size_in_bytes(parts: Mapping[str, tuple[str, list[int]]]) -> int:
@@ -170,7 +198,7 @@ def check_name(where: str, name: str, version: int) -> None:
     """Raise `FileError` for a tensor's name that is empty, too long, not printable, or reserved by this version."""
     check(name and name.isprintable(), where, "name", "printable characters", name)
     check(len(name) <= MAX_NAME_CHARS, where, "length of the name", f"at most {MAX_NAME_CHARS} characters", len(name))
-    reserved = _RESERVED[:3] if version == 1 else _RESERVED
+    reserved = _RESERVED[: _N_RESERVED[version]]
     free = name != "__metadata__" and not name.endswith(reserved)
     check(free, where, "name", "none that the format uses", name)
 

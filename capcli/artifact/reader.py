@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from capcli.artifact import codings
+from capcli.artifact import codings, patterned
 from capcli.artifact.codings import HINT, MAX_BITS, MIN_BITS, Array, check
 from capcli.artifact.entry import (
     CHECKSUM_END,
-    CODINGS,
     DTYPES,
     FLOAT_DTYPES,
     MAX_BRACKETS,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
+    OF_VERSION,
+    PATTERNS,
     POSITIONS,
     PRUNABLE_DTYPES,
     VERSIONS,
@@ -133,7 +134,7 @@ def _parse_metadata(where: str, text: object) -> dict[str, Any]:
     assert isinstance(text, str)
     data = _parse_json(where, text)
     version = data.get("version")
-    check(is_count(version) and version in VERSIONS, where, "format version", "1 or 2", version)
+    check(is_count(version) and version in VERSIONS, where, "format version", "1, 2 or 3", version)
     keys = ["checksum", "extra", "tensors", "version"]
     check(sorted(data) == keys, where, "keys", ", ".join(keys), sorted(data))
     check(text == canonical_json(data), where, "'cap'", "compact JSON with sorted keys", text)
@@ -147,7 +148,7 @@ def _parse_metadata(where: str, text: object) -> dict[str, Any]:
 def _parse_entry(where: str, name: str, record: object, version: int) -> Entry:
     """One validated entry; only its agreement with the stored tensors is left to check."""
     check_name(where, name, version)
-    known = CODINGS[:3] if version == 1 else (*CODINGS, "factors")
+    known = (*OF_VERSION[version], *(["factors"] if version > 1 else []))
     check(isinstance(record, dict) and record.get("coding") in known, where, "coding", ", ".join(known), record)
     assert isinstance(record, dict)
     _check_keys(where, record, version)
@@ -167,6 +168,8 @@ def _parse_entry(where: str, name: str, record: object, version: int) -> Entry:
         check(is_count(bits) and 1 <= bits <= MAX_BITS, where, "bits", f"1 to {MAX_BITS}", bits)
         most = kept + (n >> bits)
         check(is_count(codes) and kept <= codes <= most, where, "codes", f"{kept:,} to {most:,}", codes)
+    if coding in PATTERNS:
+        _check_pattern(where, record, n)
     if coding == "factors":
         _check_factor_record(where, record)
     return Entry(name=name, **{**record, "shape": tuple(record["shape"]), "kept": kept if pruned else None})
@@ -177,8 +180,9 @@ def _check_keys(where: str, record: dict[str, Any], version: int) -> None:
     keys = {"coding", "dtype", "shape", "sha256"}
     if coding in POSITIONS or (coding == "dense" and "kept" in record and not quantised):
         keys |= {"kept"}
-    if coding in ("gap", "rice"):
+    if coding in ("gap", "rice", "blocks"):
         keys |= {"bits", "codes"}
+    keys |= {"blocks": {"blocks"}, "groups": {"keep", "width"}}.get(coding, set())
     if coding == "factors":
         keys |= {"rank", "left", "right"}
     elif quantised:
@@ -190,6 +194,26 @@ def _known_dtypes(coding: str, pruned: bool, quantised: bool) -> tuple[str, ...]
     if coding == "factors":
         return ("F32",)
     return tuple(FLOAT_DTYPES) if quantised else PRUNABLE_DTYPES if pruned else tuple(DTYPES)
+
+
+def _check_pattern(where: str, record: dict[str, Any], n: int) -> None:
+    """Of blocks or groups: as many as the matrix [n] can have, each with a value other than 0 or room for one."""
+    kept = record["kept"]
+    if record["coding"] == "groups":
+        keep, width = record["keep"], record["width"]
+        check(is_count(width) and width in patterned.WIDTHS, where, "width", f"one of {patterned.WIDTHS}", width)
+        check(n % width == 0, where, "elements", f"a multiple of {width}", n)
+        check(is_count(keep) and 1 <= keep < width, where, "keep", f"1 to {width - 1}", keep)
+        most = n // width * keep
+        check(kept <= most, where, "kept", f"0 to {most:,}", kept)
+        return
+    bits, codes, blocks = record["bits"], record["codes"], record["blocks"]
+    check(n % patterned.BLOCK == 0, where, "elements", f"a multiple of {patterned.BLOCK}", n)
+    fewest, most = -(-kept // patterned.BLOCK), min(kept, n // patterned.BLOCK)
+    check(is_count(blocks) and max(1, fewest) <= blocks <= most, where, "blocks", f"{fewest:,} to {most:,}", blocks)
+    check(is_count(bits) and bits <= MAX_BITS, where, "bits", f"0 to {MAX_BITS}", bits)
+    most = blocks + (n // patterned.BLOCK >> bits)
+    check(is_count(codes) and blocks <= codes <= most, where, "codes", f"{blocks:,} to {most:,}", codes)
 
 
 def _check_factor_record(where: str, record: dict[str, Any]) -> None:
@@ -255,6 +279,14 @@ def _decode(file: BinaryIO, path: Path, entry: Entry, spans: dict[str, tuple[int
     check(checksum == entry.sha256, where, "sha256 of the stored bytes", checksum, entry.sha256)
     if entry.coding == "factors":
         return _product(where, entry, parts)
+    filled = None
+    if entry.coding in PATTERNS:
+        stored = parts[0].view(f"<u{1 if entry.values else entry.itemsize}")
+        filled = stored != 0
+        parts[0] = stored[filled].view(np.uint8)
+        if entry.coding == "blocks":
+            empty = int((~filled.reshape(-1, patterned.BLOCK).any(axis=1)).sum())
+            check(not empty, where, "blocks without a value other than 0", 0, empty)
     if entry.values:
         values = bits_of(_dequantised(where, parts[0], parts[-1], entry.dtype))
     else:
@@ -267,14 +299,20 @@ def _decode(file: BinaryIO, path: Path, entry: Entry, spans: dict[str, tuple[int
     if entry.coding == "dense":
         return tensor_of(values, entry.dtype, entry.shape)
     positions = _positions(where, entry, parts[1])
+    if filled is not None:
+        positions = positions[filled]
     return Kept(shape=entry.shape, positions=positions, values=tensor_of(values, entry.dtype, (-1,)))
 
 
 def _positions(where: str, entry: Entry, packed: Array) -> Array:
-    """Kept positions, as booleans [n] or integers [k]."""
+    """Kept positions, as booleans [n] or integers [k]; in a pattern those of all values that are stored."""
     kept = entry.kept or 0
     if entry.coding == "bitmask":
         return codings.unpack_bitmask(where, packed, entry.elements, kept)
+    if entry.coding == "blocks":
+        return patterned.unpack_blocks(where, packed, entry.elements, entry.blocks, entry.bits, entry.codes)
+    if entry.coding == "groups":
+        return patterned.unpack_groups(where, packed, entry.elements, entry.keep, entry.width)
     unpack = codings.unpack_gaps if entry.coding == "gap" else codings.unpack_rice
     return unpack(where, packed, entry.elements, kept, entry.bits, entry.codes)
 

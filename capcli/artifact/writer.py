@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from capcli import files
-from capcli.artifact import codings
+from capcli.artifact import codings, patterned
 from capcli.artifact.codings import Array, check
 from capcli.artifact.entry import (
     CODINGS,
@@ -23,6 +23,8 @@ from capcli.artifact.entry import (
     MAX_ELEMENTS,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
+    OF_VERSION,
+    PATTERNS,
     PREFIX,
     PRUNABLE_DTYPES,
     STORED_ORDER,
@@ -116,12 +118,17 @@ def _coded(
     def encoded(name: str, choices: tuple[str, ...]) -> tuple[Entry, dict[str, torch.Tensor]]:
         return _encode(f"{where}: tensor {show(name)}", name, tensors[name], name in pruned, name in quantised, choices)
 
-    version = 2 if quantised or any(isinstance(tensor, Factors) for tensor in tensors.values()) else 1
-    choices = CODINGS[:3] if version == 1 else CODINGS
-    coded = {name: encoded(name, choices) for name in sorted(tensors)}
+    plain = 2 if quantised or any(isinstance(tensor, Factors) for tensor in tensors.values()) else 1
+    tried = any(name in quantised or _may_be_patterned(tensors[name]) for name in pruned)
+    version = 3 if tried else plain
+    coded = {name: encoded(name, OF_VERSION[version]) for name in sorted(tensors)}
+    if version != plain and not any(entry.coding in PATTERNS for entry, _ in coded.values()):
+        version = plain
+        coded |= {name: encoded(name, OF_VERSION[plain]) for name in sorted(pruned) if plain == 1}
     entries = [entry for entry, _ in coded.values()]
     if claimed_bytes(entries) > expansion_limit(sum(entry.bytes for entry in entries)):
         # Bitmasks are at least 1/64 of the dense bytes: such a matrix is always within the reader's limit.
+        version = plain
         coded |= {name: encoded(name, CODINGS[:2]) for name in sorted(pruned)}
         entries = [entry for entry, _ in coded.values()]
     text = _metadata_text(entries, version)
@@ -171,6 +178,12 @@ def _encode(
     return replace(entry, sha256=digest_of(*stored)), parts
 
 
+def _may_be_patterned(tensor: torch.Tensor | Factors) -> bool:
+    """Whether a coding for patterns could be the smallest of a pruned matrix, in any type."""
+    assert not isinstance(tensor, Factors)
+    return patterned.likely(bits_of(tensor.detach().cpu().contiguous()) != 0)
+
+
 def _encode_factors(where: str, name: str, factors: Factors, quantised: bool) -> tuple[Entry, tuple[Array, ...]]:
     """The entry of a factored matrix, and its factors and, if quantised, scales."""
     both = [part.detach().cpu().contiguous() for part in (factors.left, factors.right)]
@@ -191,14 +204,24 @@ def _encode_pruned(
     positions = np.flatnonzero(bits != 0)
     if not quantised:
         entry, packed = _encode_positions(entry, positions, choices)
-        return entry, (bits,) if entry.coding == "dense" else (bits[positions], packed)
+        return entry, (bits,) if entry.coding == "dense" else (_stored(entry, positions, bits[positions]), packed)
     import torch
 
     kept = tensor.reshape(-1)[torch.from_numpy(positions)]
     survivors, codes, scales = codings.quantise_kept(floats_of(where, kept))
     choices = tuple(choice for choice in choices if choice != "dense")
-    entry, packed = _encode_positions(replace(entry, values="I8"), positions[survivors], choices)
-    return entry, (codes, packed, scales)
+    positions = positions[survivors]
+    entry, packed = _encode_positions(replace(entry, values="I8"), positions, choices)
+    return entry, (_stored(entry, positions, codes), packed, scales)
+
+
+def _stored(entry: Entry, positions: Array, values: Array) -> Array:
+    """The values that are stored for those kept [k]: in a pattern also its zeros."""
+    if entry.coding == "blocks":
+        return patterned.in_blocks(positions, values)
+    if entry.coding == "groups":
+        return patterned.in_groups(positions, values, entry.elements, entry.keep, entry.width)
+    return values
 
 
 def _encode_positions(entry: Entry, positions: Array, choices: tuple[str, ...]) -> tuple[Entry, Array]:
@@ -211,12 +234,32 @@ def _encode_positions(entry: Entry, positions: Array, choices: tuple[str, ...]) 
     if "rice" in choices:
         low, unary = codings.rice_bits(gaps)
         possible["rice"] = replace(entry, coding="rice", bits=low, codes=unary)
-    best = min((possible[coding] for coding in choices), key=lambda choice: choice.bytes)
+    if PATTERNS[0] in choices:
+        possible |= _in_patterns(entry, positions)
+    best = min((possible[coding] for coding in choices if coding in possible), key=lambda choice: choice.bytes)
     if best.coding == "gap":
         return best, codings.pack_gaps(gaps, bits, codes)
     if best.coding == "rice":
         return best, codings.pack_rice(gaps, best.bits, best.codes)
+    if best.coding == "blocks":
+        return best, codings.pack_rice(patterned.block_gaps(positions), best.bits, best.codes)
+    if best.coding == "groups":
+        return best, patterned.pack_groups(positions, entry.elements, best.keep, best.width)
     return best, codings.pack_bitmask(positions, entry.elements)
+
+
+def _in_patterns(entry: Entry, positions: Array) -> dict[str, Entry]:
+    """The entry in the codings for patterns that can hold the kept `positions` [k]."""
+    found = {}
+    if positions.size and not entry.elements % patterned.BLOCK:
+        gaps = patterned.block_gaps(positions)
+        low, unary = codings.rice_bits(gaps, fewest=0)
+        found["blocks"] = replace(entry, coding="blocks", blocks=gaps.size, bits=low, codes=unary)
+    groups = [
+        replace(entry, coding="groups", keep=keep, width=width)
+        for width, keep in patterned.groups_of(positions, entry.elements)
+    ]
+    return found | ({"groups": min(groups, key=lambda choice: choice.bytes)} if groups else {})
 
 
 def _metadata_text(entries: list[Entry], version: int) -> str:
@@ -233,6 +276,10 @@ def _record(entry: Entry) -> dict[str, Any]:
         record["kept"] = entry.kept
     if entry.coding in ("gap", "rice"):
         record |= {"bits": entry.bits, "codes": entry.codes}
+    if entry.coding == "blocks":
+        record |= {"bits": entry.bits, "codes": entry.codes, "blocks": entry.blocks}
+    if entry.coding == "groups":
+        record |= {"keep": entry.keep, "width": entry.width}
     if entry.coding == "factors":
         record |= {"rank": entry.rank, "left": entry.left, "right": entry.right}
     return record | ({"values": entry.values} if entry.values else {})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capcli import machine
-from capcli.config.layers import build, layered, run_config
+from capcli.config.layers import build, layered, run_config, usual_sparsity
 from capcli.config.names import BUILTIN_TASKS, METHODS, OF_CRITERION
 from capcli.config.options import flatten, leaves, split_list
 from capcli.config.presets import preset_values
@@ -30,7 +30,7 @@ def sweep_config(chosen: Mapping[str, Any], file: str = "") -> SweepConfig:
     options = build(SweepOptions, {**layers, "seeds": listed(layers.get("seeds", ""))})
     given = {name: value for name, value in layers.items() if name not in OF_SWEEP}
     methods = split_list(listed(given.get("method"))) or (given.get("method"),)
-    sparsities = numbers(given.get("sparsity", PruneConfig.sparsity))
+    sparsities = numbers(given.get("sparsity", usual_sparsity(given)))
     seeds = _seeds(options, given)
     n_runs = len(methods) * len(sparsities) * len(seeds)
     if n_runs == 1:

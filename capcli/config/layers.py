@@ -19,6 +19,7 @@ from capcli.config.measure import EvalConfig, ProbeConfig
 from capcli.config.names import CONFIG_FILE, METHODS, NUMERIC_GATES, PRESETS
 from capcli.config.options import check_name, flag_name, leaves, measured, split_list, typed_fields
 from capcli.config.paths import shortened
+from capcli.config.patterns import fixed_sparsity
 from capcli.config.presets import preset_values
 from capcli.config.prune import PruneConfig
 from capcli.config.sweep import SweepOptions, listed, numbers
@@ -66,13 +67,19 @@ def prune_config(chosen: Mapping[str, Any], file: str = "") -> PruneConfig:
     Raises `ConfigError`, also for several values and for what a single run does not depend on: see `grid.sweep_config`.
     """
     layers = layered("prune", chosen, file)
-    sparsities = numbers(layers.get("sparsity", PruneConfig.sparsity))
+    sparsities = numbers(layers.get("sparsity", usual_sparsity(layers)))
     methods = split_list(listed(layers.get("method"))) or (layers.get("method"),)
     others = {item.name for item, _ in leaves(SweepOptions)} & layers.keys()
     others |= {name for name, values in {"method": methods, "sparsity": sparsities}.items() if len(values) > 1}
     if others:
         raise ConfigError(f"{flag_name(min(others))} is for a sweep or its gates, not for one run", "use sweep_config")
     return run_config({**layers, "method": methods[0], "sparsity": sparsities[0]})
+
+
+def usual_sparsity(layers: Mapping[str, Any]) -> float:
+    """The sparsity of a run that names none: that of its structure, if it fixes one. Raises `ConfigError`."""
+    fixed = fixed_sparsity(layers.get("structure") or PruneConfig.structure)
+    return PruneConfig.sparsity if fixed is None else fixed
 
 
 def run_config(layers: Mapping[str, Any]) -> PruneConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capcli.config.names import EMBEDDING_TASKS, OF_CRITERION, PRESETS, QUESTION_TASKS
+from capcli.config.patterns import BLOCK, BLOCKS
 
 ALL_EXAMPLES = 1_000_000  # more than any task of the paper has
 
@@ -14,7 +15,7 @@ ALL_EXAMPLES = 1_000_000  # more than any task of the paper has
 class PresetRow:
     """Values of a preset for some runs only: those that have each of these things; what is empty holds for all.
 
-    tasks: names. criteria: of the method. structure: of a structured method. above: the sparsity is more than this.
+    tasks: names. criteria: of the method. structure: what is removed together. above: the sparsity is more than this.
     """
 
     values: dict[str, Any]
@@ -43,6 +44,14 @@ def _lambdas(tasks: tuple[str, ...], at_90: float, at_97: float) -> tuple[Preset
 
 # With every preset. A model that learns its own vectors begins with a loss of 0, which adds up to no importance.
 OF_TASK = (PresetRow(values={"importance_examples": 512}, tasks=EMBEDDING_TASKS, criteria=_FIRST),)
+# The block of oBERT that is nearest to its usual one and cuts no 4-block into pieces.
+OF_STRUCTURE = (
+    PresetRow(
+        values={"fisher_block": OF_CRITERION["obert"]["fisher_block"] // BLOCK * BLOCK},
+        criteria=("obert",),
+        structure=BLOCKS,
+    ),
+)
 # Over `PRESETS`; later rows go over earlier ones.
 PRESET_ROWS: dict[str, tuple[PresetRow, ...]] = {
     "paper": (
@@ -88,7 +97,7 @@ def preset_values(preset: str, *, task: str, criterion: str, structure: str, spa
     """The defaults of a run with this preset, where they differ from those of the options; of its criterion as well."""
     table = PRESETS[preset]
     found = {**table.get("*", {}), **OF_CRITERION.get(criterion, {}), **table.get(criterion, {})}
-    for row in (*OF_TASK, *PRESET_ROWS.get(preset, ())):
+    for row in (*OF_TASK, *OF_STRUCTURE, *PRESET_ROWS.get(preset, ())):
         if row.holds(task, criterion, structure, sparsity):
             found |= row.values
     return found

@@ -207,9 +207,10 @@ class PruneConfig(LossConfig):
     )
     structure: str = option(
         "heads",
-        "what kwon, cap-f and first-order remove besides neurons: whole heads, or dimensions inside heads",
+        "what goes together: heads or dimensions of them, besides neurons (kwon, cap-f, first-order); with the others "
+        "single weights, unless this is 4-block (4 in a row) or 2:4 (2 of every 4 stay; fixes --sparsity)",
         panel="Pruning",
-        names=STRUCTURES,
+        metavar="NAME",
     )
     basis: str = option(
         "own",
@@ -360,7 +361,9 @@ class PruneConfig(LossConfig):
     @property
     def out_folder(self) -> Path:
         """The output folder, given or derived."""
-        return Path(self.out or self.named(f"{self.method}-{self.target.replace('=', '-') or f'{self.sparsity:g}'}"))
+        structure = "" if self.structure == STRUCTURES[0] else f"-{self.structure.replace(':', '-')}"
+        much = self.target.replace("=", "-") or f"{self.sparsity:g}"
+        return Path(self.out or self.named(f"{self.method}{structure}-{much}"))
 
     def named(self, what: str) -> Path:
         """The folder of a run, or of several, that is not given: by model, task, and `what` it is."""

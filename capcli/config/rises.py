@@ -8,6 +8,7 @@ from typing import Any
 
 from capcli.config.names import METHODS, STRUCTURES
 from capcli.config.options import at_least, split_list
+from capcli.config.patterns import n_of_m
 from capcli.errors import ConfigError
 
 PruneConfig = Any  # the one of `config.prune`, which imports this module
@@ -34,6 +35,8 @@ def start(config: PruneConfig) -> float:
 
 def stairs(config: PruneConfig) -> tuple[float, ...]:
     """The sparsities one after another, the last of them `sparsity`; none where it rises in another way."""
+    if n_of_m(config.structure):
+        return (config.sparsity,)
     if not (config.calibrated or config.stairs):
         return ()
     if config.one_shot or config.mask_from or config.stairs == "once":

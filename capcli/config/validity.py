@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from capcli.config import rises, target
-from capcli.config.names import BASES, LOSSES, METHODS, STRUCTURES
+from capcli.config import patterns, rises, target
+from capcli.config.names import BASES, LOSSES, METHODS
 from capcli.config.options import at_least, check_name, flag_name
 from capcli.errors import ConfigError
 
@@ -24,11 +24,6 @@ def check(config: PruneConfig) -> None:
         )
     if config.epochs and not {"ce", "kd"} & set(config.loss_names):
         raise ConfigError("--losses must include ce or kd: the other terms alone do not teach the task")
-    if config.structure != STRUCTURES[0] and not METHODS[config.method].structured:
-        raise ConfigError(
-            f"--structure {config.structure} is for structured methods, {config.method} removes single weights",
-            "leave it out, or use --method cap-f",
-        )
     target.check(config)
     if config.basis != BASES[0] and not (METHODS[config.method].structured and config.structure == "dimensions"):
         what = f"whole {config.structure}" if METHODS[config.method].structured else "single weights"
@@ -72,4 +67,5 @@ def check(config: PruneConfig) -> None:
             raise ConfigError(f"{flag_name(name)} is a share in [0, 1), got {value:g}")
     if config.dense_share + config.final_share > 1:
         raise ConfigError("--dense-share and --final-share together exceed 1, which leaves no steps for pruning")
+    patterns.check(config)
     rises.check(config)

@@ -105,8 +105,33 @@ def damped(blocks: Tensor) -> Tensor:
 
 def alone(blocks: Tensor) -> Tensor:
     """1 / [F⁻¹]_ii of damped `blocks` [K, B, B], as [K, B]."""
-    at_once = max(1, INVERTED_BYTES // (4 * blocks.shape[1] ** 2))
-    parts = blocks.split(at_once)  # type: ignore[no-untyped-call]
-    return torch.cat(
-        [1 / torch.cholesky_inverse(torch.linalg.cholesky(some)).diagonal(dim1=1, dim2=2) for some in parts]
-    )
+    return torch.cat([1 / inverse.diagonal(dim1=1, dim2=2) for inverse in _inverted(blocks)])
+
+
+def growth(blocks: Tensor, weight: Tensor, together: int) -> Tensor:
+    """By how much the loss grows, to second order, without each of a flat `weight` [m], whose damped F is in `blocks`
+    [K, B, B]: w² / (2·[F⁻¹]_ii), [m].
+
+    Where `together` neighbours Q go as one, of which B is a multiple: their ½·w_Qᵀ·([F⁻¹]_QQ)⁻¹·w_Q in equal parts.
+    """
+    if together == 1:
+        return weight.square() * alone(blocks).flatten()[: len(weight)] / 2
+    size, found = blocks.shape[1], []
+    padded = torch.nn.functional.pad(weight, (0, blocks.shape[0] * size - len(weight)))
+    parts = padded.view(-1, size // together, together, 1).split(_at_once(blocks))  # type: ignore[no-untyped-call]
+    for inverse, w in zip(_inverted(blocks), parts, strict=True):
+        cut = inverse.view(-1, size // together, together, size // together, together)
+        own = cut.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # [F⁻¹]_QQ, [K, B / Q, Q, Q]
+        solved = torch.cholesky_solve(w, torch.linalg.cholesky(own))
+        found.append((w * solved).sum(dim=(2, 3)).flatten() / (2 * together))
+    return torch.cat(found).repeat_interleave(together)[: len(weight)]
+
+
+def _inverted(blocks: Tensor) -> Iterator[Tensor]:
+    """The inverses of damped `blocks` [K, B, B], some at a time."""
+    for some in blocks.split(_at_once(blocks)):  # type: ignore[no-untyped-call]
+        yield torch.cholesky_inverse(torch.linalg.cholesky(some))
+
+
+def _at_once(blocks: Tensor) -> int:
+    return max(1, INVERTED_BYTES // (4 * blocks.shape[1] ** 2))

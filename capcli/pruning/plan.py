@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capcli import machine, stages
-from capcli.artifact import entry
 from capcli.config.paths import shortened
 from capcli.config.prune import PruneConfig
 from capcli.data import batches
@@ -19,6 +18,7 @@ from capcli.models import devices, predict, storage
 from capcli.models.model import Model
 from capcli.pruning.costs import measure_of
 from capcli.pruning.criteria import CRITERIA
+from capcli.pruning.patterns import pattern_of, position_bits
 from capcli.pruning.pruner import planned
 from capcli.pruning.setup import Setup, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.teacher import given_teacher
@@ -64,7 +64,7 @@ def expected(setup: Setup, student: Model) -> Planned:
     networks = 1 + config.needs_teacher + copied
     width = storage.DTYPES[config.store].itemsize
     return Planned(
-        weights_bytes=round(width * (total - n + kept) + entry.entropy_bits(n, kept) / 8),
+        weights_bytes=round(width * (total - n + kept) + position_bits(pattern_of(config.structure), n, kept) / 8),
         memory_bytes=_state_bytes(config, student) + 4 * (total * networks + n) + (machine.peak_bytes() or 0),
         seconds=setup.meter.total * _seconds_per_example(setup, student),
     )

@@ -16,6 +16,7 @@ import torch
 from capcli import files, machine, parallel, run, stages
 from capcli.artifact import reader
 from capcli.artifact.writer import Sizes
+from capcli.config import patterns
 from capcli.config.options import flatten
 from capcli.config.paths import command_line, portable
 from capcli.config.prune import PruneConfig
@@ -237,6 +238,7 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
         model=config.model,
         task=config.source.task,
         method=config.method,
+        structure=patterns.in_words(config),
         losses=tuple(config.loss_names),
         loss_weights=_weights(config, state.history),
         seed=config.seed,

@@ -1,4 +1,4 @@
-"""What is removed together: single weights, heads and neurons, or dimensions inside heads.
+"""What is removed together: single weights, see `patterns`, heads and neurons, or dimensions inside heads.
 
 Letters: L layers, A heads and F neurons per layer, U units of the model, n prunable weights. A structure chooses among
 its units by their scores and knows which weights each of them holds.
@@ -19,8 +19,9 @@ from capcli.config.prune import PruneConfig
 from capcli.errors import ConfigError
 from capcli.models.families import Layer, Units
 from capcli.models.model import Model
-from capcli.pruning.schedules import Shape, cubic, cubic_in_steps, equal_steps
-from capcli.pruning.topk import kept_count, select, topk
+from capcli.pruning.patterns import unstructured
+from capcli.pruning.schedules import Shape, cubic_in_steps, equal_steps
+from capcli.pruning.topk import kept_count, topk
 
 
 class Structure(Protocol):
@@ -64,40 +65,6 @@ class Structure(Protocol):
 
     def weights(self, sparsity: float) -> int:
         """How many weights stay at `sparsity`. Raises `ConfigError` when it cannot be reached."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unstructured:
-    """Single weights: exact counts, and what was removed may come back.
-
-    sizes: weights of each matrix. scope: ranked within each `matrix`, or all together (`global`). floor: the share of
-    its weights that each matrix keeps at least, however they rank.
-    """
-
-    sizes: Sequence[int]
-    scope: str
-    floor: float = 0.0
-    units: Sequence[Units] = ()
-    few_rises: bool = False
-    shape: Shape = cubic
-    readers: Collection[nn.Linear] = ()
-    unread: Collection[nn.Linear] = ()
-
-    def count(self) -> int:
-        """n."""
-        return sum(self.sizes)
-
-    def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
-        """See `topk.select`."""
-        return select(scores, self.sizes, sparsity, self.scope, self.floor)
-
-    def expand(self, chosen: Tensor) -> Tensor:
-        """A weight is its own unit."""
-        return chosen
-
-    def weights(self, sparsity: float) -> int:
-        """round((1 - s)·n)."""
-        return kept_count(sparsity, self.count())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +194,12 @@ def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: 
     """The structure that a run asks for, of whole units if its criterion is `structured`; `scope` is the criterion's,
     `length` as in `Dimensions`.
 
-    Raises `ConfigError` when the model has no such units, or the sparsity cannot be reached.
+    Raises `ConfigError` when the model has no such units or groups, or the sparsity cannot be reached.
     """
     linears = model.prunable()
     if not structured:
-        sizes = [linear.weight.numel() for linear in linears.values()]
-        return Unstructured(sizes=sizes, scope=scope if config.scope == "auto" else config.scope, floor=config.floor)
+        scope = scope if config.scope == "auto" else config.scope
+        return unstructured(linears, config.structure, scope, config.floor)
     layers = model.layers()
     device = next(iter(linears.values())).weight.device
     found: Structure = (

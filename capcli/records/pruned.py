@@ -176,6 +176,7 @@ class Report(Versioned):
     model: str | None = None
     task: str | None = None
     method: str | None = None
+    structure: str | None = None
     losses: tuple[str, ...] = ()
     loss_weights: Values = field(default_factory=dict)
     seed: int | None = None

@@ -52,6 +52,7 @@ def prune_rows(report: Report, path: str | PurePath | None = None) -> list[Row]:
         ("model", named(report.model)),
         ("task", named(report.task)),
         ("method", named(report.method)),
+        *([("structure", named(report.structure))] if report.structure else []),
         ("measured on", f"{count(metrics.n_examples)} examples, {named(metrics.split, 60)}"),
         *_reference_rows(metrics.reference),
         ("sparsity", f"{percent(sparsity.achieved)}{kept}, requested {requested(report)}"),

@@ -168,7 +168,7 @@ def test_the_limits_on_the_page_are_those_of_the_code():
     for limit in [*limits, EXPANSION_FLOOR, MAX_NAME_CHARS, MAX_DIMS]:
         assert f"| {limit:,}" in PAGE or f" {limit:,} " in PAGE, limit
     assert f"{codings.MIN_BITS} ≤ b ≤ {codings.MAX_BITS}" in PAGE
-    assert "format versions {} and {}".format(*VERSIONS) in PAGE
+    assert "format versions {}, {} and {}".format(*VERSIONS) in PAGE
     assert all(f"`{dtype}`" in PAGE for dtype in DTYPES)
     assert f"from its byte {CHECKSUM_END} on" in PAGE
 
@@ -191,8 +191,13 @@ def test_within_5_percent_of_the_information_bound(path, dtype, sparsity):
         (range(64), 64, "dense"),
         (range(62), 64, "dense"),  # 2 values saved, 8 bytes: as much as the mask takes
         (range(61), 64, "bitmask"),
-        (range(0, 64, 2), 64, "bitmask"),
-        (range(0, 64, 16), 64, "gap"),
+        (range(0, 64, 2), 64, "groups"),
+        (range(0, 62, 2), 62, "groups"),
+        ([*range(0, 60, 2), *range(60, 64)], 64, "bitmask"),
+        (range(0, 64, 16), 64, "groups"),
+        ((0, 1, 40, 63), 64, "gap"),
+        (range(48), 64, "blocks"),
+        ([*range(16, 20), *range(40, 44)], 64, "blocks"),
         ((), 64, "gap"),
         ((), 0, "dense"),
         ((0,), 1, "dense"),
@@ -477,12 +482,12 @@ def more_kept(parts: Parts) -> None:
 
 
 CHANGED: dict[str, tuple[Callable[[Parts], Any], str]] = {
-    "version 0": (meta(version=0), "format version: expected 1 or 2, got 0"),
-    "version 999": (meta(version=999), "format version: expected 1 or 2, got 999"),
+    "version 0": (meta(version=0), "format version: expected 1, 2 or 3, got 0"),
+    "version 999": (meta(version=999), "format version: expected 1, 2 or 3, got 999"),
     "version true": (meta(version=True), "format version"),
     "version 1.0": (meta(version=1.0), "format version"),
     "version text": (meta(version="1"), "format version"),
-    "version missing": (lambda parts: parts.meta.pop("version"), "format version: expected 1 or 2, got None"),
+    "version missing": (lambda parts: parts.meta.pop("version"), "format version: expected 1, 2 or 3, got None"),
     "unknown key": (meta(more=1), "keys: expected checksum, extra, tensors, version"),
     "extra not an object": (meta(extra=[]), "extra: expected an object"),
     "tensors not an object": (no_tensors, "tensors: expected an object"),
@@ -912,7 +917,7 @@ def last_one_moved(parts: Parts) -> None:
 
 CHANGED_2: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "version 1 with values": (meta(version=1), "coding: expected dense, bitmask, gap, got|name|keys"),
-    "version 3": (meta(version=3), "format version: expected 1 or 2, got 3"),
+    "version 4": (meta(version=4), "format version: expected 1, 2 or 3, got 4"),
     "values of another dtype": (record("q", values="U8"), "values: expected I8, got 'U8'"),
     "values null": (record("q", values=None), "values: expected I8"),
     "values missing": (record("q", values=...), "stored tensors|header entry"),

@@ -17,45 +17,45 @@ from torch import Tensor
 from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Subject
 from capcli.pruning.least_squares import Moments, solve
 from capcli.pruning.masked import Matrices
+from capcli.pruning.patterns import SINGLE, Pattern, Unstructured, shares
 from capcli.pruning.refit import as_it_was, walk
-from capcli.pruning.structures import Unstructured
-from capcli.pruning.topk import apportion, topk, topk_rows
 
 SHRUNK = 0.1  # SDS: of the mean abs(W) of a matrix, taken off what comes back
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """How many weights of a matrix stay, ranked in all of it (`matrix`), or as many in each output `row`."""
+    """How many weights of a matrix stay, in which pattern, ranked in all of it (`matrix`), or as many in each output
+    `row`."""
 
     count: int
     scope: str
+    pattern: Pattern = SINGLE
 
     def best(self, scores: Tensor) -> Tensor:
         """Boolean mask [O, I] of the `count` best `scores` [O, I]."""
-        if self.scope == "row":
-            return topk_rows(scores, apportion(self.count, [1] * len(scores)))
-        return topk(scores.flatten(), self.count).view_as(scores)
+        return self.pattern.best(scores, self.count, self.scope)
 
     def shared(self, sizes: list[int]) -> list[Quota]:
         """The quotas of parts of the matrix with these sizes."""
-        return [replace(self, count=count) for count in apportion(self.count, sizes)]
+        return [replace(self, count=count) for count in shares(self.pattern, self.count, sizes)]
 
 
 # What its inputs say of a matrix [O, I], and how many of its weights stay -> mask [O, I], and the weights with it.
 Cut = Callable[[Moments, Tensor, Quota], tuple[Tensor, Tensor]]
 Score = Callable[[Moments, Tensor], Tensor]
-Allocation = Callable[[Matrices, int], list[int]]
+Allocation = Callable[[Matrices, Unstructured, float], list[int]]
 
 
-def by_size(matrices: Matrices, keep: int) -> list[int]:
-    """How many of `keep` weights each matrix has, in proportion to its size."""
-    return apportion(keep, matrices.sizes)
+def by_size(matrices: Matrices, structure: Unstructured, sparsity: float) -> list[int]:
+    """How many weights each matrix keeps, in proportion to its size."""
+    return shares(structure.pattern, structure.weights(sparsity), matrices.sizes)
 
 
-def by_magnitude(matrices: Matrices, keep: int) -> list[int]:
-    """As many as are among the `keep` largest of all matrices."""
-    parts = topk(matrices.flat_magnitude(), keep).split(matrices.sizes)  # type: ignore[no-untyped-call]
+def by_magnitude(matrices: Matrices, structure: Unstructured, sparsity: float) -> list[int]:
+    """As many as are among the largest of all matrices."""
+    largest = structure.pattern.select(matrices.flat_magnitude(), matrices.sizes, sparsity, "global", 0.0)
+    parts = largest.split(matrices.sizes)  # type: ignore[no-untyped-call]
     return [int(part.sum()) for part in parts]
 
 
@@ -66,21 +66,22 @@ def layerwise(cut: Cut, allocation: Allocation = by_size) -> Criterion:
         matrices, calibration, structure = subject.matrices, subject.calibration, subject.structure
         assert calibration is not None
         assert isinstance(structure, Unstructured)
-        counts = allocation(matrices, structure.weights(sparsity))
+        counts = allocation(matrices, structure, sparsity)
+        quotas = [Quota(count=count, scope=structure.scope, pattern=structure.pattern) for count in counts]
         target = calibration.target or as_it_was(calibration.model, matrices, matrices.mask)
         index = {name: i for i, name in enumerate(matrices.names)}
         for name, moments in walk(calibration, target, step):
             i = index.pop(name)
             weight = matrices.seen(i)[0].to(moments.gram.dtype)
             bias: Tensor | None = matrices.linears[i].bias
-            kept, found = cut(moments, weight, Quota(count=counts[i], scope=structure.scope))
+            kept, found = cut(moments, weight, quotas[i])
             if subject.refit:
                 found, bias = solve(moments, found, kept)
             state[ERRORS][i] = moments.error(found * kept, bias)
             matrices.put(i, found, bias, kept)
         for i in index.values():  # not in use
             weight, _ = matrices.seen(i)
-            matrices.put(i, weight, None, Quota(count=counts[i], scope=structure.scope).best(weight.abs()))
+            matrices.put(i, weight, None, quotas[i].best(weight.abs()))
         return matrices.mask.bool()
 
     return Criterion(choose=choose, calibrated=True)

@@ -13,28 +13,31 @@ from torch.nn import functional
 
 from capcli.pruning import information
 from capcli.pruning.criteria.seat import Criterion, State, Subject
+from capcli.pruning.patterns import Unstructured
 
 SOLVED_BYTES = 2**26  # of blocks that are solved together
 
 
 def choose(state: State, subject: Subject, step: int, sparsity: float) -> Tensor:
-    """The weights that stay, [n], by w² / (2·[F⁻¹]_ii), ranked together; those of a block make up for what is removed.
+    """The weights that stay, [n], by w² / (2·[F⁻¹]_ii), ranked together, or neighbours Q that go together by
+    ½·w_Qᵀ·([F⁻¹]_QQ)⁻¹·w_Q; those of a block of F make up for what is removed.
 
     F is measured once more for the correction where it is too large to be kept; nothing is changed before all of it
     has been read.
     """
-    matrices, calibration = subject.matrices, subject.calibration
+    matrices, calibration, structure = subject.matrices, subject.calibration, subject.structure
     assert calibration is not None
+    assert isinstance(structure, Unstructured)
+    weights = matrices.flat_weights().split(matrices.sizes)  # type: ignore[no-untyped-call]
     before, groups = matrices.mask.bool(), information.groups(matrices, calibration.block)
     kept: dict[int, Tensor] = {}
     found: list[Tensor] = []
     for group in groups:
         for i, blocks in information.blocks(matrices, calibration, step, group).items():
-            found.append(information.alone(blocks).flatten()[: matrices.sizes[i]])
+            found.append(information.growth(blocks, weights[i], structure.pattern.together))
             if len(groups) == 1:
                 kept[i] = blocks
-    scores = matrices.flat_weights().square_() * torch.cat(found) / 2
-    chosen = subject.structure.select(scores.masked_fill_(~before, -torch.inf), sparsity, before)
+    chosen = structure.select(torch.cat(found).masked_fill_(~before, -torch.inf), sparsity, before)
     removed, stays = (part.split(matrices.sizes) for part in (before & ~chosen, chosen))  # type: ignore[no-untyped-call]
     changes = []
     for group in groups:

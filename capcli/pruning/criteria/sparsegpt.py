@@ -10,6 +10,7 @@ from torch import Tensor
 
 from capcli.pruning.criteria.layerwise import Quota, layerwise
 from capcli.pruning.least_squares import DAMPING, Moments
+from capcli.pruning.patterns import Groups
 
 COLUMNS = 128  # among which the weights that stay are chosen at once
 
@@ -19,19 +20,22 @@ def running(moments: Moments, weight: Tensor, quota: Quota) -> tuple[Tensor, Ten
 
     With U the upper Cholesky factor of (C + δ·1)⁻¹, δ `DAMPING` times the mean of the diagonal of C, the score of a
     weight is (w / U_jj)². Of each block of `COLUMNS` columns, which get their shares of the quota, the best stay, as
-    the columns before have left them. The error e = w / U_jj of a weight that is removed in column j is taken from the
-    columns k after it, as e·U_jk.
+    the columns before have left them; of N:M the best of each M columns, as these have. The error e = w / U_jj of a
+    weight that is removed in column j is taken from the columns k after it, as e·U_jk.
     """
     factor, weight = inverse_factor(moments.second()), weight.clone()
+    at_once = quota.pattern.width if isinstance(quota.pattern, Groups) else COLUMNS
     kept = torch.zeros_like(weight, dtype=torch.bool)
     begins = list(range(0, weight.shape[1], COLUMNS))
     ends = [*begins[1:], weight.shape[1]]
     quotas = quota.shared([end - begin for begin, end in zip(begins, ends, strict=True)])
     for begin, end, share in zip(begins, ends, quotas, strict=True):
         block, inside = weight[:, begin:end], factor[begin:end, begin:end]
-        kept[:, begin:end] = stays = share.best((block / inside.diagonal()).square())
-        errors = torch.zeros_like(block)
+        stays, errors = kept[:, begin:end], torch.zeros_like(block)
         for j in range(end - begin):
+            if j % at_once == 0:
+                some = slice(j, j + at_once)
+                stays[:, some] = share.best((block[:, some] / inside.diagonal()[some]).square())
             errors[:, j] = block[:, j].masked_fill(stays[:, j], 0.0) / inside[j, j]
             block[:, j + 1 :] -= errors[:, j, None] * inside[j, j + 1 :]
         weight[:, end:] -= errors @ factor[begin:end, end:]
