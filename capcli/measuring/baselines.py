@@ -28,9 +28,9 @@ def same_place(a: str, b: str) -> bool:
 
 def load_for(config: EvalConfig, source: str, data: TaskData, runtime: str = "") -> Predictor:
     """A model with a head for the task of the data, its labels renamed as the configuration says."""
-    names, hardware = config.source.label_names, config.hardware
+    names, hardware, base = config.source.label_names, config.hardware, config.base if source == config.model else ""
     return choice.opened(
-        source, runtime, hardware, labels=data.classes, kind=data.kind, seed=config.seed, label_map=names
+        source, runtime, hardware, labels=data.classes, kind=data.kind, seed=config.seed, label_map=names, base=base
     )
 
 

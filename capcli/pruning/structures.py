@@ -19,6 +19,7 @@ from capcli.config.prune import PruneConfig
 from capcli.errors import ConfigError
 from capcli.models.families import Layer, Units
 from capcli.models.model import Model
+from capcli.pruning.allocation import by_kind, evenness_of, kinds_of
 from capcli.pruning.schedules import Shape, cubic, cubic_in_steps, equal_steps
 from capcli.pruning.topk import kept_count, select, topk
 
@@ -70,13 +71,16 @@ class Structure(Protocol):
 class Unstructured:
     """Single weights: exact counts, and what was removed may come back.
 
-    sizes: weights of each matrix. scope: ranked within each `matrix`, or all together (`global`). floor: the share of
-    its weights that each matrix keeps at least, however they rank.
+    sizes: weights of each matrix. scope: ranked within each `matrix`, or all together (`global`), or shared by those of
+    a `type`, see `allocation.by_kind`: `kinds` and `evenness`. floor: the share of its weights that each matrix
+    keeps at least, however they rank together.
     """
 
     sizes: Sequence[int]
     scope: str
     floor: float = 0.0
+    kinds: Sequence[str] = ()
+    evenness: float = 1.0
     units: Sequence[Units] = ()
     few_rises: bool = False
     shape: Shape = cubic
@@ -88,7 +92,9 @@ class Unstructured:
         return sum(self.sizes)
 
     def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
-        """See `topk.select`."""
+        """See `topk.select` and `allocation.by_kind`."""
+        if self.scope == "type":
+            return by_kind(scores, self.sizes, self.kinds, kept_count(sparsity, self.count()), self.evenness)
         return select(scores, self.sizes, sparsity, self.scope, self.floor)
 
     def expand(self, chosen: Tensor) -> Tensor:
@@ -226,7 +232,9 @@ def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: 
     linears = model.prunable()
     if not structured:
         sizes = [linear.weight.numel() for linear in linears.values()]
-        return Unstructured(sizes=sizes, scope=scope if config.scope == "auto" else config.scope, floor=config.floor)
+        scope = scope if config.scope == "auto" else config.scope
+        kinds, evenness = kinds_of(model) if scope == "type" else (), evenness_of(config.sparsity)
+        return Unstructured(sizes=sizes, scope=scope, floor=config.floor, kinds=kinds, evenness=evenness)
     layers = model.layers()
     device = next(iter(linears.values())).weight.device
     found: Structure = (

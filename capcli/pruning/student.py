@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from capcli import stages
+from capcli.config.paths import shortened
 from capcli.data import batches
 from capcli.data.kinds import KINDS
 from capcli.events import Event
@@ -121,6 +122,21 @@ def untrained(setup: Setup) -> list[str]:
     fitted = "masks and weights come" if config.refit else "the masks come"
     heal = f"; then {counted(config.heal, 'step')} of distillation on them, with fixed masks" if config.heal else ""
     return [f"nothing was trained: {fitted} from {counted(count, 'calibration example')}{heal}"]
+
+
+def only_masks(setup: Setup) -> list[str]:
+    """A note on what was trained, where masks are learned and weights stay as they are."""
+    config = setup.config
+    if not config.masks_only:
+        return []
+    weights = (
+        "the weights are those of the teacher"
+        if config.from_teacher
+        else (f"the weights are those of {shortened(config.model)}, with the head of the teacher")
+    )
+    return [
+        f"only masks were learned: {weights}; head and norms {'were trained' if config.train_head else 'are frozen'}"
+    ]
 
 
 def _calibration(setup: Setup, student: Model, teacher: Model | None, gradient: calibrating.Gradient) -> Calibration:

@@ -18,7 +18,7 @@ import torch
 from capcli.config.hardware import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import finished
-from capcli.models import artifact, devices, loading, predictor
+from capcli.models import devices, loading, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Model, place
 from capcli.models.predictor import Predictor
@@ -49,10 +49,11 @@ def opened(
     seed: int = 1,
     need_head: bool = True,
     label_map: Mapping[str, str] | None = None,
+    base: str = "",
 ) -> Predictor:
     """The model `source` with a head of this kind for these labels, ready to answer; see `loading.load_model`.
 
-    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for.
+    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for. base: where that of masks is.
 
     Raises:
         ConfigError, ModelError, FileError: a runtime by name that cannot compute it, or what is wrong with the model.
@@ -61,8 +62,8 @@ def opened(
     on = devices.compute(hardware)
     if name == "onnx":
         return onnx.predictor(onnx.load(source), kind, labels, label_map, need_head=need_head)
-    model = place(loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map), on)
-    return choose(model, on, name).predictor
+    model = loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map, base=base)
+    return choose(place(model, on), on, name).predictor
 
 
 def meant(source: str, runtime: str, hardware: Hardware) -> tuple[str, Hardware]:
@@ -85,15 +86,16 @@ def _on_cpu(hardware: Hardware, runtime: str) -> Hardware:
     return dataclasses.replace(hardware, device="cpu", precision="fp32")
 
 
-def loaded(source: str, runtime: str, threads: int) -> Any:
-    """The model `source` as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime."""
+def loaded(source: str, runtime: str, threads: int, base: str = "") -> Any:
+    """The model `source` as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime, but of
+    masks the base."""
     name, hardware = meant(source, runtime, Hardware(device="cpu", precision="fp32", threads=threads))
     if name == "onnx":
         return onnx.load(source, threads)
     if name == "sparse":
-        return sparse.load(source, threads)
+        return sparse.load(source, threads, base)
     on = devices.compute(hardware)
-    model = artifact.load_artifact(hub.place(source)) if is_artifact(source) else loading.load_stock(source)
+    model = loading.load_pruned(source, base) if is_artifact(source) or base else loading.load_stock(source)
     found = choose(model, on, name, threads)
     if found.predictor.chosen:
         logging.getLogger("capcli").info(found.predictor.chosen)

@@ -4,7 +4,7 @@ from capcli.pruning.criteria.first_order import FIRST_ORDER
 from capcli.pruning.criteria.fisher import FISHER
 from capcli.pruning.criteria.layerwise import MULTIFLOW, SDS, WANDA
 from capcli.pruning.criteria.magnitude import MAGNITUDE
-from capcli.pruning.criteria.movement import MOVEMENT, SOFT_MOVEMENT
+from capcli.pruning.criteria.movement import MOVEMENT, SMP, SOFT_MOVEMENT
 from capcli.pruning.criteria.obert import OBERT
 from capcli.pruning.criteria.seat import Criterion
 from capcli.pruning.criteria.sensitivity import PINS, PLATON
@@ -14,6 +14,7 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": MAGNITUDE,
     "movement": MOVEMENT,
     "soft-movement": SOFT_MOVEMENT,
+    "smp": SMP,
     "first-order": FIRST_ORDER,
     "fisher": FISHER,
     "obert": OBERT,
