@@ -31,7 +31,7 @@ from capcli.models.storage import DTYPES, rounded
 from capcli.models.tokenizers import is_artifact, read_tokenizer
 from capcli.reporting.text import byte_size, first_few
 from capcli.sources import hub
-from capcli.stored import mapping, read_json
+from capcli.stored import mapping, read_json, show
 
 MASK = ".mask"  # after the name of a matrix, the stream that says which of its weights stay
 ROUNDINGS = ("fp16", "bf16", "fp32")  # of the base, in the order in which they are tried
@@ -87,22 +87,20 @@ def base_of(found: Masked, chosen: str = "") -> str:
     Raises `ModelError` where it is not here, or has other weights than those that the masks were made for.
     """
     name = chosen or str(found.base["name"])
+    lost = not chosen and (name.startswith(ELSEWHERE) or Path(name).is_absolute())
     if not chosen and name.startswith("."):
-        name = os.path.normpath(Path(found.source).resolve() / name) if hub.is_local(found.source) else ""
-    if (
-        not name
-        or (not chosen and name.startswith(ELSEWHERE))
-        or (Path(name).is_absolute() and not Path(name).is_dir())
-    ):
+        name = os.path.normpath(Path(found.source).resolve() / name)
+        lost = not hub.is_local(found.source) or not Path(name).is_dir()
+    if lost:
         raise ModelError(
             f"{found.source} holds masks only, and their base {Path(str(found.base['name'])).name} is not here",
             "name the folder of the base with --base (base= in Python)",
         )
-    theirs, ours = digests(name), dict(mapping(found.base["files"]))
-    if theirs != ours:
-        wrong = next(iter(sorted(set(theirs.items()) ^ set(map(tuple, ours.items())), key=str)))[0]
+    theirs, ours = digests(name), mapping(found.base["files"])
+    wrong = [file for file in sorted({*theirs, *ours}) if theirs.get(file) != ours.get(file)]
+    if wrong:
         raise ModelError(
-            f"{name} is not the base that {found.source} was made for: {wrong} has another sha256",
+            f"{name} is not the base that {found.source} was made for: {show(wrong[0])} has another sha256",
             "name the right one with --base (base= in Python)" if not chosen else "name another folder",
         )
     return name
@@ -140,8 +138,9 @@ def applied(found: Masked, base: Model) -> Model:
             tensors[name] = stored[name] if name in stored else rounded(tensor, rounding)
     base.net.load_state_dict(tensors, strict=True)
     check_finite(base.net.named_parameters(), found.source)
-    needs = f"the file has no weights: it needs its base, {Path(base.source).name} ({byte_size(base.stored_bytes)})"
-    return dataclasses.replace(base, source=found.source, notes=(needs,), stored_bytes=None, absent=frozenset())
+    needs = f"its base, {Path(base.source).name} ({byte_size(base.stored_bytes)})"
+    told = f"the file has masks and a head only: it needs {needs}"
+    return dataclasses.replace(base, source=found.source, notes=(told,), stored_bytes=None, absent=frozenset())
 
 
 def _check_stored(path: Path, found: Masked, base: Model) -> None:
