@@ -94,14 +94,14 @@ def base_of(found: Masked, chosen: str = "") -> str:
     if lost:
         raise ModelError(
             f"{found.source} holds masks only, and their base {Path(str(found.base['name'])).name} is not here",
-            "name the folder of the base with --base (base= in Python)",
+            "name its folder: --base of cap eval and cap export, base= of capcli.load",
         )
     theirs, ours = digests(name), mapping(found.base["files"])
     wrong = [file for file in sorted({*theirs, *ours}) if theirs.get(file) != ours.get(file)]
     if wrong:
         raise ModelError(
             f"{name} is not the base that {found.source} was made for: {show(wrong[0])} has another sha256",
-            "name the right one with --base (base= in Python)" if not chosen else "name another folder",
+            "name the right one: --base of cap eval and cap export, base= of capcli.load",
         )
     return name
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_golden_masks import network
 from torch.nn import functional as F
@@ -60,6 +60,7 @@ def test_shares_by_hand() -> None:
     assert allocation.shares(torch.tensor([0.9, 0.1]), [3, 3], 6).tolist() == [3, 3]
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(1e-6, 1), st.integers(1, 50)), min_size=1, max_size=6), st.floats(0, 1))
 def test_shares_are_exact(parts: list[tuple[float, int]], share: float) -> None:
     worths, sizes = zip(*parts, strict=True)
