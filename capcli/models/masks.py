@@ -31,6 +31,7 @@ from capcli.models.storage import DTYPES, rounded
 from capcli.models.tokenizers import is_artifact, read_tokenizer
 from capcli.reporting.text import byte_size, first_few
 from capcli.sources import hub
+from capcli.sources.checkpoint import MAX_LABELS
 from capcli.stored import mapping, read_json, show
 
 MASK = ".mask"  # after the name of a matrix, the stream that says which of its weights stay
@@ -76,8 +77,9 @@ def read(source: str) -> Masked | None:
     check(base["dtype"] in ROUNDINGS, f"{path}: base", "dtype", ", ".join(ROUNDINGS), base["dtype"])
     for part in ("files", "matrices"):
         check(isinstance(base[part], dict) and base[part], f"{path}: base", part, "a table", base[part])
-    known = isinstance(settings.get("labels"), list) and settings.get("kind") in KINDS
-    check(known, str(path), "labels and kind", "a list, and a kind of task", settings.get("kind"))
+    labels, kind = settings.get("labels"), settings.get("kind")
+    known = isinstance(labels, list) and len(labels) <= MAX_LABELS and isinstance(kind, str) and kind in KINDS
+    check(known, str(path), "labels and kind", f"a list of at most {MAX_LABELS:,}, and a kind of task", kind)
     return Masked(folder=folder, source=source, base=base, settings=settings)
 
 

@@ -129,14 +129,9 @@ def only_masks(setup: Setup) -> list[str]:
     config = setup.config
     if not config.masks_only:
         return []
-    weights = (
-        "the weights are those of the teacher"
-        if config.from_teacher
-        else (f"the weights are those of {shortened(config.model)}, with the head of the teacher")
-    )
-    return [
-        f"only masks were learned: {weights}; head and norms {'were trained' if config.train_head else 'are frozen'}"
-    ]
+    whose = "the teacher" if config.from_teacher else f"{shortened(config.model)}, with the head of the teacher"
+    rest = "were trained" if config.train_head else "are frozen"
+    return [f"only masks were learned: the weights are those of {whose}; head and norms {rest}"]
 
 
 def _calibration(setup: Setup, student: Model, teacher: Model | None, gradient: calibrating.Gradient) -> Calibration:
