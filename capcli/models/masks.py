@@ -228,5 +228,5 @@ def _named(source: str, out: Path) -> str:
 def estimated_bytes(model: Model) -> int:
     """About what a file of masks takes: what tells the positions, and the head in 16 bits."""
     sizes = [(linear.weight.numel(), int(linear.weight.count_nonzero())) for linear in model.prunable().values()]
-    head = sum(model.net.state_dict()[name].numel() for name in added_names(model))
+    head: int = sum(model.net.state_dict()[name].numel() for name in added_names(model))
     return round(sum(entropy_bits(n, kept) for n, kept in sizes) / 8) + 2 * head
