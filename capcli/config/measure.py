@@ -102,6 +102,12 @@ class EvalConfig:
 
     source: TaskConfig
     model: str = ""
+    base: str = option(
+        "",
+        "of a model that was exported with --to mask: its base, if not where it names it",
+        metavar="MODEL",
+        expert=True,
+    )
     baseline: str = option("", "model or report.json to compare with")
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")

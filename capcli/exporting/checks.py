@@ -46,6 +46,7 @@ def checked(
     check, dense_bytes = _compared(job, opened), 4 * job.original.before_slicing.total
     notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
     notes += [TOGETHER, *[SEEN] * bool(opened.exits.seen)] if opened.exits else []
+    notes += [note for note in opened.model.notes if note not in job.original.notes]
     metrics, speed = None, None
     if (job.lossy or after) and job.known.ours:
         before = before or (yield from scored(job, predictor.of_network(job.original, job.on), "before"))
