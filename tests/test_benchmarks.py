@@ -365,7 +365,7 @@ def test_the_best_method_is_that_of_the_holdout(runs: Runs, monkeypatch: pytest.
         (DRAWS.replace("high = 1.0", "high = 1.0, step = 1"), [], "low and high above 0"),
         (ROWS.replace("lr =", "learning ="), [], "learning is no option"),
         (ROWS.replace("lr =", "seed ="), [], "seed is no option"),
-        (ROWS.replace("lr = 3e-5", "lr = -1"), [], "--lr must be a positive number"),
+        (ROWS.replace("lr = 3e-5", "lr = -1"), [], "--lr must be at least 0, got -1"),
         (ROWS.replace('baseline = "no terms"', 'baseline = "none"'), [], "compared with none"),
         (ROWS.replace('"with terms"', '"no, terms"'), [], "a label of its own"),
         (ROWS.replace("method", "criterion"), [], "criterion"),

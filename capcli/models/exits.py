@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from capcli.data.kinds import KINDS
 from capcli.errors import ModelError
 from capcli.models import families, hf, predict
 from capcli.models.devices import Compute
@@ -41,7 +42,7 @@ class _AllLeftError(Exception):
 
 def check(model: Model) -> None:
     """Raise `ModelError` for a model in which exits have no meaning."""
-    if model.kind != "classification":
+    if not KINDS[model.kind].single:
         raise ModelError(
             f"{model.source} is for {model.kind}, and exits are for models that choose one label for a text",
             "use another format",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from capcli.pruning import masked, structures
+from capcli.pruning import masked, patterns
 from capcli.pruning.criteria import CRITERIA
 from capcli.pruning.criteria.seat import Step, Subject, window_of
 
@@ -17,7 +17,7 @@ def subject_of(total_steps: int = 400) -> Subject:
     linear = nn.Linear(3, 2)
     matrices = masked.attach({"w": linear}, learned=False, dense=True)
     return Subject(
-        matrices=matrices, structure=structures.Unstructured(sizes=[N], scope="global"), total_steps=total_steps
+        matrices=matrices, structure=patterns.Unstructured(sizes=[N], scope="global"), total_steps=total_steps
     )
 
 

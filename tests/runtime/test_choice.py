@@ -47,7 +47,7 @@ def stand_in(
             raise refusal
         return Other(model, threads)
 
-    module = SimpleNamespace(from_model=from_model, load=lambda folder, threads: ("loaded", folder, threads))
+    module = SimpleNamespace(from_model=from_model, load=lambda folder, threads, base: ("loaded", folder, threads))
     monkeypatch.setattr(choice, "sparse", module)
     monkeypatch.setattr(choice, "measured", lambda models: [value / 1000 for value in ms])
 

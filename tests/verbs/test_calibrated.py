@@ -179,7 +179,7 @@ def test_a_plan(tiny: Tiny, tmp_path: Path) -> None:
 def test_progress_counts_the_calibrations(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any], steps: float) -> None:
     """In training steps of one example, of 300."""
     config = tiny.prune_config(tmp_path, **{"method": "fisher", "calibration": 64, **chosen})
-    assert setup._units(config, 300, 0, 0)["prune"] == pytest.approx(steps)
+    assert setup._units(config, 300, 0, 0, 0)["prune"] == pytest.approx(steps)
 
 
 # One shot, and healing -----------------------------------------------------------------------------------------------
