@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import Tiny, invoke
 
-from capcli.reporting.text import plain
+from capcli.reporting.text import discreet, plain
 
 PASSWORD = "hunter2hunter2"
 SECRETS = {
@@ -117,3 +117,10 @@ def test_what_a_tracker_says_when_it_fails(tiny: Tiny, here: Path, monkeypatch: 
 )
 def test_addresses_are_shown_without_what_opens_them(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+@pytest.mark.parametrize("word", ["x", "?key", "a://", "?", "@"])
+def test_a_long_text_takes_no_longer_than_its_length(word: str) -> None:
+    """Of a million characters; with its square it would be hours."""
+    long = word * (1_000_000 // len(word))
+    assert discreet(f"{long} https://me:pass@host/a").endswith(" https://…@host/a")

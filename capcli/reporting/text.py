@@ -21,8 +21,12 @@ from capcli.stored import finite, sequence
 
 NOT_MEASURED = "not measured"
 NO_VALUE = "–"  # of what cannot have one here
-_USER = re.compile(r"(\w{2,}:/{1,2})[^\s/@\"'<>]+(?=@)")  # name and password in an address; as a path it has one slash
-_QUERY = re.compile(r"(?i)(?<=[?&])([\w.-]*(?:token|key|secret|password|signature|credential)[\w.-]*=)[^\s&#\"'<>]+")
+_USER = re.compile(
+    r"(\b\w{2,}:/{1,2})[^\s/@\"'<>]+(?=@)"
+)  # name and password in an address; as a path it has one slash
+_QUERY = re.compile(
+    r"(?i)(?<=[?&])([\w.-]{0,60}(?:token|key|secret|password|signature|credential)[\w.-]{0,60}=)[^\s&#\"'<>]+"
+)
 _SECRET_NAME = re.compile(r"(?i)(?:token|key|secret|password|passwd)$")  # how the name of a variable ends
 _SECRET_CHARS = 8  # of the shortest value that is looked for
 
