@@ -55,6 +55,7 @@ def test_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "80.00 %" in printed and "objective" in printed and "[True, True]" in printed
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
