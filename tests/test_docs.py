@@ -178,6 +178,13 @@ def test_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{target}: no such heading"
 
 
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_no_row_stands_outside_its_table(page: Path) -> None:
+    lines = re.sub(r"(?ms)^```.*?^```", "", page.read_text("utf-8")).split("\n")
+    starts = [i for i, line in enumerate(lines) if line.startswith("|") and not lines[i - 1].startswith("|")]
+    assert not [lines[i] for i in starts if not re.match(r"\|[ :]*-", lines[i + 1])]
+
+
 def test_every_page_can_be_reached() -> None:
     seen, waiting = set(), [ROOT / "README.md"]
     while waiting:

@@ -204,7 +204,8 @@ def eval_(chosen: dict[str, Any], **switches: Any) -> None:
 def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet: bool) -> None:
     """Convert a pruned MODEL to another format, and check the result; or choose the format that meets your limits.
 
-    dense: for every tool; sparse: the smallest file; sliced and onnx: faster, without the removed parts.
+    dense: for every tool; sparse: the smallest file; sliced and onnx: faster, without the removed
+    parts; exits: clear texts need fewer layers.
     """
     check_limits(chosen)
     settings, machine = build(ExportConfig, chosen), wants_json(output, as_json)
