@@ -72,7 +72,7 @@ def _needed(job: Export) -> Examples:
     """All training texts. Raises `ModelError` where there are none."""
     found = _texts(job, 0)
     if found is None:
-        raise ModelError("--heal learns from the training texts of the task, which are not here", "name them with --data")
+        raise ModelError("--heal needs the training texts of the task, which are not here", "name them with --data")
     return found
 
 
