@@ -21,7 +21,7 @@ from capcli.config.push import PushConfig
 from capcli.config.sweep import SweepConfig, SweepOptions
 from capcli.errors import ConfigError
 from capcli.events import Event
-from capcli.models import tokenizers
+from capcli.models import masks
 from capcli.outcome import Result
 from capcli.predicting.pipeline import Pipeline, opened
 from capcli.progress import Bars, in_notebook, nowhere, on_terminal, watch
@@ -37,7 +37,7 @@ from capcli.verbs import prune as prune_
 from capcli.verbs import push as push_
 
 
-def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) -> Any:
+def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0, *, base: str = "") -> Any:
     """The model of a folder that capcli wrote, of a Hugging Face or ONNX folder, or of a hub id of one (`me/name` or
     `me/name@revision`), ready to be called with what its tokenizer gives; it returns what the network of transformers
     returns, `logits` for one.
@@ -46,7 +46,8 @@ def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) ->
     mode, with exactly the weights of the folder. `torch`, `sparse` or `onnx` chooses by name, `auto` takes the faster
     of torch and sparse, and logs why as INFO of the logger `capcli`. A folder with exits gives something to call that
     returns `logits` and `layers`, after how many layers each text was answered; its `threshold` can be set. threads: of
-    the CPU, 0 for as many as PyTorch uses; PyTorch has one number for the whole process.
+    the CPU, 0 for as many as PyTorch uses; PyTorch has one number for the whole process. base: where the base of masks
+    is (`cap export --to mask`), if not where they name it.
 
     Raises `CapError` when a tensor is missing, left over, damaged or of the wrong shape, or when the runtime that was
     asked for cannot compute the model.
@@ -56,7 +57,7 @@ def load(folder: str | os.PathLike[str], runtime: str = "", threads: int = 0) ->
         check_name("runtime", runtime, RUNTIMES)
     at_least(0, threads=threads)
     hub.ask_again()
-    return choice.loaded(source, runtime, threads)
+    return choice.loaded(source, runtime, threads, os.fspath(base))
 
 
 def pipeline(
@@ -80,10 +81,10 @@ def pipeline(
     return found
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+def load_tokenizer(folder: str | os.PathLike[str], *, base: str = "") -> Any:
     """The tokenizer of a model, as for `load`; its weights are not read."""
     hub.ask_again()
-    return tokenizers.read_tokenizer(os.fspath(folder))
+    return masks.tokenizer(os.fspath(folder), os.fspath(base))
 
 
 def prune(

@@ -443,3 +443,35 @@ def slow_ranks(matrices: Sequence[Sequence[tuple[float, int]]], budget: int) -> 
         if best is None:
             return taken
         taken[best[1]] += 1
+
+
+def kept_by_kind(worths: Sequence[float], sizes: Sequence[int], keep: int) -> list[int]:
+    """SMP-S inside one kind: L·v·R_l / ΣR of a matrix, clipped, the excess in proportion to the others, one at a time.
+
+    Then whole numbers, by the largest remainder.
+    """
+    share: list[float] = [0.0] * len(sizes)
+    full: set[int] = set()
+    while True:
+        others = [i for i in range(len(sizes)) if i not in full]
+        total = sum(worths[i] * sizes[i] for i in others)
+        left = keep - sum(sizes[i] for i in full)
+        for i in others:
+            share[i] = left * worths[i] * sizes[i] / total
+        over = {i for i in others if share[i] >= sizes[i]}
+        if not over:
+            break
+        for i in over:
+            share[i] = sizes[i]
+        full |= over
+        if len(full) == len(sizes):
+            break
+    found = [int(one) for one in share]
+    for i in sorted(range(len(sizes)), key=lambda i: (found[i] - share[i], i))[: keep - sum(found)]:
+        found[i] += 1
+    return found
+
+
+def mean_sigmoid(scores: Sequence[float], p: float) -> float:
+    """R of a matrix: the mean of σ(S / p)."""
+    return sum(1 / (1 + math.exp(-score / p)) for score in scores) / len(scores)

@@ -28,6 +28,12 @@ class ExportConfig:
         + ", ".join(EXPORT_FORMATS)
         + "; required, unless --fit or --max-latency-ms chooses one, or --plan lists all",
     )
+    base: str = option(
+        "",
+        "of masks, to write or to read: the dense model whose weights they keep; by default the one that was pruned",
+        panel="Weights",
+        metavar="MODEL",
+    )
     out: str = option("", "folder to write; by default MODEL-FORMAT, or MODEL-fit where limits choose", flag="-o")
     fit: int = option(
         0,
@@ -134,6 +140,9 @@ class ExportConfig:
             raise ConfigError(
                 f"{flag} is for --to {', '.join(ARTEFACT_FORMATS)}, not {self.to}", "use one of these, or leave it out"
             )
+        if self.to == "mask" and (self.dtype != "auto" or self.vocab):
+            flag = "--vocab" if self.vocab else "--dtype"
+            raise ConfigError(f"{flag} changes weights, and --to mask keeps those of its base", "leave it out")
         if self.to == "onnx" and self.dtype not in ("auto", "fp32"):
             raise ConfigError(f"--to onnx writes fp32, not {self.dtype}", "use --int8 for a smaller file")
         if self.int8 and self.to != "onnx":

@@ -102,14 +102,20 @@ class EvalConfig:
 
     source: TaskConfig
     model: str = ""
+    base: str = option(
+        "",
+        "of a model that was exported with --to mask: its base, if not where it names it",
+        metavar="MODEL",
+        expert=True,
+    )
     baseline: str = option("", "model or report.json to compare with")
     latency_batch: int = option(1, "batch size of the latency measurement")
     latency_length: int = option(128, "tokens per input of the latency measurement")
     perturb: str = option("", f"also measure on changed texts: all, or some of {','.join(PERTURBATIONS)}; see the docs")
     exit_threshold: str = option(
         "",
-        "of a model with exits: answer after the first layer that is at most this uncertain, from 0 (all layers) to 1; "
-        "by default the threshold that is stored",
+        "of a model with exits: answer after the first layer that is less uncertain than this, from 0 (all layers) to "
+        "1; by default the threshold that is stored",
         metavar="FLOAT",
     )
     seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")
@@ -126,7 +132,10 @@ class EvalConfig:
         _check_baselines([self.baseline])
         check_runtime(self.runtime)
         if self.exit_threshold and self.exits_below is None:
-            raise ConfigError(f"--exit-threshold is a number from 0 to 1, got {self.exit_threshold!r}")
+            raise ConfigError(
+                f"--exit-threshold is a number from 0 to 1, got {self.exit_threshold!r}",
+                "leave it out for the threshold that is stored",
+            )
         _check_texts(self.source, self.baseline)
         for name in self.perturbations:
             check_name("perturbation", name, PERTURBATIONS)

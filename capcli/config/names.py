@@ -52,7 +52,7 @@ TARGETS = ("macs", "params", "latency")  # what a budget of a structured run cou
 BASES = ("own", "pca")
 PERTURBATIONS = ("typos", "case", "order")
 PROBES = ("linear", "head")
-EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx", "exits", "lowrank")
+EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx", "exits", "mask", "lowrank")
 # In our own file format, which can store weights in other ways
 ARTEFACT_FORMATS = ("sparse", "sliced", "exits", "lowrank")
 RUNTIMES = ("auto", "torch", "sparse", "onnx")
@@ -69,6 +69,7 @@ class Method:
     structured: whole units are removed (`STRUCTURES`), not single weights. staged: the sparsity rises in a few stairs,
     at each of which scores are measured anew; can also do without training. one_shot: never trains, cuts at once.
     steady: masks stay as they are from one rise of the sparsity to the next, so that what stays can be fitted.
+    masks_only: the weights stay as they were pre-trained, and only masks are learned.
     """
 
     criterion: str
@@ -77,6 +78,7 @@ class Method:
     staged: bool = False
     one_shot: bool = False
     steady: bool = False
+    masks_only: bool = False
 
 
 _CAP, _PLAIN = ("ce", "kd", "prc", "snc", "fic"), ("ce", "kd")
@@ -87,6 +89,7 @@ METHODS = {
     "soft-movement": Method(criterion="soft-movement", losses=_PLAIN),
     "movement": Method(criterion="movement", losses=_PLAIN),
     "first-order": Method(criterion="first-order", losses=_PLAIN, structured=True, steady=True),
+    "smp": Method(criterion="smp", losses=_PLAIN, masks_only=True),
     "magnitude": Method(criterion="magnitude", losses=_PLAIN, steady=True),
     "cap-fisher": Method(criterion="fisher", losses=_CAP, staged=True, steady=True),
     "fisher": Method(criterion="fisher", losses=_PLAIN, staged=True, steady=True),
@@ -101,11 +104,23 @@ METHODS = {
     "sds": Method(criterion="sds", losses=("kd",), one_shot=True, steady=True),
 }
 
+LEARNED = ("movement", "soft-movement", "smp")  # criteria whose scores are trained
+
 # Defaults of a criterion that differ from those of the options. A preset goes over them where it names the criterion.
 OF_CRITERION: dict[str, dict[str, Any]] = {
     "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     "obert": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "fisher_block": 50},
     "kwon": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
+    "smp": {
+        "init": "pretrained",
+        "score_init": "zero",
+        "score_lr": 2e-2,
+        "dense_share": 0.0,
+        "final_share": 0.4,
+        "ce_weight": 0.5,
+        "kd_weight": 0.5,
+        "reg_weight": 400.0,
+    },
     **{method.criterion: {"epochs": 0, "refit": True} for method in METHODS.values() if method.one_shot},
 }
 

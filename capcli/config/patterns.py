@@ -91,7 +91,12 @@ def _check_groups(config: PruneConfig, sparsity: float) -> None:
 
 
 def _check_blocks(config: PruneConfig) -> None:
-    """Raise `ConfigError` for blocks of the Fisher information that cut 4-blocks into pieces, or mean nothing here."""
+    """Raise `ConfigError` for blocks of the Fisher information that cut 4-blocks into pieces, or mean nothing here, and
+    for matrices that share what stays by single weights."""
+    if config.scope == "type":
+        raise ConfigError(
+            f"--scope type is for single weights, not for --structure {BLOCKS}", "use --scope matrix or global"
+        )
     if config.fisher_block == 1:
         return
     if config.criterion != "obert":

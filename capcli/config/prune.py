@@ -25,7 +25,7 @@ from capcli.config.names import (
 from capcli.config.options import check_name, check_names, option, split_list
 from capcli.config.task import TaskConfig
 
-SCOPES = ("auto", "matrix", "global", "row")
+SCOPES = ("auto", "matrix", "global", "type", "row")
 SCORE_INITS = ("zero", "magnitude")
 STORES = ("fp16", "fp32")
 INITS = ("teacher", "pretrained", "fisher")
@@ -115,7 +115,9 @@ class PruneConfig(LossConfig):
         panel="Training",
         expert=True,
     )
-    score_lr: float = option(3e-2, "peak learning rate of the scores (movement methods)", panel="Training", expert=True)
+    score_lr: float = option(
+        3e-2, "peak learning rate of the scores (movement methods, smp)", panel="Training", expert=True
+    )
     weight_decay: float = option(0.01, "weight decay of AdamW", panel="Training", expert=True)
     lr_warmup: float = option(
         0.1, "share of the steps in which the learning rates rise to their peak", panel="Training", expert=True
@@ -128,6 +130,7 @@ class PruneConfig(LossConfig):
         names=INITS,
         expert=True,
     )
+    train_head: bool = option(False, "smp: also train the head and the norms, at --lr", panel="Training", expert=True)
     dense_share: float = option(0.05, "share of the steps before pruning begins", panel="Schedule", expert=True)
     final_share: float = option(0.4, "share of the steps at the final sparsity", panel="Schedule", expert=True)
     initial_sparsity: float = option(
@@ -229,8 +232,9 @@ class PruneConfig(LossConfig):
     )
     scope: str = option(
         "auto",
-        "rank weights within each matrix or over all matrices: auto, matrix, global; or row (wanda, sparsegpt, sds, "
-        "multiflow): as many stay in each row",
+        "rank weights within each matrix or over all matrices: auto, matrix, global; type (smp, movement methods): "
+        "matrices of one kind share what stays, by their mean score; row (wanda, sparsegpt, sds, multiflow): as many "
+        "stay in each row",
         panel="Selection",
         names=SCOPES,
         expert=True,
@@ -323,6 +327,11 @@ class PruneConfig(LossConfig):
     def staged(self) -> bool:
         """Whether the sparsity rises in a few stairs, at each of which scores are measured anew."""
         return METHODS[self.method].staged
+
+    @property
+    def masks_only(self) -> bool:
+        """Whether the weights stay as they were pre-trained, and only masks are learned."""
+        return METHODS[self.method].masks_only
 
     @property
     def calibrated(self) -> bool:

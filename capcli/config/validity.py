@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from capcli.config import patterns, rises, target
-from capcli.config.names import BASES, LOSSES, METHODS
+from capcli.config.names import BASES, LEARNED, LOSSES, METHODS
 from capcli.config.options import at_least, check_name, flag_name
 from capcli.errors import ConfigError
 
@@ -68,4 +68,23 @@ def check(config: PruneConfig) -> None:
     if config.dense_share + config.final_share > 1:
         raise ConfigError("--dense-share and --final-share together exceed 1, which leaves no steps for pruning")
     patterns.check(config)
+    _check_masks_only(config)
     rises.check(config)
+
+
+def _check_masks_only(config: PruneConfig) -> None:
+    """Raise `ConfigError` for options that are for learned masks, or that change weights which are to stay."""
+    if config.train_head and not config.masks_only:
+        raise ConfigError(
+            f"--train-head has no effect on {config.method}, which trains all weights",
+            "leave it out, or use --method smp",
+        )
+    if config.masks_only and config.init == "fisher":
+        raise ConfigError(
+            f"--init fisher changes weights, and {config.method} learns only masks", "use --init pretrained, or teacher"
+        )
+    if config.scope == "type" and (config.criterion not in LEARNED or config.init == "fisher"):
+        what = "--init fisher" if config.criterion in LEARNED else config.method
+        raise ConfigError(
+            f"--scope type goes by learned scores, and {what} has none", "use --scope matrix or global, or --method smp"
+        )

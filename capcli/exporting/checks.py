@@ -51,6 +51,7 @@ def checked(
     notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
     notes += [TOGETHER, *[SEEN] * bool(opened.exits.seen)] if opened.exits else []
     notes += [UNREAD] * (opened.factors is not None and not opened.factors.texts)
+    notes += [note for note in opened.model.notes if note not in job.original.notes]
     metrics, speed = None, None
     if (job.lossy or after) and job.known.ours:
         before = before or (yield from scored(job, predictor.of_network(job.original, job.on), "before"))

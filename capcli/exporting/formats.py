@@ -11,12 +11,12 @@ import torch
 
 from capcli import files
 from capcli.config.options import flatten
-from capcli.config.paths import shortened
-from capcli.errors import ModelError
+from capcli.config.paths import ELSEWHERE, shortened
+from capcli.errors import CheckFailed, ConfigError, ModelError
 from capcli.events import Event
 from capcli.exporting import exits, factors, onnx_model
 from capcli.exporting.job import Export, Opened, total_bytes
-from capcli.models import artifact, lowrank, predictor, stock, storage, tokenizers
+from capcli.models import artifact, loading, lowrank, masks, predictor, stock, storage, tokenizers
 from capcli.models.exits import check as check_exits
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
 from capcli.runtime import choice
@@ -34,8 +34,10 @@ def check_format(model: Model, to: str) -> None:
         check_exits(model)
     if to == "lowrank":
         lowrank.check(model)
-    if to == "sliced" and model.lowrank is not None:
-        raise ModelError(f"{model.source} has low-rank factors, which are not cut", "use --to sparse, or --to onnx")
+    if to in ("sliced", "mask") and model.lowrank is not None:
+        raise ModelError(f"{model.source} has low-rank factors, which --to {to} cannot hold", "use --to sparse or onnx")
+    if to == "mask" and not tokenizers.is_artifact(model.source):
+        raise ModelError(f"{model.source} is no output of cap prune, of which --to mask makes masks", "use --to sparse")
     if to == "sliced" and model.family is None:
         raise ModelError(model.unknown, "use --to sparse for a smaller file, or --to onnx")
 
@@ -98,6 +100,30 @@ def _opened(job: Export, model: Model, weights: Path, memory_bytes: int) -> Open
     )
 
 
+def mask(job: Export, staging: Path) -> Generator[Event, None, Opened]:
+    """Which weights of a dense model stay, and what else differs from it; every weight is the same, bit by bit."""
+    yield Event(phase="export", overall=0.3, note="comparing the weights with those of the base")
+    base = loading.load_dense(_base(job), job.model.labels, job.model.kind, 0)
+    masks.save(job.model, base, staging, settings(job))
+    opened = loading.load_pruned(str(staging), base.source)
+    before, after = job.model.net.state_dict(), opened.net.state_dict()
+    wrong = [name for name in before if not before[name].equal(after[name])]
+    if wrong:
+        raise CheckFailed(f"{len(wrong)} tensors differ from those of the model, first {wrong[0]}; nothing was kept")
+    return _opened(job, opened, staging / WEIGHTS_FILE, total_bytes(opened.net, 4))
+
+
+def _base(job: Export) -> str:
+    """The model that was pruned: as the user names it, or as masks or the report do. Raises `ConfigError`."""
+    found = masks.read(job.config.model)
+    name = job.config.base or (masks.base_of(found) if found else job.history.model if job.history else "") or ""
+    if not name or name.startswith(ELSEWHERE):
+        raise ConfigError(
+            f"where the model is that {job.config.model} was made from is not known here", "name it with --base"
+        )
+    return name
+
+
 def onnx(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     """An ONNX graph with dynamic batch and length, by transformers' own exporter, for onnxruntime and others."""
     yield Event(phase="export", overall=0.3, note="converting to onnx")
@@ -146,4 +172,5 @@ FORMATS: dict[str, Callable[[Export, Path], Generator[Event, None, Opened]]] = {
     "onnx": onnx,
     "exits": with_exits,
     "lowrank": low_rank,
+    "mask": mask,
 }

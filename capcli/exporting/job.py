@@ -83,7 +83,7 @@ class Export:
     def dtype_for(self, to: str) -> str:
         """The type of the weights in a format: chosen, or that of the model's own file where the format is ours."""
         chosen = self.config.dtype
-        if to in ARTEFACT_FORMATS:
+        if to in (*ARTEFACT_FORMATS, "mask"):
             return self.own_dtype if chosen == "auto" else chosen
         return chosen if to == "dense" and chosen not in ("auto", "int8") else "fp32"
 

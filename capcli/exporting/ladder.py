@@ -21,7 +21,7 @@ from capcli.errors import CapError, ModelError
 from capcli.exporting import onnx_model, preparing
 from capcli.exporting.formats import check_format, slice_model
 from capcli.exporting.job import SLICED_FORMATS, Export, total_bytes
-from capcli.models import storage
+from capcli.models import masks, storage
 from capcli.records.exported import Rung
 from capcli.runtime import choice
 
@@ -171,6 +171,8 @@ def sized(job: Export, rung: Rung) -> Rung:
         pruned = list(model.prunable())
         disk = storage.file_bytes(model, pruned, job.dtype, config.embeddings, config.svd_rank)
         memory = total_bytes(model.net, 4)
+    elif config.to == "mask":
+        disk, memory = masks.estimated_bytes(model), total_bytes(model.net, 4)
     elif config.int8:
         kinds = (torch.nn.Linear, torch.nn.Embedding)
         disk = memory = disk - 3 * sum(m.weight.numel() for m in model.net.modules() if isinstance(m, kinds))

@@ -143,12 +143,15 @@ def _record(found: Written, sent: Mapping[str, Piece]) -> Piece:
 
 
 def _public(value: Any) -> Any:
-    """JSON in which the place of the data, which is as seen from its folder, only says what it was called."""
+    """JSON in which the places of the data and of a base, as seen from its folder, only say what they were called."""
     if isinstance(value, dict):
         found = {name: _public(one) for name, one in value.items()}
         source = found.get("source")
         if isinstance(source, dict) and isinstance(place := source.get("data"), str) and place:
             found["source"] = source | {"data": place if place.startswith(HUB_PREFIX) else elsewhere(place)}
+        base = found.get("base")
+        if isinstance(base, dict) and str(base.get("name")).startswith("."):
+            found["base"] = base | {"name": elsewhere(base["name"])}
         return found
     return [_public(one) for one in value] if isinstance(value, list) else value
 

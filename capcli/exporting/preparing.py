@@ -22,7 +22,7 @@ from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import Event
 from capcli.exporting import agreement
 from capcli.exporting.job import Export, Texts
-from capcli.models import artifact, devices, legacy, tokenizers, vocabulary
+from capcli.models import artifact, devices, legacy, loading, masks, tokenizers, vocabulary
 from capcli.models.model import Model
 from capcli.records.codec import read
 from capcli.records.exported import ExportRecord, RunFacts, Vocabulary, facts_of
@@ -82,7 +82,8 @@ def _load(config: ExportConfig) -> Model:
             raise ConfigError(
                 f"--threshold is for checkpoints of movement pruning; {source} already says which weights are zero"
             )
-        return replace(artifact.load_artifact(folder), source=source, exits=None)
+        base = config.base if masks.read(source) or config.to != "mask" else ""
+        return replace(loading.load_pruned(source, base), exits=None)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)

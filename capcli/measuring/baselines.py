@@ -40,6 +40,7 @@ def load_for(
         kind=data.kind,
         seed=config.seed,
         label_map=config.source.label_names,
+        base=config.base if source == config.model else "",
         exit_threshold=exit_threshold,
     )
 

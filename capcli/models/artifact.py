@@ -42,7 +42,7 @@ from capcli.stored import AGAIN, finite, part, read_json
 
 EXPORT_FILE = "export.json"  # what `cap export` did, beside any format
 PLACES = ("data", "text")  # options of a task that name a file or folder
-CONFIG_VERSION = 1  # of cap_config.json; the weight file has its own
+CONFIG_VERSION, MASK_VERSION = 1, 2  # of cap_config.json, with weights and with masks; the weight file has its own
 
 
 def stored_settings(source: str) -> dict[str, Any]:
@@ -129,9 +129,11 @@ def _teacher(source: str, stored: Any) -> str:
 
 def dtype(source: str) -> str:
     """The type of the weights in the file of a pruned model, where all have the same and it is no code; else fp32. Its
-    exits, which are always in 32 bits, do not count."""
+    exits, which are always in 32 bits, do not count. Of masks the type to which the weights of the base are rounded."""
     if not is_artifact(source):
         return "fp32"
+    if base := part(stored_settings(source), "base"):
+        return str(base.get("dtype"))
     names = {"F16": "fp16", "BF16": "bf16"}
     own = [
         entry for entry in reader.inspect(hub.place(source) / WEIGHTS_FILE) if not entry.name.startswith(exits.PREFIX)

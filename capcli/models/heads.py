@@ -36,6 +36,19 @@ def output_layer(net: Any) -> tuple[str, nn.Linear]:
     return linears[-1]
 
 
+def head_names(net: Any) -> set[str]:
+    """The names of the tensors of the head: what stands beside the base model. Without a head none."""
+    if net.base_model is net:
+        return set()
+    return {name for name in net.state_dict() if not name.startswith(f"{net.base_model_prefix}.")}
+
+
+def norm_names(net: Any) -> set[str]:
+    """The names of the parameters of norms, of whatever class: LayerNorm, RMSNorm and others."""
+    norms = [(name, module) for name, module in net.named_modules() if type(module).__name__.endswith("Norm")]
+    return {f"{name}.{inner}" for name, module in norms for inner, _ in module.named_parameters()}
+
+
 def own_labels(config: Any) -> tuple[str, ...]:
     """The labels of a configuration in the order of the outputs."""
     table = config.id2label or {}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from capcli.data import kinds
 from capcli.data.kinds import KINDS
-from capcli.errors import CapError, FileError, ModelError, first_line
-from capcli.models import exits, families, sentences
+from capcli.errors import CapError, ConfigError, FileError, ModelError, first_line
+from capcli.models import exits, families, masks, sentences
 from capcli.models.artifact import load_artifact, stored_settings
 from capcli.models.heads import (
     label_order,
@@ -110,7 +110,7 @@ def load_dense(
         reorder_rows(output, order)
     made = _made(net, tokenizer, names, kind, source, note + notes, Path(path))
     stored = sum(Path(path, name).stat().st_size for name in hub.weight_files(Path(path)))
-    return dataclasses.replace(made, stored_bytes=stored)
+    return dataclasses.replace(made, stored_bytes=stored, absent=frozenset(info["missing_keys"]))
 
 
 def load_stock(source: str) -> Model:
@@ -313,6 +313,18 @@ def _check_kind(source: str, own: Any, kind: str) -> None:
         raise ModelError(f"{source} was pruned for {own}, not for {kind}")
 
 
+def load_pruned(source: str, base: str = "") -> Model:
+    """A pruned model; of masks with the weights of their base, found where they name it, or at `base`.
+
+    Raises `ConfigError` for a base of a model with weights of its own.
+    """
+    if (found := masks.read(source) if is_artifact(source) else None) is not None:
+        return masks.applied(found, load_dense(masks.base_of(found, base), found.labels, found.kind, 0))
+    if base:
+        raise ConfigError(f"{source} has weights of its own, and needs no base", "leave --base out")
+    return dataclasses.replace(load_artifact(hub.place(source)), source=source)
+
+
 def load_model(
     source: str,
     labels: Sequence[str] | None,
@@ -321,11 +333,12 @@ def load_model(
     *,
     need_head: bool = False,
     label_map: Mapping[str, str] | None = None,
+    base: str = "",
 ) -> Model:
-    """Load a pruned artefact or a dense checkpoint, whichever `source` is; see `load_dense`."""
-    if not is_artifact(source):
+    """Load a pruned artefact or a dense checkpoint, whichever `source` is; see `load_dense` and `load_pruned`."""
+    if not is_artifact(source) and not base:
         return load_dense(source, labels, kind, seed, need_head=need_head, label_map=label_map)
-    model = dataclasses.replace(load_artifact(hub.place(source)), source=source)
+    model = load_pruned(source, base)
     if need_head:
         _check_kind(source, model.kind, kind)
     order = _pruned_order(model.labels, labels, source, label_map)

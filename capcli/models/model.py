@@ -19,6 +19,7 @@ from capcli.data.kinds import KINDS
 from capcli.errors import ConfigError, ModelError
 from capcli.models import families, hf, slicing
 from capcli.models.devices import Compute
+from capcli.models.heads import head_names
 from capcli.models.sentences import Embedding
 
 WEIGHTS_FILE, CONFIG_FILE = "model.cap.safetensors", "cap_config.json"
@@ -65,9 +66,10 @@ class Model:
     """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
 
     The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much. lowrank: the
-    matrices that two factors stand in for. stored_bytes: of the weight files that a dense model was read from.
-    embedding: how a network without a head makes its vectors. exits: where a text may leave early; only what
-    `runtime.choice` opens looks at them.
+    matrices that two factors stand in for. stored_bytes: of the weight files that a dense model was read from, and
+    `absent` the names of the tensors that these do not have, which were drawn at random. embedding: how a network
+    without a head makes its vectors. exits: where a text may leave early; only what `runtime.choice` opens looks at
+    them.
     """
 
     net: Any
@@ -80,6 +82,7 @@ class Model:
     slices: Slices | None = None
     lowrank: LowRank | None = None
     stored_bytes: int | None = None
+    absent: frozenset[str] = frozenset()
     embedding: Embedding | None = None
     exits: Exits | None = None
 
@@ -145,6 +148,11 @@ class Model:
         """Parameters of the layer stack: prunable matrices, biases and norms."""
         stack = families.blocks(self.net, self.family).values()
         return sum({id(p): p.numel() for block in stack for p in block.parameters()}.values())
+
+
+def added_names(model: Model) -> set[str]:
+    """The names of the tensors of a dense model that are not pre-trained: its head, and what its files do not have."""
+    return head_names(model.net) | set(model.absent)
 
 
 def pooling_of(model: Model, chosen: str) -> str:

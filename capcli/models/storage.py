@@ -66,6 +66,15 @@ def stored(
     return StoredWeights(tensors=tensors, quantised=frozenset(quantised))
 
 
+def rounded(tensor: Tensor, dtype: torch.dtype, *, matrix: bool = False) -> Tensor:
+    """A tensor as a file in this type gives it back, floats in 32 bits; see `stored`. matrix: it is a pruned one."""
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(dtype)
+    cast = cast.masked_fill(cast == 0, 0.0)
+    return (_kept(cast, tensor) if matrix else cast).float()
+
+
 def embedding_names(model: Model) -> frozenset[str]:
     """The names of the word embeddings among the tensors of the network: several where matrices are tied to them.
 

@@ -57,9 +57,11 @@ class _Part:
 
 
 def trained_parameters(job: Job) -> dict[str, nn.Parameter]:
-    """All that the optimiser trains: of the network, and the projections of hid, which no artefact holds."""
+    """All that the optimiser trains: of the network what is not frozen, and the projections of hid, which no artefact
+    holds."""
+    network = {name: parameter for name, parameter in job.model.net.named_parameters() if parameter.requires_grad}
     projections = {f"{PROJECTION}{i}": parameter for i, parameter in enumerate(job.objective.projections)}
-    return {**dict(job.model.net.named_parameters()), **projections}
+    return {**network, **projections}
 
 
 def of_step(job: Job, scaler: torch.amp.GradScaler, rows: Rows, step: Step) -> dict[str, Tensor]:

@@ -180,6 +180,12 @@ def attach(
     return Matrices(names=list(linears), linears=list(linears.values()), sizes=sizes, mask=mask, scores=scores)
 
 
+def freeze(net: nn.Module, trained: Collection[str]) -> None:
+    """Let nothing be trained but the scores and the parameters named in `trained`."""
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.endswith(".scores") or name in trained)
+
+
 @contextlib.contextmanager
 def unmasked(linears: Sequence[nn.Linear]) -> Iterator[None]:
     """Inside, masked layers are plain ones of one class, and hold the weights that they compute with; gradients reach

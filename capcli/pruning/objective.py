@@ -163,9 +163,21 @@ def terms_of(job: Job, batch: Batch, found: Mapping[str, Tensor], step: int) -> 
         terms["hid"] = found["hid"]
     terms |= _contrastive(job, found["z"], batch, step)
     if job.pruner is not None and job.pruner.criterion.regularised and config.reg_weight > 0:
-        ramp = job.pruner.sparsity / max(job.pruner.final, 1e-9)
+        ramp = RAMPS[job.pruner.criterion.regularised](job, job.pruner, step)
         terms["reg"] = ramp * losses.score_regulariser(job.pruner.matrices.score_views())
     return terms
+
+
+def _with_sparsity(job: Job, pruner: Pruner, step: int) -> float:
+    return pruner.sparsity / max(pruner.final, 1e-9)
+
+
+def _with_run(job: Job, pruner: Pruner, step: int) -> float:
+    return 1 - (1 - step / job.total) ** 3
+
+
+RAMPS = {"sparsity": _with_sparsity, "run": _with_run}
+"""How REG grows: as the sparsity does, or as it would if it rose over the whole run; 0 at the start, 1 at the end."""
 
 
 def weighted(job: Job, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from capcli.config.patterns import BLOCK, BLOCKS, n_of_m
 from capcli.errors import ConfigError
 from capcli.models.families import Units
 from capcli.pruning import topk
+from capcli.pruning.allocation import by_kind
 from capcli.pruning.schedules import Shape, cubic
 
 
@@ -124,14 +125,17 @@ class Groups:
 class Unstructured:
     """Single weights, in a pattern: exact counts, and what was removed may come back.
 
-    sizes: weights of each matrix. scope: ranked within each `matrix`, or all together (`global`). floor: the share of
-    its weights that each matrix keeps at least, however they rank.
+    sizes: weights of each matrix. scope: ranked within each `matrix`, or all together (`global`), or shared by those of
+    a `type`, see `allocation.by_kind`: `kinds` and `evenness`. floor: the share of its weights that each matrix
+    keeps at least, however they rank together.
     """
 
     sizes: Sequence[int]
     scope: str
     floor: float = 0.0
     pattern: Pattern = SINGLE
+    kinds: Sequence[str] = ()
+    evenness: float = 1.0
     units: Sequence[Units] = ()
     few_rises: bool = False
     shape: Shape = cubic
@@ -143,7 +147,9 @@ class Unstructured:
         return sum(self.sizes)
 
     def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
-        """See `Pattern.select`."""
+        """See `Pattern.select` and `allocation.by_kind`."""
+        if self.scope == "type":
+            return by_kind(scores, self.sizes, self.kinds, self.weights(sparsity), self.evenness)
         return self.pattern.select(scores, self.sizes, sparsity, self.scope, self.floor)
 
     def expand(self, chosen: Tensor) -> Tensor:
@@ -156,9 +162,11 @@ class Unstructured:
 
 
 def unstructured(linears: Mapping[str, nn.Linear], structure: str, scope: str, floor: float) -> Unstructured:
-    """The single weights of these matrices, in the pattern that `--structure` names. Raises `ConfigError` for rows that
-    cannot be divided, and for matrices that are not stored by rows."""
+    """The single weights of these matrices, in the pattern that `--structure` names; what stays of a pattern is ranked
+    within each matrix where kinds of matrices would share it. Raises `ConfigError` for rows that cannot be divided, and
+    for matrices that are not stored by rows."""
     pattern = pattern_of(structure)
+    scope = "matrix" if pattern.width > 1 and scope == "type" else scope
     for name, linear in linears.items() if pattern.width > 1 else ():
         if not isinstance(linear, nn.Linear):
             raise ConfigError(

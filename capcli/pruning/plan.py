@@ -87,7 +87,8 @@ def _weights(student: Model) -> tuple[int, int]:
 def _state_bytes(config: PruneConfig, student: Model) -> int:
     """Bytes of weights, moments and what the criterion remembers: what a checkpoint holds."""
     (n, total), criterion = _weights(student), CRITERIA[config.criterion]
-    return int(4 * (3 * total + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight)))
+    moved = total if "weights" in criterion.trains else 0  # those with moments
+    return int(4 * (total + 2 * moved + n * (3 * ("scores" in criterion.trains) + criterion.state_per_weight)))
 
 
 def plan_rows(found: PrunePlan) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from capcli import parallel
 from capcli.config.names import STRUCTURES
 from capcli.config.prune import PruneConfig
 from capcli.errors import RunFailed
+from capcli.models.heads import head_names, norm_names
 from capcli.models.model import Model
 from capcli.pruning import schedules
 from capcli.pruning.calibration import Calibration
@@ -27,7 +28,7 @@ from capcli.pruning.criteria.movement import initial_scores
 from capcli.pruning.criteria.seat import ERRORS, Criterion, State, Step, Subject, window_of
 from capcli.pruning.criteria.votes import voted
 from capcli.pruning.inputs import mask_folders
-from capcli.pruning.masked import Matrices, attach
+from capcli.pruning.masked import Matrices, attach, freeze
 from capcli.pruning.refit import refit
 from capcli.pruning.schedules import Schedule, one_by_one, stairs
 from capcli.pruning.search import searched
@@ -223,6 +224,8 @@ def make_pruner(
     )
     if matrices.scores is not None and config.score_init == "magnitude":
         matrices.scores.copy_(initial_scores(matrices))
+    if "weights" not in criterion.trains:
+        freeze(model.net, head_names(model.net) | norm_names(model.net) if config.train_head else ())
     staged = stairs if total_steps else one_by_one
     total_steps = total_steps or len(config.stair_list)
     measuring = calibration if criterion.calibrated else None

@@ -35,7 +35,7 @@ from capcli.pruning.objective import term_weights
 from capcli.pruning.pruner import Pruner
 from capcli.pruning.search import Searched
 from capcli.pruning.setup import Setup, answers, holdout_of, scores, stage_record
-from capcli.pruning.student import untrained
+from capcli.pruning.student import only_masks, untrained
 from capcli.pruning.teacher import other_steps, teacher_again, weak_teacher
 from capcli.pruning.train import Progress, in_parts
 from capcli.records.codec import from_json, to_json
@@ -264,6 +264,7 @@ def _record(setup: Setup, state: Progress, dense: Mapping[str, Measured], pruned
             *setup.notes,
             *(other_steps(setup) if teacher else []),
             *untrained(setup),
+            *only_masks(setup),
             *_in_parts(setup, state),
             *(_fall(setup, dense[first], pruned[first]) if not config.epochs else []),
             *_unfinished(setup, dense[first], pruned[first]),

@@ -61,7 +61,12 @@ def measured_for(setup: Setup, student: Model) -> Generator[Event, None, Measure
         stages.publish(setup.run, of["stage"], write)
     stored = read_json(setup.run.place(STAGE) / FILE)
     measure = measure_of(config, setup.train, Speeds(**stored))
-    searched(student, config, measure)
+    try:
+        searched(student, config, measure)
+    except ConfigError:  # nothing was done yet, and another target may follow in this folder
+        parallel.wait()
+        stages.remove(setup.run.place(STAGE))
+        raise
     return measure
 
 

@@ -6,6 +6,7 @@ its units by their scores and knows which weights each of them holds.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +20,7 @@ from capcli.config.prune import PruneConfig
 from capcli.errors import ConfigError
 from capcli.models.families import Layer, Units
 from capcli.models.model import Model
+from capcli.pruning.allocation import evenness_of, kinds_of
 from capcli.pruning.patterns import unstructured
 from capcli.pruning.schedules import Shape, cubic_in_steps, equal_steps
 from capcli.pruning.topk import kept_count, topk
@@ -198,8 +200,12 @@ def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: 
     """
     linears = model.prunable()
     if not structured:
-        scope = scope if config.scope == "auto" else config.scope
-        return unstructured(linears, config.structure, scope, config.floor)
+        weights = unstructured(
+            linears, config.structure, scope if config.scope == "auto" else config.scope, config.floor
+        )
+        if weights.scope != "type":
+            return weights
+        return dataclasses.replace(weights, kinds=kinds_of(model), evenness=evenness_of(config.sparsity))
     layers = model.layers()
     device = next(iter(linears.values())).weight.device
     found: Structure = (

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from capcli import stages
+from capcli.config.paths import shortened
 from capcli.data import batches
 from capcli.data.kinds import KINDS
 from capcli.events import Event
@@ -132,6 +133,16 @@ def untrained(setup: Setup) -> list[str]:
     fitted = "masks and weights come" if config.refit else "the masks come"
     heal = f"; then {counted(config.heal, 'step')} of distillation on them, with fixed masks" if config.heal else ""
     return [f"nothing was trained: {fitted} from {counted(count, 'calibration example')}{heal}"]
+
+
+def only_masks(setup: Setup) -> list[str]:
+    """A note on what was trained, where masks are learned and weights stay as they are."""
+    config = setup.config
+    if not config.masks_only:
+        return []
+    whose = "the teacher" if config.from_teacher else f"{shortened(config.model)}, with the head of the teacher"
+    rest = "were trained" if config.train_head else "are frozen"
+    return [f"only masks were learned: the weights are those of {whose}; head and norms {rest}"]
 
 
 def _calibration(setup: Setup, student: Model, teacher: Model | None, gradient: calibrating.Gradient) -> Calibration:

@@ -20,7 +20,7 @@ from capcli.events import Event, told
 from capcli.measuring import chance, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models import loading, predict, predictor, stock
-from capcli.models.model import Model, copy, place
+from capcli.models.model import Model, added_names, copy, place
 from capcli.pruning import banks, train
 from capcli.pruning.objective import Objective
 from capcli.pruning.phase import make_job
@@ -69,6 +69,16 @@ def _itself(config: PruneConfig, data: TaskData) -> Model | None:
         return loading.load_dense(config.model, data.classes, data.kind, config.seed, need_head=True, label_map=names)
     except ModelError:
         return None
+
+
+def hand_on(config: PruneConfig, student: Model, teacher: Model) -> None:
+    """Give the student what it starts from: the teacher's weights; or to learn masks only, the teacher's in place of
+    those alone that the model to prune came without."""
+    own = teacher.net.state_dict()
+    if config.from_teacher:
+        student.net.load_state_dict(own)
+    elif config.masks_only:
+        student.net.load_state_dict({name: own[name] for name in added_names(student)}, strict=False)
 
 
 def with_answers(setup: Setup, teacher: Model) -> Generator[Event, None, Setup]:
@@ -156,6 +166,11 @@ def _check_teacher(config: PruneConfig, teacher: Model, student: Model) -> None:
             "use a teacher that was fine-tuned from the same model family",
         )
     shapes = [{name: tuple(t.shape) for name, t in one.net.state_dict().items()} for one in (teacher, student)]
+    if config.masks_only and any(shapes[0].get(name) != shapes[1][name] for name in added_names(student)):
+        raise ConfigError(
+            f"the head of the teacher {config.teacher} does not fit {config.model}, and {config.method} takes it over",
+            "use a teacher that was fine-tuned from the model, or leave --teacher out",
+        )
     if config.from_teacher and shapes[0] != shapes[1]:
         raise ConfigError(
             "the teacher has another architecture than the model, so training cannot start from its weights",

@@ -75,6 +75,23 @@ def kth_values(scores: Tensor, ranks: Sequence[int]) -> Tensor:
     return last.gather(1, _moved([most - rank for rank in ranks], scores.device))
 
 
+def topk_where(scores: Tensor, keep: Tensor) -> Tensor:
+    """`topk_rows` where only the device knows how many: `keep` [m] of each row of `scores` [m, n] in 32 bits.
+
+    The k-th value is found bit by bit, from the highest: floats read as whole numbers, those below zero turned round,
+    have the order of the floats.
+    """
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0 and 0 are equal
+    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    value = torch.full_like(keep, -(2**31), dtype=torch.int64)[:, None]
+    for bit in range(31, -1, -1):
+        higher = value + 2**bit
+        value = torch.where((keys >= higher).sum(dim=1, keepdim=True) >= keep[:, None].clamp(min=1), higher, value)
+    above, equal = keys > value, keys == value
+    missing = keep[:, None] - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
+
+
 def _moved(numbers: Sequence[int], device: torch.device) -> Tensor:
     """One number for each row, [m, 1]."""
     return torch.tensor(numbers).to(device, non_blocking=True)[:, None]

@@ -129,6 +129,7 @@ def make_optimizer(job: Job) -> torch.optim.AdamW:
         kind = "scores" if name.endswith(".scores") else "decayed" if matrix else "plain"
         groups[kind].append(parameter)
     rates = {"decayed": job.lr, "plain": job.lr, "scores": job.config.score_lr}
+    warms = job.pruner is None or job.pruner.criterion.warms
     decays = {"decayed": job.config.weight_decay, "plain": 0.0, "scores": 0.0}
     return torch.optim.AdamW(
         [
@@ -137,6 +138,7 @@ def make_optimizer(job: Job) -> torch.optim.AdamW:
                 "kind": kind,
                 "lr": rates[kind],
                 "peak_lr": rates[kind],
+                "warms": warms or kind != "scores",
                 "weight_decay": decays[kind],
             }
             for kind, parameters in groups.items()
@@ -146,11 +148,11 @@ def make_optimizer(job: Job) -> torch.optim.AdamW:
     )
 
 
-def lr_factor(job: Job, step: int, total: int) -> float:
+def lr_factor(job: Job, step: int, total: int, *, warms: bool = True) -> float:
     """Share of the peak rates at `step` of `total`: over the whole run, or inside the current cycle of the sparsity."""
     if job.pruner is not None and job.config.lr_schedule == "cycle":
         step, total = schedules.cycle(step, total, job.rises)
-    return schedules.lr_factor(step, total, job.config.lr_warmup)
+    return schedules.lr_factor(step, total, job.config.lr_warmup if warms else 0.0)
 
 
 def take_step(
@@ -160,7 +162,7 @@ def take_step(
     torch.manual_seed(step_seed(job.config.seed, job.phase, step))
     factor = lr_factor(job, step, total)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        group["lr"] = group["peak_lr"] * lr_factor(job, step, total, warms=group["warms"])
     if job.pruner is not None:
         job.pruner.update(step)
     terms = gradients.of_step(job, scaler, rows, Step(number=step, lr=job.lr * factor, scale=scaler.get_scale()))
@@ -204,6 +206,8 @@ def check_finite(job: Job, state: Progress) -> None:
 def _calmer(job: Job) -> str:
     """What helps against numbers that are not finite in this phase, and what stays meanwhile."""
     changes = {"--teacher-lr": "teacher_lr"} if job.phase == "teacher" else {"--lr": "lr"}
+    if job.config.masks_only and job.phase == "prune" and not job.config.train_head:
+        changes = {}
     if job.pruner is not None and "scores" in job.pruner.criterion.trains:
         changes["--score-lr"] = "score_lr"
     kept = stages.kept_stages(job.run, changes.values())

@@ -99,6 +99,7 @@ def render_card(
     command = report.command or "(not recorded)"
     front = _yaml({key: value for key, value in data.items() if value})
     shown = {**view(report), **_export_view(exported), "form": form, "usage": _source(usage)}
+    shown["structured"] = report.reached is not None
     return template("card.md.j2").render(front=Markup(front), fenced=Markup(_fenced(command)), **shown)
 
 

@@ -307,7 +307,7 @@ def _cost_rows(report: Report) -> list[Row]:
     speed = finite(timing.examples_per_second)
     return [
         *((phase, duration(getattr(timing, f"{phase}_seconds"))) for phase in ("teacher", "banks", "prune", "total")),
-        ("speed", NOT_MEASURED if speed is None else f"{significant(speed)} examples per second"),
+        ("speed", f"{significant(speed)} examples per second" if speed else NOT_MEASURED),
         ("peak memory, host", byte_size(memory.peak_host_bytes)),
         ("peak memory, device", byte_size(memory.peak_device_bytes)),
         *_process_rows(report),

@@ -18,7 +18,7 @@ import torch
 from capcli.config.hardware import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import finished
-from capcli.models import artifact, devices, exits, loading, lowrank, predictor
+from capcli.models import devices, exits, loading, lowrank, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Exits, Model, place
 from capcli.models.predictor import Predictor
@@ -49,12 +49,13 @@ def opened(
     seed: int = 1,
     need_head: bool = True,
     label_map: Mapping[str, str] | None = None,
+    base: str = "",
     exit_threshold: float | None = None,
 ) -> Predictor:
     """The model `source` with a head of this kind for these labels, ready to answer; see `loading.load_model`.
 
-    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for. exit_threshold: that of its exits,
-    None for the one that is stored.
+    runtime: a name of `RUNTIMES`, or none for the one that the folder is made for. base: where that of masks is.
+    exit_threshold: that of its exits, None for the one that is stored.
 
     Raises:
         ConfigError, ModelError, FileError: a runtime by name that cannot compute it, or what is wrong with the model.
@@ -64,9 +65,9 @@ def opened(
     if name == "onnx":
         _check_exits(source, None, exit_threshold)
         return onnx.predictor(onnx.load(source), kind, labels, label_map, need_head=need_head)
-    model = place(loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map), on)
+    model = loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map, base=base)
     _check_exits(source, model.exits, exit_threshold)
-    found = choose(model, on, name).predictor
+    found = choose(place(model, on), on, name).predictor
     if found.exits is not None and exit_threshold is not None:
         found.exits.threshold = exit_threshold
     return found
@@ -98,15 +99,16 @@ def _on_cpu(hardware: Hardware, runtime: str) -> Hardware:
     return dataclasses.replace(hardware, device="cpu", precision="fp32")
 
 
-def loaded(source: str, runtime: str, threads: int) -> Any:
-    """The model `source` as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime."""
+def loaded(source: str, runtime: str, threads: int, base: str = "") -> Any:
+    """The model `source` as something to call, see `capcli.load`. Nothing is made dense for the sparse runtime, but of
+    masks the base."""
     name, hardware = meant(source, runtime, Hardware(device="cpu", precision="fp32", threads=threads))
     if name == "onnx":
         return onnx.load(source, threads)
     if name == "sparse":
-        return sparse.load(source, threads)
+        return sparse.load(source, threads, base)
     on = devices.compute(hardware)
-    model = artifact.load_artifact(hub.place(source)) if is_artifact(source) else loading.load_stock(source)
+    model = loading.load_pruned(source, base) if is_artifact(source) or base else loading.load_stock(source)
     found = choose(model, on, name, threads)
     if found.predictor.chosen:
         logging.getLogger("capcli").info(found.predictor.chosen)

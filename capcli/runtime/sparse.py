@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from capcli import machine
 from capcli.errors import ConfigError, first_line
-from capcli.models import artifact, families, hf, loading, predict, tokenizers
+from capcli.models import artifact, families, hf, loading, masks, predict, tokenizers
 from capcli.models.model import Model
 from capcli.runtime.packing import Unsupported
 from capcli.sources import hub
@@ -33,14 +33,17 @@ PACKAGE = "numba"
 _LAST: ContextVar[list[Tensor]] = ContextVar("last")  # what the base model of a call puts out, for the caller
 
 
-def load(source: str | Path, threads: int = 0) -> SparseModel:
+def load(source: str | Path, threads: int = 0, base: str = "") -> SparseModel:
     """The model of a folder that capcli wrote, or of a hub id of one, on `threads` threads (0: as many as this process
     may use).
 
-    Of an artefact the matrices of the layers are never made dense. Raises `Unsupported`, or what loading raises.
+    Of an artefact the matrices of the layers are never made dense, but of masks the `base` is. Raises `Unsupported`, or
+    what loading raises.
     """
     threads, notes = usable_threads(threads)
     check_installed()
+    if base or (tokenizers.is_artifact(str(source)) and masks.read(str(source)) is not None):
+        return from_model(loading.load_pruned(str(source), base), threads)
     if not tokenizers.is_artifact(str(source)):
         return from_model(loading.load_stock(str(source)), threads)
     model, matrices = artifact.load_packed(hub.place(str(source)))

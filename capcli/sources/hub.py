@@ -114,7 +114,7 @@ def _fetched(repo: Repo, graph: bool) -> Path:
     def choose(names: Collection[str], get: Callable[[str], Path]) -> list[str]:
         if ARTEFACT not in names:
             checkpoint.check_names(names, repo.source, local=False)
-        checkpoint.check_words(names, repo.source)
+            checkpoint.check_words(names, repo.source)  # masks have the tokenizer of their base
         if ARTEFACT in names:
             return [name for name in (ARTEFACT, SPARSE, REPORT, RECORD, *TOKENIZER_FILES) if name in names]
         graphs = sorted(name for name in names if name.startswith(GRAPH)) if graph and not _dense(names) else []
@@ -130,7 +130,7 @@ def _dense(names: Collection[str]) -> bool:
 
 def _usable(names: Collection[str]) -> bool:
     """Whether a folder of the cache has what `place` promises: of a dense model its weights may be missing still."""
-    return any(name in names for name in WORDS) and (SPARSE in names if ARTEFACT in names else CONFIG in names)
+    return SPARSE in names if ARTEFACT in names else CONFIG in names and any(name in names for name in WORDS)
 
 
 def ask_again() -> None:

@@ -26,7 +26,7 @@ from capcli.pruning.record import write_artefact
 from capcli.pruning.setup import describe_device, load_student, make_setup, read_data, tell_notes
 from capcli.pruning.speed import measured_for
 from capcli.pruning.student import train_student
-from capcli.pruning.teacher import fine_tuned, given_teacher, make_bank, teacher_bank, with_answers
+from capcli.pruning.teacher import fine_tuned, given_teacher, hand_on, make_bank, teacher_bank, with_answers
 from capcli.records.pruned import Report
 from capcli.sources import hub
 from capcli.stages import Bound, RunFolder
@@ -171,8 +171,7 @@ def _prune(config: PruneConfig, folder: RunFolder, overwrite: bool, gates: Gates
         pretrained = (yield from make_bank(setup, "pretrained", student))[0] if "prc" in config.loss_names else None
         teacher = given or (yield from fine_tuned(setup, student))
         finetuned, logits, dense = yield from teacher_bank(setup, teacher)
-    if config.from_teacher:
-        student.net.load_state_dict(teacher.net.state_dict())
+    hand_on(config, student, teacher)
     kept = teacher if config.needs_teacher else None
     del teacher, given
     pruner, state = yield from train_student(setup, student, pretrained, finetuned, logits, kept, measure)

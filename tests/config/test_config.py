@@ -154,7 +154,11 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: EvalConfig(source=SOURCE, gates=Gates(min_retention=0.9)), "--min-retention compares", "--baseline"),
     (lambda: EvalConfig(source=SOURCE, latency_batch=0), "--latency-batch must be at least 1, got 0", ""),
     (lambda: ExportConfig(to="dens"), "unknown format 'dens'", "did you mean dense?"),
-    (lambda: ExportConfig().check_asked(), "no format given", "name one with --to: dense, sparse, sliced, onnx"),
+    (
+        lambda: ExportConfig().check_asked(),
+        "no format given",
+        "name one with --to: dense, sparse, sliced, onnx, exits, mask",
+    ),
     (lambda: ExportConfig(to="sparse", fit=9), "--to sparse and --fit both choose the format", "leave one of them out"),
     (lambda: ExportConfig(fit=9, vocab="task"), "--vocab needs --to: --fit chooses it", "name the format with --to"),
     (lambda: ExportConfig(max_latency_ms=9, int8=True), "--int8 needs --to: --max-latency-ms chooses it", ""),

@@ -33,6 +33,7 @@ BY_CRITERION = {
     "magnitude": "magnitude",
     "movement": "cap-m",
     "soft-movement": "cap-soft",
+    "smp": "smp",
     "first-order": "cap-f",
     "platon": "platon",
     "pins": "cap-pins",
@@ -550,4 +551,4 @@ def test_table_matches_the_methods() -> None:
         assert (method.staged or method.one_shot) is CRITERIA[method.criterion].calibrated
         assert method.one_shot is (method.criterion in LAYERWISE)
     assert {name for name, row in CRITERIA.items() if row.choose is not None} == {*LAYERWISE, "obert"}
-    assert [name for name, row in CRITERIA.items() if row.regularised] == ["soft-movement"]
+    assert [name for name, row in CRITERIA.items() if row.regularised] == ["soft-movement", "smp"]

@@ -39,6 +39,7 @@ GOLDEN: dict[str, list[tuple[int, str]]] = {
     "soft-movement": [(9635, "1e4d61f40bd76eed"), (4309, "15c4c8c66e778180"), (3277, "3ca16e5c817ada42")],
     "movement": [(9635, "16db988fb6d945bd"), (4309, "89d3162e2e6cf0b8"), (3277, "fae051a13c99e049")],
     "first-order": [(13120, "be41a7be6e2fa63a"), (8192, "ce73b0fb0dd87e99"), (3264, "b71fcaa05caae593")],
+    "smp": [(9635, "fd24115dfbda56c2"), (4309, "0d7f0005bc263326"), (3277, "47f433c8000c65f1")],
     "magnitude": [(9635, "90b354dee9d49b37"), (4309, "c7fe411788963cf6"), (3277, "602f7e4a5a11baeb")],
     "cap-pins": [(9635, "b538eed7b1aad5be"), (4309, "ed4568165743c68a"), (3277, "919ceb004c342fb5")],
     "pins": [(9635, "b538eed7b1aad5be"), (4309, "ed4568165743c68a"), (3277, "919ceb004c342fb5")],

@@ -22,6 +22,7 @@ from capcli.config.layers import prune_config
 from capcli.config.names import METHODS
 from capcli.errors import ConfigError
 from capcli.pruning import information, pruner, topk
+from capcli.pruning.costs import WEIGHTS
 from capcli.pruning.criteria import layerwise, obert, sparsegpt
 from capcli.pruning.criteria.layerwise import Quota
 from capcli.pruning.patterns import Blocks, Groups, pattern_of, position_bits
@@ -215,12 +216,12 @@ def test_rows_and_matrices_that_do_not_fit_are_named(checkpoint: Make, structure
     sparsity = 0.5
     turned = tiny(checkpoint, "gpt2")
     with pytest.raises(ConfigError, match=r"about the rows of a matrix, and transformer\.\S+ is stored by columns"):
-        pruner.planned(turned, config(structure=structure, sparsity=sparsity))
+        pruner.planned(turned, config(structure=structure, sparsity=sparsity), WEIGHTS)
     odd = replace(tiny(checkpoint, "bert"))
     name, linear = next(iter(odd.prunable().items()))
     linear.in_features = 30
     with pytest.raises(ConfigError, match=rf"parts of 4 weights, and those of {name} have 30"):
-        pruner.planned(odd, config(structure=structure, sparsity=sparsity))
+        pruner.planned(odd, config(structure=structure, sparsity=sparsity), WEIGHTS)
 
 
 # What is asked for ---------------------------------------------------------------------------------------------------

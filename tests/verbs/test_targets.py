@@ -146,8 +146,7 @@ def test_a_target_out_of_reach_is_refused_before_anything_is_trained(
         with pytest.raises(ConfigError, match=f"--target {target} cannot be met") as refused:
             run(tiny, tmp_path / "out", target=target)
         assert refused.value.hint.startswith(f"the nearest is --target {nearest}")
-        assert not (tmp_path / "out" / "work" / "teacher-steps").exists()
-        assert not (tmp_path / "out" / "report.json").exists()
+        assert not (tmp_path / "out").exists(), "the command with the target of the hint is another run"
 
 
 def test_a_plan_and_what_is_printed(tiny: Tiny, tmp_path: Path) -> None:
@@ -165,5 +164,8 @@ def test_a_plan_and_what_is_printed(tiny: Tiny, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert "requested macs=0.5" in done.stdout
     assert "multiply-adds" in done.stdout
-    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    page, card = ((tmp_path / "out" / name).read_text("utf-8") for name in ("report.html", "README.md"))
+    assert "`cap export FOLDER --to sliced` cuts out what was removed" in card
+    assert "| speed | not measured |" in card, "nothing was trained"
+    assert "0.00 examples per second" not in page
     assert "macs=0.5" in page

@@ -5,7 +5,7 @@ from capcli.pruning.criteria.fisher import FISHER
 from capcli.pruning.criteria.kwon import KWON
 from capcli.pruning.criteria.layerwise import MULTIFLOW, SDS, WANDA
 from capcli.pruning.criteria.magnitude import MAGNITUDE
-from capcli.pruning.criteria.movement import MOVEMENT, SOFT_MOVEMENT
+from capcli.pruning.criteria.movement import MOVEMENT, SMP, SOFT_MOVEMENT
 from capcli.pruning.criteria.obert import OBERT
 from capcli.pruning.criteria.seat import Criterion
 from capcli.pruning.criteria.sensitivity import PINS, PLATON
@@ -15,6 +15,7 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": MAGNITUDE,
     "movement": MOVEMENT,
     "soft-movement": SOFT_MOVEMENT,
+    "smp": SMP,
     "first-order": FIRST_ORDER,
     "fisher": FISHER,
     "obert": OBERT,

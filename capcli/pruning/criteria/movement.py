@@ -1,4 +1,7 @@
-"""Movement: a score per weight, trained straight through (section 4 of the design's ALGORITHM; arXiv 2005.07683)."""
+"""Movement: a score per weight, trained straight through (section 4 of the design's ALGORITHM; arXiv 2005.07683).
+
+SMP trains nothing else: section 2 of the design's METHODS; arXiv 2210.06210.
+"""
 
 from __future__ import annotations
 
@@ -24,4 +27,5 @@ def initial_scores(matrices: Matrices) -> Tensor:
 LEARNED = frozenset({"weights", "scores"})
 MOVEMENT = Criterion(scores=scores, trains=LEARNED, due="step")
 # With the threshold solved at every selection, sigma(S) over the threshold is the global top-k of S.
-SOFT_MOVEMENT = Criterion(scores=scores, trains=LEARNED, due="step", scope="global", regularised=True)
+SOFT_MOVEMENT = Criterion(scores=scores, trains=LEARNED, due="step", scope="global", regularised="sparsity")
+SMP = Criterion(scores=scores, trains=frozenset({"scores"}), due="step", scope="type", regularised="run", warms=False)

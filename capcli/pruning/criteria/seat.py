@@ -76,10 +76,13 @@ class Criterion:
     trained as well.
     due: masks are chosen anew at every `step`, when the sparsity `rise`s, or after every `window` of steps, see
     `window_of`.
-    scope: single weights are ranked within each `matrix` or all together (`global`), unless the user chooses.
+    scope: single weights are ranked within each `matrix`, all together (`global`), or those of a `type` of matrix share
+    what stays, see `allocation`, unless the user chooses.
     structured: chooses whole units, not single weights. searched: whole heads and neurons share a budget, see
-    `search.Searched`; else both are removed in the same ratio. regularised: REG is added to the loss. calibrated: needs
-    `Subject.calibration`, and the sparsity rises in the few stairs of `schedules.stairs`, or at once.
+    `search.Searched`; else both are removed in the same ratio. calibrated: needs `Subject.calibration`, and the
+    sparsity rises in the few stairs of `schedules.stairs`, or at once.
+    regularised: what REG grows with, which is then added to the loss, a name of `objective.RAMPS`.
+    warms: the learning rate of trained scores rises to its peak first, as that of weights does.
     """
 
     scores: Callable[[State, Subject], Tensor] | None = None
@@ -92,9 +95,10 @@ class Criterion:
     trains: frozenset[str] = frozenset({"weights"})
     gradient: Literal["masked", "dense"] = "masked"
     due: Literal["step", "rise", "window"] = "rise"
-    scope: Literal["matrix", "global"] = "matrix"
+    scope: Literal["matrix", "global", "type"] = "matrix"
     structured: bool = False
     searched: bool = False
     state_per_weight: int = 0
-    regularised: bool = False
+    regularised: Literal["", "sparsity", "run"] = ""
+    warms: bool = True
     calibrated: bool = False
