@@ -411,6 +411,40 @@ def turned_head(q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
     return root @ p.T @ np.diag(1 / sq) @ uq.T, root @ r @ np.diag(1 / sk) @ uk.T, u.T
 
 
+# Factors in place of matrices ----------------------------------------------------------------------------------------
+
+
+def slow_factors(weight: Tensor, second: Tensor, ridge: float, rank: int) -> tuple[Tensor, list[float]]:
+    """The product of LPAF's factors of W [O, I] whitened by the inputs, and all squares of singular values: with
+    C = second + ridge·1 and W·C^½ = U·S·Vᵀ, A = U_k·S_k^½ and B = S_k^½·V_kᵀ·C^-½, C^½ symmetric."""
+    values, vectors = np.linalg.eigh(second.double().numpy() + ridge * np.eye(len(second)))
+    root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    u, s, vt = np.linalg.svd(weight.double().numpy() @ root, full_matrices=False)
+    product = np.zeros(weight.shape)
+    for k in range(rank):
+        a, b = u[:, k] * math.sqrt(s[k]), math.sqrt(s[k]) * vt[k] @ np.linalg.inv(root)
+        product += np.outer(a, b)
+    return torch.from_numpy(product), [float(value) ** 2 for value in s]
+
+
+def slow_ranks(matrices: Sequence[Sequence[tuple[float, int]]], budget: int) -> list[int]:
+    """How many steps (spared, weights) each matrix takes: one, then over and over the best by spared / weights that
+    fits into what is left of the budget."""
+    taken = [1 for _ in matrices]
+    while True:
+        left = budget - sum(found[i][1] for found, n in zip(matrices, taken, strict=True) for i in range(n))
+        best = None
+        for i, found in enumerate(matrices):
+            if taken[i] == len(found) or found[taken[i]][1] > left or found[taken[i]][0] <= 0:
+                continue
+            gain = found[taken[i]][0] / found[taken[i]][1]
+            if best is None or gain > best[0]:
+                best = gain, i
+        if best is None:
+            return taken
+        taken[best[1]] += 1
+
+
 def kept_by_kind(worths: Sequence[float], sizes: Sequence[int], keep: int) -> list[int]:
     """SMP-S inside one kind: L·v·R_l / ΣR of a matrix, clipped, the excess in proportion to the others, one at a time.
 

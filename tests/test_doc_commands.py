@@ -60,6 +60,7 @@ NOT_RUN = {
     "srun ": "a cluster",
     "cap export runs/sst2 --to exits": "a model of several layers: tests/exporting/test_exits.py",
     "cap eval sst2-exits": "the same",
+    "cap export runs/sst2 --to lowrank --ratio 0.2 --heal": "takes long: tests/exporting/test_factors.py",
     "trackio show": "the package is not a dependency, and it starts a server",
     "export HF_HUB_OFFLINE=1": "for the commands after it; tests/sources/test_hub.py",
     "cap probe --min subj": "with its cap.toml in tests/cli/test_ci.py",

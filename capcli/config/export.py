@@ -13,7 +13,7 @@ from capcli.config.task import LABEL_MAP
 from capcli.errors import ConfigError
 
 LIMITS = "Limits"  # instead of a format
-TREATMENTS = ("dtype", "embeddings", "vocab", "int8")
+TREATMENTS = ("dtype", "embeddings", "vocab", "int8", "ratio", "heal")
 """Options that change the weights of one format."""
 
 
@@ -67,6 +67,16 @@ class ExportConfig:
         "", "keep only the tokens that the task's training texts need (task), or those of a FILE", panel="Weights"
     )
     int8: bool = option(False, "quantise the weights of an onnx export to 8 bits", panel="Weights")
+    ratio: float = option(
+        0.0,
+        "of a lowrank file: the share of the weights of the dense matrices that may be left in it, such as 0.3",
+        panel="Weights",
+    )
+    heal: int = option(
+        0,
+        "of a lowrank file: epochs in which its factors learn the answers of MODEL to the task's training texts",
+        panel="Weights",
+    )
     threshold: str = option(
         "", "threshold that a movement-pruning checkpoint with scores was pruned with", panel="Weights"
     )
@@ -93,7 +103,7 @@ class ExportConfig:
         check_name("dtype", self.dtype, ("auto", "fp32", "fp16", "bf16", "int8"))
         check_name("device", self.device.split(":")[0], DEVICES)
         at_least(1, samples=self.samples)
-        at_least(0, threads=self.threads, max_eval_samples=self.max_eval_samples)
+        at_least(0, threads=self.threads, max_eval_samples=self.max_eval_samples, heal=self.heal)
         if self.task:
             check_name("task", self.task, TASK_NAMES)
         if self.threshold and self.score_threshold is None:
@@ -137,11 +147,23 @@ class ExportConfig:
             raise ConfigError(f"--to onnx writes fp32, not {self.dtype}", "use --int8 for a smaller file")
         if self.int8 and self.to != "onnx":
             raise ConfigError("--int8 is for --to onnx", "use --dtype int8 with --to sparse or --to sliced")
+        if self.to == "lowrank" and not 0 < self.ratio < 1:
+            raise ConfigError(
+                f"--to lowrank needs --ratio, a number between 0 and 1, got {self.ratio:g}",
+                "say what share of the weights of the dense matrices may be left: for example --ratio 0.3",
+            )
+        if self.to and self.to != "lowrank" and (self.ratio or self.heal):
+            raise ConfigError(f"{'--ratio' if self.ratio else '--heal'} is for --to lowrank, not {self.to}")
 
     @property
     def needs_train(self) -> bool:
         """Whether it cannot be made without the training texts of the task."""
-        return bool(self.vocab) or self.to == "exits"
+        return bool(self.vocab) or self.to == "exits" or self.heal > 0
+
+    @property
+    def reads_train(self) -> bool:
+        """Whether the training texts of the task are of use to the format by name."""
+        return self.needs_train or self.to == "lowrank"
 
     @property
     def limits(self) -> Gates:

@@ -52,8 +52,9 @@ TARGETS = ("macs", "params", "latency")  # what a budget of a structured run cou
 BASES = ("own", "pca")
 PERTURBATIONS = ("typos", "case", "order")
 PROBES = ("linear", "head")
-EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx", "exits", "mask")
-ARTEFACT_FORMATS = ("sparse", "sliced", "exits")  # in our own file format, which can store weights in other ways
+EXPORT_FORMATS = ("dense", "sparse", "sliced", "onnx", "exits", "mask", "lowrank")
+# In our own file format, which can store weights in other ways
+ARTEFACT_FORMATS = ("sparse", "sliced", "exits", "lowrank")
 RUNTIMES = ("auto", "torch", "sparse", "onnx")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MOST = 2**63 - 1  # the largest whole number of every library and of TOML

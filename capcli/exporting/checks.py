@@ -12,7 +12,7 @@ from typing import Any
 from capcli.errors import CheckFailed
 from capcli.events import Event, told
 from capcli.exporting import agreement
-from capcli.exporting.job import Export, Opened, event_of, what_it_gives
+from capcli.exporting.job import SLICED_FORMATS, Export, Opened, event_of, what_it_gives
 from capcli.measuring import chance, latency, scoring
 from capcli.measuring.scoring import Measured
 from capcli.models import predictor
@@ -31,6 +31,10 @@ SEEN = (
     "the threshold was chosen on examples that the model itself may have been trained on; --holdout of cap prune sets "
     "some aside"
 )
+UNREAD = (
+    "the factors were fitted to the weights alone, without training texts of the task: they lose more than need be; "
+    "name the data with --data"
+)
 LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
 
 
@@ -46,6 +50,7 @@ def checked(
     check, dense_bytes = _compared(job, opened), 4 * job.original.before_slicing.total
     notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
     notes += [TOGETHER, *[SEEN] * bool(opened.exits.seen)] if opened.exits else []
+    notes += [UNREAD] * (opened.factors is not None and not opened.factors.texts)
     notes += [note for note in opened.model.notes if note not in job.original.notes]
     metrics, speed = None, None
     if (job.lossy or after) and job.known.ours:
@@ -55,7 +60,7 @@ def checked(
         notes += [*after.doubts, *_guessing(job, before, after)]
     elif job.lossy:
         notes.append("the weights were changed, and the accuracy was not measured again")
-    if job.config.to in ("sliced", "onnx") or opened.model.runtime == "sparse":
+    if job.config.to in SLICED_FORMATS or opened.model.runtime == "sparse":
         yield Event(phase="export", overall=0.875, note="measuring latency, in turn with the original model")
         speed = yield from _speed(job, opened)
     return Measurements(
@@ -68,6 +73,7 @@ def checked(
         notes=tuple(notes),
         gives=what_it_gives(opened, dense_bytes, speed),
         exits=opened.exits,
+        factors=opened.factors,
     )
 
 
@@ -78,7 +84,7 @@ def _compared(job: Export, opened: Opened) -> Check:
         texts = [text for text in texts if _reads_alike(job, opened.model.tokenizer, text)]
         if not texts:
             raise CheckFailed("the new vocabulary changes the tokens of every text", "keep more tokens")
-    if opened.nonzero > before:
+    if opened.nonzero > before and opened.factors is None:  # factors have other weights
         raise CheckFailed(f"{opened.nonzero:,} weights are not zero in the export, {before:,} before")
     batch = 1 if opened.model.alone else agreement.BATCH
     ours = agreement.logits(predictor.of_network(job.original, job.on), texts, job.length, batch)

@@ -18,9 +18,9 @@ from capcli.exporting import agreement
 from capcli.models.devices import Compute
 from capcli.models.model import Model, longest_input
 from capcli.models.predictor import Predictor
-from capcli.records.exported import ExitTable, Gives, RunFacts, Speed, Vocabulary
+from capcli.records.exported import ExitTable, FactorTable, Gives, RunFacts, Speed, Vocabulary
 
-SLICED_FORMATS = ("sliced", "onnx")  # that compute without what is zero
+SLICED_FORMATS = ("sliced", "onnx", "lowrank")  # that compute without what is zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Export:
     def exact(self) -> bool:
         """Whether only rounding may tell the logits of the export from those of the model, on the same tokens."""
         same = self.dtype in ("fp32", self.own_dtype)
-        return same and self.config.embeddings == "keep" and not self.config.int8
+        return same and self.config.embeddings == "keep" and not self.config.int8 and self.config.to != "lowrank"
 
     @property
     def lossy(self) -> bool:
@@ -103,7 +103,7 @@ class Export:
 class Opened:
     """What was written, opened again as whoever gets it opens it; non-zero weights of its matrices, and the bytes that
     its weights take on disk and in memory. plain: what is compared with the original, where `model` may answer
-    early; exits: what there is to say of these."""
+    early; exits, factors: what there is to say of these."""
 
     model: Predictor
     nonzero: int
@@ -111,6 +111,7 @@ class Opened:
     memory_bytes: int
     plain: Predictor | None = None
     exits: ExitTable | None = None
+    factors: FactorTable | None = None
 
 
 def check_free(folder: Path) -> Path:

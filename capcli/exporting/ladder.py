@@ -177,14 +177,24 @@ def sized(job: Export, rung: Rung) -> Rung:
         kinds = (torch.nn.Linear, torch.nn.Embedding)
         disk = memory = disk - 3 * sum(m.weight.numel() for m in model.net.modules() if isinstance(m, kinds))
     left = sum(linear.weight.numel() for linear in model.prunable().values())
+    if config.to == "lowrank":
+        disk, memory, left = _with_factors(job, left)
     return replace(
         rung,
         exact=not job.lossy,
-        estimated=config.to not in ARTEFACT_FORMATS or config.to == "exits",
+        estimated=config.to not in ARTEFACT_FORMATS or config.to in ("exits", "lowrank"),
         weights_bytes=disk,
         memory_bytes=memory,
         matrices_left=left / job.original.before_slicing.prunable,
     )
+
+
+def _with_factors(job: Export, before: int) -> tuple[int, int, int]:
+    """Bytes on disk and in memory of an export with factors that use all that its ratio allows, and how many weights
+    these then have; `before` is how many the matrices have now."""
+    left = min(before, int(job.config.ratio * job.original.before_slicing.prunable))
+    total = total_bytes(job.model.net, 1) - before + left
+    return storage.DTYPES[job.dtype].itemsize * total, 4 * total, left
 
 
 def planned_here(ground: Ground, ways: Sequence[Way]) -> tuple[Rung, ...]:

@@ -105,7 +105,7 @@ def _history(folder: Path) -> RunFacts | None:
 
 def _known(config: ExportConfig, model: Model, train: bool) -> Texts:
     """The data of an export. Training texts that are wanted and not needed may be missing."""
-    if not train or config.needs_train:
+    if config.needs_train or not (train or config.reads_train):
         return _texts(config, model, train=config.needs_train)
     try:
         return _texts(config, model, train=True)

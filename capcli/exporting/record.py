@@ -111,4 +111,5 @@ def _treatment(job: Export) -> str:
     parts = [f"cap export --to {config.to}", f"--dtype {job.dtype}"]
     parts += [f"--embeddings {config.embeddings}"] * (config.embeddings != "keep") + ["--int8"] * config.int8
     parts += [f"--vocab {config.vocab}"] if config.vocab else []
+    parts += [f"--ratio {config.ratio:g}"] * bool(config.ratio) + [f"--heal {config.heal}"] * bool(config.heal)
     return f"Exported with {' '.join(parts)}."

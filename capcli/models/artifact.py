@@ -24,10 +24,11 @@ from capcli.config.paths import ELSEWHERE, elsewhere
 from capcli.config.task import TaskConfig
 from capcli.data.kinds import KINDS
 from capcli.errors import CapError, FileError, ModelError, first_line
-from capcli.models import exits, families, sentences, slicing
+from capcli.models import altered, exits, families, lowrank, sentences
+from capcli.models.altered import Altered
 from capcli.models.heads import own_labels, renamed
 from capcli.models.hf import auto_class, read_config
-from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Exits, Model, Slices, check_finite, count_parameters
+from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Exits, Model, check_finite
 from capcli.models.outline import outline
 from capcli.models.tokenizers import check_fits, is_artifact, read_tokenizer, save_tokenizer
 from capcli.reporting.text import first_few
@@ -151,12 +152,12 @@ def load_artifact(folder: Path) -> Model:
         FileError, ModelError: naming the file and the first differing tensors.
     """
     settings = read_json(folder / CONFIG_FILE)
-    net, slices = _build(settings, folder)
+    net, changes = _build(settings, folder)
     tensors = reader.load(folder / WEIGHTS_FILE)
     _check_tensors({**net.state_dict(), **_outlines(net.config, settings)}, tensors, folder / WEIGHTS_FILE)
     found = _read_exits(settings, tensors, folder)
     net.load_state_dict(tensors, strict=True)
-    model = dataclasses.replace(_finished(net, slices, settings, folder), exits=found)
+    model = dataclasses.replace(_finished(net, changes, settings, folder), exits=found)
     if found is not None:
         exits.check(model)
     return model
@@ -168,9 +169,10 @@ def load_packed(folder: Path) -> tuple[Model, dict[str, Tensor | Kept]]:
     Nothing as large as the dense layers is made. Raises what `load_artifact` raises.
     """
     settings = read_json(folder / CONFIG_FILE)
-    net, slices = _build(settings, folder)
-    if "exits" in settings:
-        raise exits.only_torch(str(folder))
+    net, changes = _build(settings, folder)
+    for name, refusal in (("exits", exits.only_torch), ("lowrank", lowrank.only_torch)):
+        if name in settings:
+            raise refusal(str(folder))
     linears = families.prunable(net, families.FAMILIES.get(net.config.model_type))
     tensors = reader.load_kept(folder / WEIGHTS_FILE, linears.keys())
     _check_tensors(net.state_dict(), tensors, folder / WEIGHTS_FILE)
@@ -179,10 +181,10 @@ def load_packed(folder: Path) -> tuple[Model, dict[str, Tensor | Kept]]:
     matrices = {name: tensors.pop(name) for name in linears}
     net.load_state_dict(tensors, strict=False)
     check_finite(((name, m.values if isinstance(m, Kept) else m) for name, m in matrices.items()), str(folder))
-    return _finished(net, slices, settings, folder), matrices
+    return _finished(net, changes, settings, folder), matrices
 
 
-def _finished(net: Any, slices: Slices | None, settings: Mapping[str, Any], folder: Path) -> Model:
+def _finished(net: Any, changes: Altered, settings: Mapping[str, Any], folder: Path) -> Model:
     """The model around a network that was read from an artefact."""
     net.config.architectures = [type(net).__name__]
     check_finite(net.named_parameters(), str(folder))
@@ -199,12 +201,13 @@ def _finished(net: Any, slices: Slices | None, settings: Mapping[str, Any], fold
         labels=labels,
         kind=kind,
         source=str(folder),
-        slices=slices,
+        slices=changes.slices,
+        lowrank=changes.lowrank,
         embedding=sentences.recorded(settings.get("embedding"), str(folder)) if KINDS[kind].vectors else None,
     )
 
 
-def _build(settings: Any, folder: Path) -> tuple[Any, Slices | None]:
+def _build(settings: Any, folder: Path) -> tuple[Any, Altered]:
     """The network that `cap_config.json` describes, its tensors to be loaded; checked against the weight file."""
     from transformers import AutoConfig
 
@@ -223,8 +226,8 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Slices | None]:
     check_description(table, f"{path}: model_config")
     try:
         config = AutoConfig.for_model(model_type, **table)
-        slices = _check_size(config, settings, folder, found)
-        return empty_network(config, settings["kind"], slices), slices
+        changes = _check_size(config, settings, folder, found)
+        return empty_network(config, settings["kind"], changes), changes
     except CapError:
         raise
     except Exception as error:
@@ -233,33 +236,20 @@ def _build(settings: Any, folder: Path) -> tuple[Any, Slices | None]:
 
 def _check_size(
     config: Any, settings: Mapping[str, Any], folder: Path, found: Mapping[str, tuple[int, ...]]
-) -> Slices | None:
+) -> Altered:
     """Refuse a configuration whose network is not that of the weight file, before it is built; `found` are its shapes.
 
-    Returns how its layers are sliced, if they are.
+    Returns how its layers are sliced and factorised, if they are.
     """
     net = outline(config, settings["kind"], found, folder)
-    slices = _read_slices(net, settings, folder / CONFIG_FILE) if "sliced" in settings else None
+    changes = altered.read(net, settings, folder / CONFIG_FILE)
     tensors = {**net.state_dict(), **_outlines(config, settings)}
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_names(expected, found, folder / WEIGHTS_FILE)
-    return slices
+    return changes
 
 
-def _read_slices(net: Any, settings: Mapping[str, Any], path: Path) -> Slices:
-    """What `sliced` says, for a network on `meta`, whose layers get their sizes."""
-    family = families.FAMILIES.get(net.config.model_type)
-    if family is None:
-        raise FileError(f"{path}: sliced layers of a {net.config.model_type} model, whose layers capcli does not know")
-    try:
-        slices = Slices(sizes=slicing.read(settings["sliced"], net, family), before=count_parameters(net, family))
-    except ValueError as error:
-        raise FileError(f"{path}: {error}", "slice again, or copy the whole folder") from error
-    slicing.shape(net, family, slices.sizes)
-    return slices
-
-
-def empty_network(config: Any, kind: str, slices: Slices | None) -> Any:
+def empty_network(config: Any, kind: str, changes: Altered) -> Any:
     """A network that waits for its tensors: none is drawn at random, but all that is not stored is computed."""
     from transformers.initialization import no_init_weights
 
@@ -269,8 +259,7 @@ def empty_network(config: Any, kind: str, slices: Slices | None) -> Any:
         tensor._is_hf_initialized = True  # how transformers' own loader says so; the rest are buffers
     net.initialize_weights()
     net.tie_weights()
-    if slices:
-        slicing.shape(net, families.FAMILIES[config.model_type], slices.sizes)
+    altered.shape(net, changes)
     return net
 
 
@@ -337,7 +326,7 @@ def save_artifact(
             "format_version": CONFIG_VERSION,
             "model_config": described,
             **settings_record(model, settings, out, home),
-            **_slices_record(model.slices),
+            **altered.record(model),
             **({"exits": {"threshold": model.exits.threshold}} if model.exits else {}),
         },
     )
@@ -364,10 +353,6 @@ def _source_record(settings: Mapping[str, Any], out: Path, home: Path) -> dict[s
     places = {name: source[name] for name in PLACES if source.get(name)}
     near = {name: _as_seen(home / place, out) for name, place in places.items() if not place.startswith(HUB_PREFIX)}
     return {"source": {**source, **near}} if places else {}
-
-
-def _slices_record(slices: Slices | None) -> dict[str, Any]:
-    return {"sliced": {name: dataclasses.asdict(size) for name, size in slices.sizes.items()}} if slices else {}
 
 
 def artifact_files(out: Path) -> list[Path]:

@@ -272,7 +272,8 @@ def _matching(module: nn.Module, path: list[str], name: str) -> Iterator[tuple[s
 
 
 def prunable(net: Any, family: Family | None) -> dict[str, nn.Linear]:
-    """The prunable linear layers by the name of their weight, in reading order (section 3).
+    """The prunable linear layers by the name of their weight, in reading order (section 3); of a matrix in factors,
+    both of these.
 
     For an unknown family, every linear layer inside the repeated blocks.
     """
@@ -284,9 +285,14 @@ def prunable(net: Any, family: Family | None) -> dict[str, nn.Linear]:
         else:
             paths = [path for path, module in inside.items() if is_linear(module)]
         for path in paths:
-            linear: Any = block.get_submodule(path)
-            found[f"{name}.{path}.weight" if path else f"{name}.weight"] = linear
+            at = f"{name}.{path}" if path else name
+            found |= {f"{at}{part}.weight": linear for part, linear in _parts(block.get_submodule(path)).items()}
     return found
+
+
+def _parts(module: Any) -> dict[str, Any]:
+    """A linear layer, or the two in sequence that took its place (`models.lowrank`), by what their names add."""
+    return {f".{i}": part for i, part in enumerate(module)} if isinstance(module, nn.Sequential) else {"": module}
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -43,6 +43,15 @@ class Slices:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """The ranks of the factors in place of matrices, by the names that these had, see `models.lowrank`; and the
+    parameters that the network had before."""
+
+    ranks: Mapping[str, int]
+    before: ParameterCounts
+
+
+@dataclass(frozen=True, kw_only=True)
 class Exits:
     """Classifiers after all layers but the last, see `models.exits`: weight [L-1, C, H], bias [L-1, C], and the
     threshold below which their uncertainty ends a pass."""
@@ -56,10 +65,11 @@ class Exits:
 class Model:
     """A network with what is needed to use it: tokenizer, family (None when unknown), label names and the task kind.
 
-    The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much. stored_bytes:
-    of the weight files that a dense model was read from, and `absent` the names of the tensors that these do not have,
-    which were drawn at random. embedding: how a network without a head makes its vectors. exits: where a text may leave
-    early; only what `runtime.choice` opens looks at them.
+    The layers of a sliced model are smaller than its configuration says; `slices` then tells by how much. lowrank: the
+    matrices that two factors stand in for. stored_bytes: of the weight files that a dense model was read from, and
+    `absent` the names of the tensors that these do not have, which were drawn at random. embedding: how a network
+    without a head makes its vectors. exits: where a text may leave early; only what `runtime.choice` opens looks at
+    them.
     """
 
     net: Any
@@ -70,6 +80,7 @@ class Model:
     source: str
     notes: tuple[str, ...] = ()
     slices: Slices | None = None
+    lowrank: LowRank | None = None
     stored_bytes: int | None = None
     absent: frozenset[str] = frozenset()
     embedding: Embedding | None = None
@@ -81,9 +92,15 @@ class Model:
         return self.slices is not None
 
     @property
+    def altered(self) -> str:
+        """What was done to its layers that its configuration does not say; empty where they are as it says."""
+        return "factorised" if self.lowrank is not None else "sliced" if self.is_sliced else ""
+
+    @property
     def before_slicing(self) -> ParameterCounts:
         """Parameters of the network as its configuration says: what sparsity is counted against."""
-        return self.slices.before if self.slices is not None else count_parameters(self.net, self.family)
+        changed = self.slices or self.lowrank
+        return changed.before if changed is not None else count_parameters(self.net, self.family)
 
     @property
     def per_token(self) -> bool:
@@ -105,11 +122,11 @@ class Model:
         """The heads and neurons of the layers, from the input upwards.
 
         Raises:
-            ConfigError: the family is unknown, or the layers were sliced and have sizes of their own.
+            ConfigError: the family is unknown, or the layers were sliced or factorised and have sizes of their own.
         """
-        if self.is_sliced:
+        if self.altered:
             raise ConfigError(
-                f"{self.source} is sliced: its layers no longer have heads and neurons to choose from",
+                f"{self.source} is {self.altered}: its layers no longer have heads and neurons to choose from",
                 "use the pruned model that it was made from",
             )
         if self.family is None:
@@ -203,9 +220,9 @@ def longest_input(model: Model, wanted: int) -> int:
 
 
 def check_stock(model: Model) -> None:
-    """Raise `ModelError` for a sliced model: transformers has no configuration for layers of different sizes."""
-    if model.is_sliced:
+    """Raise `ModelError` for a sliced or factorised model: transformers has no configuration for such layers."""
+    if model.altered:
         raise ModelError(
-            f"{model.source} is sliced: no configuration of transformers describes its layers",
+            f"{model.source} is {model.altered}: no configuration of transformers describes its layers",
             "export the pruned model that it was made from, or use --to onnx",
         )

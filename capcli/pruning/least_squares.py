@@ -100,6 +100,11 @@ class Moments:
             missing = missing + self.n_tokens * (outputs - weight @ inputs.to(weight.dtype) - bias).square().sum()
         return missing.clamp(min=0) / variance.clamp(min=torch.finfo(self.gram.dtype).tiny)
 
+    def damping(self) -> Tensor:
+        """What is added to the diagonal of `gram` as it is `centred`, so that it can be inverted."""
+        found = DAMPING * self.centred()[0].diagonal().mean() + ROUNDING * self.mean_square()
+        return torch.where(found > 0, found, torch.ones_like(found))
+
     def second(self) -> Tensor:
         """C = XᵀX / T, [I, I], of what is read as it is, means included."""
         origin = self.origins[0].to(self.gram.dtype)
@@ -120,8 +125,7 @@ def solve(moments: Moments, weight: Tensor, kept: Tensor) -> tuple[Tensor, Tenso
     b = mean(y) - x_K·mean(x); else b is 0.
     """
     gram, cross = moments.centred()
-    damping = DAMPING * gram.diagonal().mean() + ROUNDING * moments.mean_square()
-    damping = torch.where(damping > 0, damping, torch.ones_like(damping))
+    damping = moments.damping()
     now = weight.to(gram.dtype) * kept
     wanted = cross.T - now @ gram
     try:

@@ -17,7 +17,12 @@ def peak(config: PruneConfig, phase: str, model: Model) -> float:
     grows with the number of its inputs ("Tensor Programs V", arXiv 2203.03466, has rates in 1/width for this reason).
     """
     chosen = config.teacher_lr if phase == "teacher" else config.lr
-    return chosen or USUAL[phase] * min(MOST, USUAL_WIDTH / _width(model))
+    return chosen or by_width(phase, model)
+
+
+def by_width(phase: str, model: Model) -> float:
+    """The peak learning rate in a phase where none was chosen, see `peak`."""
+    return USUAL[phase] * min(MOST, USUAL_WIDTH / _width(model))
 
 
 def notes(config: PruneConfig, model: Model, *, makes_teacher: bool) -> list[str]:

@@ -170,6 +170,29 @@ class ExitTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactorRow:
+    """A matrix [O, I], the rank of the factors in its place (None: it stayed whole), and the share of the variance of
+    its outputs that is lost (None: no texts were read)."""
+
+    name: str | None = None
+    shape: tuple[int, ...] = ()
+    rank: int | None = None
+    lost: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorTable:
+    """Factors in place of matrices: the `ratio` that was asked for, and the share of the weights of the dense matrices
+    that is `left`; training texts that they were fitted on, and epochs in which they were healed."""
+
+    ratio: float | None = None
+    left: float | None = None
+    texts: int | None = None
+    healed: int | None = None
+    matrices: tuple[FactorRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gives:
     """By what factors the export is smaller, lighter, faster; `faster` by batch, None where nothing can be."""
 
@@ -191,6 +214,7 @@ class Measurements:
     notes: tuple[str, ...] = ()
     gives: Gives = field(default_factory=Gives)
     exits: ExitTable | None = field(default=None, metadata=ABSENT)
+    factors: FactorTable | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +282,7 @@ class ExportRecord(Versioned):
     notes: tuple[str, ...] = ()
     gives: Gives = field(default_factory=Gives)
     exits: ExitTable | None = field(default=None, metadata=ABSENT)
+    factors: FactorTable | None = field(default=None, metadata=ABSENT)
     ladder: Ladder | None = field(default=None, metadata=ABSENT)
     files: Mapping[str, FileFacts] = field(default_factory=dict)
 

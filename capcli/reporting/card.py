@@ -15,7 +15,7 @@ from capcli.records.parts import LABELS
 from capcli.records.pruned import Report
 from capcli.reporting import exits
 from capcli.reporting.run_page import template, view
-from capcli.reporting.terminal import speed_lines
+from capcli.reporting.terminal import factors_line, speed_lines
 from capcli.reporting.text import named, plain
 
 WORD = re.compile("[A-Za-z][A-Za-z0-9_./-]+")
@@ -132,6 +132,7 @@ def _export_view(exported: ExportRecord | None) -> dict[str, Any]:
         "int8": bool(exported and exported.int8),
         "speed": speed_lines(speed) if speed else "",
         "exits": _exits_view(exported),
+        "factors": factors_line(exported.factors) if exported and exported.factors else "",
         "runtime": Markup(f', runtime="{"sparse" if exported and exported.runtime == "sparse" else "auto"}"'),
     }
 

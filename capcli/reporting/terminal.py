@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, Ladder, Speed
+from capcli.records.exported import Check, ExportMetrics, ExportPlan, ExportRecord, FactorTable, Ladder, Speed
 from capcli.records.measured import Result
 from capcli.records.parts import LABELS, Gate
 from capcli.records.predicted import Predictions
@@ -211,6 +211,8 @@ def export_summary(found: ExportRecord) -> Group:
         ("faster", EARLY if found.exits else _faster(found.speed)),
         ("checked", _checked(found.check)),
     ]
+    if table := found.factors:
+        rows.append(("factors", factors_line(table)))
     if words := found.vocabulary:
         rates = words.unknown_rate
         rows.append(
@@ -223,13 +225,13 @@ def export_summary(found: ExportRecord) -> Group:
     metrics = found.metrics or ExportMetrics()
     rows += _reference_rows(metrics.reference)
     labelled = metrics.reference == LABELS  # or the model itself agrees with itself
-    table = [
+    measured = [
         (named(name, 60), *([number(value)] * labelled), number(metrics.after.get(name)))
         for name, value in list(metrics.before.items())[:MAX_ROWS]
     ]
     columns = ("metric", *(["before"] * labelled), "after")
     shown: list[Any] = [ladder_summary(found.ladder), ""] if found.ladder else []
-    shown += [facts(rows), *(["", _table(columns, table)] if table else [])]
+    shown += [facts(rows), *(["", _table(columns, measured)] if measured else [])]
     if early := found.exits:
         shown += ["", _table(exits.columns(early), exits.rows(early)), Text(exits.about(early))]
     return Group(*shown)
@@ -250,6 +252,20 @@ def _faster(speed: Speed | None) -> str:
         return "no: as fast as the dense model in PyTorch"
     faster = any((finite(row.times) or 0) > 1.05 for row in speed.batches.values())
     return f"{'yes' if faster else 'no'}: {speed_lines(speed)}"
+
+
+def factors_line(table: FactorTable) -> str:
+    """What is left of the weights of the matrices, in which ranks, and what they were fitted and healed on."""
+    ranks = [row.rank for row in table.matrices if row.rank is not None]
+    whole = len(table.matrices) - len(ranks)
+    parts = [
+        f"{percent(table.left)} of the weights of the dense matrices",
+        f"ranks {count(min(ranks, default=0))} to {count(max(ranks, default=0))} of {count(len(ranks))} matrices",
+        *([f"{count(whole)} left whole"] * bool(whole)),
+        f"fitted on {counted(table.texts, 'training text')}" if table.texts else "fitted to the weights alone",
+        *([f"healed in {counted(table.healed, 'epoch')}"] * bool(table.healed)),
+    ]
+    return "; ".join(parts)
 
 
 def speed_lines(speed: Speed) -> str:

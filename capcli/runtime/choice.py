@@ -18,7 +18,7 @@ import torch
 from capcli.config.hardware import Hardware
 from capcli.errors import CapError, ConfigError, ModelError
 from capcli.events import finished
-from capcli.models import devices, exits, loading, predictor
+from capcli.models import devices, exits, loading, lowrank, predictor
 from capcli.models.devices import Compute
 from capcli.models.model import Exits, Model, place
 from capcli.models.predictor import Predictor
@@ -163,6 +163,8 @@ def on_sparse(model: Model, on: Compute, threads: int = 0) -> Choice:
     """The model on the sparse runtime, by name and without a comparison. Raises `CapError` where it cannot be."""
     if on.device.type != "cpu" or on.dtype != torch.float32:
         raise ModelError(f"the sparse runtime computes on the CPU in fp32, not on {on.device.type} in {on.precision}")
+    if model.lowrank is not None:
+        raise lowrank.only_torch(model.source)
     packed = sparse.from_model(model, threads or torch.get_num_threads())
     answers = dataclasses.replace(
         predictor.of_network(model, on),

@@ -22,7 +22,7 @@ from capcli.artifact import reader
 from capcli.config.measure import EvalConfig
 from capcli.config.task import TaskConfig
 from capcli.errors import ConfigError, FileError, ModelError
-from capcli.models import artifact, families, hf, predict, slicing, stock
+from capcli.models import altered, artifact, families, hf, predict, slicing, stock
 from capcli.models.model import CONFIG_FILE, WEIGHTS_FILE, Model, copy, sliced
 from capcli.models.slicing import Size
 
@@ -572,7 +572,7 @@ def test_a_network_that_waits_for_its_tensors_has_all_others(name: str) -> None:
     config = registry.config_of(name, 50, num_labels=3)
     drawn, waiting = (
         hf.auto_class("classification").from_config(config),
-        artifact.empty_network(config, "classification", None),
+        artifact.empty_network(config, "classification", altered.Altered()),
     )
     ours, theirs = dict(drawn.named_buffers()), dict(waiting.named_buffers())
     assert list(ours) == list(theirs)

@@ -81,6 +81,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         "export-fit": ("export", str(run), "--fit", "1GB", *limits, "-o", str(home / "f"), *on),
         "export-exits": ("export", str(run), "--to", "exits", "-o", str(home / "g"), *on),
         "eval-exits": ("eval", str(home / "g"), "--latency-length", "8", *on),
+        "export-lowrank": ("export", str(run), "--to", "lowrank", "--ratio", "0.3", "-o", str(home / "h"), *on),
         "push": ("push", str(run), "me/small", "--dry-run", *json_only),
         "export-plan": ("export", str(run), "--plan", "-o", str(home / "e"), *on),
     }

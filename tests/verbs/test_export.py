@@ -33,7 +33,7 @@ from capcli.runtime.graph import Graph
 from capcli.sources import hub
 
 OWN_WEIGHTS = tuple(to for to in EXPORT_FORMATS if to != "mask")  # see test_mask_exports
-SAME = [name for name in OWN_WEIGHTS if name != "exits"]  # that answer as the model does: see test_exits
+SAME = [name for name in OWN_WEIGHTS if name not in ("exits", "lowrank")]  # that answer as the model does
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
 
@@ -777,17 +777,18 @@ def operations(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> list[str]:
 def test_a_full_disk_leaves_nothing(
     structured: Path, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
-    """At each operation on files, one after the other; of onnx and exits at the first and the last."""
+    """At each operation on files, one after the other; of what takes long at the first and the last."""
+    options = ("--to", to, *(("--ratio", "0.2") if to == "lowrank" else ()))
     if to == "onnx":
         converted(monkeypatch, made("heads", "onnx") / "model.onnx")
     unmeasured(monkeypatch)
     seen = operations(monkeypatch, fail_at=1000)
-    exported(structured, tmp_path / "out", "--to", to)
+    exported(structured, tmp_path / "out", *options)
     assert len(seen) > 15 and seen[-2:] == ["rename export.json", "rename out"]
     shutil.rmtree(tmp_path / "out")
-    for place in (0, len(seen) - 1) if to in ("onnx", "exits") else range(len(seen)):
+    for place in (0, len(seen) - 1) if to in ("onnx", "exits", "lowrank") else range(len(seen)):
         operations(monkeypatch, fail_at=place)
-        said = refused(3, str(structured), "--to", to, "-o", str(tmp_path / "out"))
+        said = refused(3, str(structured), *options, "-o", str(tmp_path / "out"))
         assert "no space left" in said
         assert not list(tmp_path.iterdir()), seen[place]
 
