@@ -78,6 +78,7 @@ def _check_groups(config: PruneConfig, sparsity: float) -> None:
         )
     given = {
         "--scope": config.scope != "auto",
+        "--floor": config.floor != type(config).floor,
         "--stairs": config.stairs not in ("", "once"),
         "--selections": config.selections > 1,
         "--initial-sparsity": config.initial_sparsity,

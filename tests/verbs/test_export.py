@@ -614,13 +614,16 @@ def test_no_kernel_of_a_file_is_passed_on(pruned: Path, made: Callable[..., Path
     [
         (("--to", "zip"), "unknown format 'zip'"),
         (("--dtype", "int4"), "unknown dtype 'int4'"),
-        (("--to", "dense", "--dtype", "int8"), "--dtype int8 is for --to sparse, sliced, exits, not dense"),
+        (("--to", "dense", "--dtype", "int8"), "--dtype int8 is for --to sparse, sliced, exits, lowrank, not dense"),
         (("--to", "onnx", "--dtype", "fp16"), "--to onnx writes fp32"),
         (("--to", "sparse", "--int8"), "--int8 is for --to onnx"),
         (("--to", "sparse", "--embeddings", "svd:0"), "--embeddings is keep"),
         (("--to", "sparse", "--embeddings", "svd:x"), "--embeddings is keep"),
         (("--to", "sparse", "--embeddings", "svd:4000"), "rank"),
-        (("--to", "dense", "--embeddings", "int8"), "--embeddings is for --to sparse, sliced, exits, not dense"),
+        (
+            ("--to", "dense", "--embeddings", "int8"),
+            "--embeddings is for --to sparse, sliced, exits, lowrank, not dense",
+        ),
         (("--samples", "0"), "--samples must be at least 1"),
         (("--to", "dense", "--data", "nowhere"), "nowhere"),
         ((), "no format given"),
