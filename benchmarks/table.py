@@ -22,6 +22,8 @@ SECTIONS = {
     "contrastive": "Do the contrastive terms help?",
     "staged": "Staged Fisher, movement and the contrastive methods",
     "classes": "Many classes",
+    "longer": "Learning rate and length of runs",
+    "neighbours": "The methods of the paper's neighbourhood",
     "transfer": "Knowledge that is left",
     "tasks": "Every kind of task",
     "data": "Reading, tokenising, encoding, training",
