@@ -92,7 +92,7 @@ class PruneConfig(LossConfig):
     )
     teacher_epochs: int = option(
         0,
-        "passes over the training set for the teacher; 0 for 2, or enough for 150 steps and for 12 a class, at most 8",
+        "passes over the training set for the teacher; 0 for 2, or enough for 150 steps and for 20 a class, at most 8",
         panel="Training",
         expert=True,
     )
@@ -348,7 +348,7 @@ class PruneConfig(LossConfig):
         0 if given."""
         if self.teacher or self.teacher_epochs:
             return 0 if self.teacher else self.teacher_epochs
-        return min(8, max(2, math.ceil(max(150, 12 * n_classes) * self.batch_size / max(1, n_examples))))
+        return min(8, max(2, math.ceil(max(150, 20 * n_classes) * self.batch_size / max(1, n_examples))))
 
     @property
     def criterion(self) -> str:
