@@ -112,7 +112,6 @@ OF_CRITERION: dict[str, dict[str, Any]] = {
     "obert": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "fisher_block": 50},
     "kwon": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     "smp": {
-        "epochs": 12,
         "init": "pretrained",
         "score_init": "zero",
         "score_lr": 2e-2,
