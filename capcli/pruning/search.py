@@ -5,72 +5,40 @@ Letters: L layers, A heads and F neurons per layer, U units of the model, B batc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from capcli.config.prune import PruneConfig
 from capcli.config.target import parse
-from capcli.models.families import Layer, Units
 from capcli.models.model import Model
 from capcli.pruning.costs import Costs, Measure, costs_of
-from capcli.pruning.schedules import Shape, equal_steps
-from capcli.pruning.structures import Dimensions, Structure, mask_of_units, readers_of
+from capcli.pruning.structures import Dimensions, Structure, WholeUnits, weights_of
 from capcli.pruning.topk import kept_count
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched:
-    """Whole heads and FFN neurons under a common budget; at least one of each stays in every layer.
+class Searched(WholeUnits):
+    """Heads and neurons under a common budget."""
 
-    Units: the heads of all layers, then the neurons of all layers. Only living units are chosen.
-    """
-
-    layers: list[Layer]
-    linears: Mapping[str, nn.Linear]
     costs: Costs
-    few_rises: bool = True
-    shape: Shape = equal_steps
-
-    @property
-    def units(self) -> list[Units]:
-        """L times A heads, L times F neurons."""
-        return [layer.heads for layer in self.layers] + [layer.neurons for layer in self.layers]
-
-    @property
-    def readers(self) -> Collection[nn.Linear]:
-        """The output matrix of the attention and the second matrix of the FFN."""
-        return readers_of(self.units)
-
-    @property
-    def unread(self) -> Collection[nn.Linear]:
-        """All others: a head and a neuron have a reader each."""
-        return {slot.linear for units in self.units for slot in units.slots} - readers_of(self.units)
-
-    def count(self) -> int:
-        """L·A + L·F."""
-        return sum(units.count for units in self.units)
 
     def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
         """See `split`."""
         chosen = split(scores.cpu().double().numpy(), alive.cpu().numpy(), self.costs, self.costs.budget(sparsity))
         return torch.from_numpy(chosen).to(scores.device)
 
-    def expand(self, chosen: Tensor) -> Tensor:
-        """All rows and columns of the chosen units."""
-        return mask_of_units(self.units, self.linears, chosen)
-
     def weights(self, sparsity: float) -> int:
         """At most (1 - s)·n, by less than a neuron, or than a head where all living neurons stay; about that, where
         something else is counted."""
         self.costs.budget(sparsity)
-        return kept_count(sparsity, sum(units.count * units.weights for units in self.units))
+        return kept_count(sparsity, weights_of(self.units))
 
     def speedup(self, alive: Tensor) -> float | None:
         """How many times as fast the units `alive` [U] are, where a budget of time was asked for."""

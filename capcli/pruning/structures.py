@@ -70,8 +70,8 @@ class Structure(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads:
-    """Whole heads and FFN neurons, each kind in a ranking of its own; at least one of each stays in every layer.
+class WholeUnits:
+    """Whole heads and FFN neurons, of which at least one of each stays in every layer; the classes choose among them.
 
     Units: the heads of all layers, then the neurons of all layers. Only living units are chosen.
     """
@@ -80,7 +80,6 @@ class Heads:
     linears: Mapping[str, nn.Linear]
     few_rises: bool = True
     shape: Shape = equal_steps
-    final: float
 
     @property
     def units(self) -> list[Units]:
@@ -101,6 +100,20 @@ class Heads:
         """L·A + L·F."""
         return sum(units.count for units in self.units)
 
+    def expand(self, chosen: Tensor) -> Tensor:
+        """All rows and columns of the chosen units."""
+        return mask_of_units(self.units, self.linears, chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(WholeUnits):
+    """Heads and neurons in a ranking of their own each.
+
+    final: the sparsity at the end of the run.
+    """
+
+    final: float
+
     def select(self, scores: Tensor, sparsity: float, alive: Tensor) -> Tensor:
         """The best heads and the best neurons, in the numbers of `plan`."""
         # Rounding to whole heads can leave an early plan with fewer neurons than the last one: never go below that.
@@ -113,10 +126,6 @@ class Heads:
         return torch.cat(
             [select_groups(s.view(n_layers, -1), keep, a.view(n_layers, -1)).flatten() for s, a, keep in parts]
         )
-
-    def expand(self, chosen: Tensor) -> Tensor:
-        """All rows and columns of the chosen units."""
-        return mask_of_units(self.units, self.linears, chosen)
 
     def weights(self, sparsity: float) -> int:
         """The nearest reachable number to (1 - s)·n."""
@@ -183,7 +192,7 @@ class Dimensions:
     def weights(self, sparsity: float) -> int:
         """Exact where all units weigh the same, else to within half a unit; about, where multiply-adds are counted."""
         if self.length:
-            return kept_count(sparsity, sum(units.count * units.weights for units in self.units))
+            return kept_count(sparsity, weights_of(self.units))
         keep, weights = self._wanted(sparsity), {weights for _, weights in self.sizes}
         unit = min(weights)
         return min(self.count(), (2 * keep + unit) // (2 * unit)) * unit if len(weights) == 1 else keep
@@ -220,6 +229,11 @@ def structure_of(model: Model, config: PruneConfig, *, structured: bool, scope: 
 def readers_of(parts: Sequence[Units]) -> set[nn.Linear]:
     """The matrices that read what these units put out."""
     return {units.reader for units in parts if units.has_reader}
+
+
+def weights_of(parts: Sequence[Units]) -> int:
+    """How many weights these units hold."""
+    return sum(units.count * units.weights for units in parts)
 
 
 def mask_of_units(parts: Sequence[Units], linears: Mapping[str, nn.Linear], chosen: Tensor) -> Tensor:
