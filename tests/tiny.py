@@ -129,6 +129,18 @@ class Tiny:
 
         return capcli.prune(self.prune_config(out, **chosen))
 
+    def stop(self, out: Path, step: str, **chosen: Any) -> None:
+        """Run `cap prune` and stop it at a step of the pruning, such as `8/20`, with a checkpoint."""
+        from capcli.errors import Stopped
+        from capcli.events import StopFlag
+        from capcli.verbs.prune import prune
+
+        flag = StopFlag()
+        with pytest.raises(Stopped):
+            for event in prune(self.prune_config(out, **chosen), flag=flag):
+                if event.phase == "prune" and event.status.startswith(f"step {step}"):
+                    flag.reason = "the test"
+
     def arguments(self, out: Path, **chosen: Any) -> list[str]:
         """The same run as arguments of `cap`."""
         base = {"task": "text-classification", "data": self.data, "out": str(out)}

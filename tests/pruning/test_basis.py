@@ -15,13 +15,11 @@ from torch import Tensor
 
 from capcli.data import batches
 from capcli.data.batches import Examples
-from capcli.errors import ConfigError, Stopped
-from capcli.events import StopFlag
+from capcli.errors import ConfigError
 from capcli.models import families, hf, predict
 from capcli.models.model import Model
 from capcli.pruning import basis
 from capcli.pruning.calibration import Calibration
-from capcli.verbs import prune
 
 WITH_DIMENSIONS = [name for name, row in registry.ROWS.items() if row.structured and row.dimensions]
 CASES = [*WITH_DIMENSIONS, "deberta-v2 with own positions", "deberta-v2 with own keys"]
@@ -169,11 +167,7 @@ def test_a_run_that_was_stopped_writes_the_same_bytes(tiny: Tiny, tmp_path: Path
     """Those of the model's own basis are others, of as many weights."""
     chosen = {**SETTINGS, "checkpoint_seconds": 0}
     whole = tiny.prune(tmp_path / "whole", **chosen)
-    flag = StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(tmp_path / "out", **chosen), flag=flag):
-            if event.phase == "prune" and event.status.startswith("step 6/10, "):
-                flag.reason = "the test"
+    tiny.stop(tmp_path / "out", "6/10, ", **chosen)
     tiny.prune(tmp_path / "out", **chosen)
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
     own = tiny.prune(tmp_path / "own", **{**chosen, "basis": "own"})

@@ -12,8 +12,7 @@ import pytest
 from tiny import PRUNABLE, SOURCES, Tiny, invoke, outcome, write_csv
 
 import capcli
-from capcli.errors import CapError, DataError, RunFailed, Stopped
-from capcli.events import StopFlag
+from capcli.errors import CapError, DataError, RunFailed
 from capcli.pruning import setup
 from capcli.pruning.calibration import Calibration
 from capcli.pruning.topk import kept_count
@@ -91,11 +90,7 @@ def test_stopped_with_a_refit_or_a_calibrated_start(tiny: Tiny, tmp_path: Path, 
     """Of any method: byte for byte the same after a stop, and the exact count."""
     chosen = {"sparsity": 0.9, "checkpoint_seconds": 0, **chosen}
     whole = tiny.prune(tmp_path / "whole", **chosen)
-    flag = StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(tmp_path / "out", **chosen), flag=flag):
-            if event.phase == "prune" and event.status.startswith("step 8/20, "):
-                flag.reason = "the test"
+    tiny.stop(tmp_path / "out", "8/20, ", **chosen)
     tiny.prune(tmp_path / "out", **chosen)
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
     if chosen["method"] != "cap-f":
@@ -109,11 +104,7 @@ def test_stopped_inside_a_stair(tiny: Tiny, tmp_path: Path, method: str) -> None
     """Byte for byte the same; the checkpoint holds nothing but network, moments, what is alive, and the errors."""
     chosen = {"method": method, "sparsity": 0.95, "checkpoint_seconds": 0}
     run(tiny, tmp_path / "whole", **chosen)
-    flag = StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(tmp_path / "out", **chosen), flag=flag):
-            if event.phase == "prune" and event.status.startswith("step 8/20, "):
-                flag.reason = "the test"
+    tiny.stop(tmp_path / "out", "8/20, ", **chosen)
     state = max((tmp_path / "out" / "work" / "prune-steps").iterdir()) / "state.safetensors"
     names = {name for name in read_tensors(state) if name.startswith("pruner.")}
     assert names == {"pruner.alive", "pruner.errors"}
@@ -227,11 +218,8 @@ def test_healed(tiny: Tiny, tmp_path: Path, fine_tuned: str, method: str) -> Non
     assert all((before[name] == 0).equal(after[name] == 0) for name in layers)
     assert not any(before[name].equal(after[name]) for name in layers)
     assert cut["sparsity"]["kept_weights"] == whole["sparsity"]["kept_weights"]
-    flag, told = StopFlag(), []
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(tmp_path / "out", **chosen), flag=flag):
-            if event.status.startswith("step 3/7"):
-                flag.reason = "the test"
+    told = []
+    tiny.stop(tmp_path / "out", "3/7", **chosen)
     for event in prune.prune(tiny.prune_config(tmp_path / "out", **chosen)):
         told.append(event.status)
     assert not any("calibrating" in status for status in told)
@@ -345,11 +333,7 @@ def test_training_on_texts_without_labels(tiny: Tiny, tmp_path: Path, fine_tuned
     assert {row["phase"] for row in report["history"]} == {"prune"}
     terms = {name for row in report["history"] for name in row["losses"]}
     assert ("fic_s" in terms) == (method != "fisher")
-    flag = StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(tmp_path / "again", **chosen), flag=flag):
-            if event.phase == "prune" and event.status.startswith("step 4/"):
-                flag.reason = "the test"
+    tiny.stop(tmp_path / "again", "4/", **chosen)
     run(tiny, tmp_path / "again", **chosen)
     assert outcome(tmp_path / "out") == outcome(tmp_path / "again")
 

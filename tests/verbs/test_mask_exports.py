@@ -17,14 +17,12 @@ from tiny import PRUNABLE, WEIGHTS, Tiny, digest, invoke, outcome, write_model
 import capcli
 from capcli import files
 from capcli.artifact import masks, reader, writer
-from capcli.errors import CapError, FileError, ModelError, Stopped
-from capcli.events import StopFlag
+from capcli.errors import CapError, FileError, ModelError
 from capcli.exporting import parcel
 from capcli.models import masks as over
 from capcli.models.storage import rounded
 from capcli.pruning.topk import kept_count
 from capcli.stored import read_tensors
-from capcli.verbs import prune
 
 CONFIG = "cap_config.json"
 QUICK = {"method": "smp", "epochs": 1, "teacher_epochs": 1}
@@ -93,11 +91,8 @@ def test_weights_stay_those_of_the_model(tiny: Tiny, tmp_path: Path, train_head:
 
 def test_stopped_and_continued(tiny: Tiny, tmp_path: Path, learned: Path) -> None:
     """The same bytes; a checkpoint holds moments of the scores alone."""
-    chosen, flag = {"method": "smp", "checkpoint_seconds": 0}, StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(tmp_path / "out", **chosen), flag=flag):
-            if event.phase == "prune" and event.status.startswith("step 8/20, "):
-                flag.reason = "the test"
+    chosen = {"method": "smp", "checkpoint_seconds": 0}
+    tiny.stop(tmp_path / "out", "8/20, ", **chosen)
     state = max((tmp_path / "out" / "work" / "prune-steps").iterdir()) / "state.safetensors"
     moments = {name for name in read_tensors(state) if name.startswith("adam.")}
     assert len(moments) == 3 * 12 and all(name.endswith(".scores") for name in moments)

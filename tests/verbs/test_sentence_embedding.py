@@ -13,11 +13,9 @@ import torch
 from tiny import PRUNABLE, Tiny, invoke, outcome, write_csv
 
 import capcli
-from capcli.errors import CapError, ConfigError, DataError, ModelError, Stopped
-from capcli.events import StopFlag
+from capcli.errors import CapError, ConfigError, DataError, ModelError
 from capcli.pruning.topk import kept_count
 from capcli.stored import read_json
-from capcli.verbs import prune
 
 TASK = {"task": "sentence-embedding"}
 AGREEMENTS = ["cosine", "recall_at_10"]
@@ -93,11 +91,7 @@ def test_training_brings_the_vectors_closer(tiny: Tiny, small: Path, tmp_path: P
 
 
 def test_stopped_and_continued_it_is_the_same(tiny: Tiny, small: Path, tmp_path: Path) -> None:
-    flag = StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(tiny.prune_config(tmp_path / "out", **TASK, data=tiny.scored), flag=flag):
-            if event.status.startswith("step 25/"):
-                flag.reason = "the test"
+    tiny.stop(tmp_path / "out", "25/", **TASK, data=tiny.scored)
     run(tiny, tmp_path / "out")
     assert outcome(tmp_path / "out") == outcome(small)
 

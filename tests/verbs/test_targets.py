@@ -12,13 +12,11 @@ import torch
 from tiny import FFN, HEADS, HIDDEN, LAYERS, PRUNABLE, SOURCES, Tiny, invoke, outcome
 
 import capcli
-from capcli.errors import ConfigError, Stopped
-from capcli.events import StopFlag
+from capcli.errors import ConfigError
 from capcli.pruning import speed
 from capcli.pruning.costs import Speeds
 from capcli.pruning.topk import kept_count
 from capcli.stored import read_tensors
-from capcli.verbs import prune
 
 HEAD, NEURON = 4 * HIDDEN * HIDDEN // HEADS, 2 * HIDDEN
 LENGTH = 5  # tokens of a text in the middle
@@ -33,8 +31,11 @@ def run(tiny: Tiny, out: Path, **chosen: Any) -> Any:
     return tiny.prune(out, **{"method": "kwon", **sparsity, **chosen})
 
 
+KWON: dict[str, Any] = {"method": "kwon", "sparsity": None}
+
+
 def config(tiny: Tiny, out: Path, **chosen: Any) -> Any:
-    return tiny.prune_config(out, **{"method": "kwon", "sparsity": None, **chosen})
+    return tiny.prune_config(out, **{**KWON, **chosen})
 
 
 @pytest.fixture
@@ -122,11 +123,7 @@ def test_stopped_between_stairs(tiny: Tiny, tmp_path: Path, tables: list[Speeds]
     nothing but network, moments, what is alive, and the errors."""
     timed = "target" in chosen
     chosen = {"checkpoint_seconds": 0, **chosen}
-    flag = StopFlag()
-    with pytest.raises(Stopped):
-        for event in prune.prune(config(tiny, tmp_path / "out", **chosen), flag=flag):
-            if event.phase == "prune" and event.status.startswith("step 8/20, "):
-                flag.reason = "the test"
+    tiny.stop(tmp_path / "out", "8/20, ", **{**KWON, **chosen})
     state = max((tmp_path / "out" / "work" / "prune-steps").iterdir()) / "state.safetensors"
     names = {name for name in read_tensors(state) if name.startswith("pruner.")}
     assert names == {"pruner.alive", "pruner.errors"}
