@@ -283,6 +283,8 @@ def _decode(file: BinaryIO, path: Path, entry: Entry, spans: dict[str, tuple[int
     if entry.coding in PATTERNS:
         stored = parts[0].view(f"<u{1 if entry.values else entry.itemsize}")
         filled = stored != 0
+        found = int(np.count_nonzero(filled))
+        check(found == entry.kept, where, "values other than 0", entry.kept, found)
         parts[0] = stored[filled].view(np.uint8)
         if entry.coding == "blocks":
             empty = int((~filled.reshape(-1, patterned.BLOCK).any(axis=1)).sum())

@@ -124,7 +124,8 @@ def _coded(
     coded = {name: encoded(name, OF_VERSION[version]) for name in sorted(tensors)}
     if version != plain and not any(entry.coding in PATTERNS for entry, _ in coded.values()):
         version = plain
-        coded |= {name: encoded(name, OF_VERSION[plain]) for name in sorted(pruned) if plain == 1}
+        newer = [name for name in sorted(pruned) if plain == 1 and coded[name][0].coding not in OF_VERSION[plain]]
+        coded |= {name: encoded(name, OF_VERSION[plain]) for name in newer}
     entries = [entry for entry, _ in coded.values()]
     if claimed_bytes(entries) > expansion_limit(sum(entry.bytes for entry in entries)):
         # Bitmasks are at least 1/64 of the dense bytes: such a matrix is always within the reader's limit.

@@ -295,6 +295,18 @@ def test_malformed_content_is_refused(path: Path, good_3: bytes, case: str) -> N
         reader.load(path)
 
 
+def test_scales_for_another_number_of_values_are_refused(path: Path) -> None:
+    """In 8 bits, as many scales as the record says that values are kept, which are fewer than are stored."""
+    writer.save(path, {"w": in_pattern((128, 64), 1, 4)}, ["w"], quantised=["w"])
+    parts = Parts(path.read_bytes())
+    assert parts.records["w"]["kept"] > 3 * 256
+    record("w", kept=300)(parts)
+    parts.put("w.cap.scales", parts.stored["w.cap.scales"][2][: 2 * 4], 4)
+    path.write_bytes(parts.pack())
+    with pytest.raises(FileError, match="values other than 0: expected 300"):
+        reader.load(path)
+
+
 def test_padding_of_groups(path: Path) -> None:
     writer.save(path, {"w": in_pattern((1, 36), 2, 4)}, ["w"])
     parts = Parts(path.read_bytes())
