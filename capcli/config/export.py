@@ -30,7 +30,7 @@ class ExportConfig:
     )
     base: str = option(
         "",
-        "of masks, to write or to read: the dense model whose weights they keep; by default the one that was pruned",
+        "for masks, to write or to read: the dense model whose weights they keep; by default the one that was pruned",
         panel="Weights",
         metavar="MODEL",
     )
@@ -69,12 +69,12 @@ class ExportConfig:
     int8: bool = option(False, "quantise the weights of an onnx export to 8 bits", panel="Weights")
     ratio: float = option(
         0.0,
-        "of a lowrank file: the share of the weights of the dense matrices that may be left in it, such as 0.3",
+        "for lowrank: the share of the dense matrices' weights that may remain, such as 0.3",
         panel="Weights",
     )
     heal: int = option(
         0,
-        "of a lowrank file: epochs in which its factors learn the answers of MODEL to the task's training texts",
+        "for lowrank: epochs of training the factors on MODEL's answers to the training texts",
         panel="Weights",
     )
     threshold: str = option(

@@ -124,9 +124,9 @@ def _cell(run: PruneConfig, given: Mapping[str, Any], out: str) -> Cell:
     """One run inside `out`, with the number of threads that is `given`."""
     name = cell_name(run.method, run.sparsity, run.seed)
     place = str(Path(out, name))
-    own = {"method": run.method, "sparsity": run.sparsity, "seed": run.seed, "out": place}
-    absent = (*OF_THE_WHOLE, "sparsity") if run.target else OF_THE_WHOLE
-    own = {option: value for option, value in own.items() if option == "out" or option not in absent}
+    aim = {} if run.target else {"sparsity": run.sparsity}
+    own = {"method": run.method, **aim, "seed": run.seed, "out": place}
+    absent = (*OF_THE_WHOLE, *(["sparsity"] if run.target else []))
     kept = {option: value for option, value in given.items() if option not in absent}
     hardware = dataclasses.replace(run.hardware, threads=given.get("threads", run.hardware.threads))
     alone = dataclasses.replace(run, out=place, max_time=0.0, hardware=hardware)

@@ -74,8 +74,8 @@ class LossConfig:
     )
     reg_weight: float = option(
         0.0,
-        "weight of the score regulariser (soft movement, smp), which grows with the sparsity, of smp over the whole "
-        "run; with 0 soft-movement is movement with --scope global",
+        "weight of the score regulariser (soft movement, smp); it grows with the sparsity, for smp over the whole run; "
+        "with 0 soft-movement is movement with --scope global",
         panel="Losses",
         expert=True,
     )

@@ -104,7 +104,7 @@ class EvalConfig:
     model: str = ""
     base: str = option(
         "",
-        "of a model that was exported with --to mask: its base, if not where it names it",
+        "for masks (--to mask): the base model, if it is not where the masks say",
         metavar="MODEL",
         expert=True,
     )
@@ -114,8 +114,8 @@ class EvalConfig:
     perturb: str = option("", f"also measure on changed texts: all, or some of {','.join(PERTURBATIONS)}; see the docs")
     exit_threshold: str = option(
         "",
-        "of a model with exits: answer after the first layer that is less uncertain than this, from 0 (all layers) to "
-        "1; by default the threshold that is stored",
+        "for a model with exits: answer at the first layer whose uncertainty is below this, from 0 (all layers) to 1; "
+        "by default the stored threshold",
         metavar="FLOAT",
     )
     seed: int = option(1, "seed of the bootstrap intervals and of the changed texts")

@@ -50,8 +50,8 @@ def in_words(config: PruneConfig) -> str:
 def check(config: PruneConfig) -> None:
     """Raise `ConfigError` for a structure that is unknown, or does not fit the method or other options."""
     structure, structured = config.structure, METHODS[config.method].structured
-    groups = n_of_m(structure)
-    if groups is None:
+    fixed = fixed_sparsity(structure)
+    if fixed is None:
         check_name("structure", structure, (*STRUCTURES, BLOCKS, "2:4"))
     if structure in STRUCTURES[1:] and not structured:
         raise ConfigError(
@@ -63,8 +63,8 @@ def check(config: PruneConfig) -> None:
             f"--structure {structure} is for methods that remove single weights, {config.method} removes whole units",
             f"use --structure {' or '.join(STRUCTURES)}, or a method such as fisher",
         )
-    if groups is not None:
-        _check_groups(config, 1 - groups[0] / groups[1])
+    if fixed is not None:
+        _check_groups(config, fixed)
     if structure == BLOCKS:
         _check_blocks(config)
 

@@ -56,7 +56,8 @@ class PruneConfig(LossConfig):
     )
     target: str = option(
         "",
-        "in place of --sparsity (kwon): macs=0.3 or params=0.3 that stay, latency=2x as fast",
+        "in place of --sparsity (kwon; with dimensions also cap-f, first-order): macs=0.3 or params=0.3 keeps 30 %, "
+        "latency=2x aims at twice the speed",
         panel="Pruning",
         metavar="NAME=VALUE",
     )
@@ -92,7 +93,8 @@ class PruneConfig(LossConfig):
     )
     teacher_epochs: int = option(
         0,
-        "passes over the training set for the teacher; 0 for 2, or enough for 150 steps and for 20 a class, at most 8",
+        "passes over the training set for the teacher; 0 chooses: 2, or more to reach 150 steps and 20 for each class, "
+        "at most 8",
         panel="Training",
         expert=True,
     )
@@ -106,12 +108,12 @@ class PruneConfig(LossConfig):
     )
     lr: float = option(
         0.0,
-        "peak learning rate of the weights; 0 for 1e-4 at a hidden size of 768, more where it is smaller",
+        "peak learning rate of the weights; 0 chooses it: 1e-4 at a hidden size of 768, more for narrower models",
         panel="Training",
     )
     teacher_lr: float = option(
         0.0,
-        "peak learning rate of the teacher; 0 for 5e-5 at a hidden size of 768, more where it is smaller",
+        "peak learning rate of the teacher; 0 chooses it: 5e-5 at a hidden size of 768, more for narrower models",
         panel="Training",
         expert=True,
     )
@@ -210,8 +212,9 @@ class PruneConfig(LossConfig):
     )
     structure: str = option(
         "heads",
-        "what goes together: heads or dimensions of them, besides neurons (kwon, cap-f, first-order); with the others "
-        "single weights, unless this is 4-block (4 in a row) or 2:4 (2 of every 4 stay; fixes --sparsity)",
+        "what is removed as a unit, of kwon, cap-f and first-order heads, or dimensions inside heads, besides neurons; "
+        "of the other methods single weights, or 4-block (4 in a row), or 2:4 (keeps 2 of every 4, which fixes "
+        "--sparsity)",
         panel="Pruning",
         metavar="NAME",
     )
@@ -349,6 +352,11 @@ class PruneConfig(LossConfig):
         if self.teacher or self.teacher_epochs:
             return 0 if self.teacher else self.teacher_epochs
         return min(8, max(2, math.ceil(max(150, 20 * n_classes) * self.batch_size / max(1, n_examples))))
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights are trained while the student is pruned, or afterwards to heal."""
+        return bool(self.epochs or self.heal) and (self.train_head or not self.masks_only)
 
     @property
     def criterion(self) -> str:

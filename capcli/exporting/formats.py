@@ -19,7 +19,6 @@ from capcli.exporting.job import Export, Opened, total_bytes
 from capcli.models import artifact, loading, lowrank, masks, predictor, stock, storage, tokenizers
 from capcli.models.exits import check as check_exits
 from capcli.models.model import WEIGHTS_FILE, Model, check_stock, place, sliced
-from capcli.runtime import choice
 from capcli.runtime import onnx as graphs
 from capcli.runtime.graph import graph_files
 
@@ -37,7 +36,7 @@ def check_format(model: Model, to: str) -> None:
     if to in ("sliced", "mask") and model.lowrank is not None:
         raise ModelError(f"{model.source} has low-rank factors, which --to {to} cannot hold", "use --to sparse or onnx")
     if to == "mask" and not tokenizers.is_artifact(model.source):
-        raise ModelError(f"{model.source} is no output of cap prune, of which --to mask makes masks", "use --to sparse")
+        raise ModelError(f"{model.source} was not made by cap prune, and --to mask needs such a run", "use --to sparse")
     if to == "sliced" and model.family is None:
         raise ModelError(model.unknown, "use --to sparse for a smaller file, or --to onnx")
 
@@ -105,7 +104,9 @@ def mask(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     yield Event(phase="export", overall=0.3, note="comparing the weights with those of the base")
     base = loading.load_dense(_base(job), job.model.labels, job.model.kind, 0)
     masks.save(job.model, base, staging, settings(job))
-    opened = loading.load_pruned(str(staging), base.source)
+    written = masks.read(str(staging))
+    assert written is not None, "masks were written"
+    opened = masks.applied(written, base)
     before, after = job.model.net.state_dict(), opened.net.state_dict()
     wrong = [name for name in before if not before[name].equal(after[name])]
     if wrong:
@@ -118,9 +119,7 @@ def _base(job: Export) -> str:
     found = masks.read(job.config.model)
     name = job.config.base or (masks.base_of(found) if found else job.history.model if job.history else "") or ""
     if not name or name.startswith(ELSEWHERE):
-        raise ConfigError(
-            f"where the model is that {job.config.model} was made from is not known here", "name it with --base"
-        )
+        raise ConfigError(f"cannot find the model that {job.config.model} was made from", "name it with --base")
     return name
 
 
@@ -152,9 +151,8 @@ def with_exits(job: Export, staging: Path) -> Generator[Event, None, Opened]:
     model, table = yield from exits.made(job)
     opened = yield from artefact(replace(job, model=model), staging)
     assert opened.model.model is not None, "a file of ours is a network"
-    return replace(
-        opened, model=choice.choose(opened.model.model, job.on, "torch").predictor, plain=opened.model, exits=table
-    )
+    left = predictor.with_exits(opened.model.model, job.on)
+    return replace(opened, model=left, plain=opened.model, exits=table)
 
 
 def low_rank(job: Export, staging: Path) -> Generator[Event, None, Opened]:

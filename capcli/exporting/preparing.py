@@ -84,6 +84,8 @@ def _load(config: ExportConfig) -> Model:
             )
         base = config.base if masks.read(source) or config.to != "mask" else ""
         return replace(loading.load_pruned(source, base), exits=None)
+    if config.to != "mask":
+        loading.check_no_base(source, config.base)
     folder = Path(hub.folder(source, legacy=True))
     hub.weights(str(folder), source)
     model = replace(legacy.load(folder, config.score_threshold), source=source)
@@ -144,7 +146,7 @@ def _source(config: ExportConfig) -> dict[str, Any]:
     """The task options that the model was made with, or the task that the user names where it does not say so."""
     stored = artifact.stored_source(config.model)
     if stored and config.task:
-        raise ConfigError(f"{config.model} says itself what its task is: {stored.get('task')}", "leave --task out")
+        raise ConfigError(f"{config.model} already has a task: {stored.get('task')}", "leave --task out")
     return stored or ({"task": config.task} if config.task else {})
 
 

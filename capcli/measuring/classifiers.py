@@ -126,8 +126,7 @@ def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: in
     The loss is that of the task, numbers are brought to unit variance; AdamW, `EPOCHS` passes, the learning rate falls
     linearly from `LEARNING_RATE`.
     """
-    mean, spread = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
-    centre, scale = (torch.from_numpy(part).float() for part in (mean, np.where(spread > 0, spread, 1)))
+    centre, scale = _spreads(vectors)
     known, asked = (torch.from_numpy(np.array(part)) for part in (vectors, test))
     numbers = KINDS[kind].numbers
     offset, unit = _spread(batches) if numbers else (0.0, 1.0)
@@ -151,13 +150,18 @@ def head(kind: str, vectors: Array, batches: Batches, test: Array, n_outputs: in
         return np.asarray(torch.cat(found).numpy() * unit + offset)
 
 
+def _spreads(vectors: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of vectors [R, …] over the examples, 1 where all are the same."""
+    mean, spread = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.where(spread > 0, spread, 1)).float()
+
+
 def heads(vectors: Array, wanted: Array, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [K, C, H] and biases [K, C] of K linear classifiers, one for each of the vectors [R, K, H] of an example,
     that come near to the probabilities `wanted` [R, C] by their cross-entropy; trained as `head` is.
     """
-    mean, spread = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
-    centre, scale = (torch.from_numpy(part).float() for part in (mean, np.where(spread > 0, spread, 1)))
-    known, target = torch.from_numpy(np.array(vectors)), torch.from_numpy(np.array(wanted)).float()
+    centre, scale = _spreads(vectors)
+    known, target = torch.from_numpy(vectors), torch.from_numpy(wanted).float()
     weight = torch.zeros(known.shape[1], target.shape[1], known.shape[2], requires_grad=True)
     bias = torch.zeros(known.shape[1], target.shape[1], requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=LEARNING_RATE, weight_decay=0.01)

@@ -313,15 +313,20 @@ def _check_kind(source: str, own: Any, kind: str) -> None:
         raise ModelError(f"{source} was pruned for {own}, not for {kind}")
 
 
+def check_no_base(source: str, base: str) -> None:
+    """Raise `ConfigError` for a base of a model with weights of its own."""
+    if base:
+        raise ConfigError(f"{source} has weights of its own, and needs no base", "leave --base out")
+
+
 def load_pruned(source: str, base: str = "") -> Model:
     """A pruned model; of masks with the weights of their base, found where they name it, or at `base`.
 
-    Raises `ConfigError` for a base of a model with weights of its own.
+    Raises as `check_no_base` does.
     """
     if (found := masks.read(source) if is_artifact(source) else None) is not None:
         return masks.applied(found, load_dense(masks.base_of(found, base), found.labels, found.kind, 0))
-    if base:
-        raise ConfigError(f"{source} has weights of its own, and needs no base", "leave --base out")
+    check_no_base(source, base)
     return dataclasses.replace(load_artifact(hub.place(source)), source=source)
 
 

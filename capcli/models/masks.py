@@ -37,7 +37,7 @@ from capcli.stored import mapping, read_json, show
 MASK = ".mask"  # after the name of a matrix, the stream that says which of its weights stay
 ROUNDINGS = ("fp16", "bf16", "fp32")  # of the base, in the order in which they are tried
 OTHER_BASE = "name the model that was pruned with --base; "
-ANOTHER = "of sliced layers and other vocabularies there are no masks"
+ANOTHER = "sliced models and those with a reduced vocabulary cannot be stored as masks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,19 @@ def base_of(found: Masked, chosen: str = "") -> str:
 
     Raises `ModelError` where it is not here, or has other weights than those that the masks were made for.
     """
+    name = _place_of(found, chosen)
+    theirs, ours = digests(name), mapping(found.base["files"])
+    wrong = [file for file in sorted({*theirs, *ours}) if theirs.get(file) != ours.get(file)]
+    if wrong:
+        raise ModelError(
+            f"{name} is not the base that {found.source} was made for: {show(wrong[0])} has another sha256",
+            "name the right one: --base of cap eval and cap export, base= of capcli.load",
+        )
+    return name
+
+
+def _place_of(found: Masked, chosen: str) -> str:
+    """Where the base should be. Raises `ModelError` where it is not."""
     name = chosen or str(found.base["name"])
     lost = not chosen and (name.startswith(ELSEWHERE) or Path(name).is_absolute())
     if not chosen and name.startswith("."):
@@ -97,13 +110,6 @@ def base_of(found: Masked, chosen: str = "") -> str:
         raise ModelError(
             f"{found.source} holds masks only, and their base {Path(str(found.base['name'])).name} is not here",
             "name its folder: --base of cap eval and cap export, base= of capcli.load",
-        )
-    theirs, ours = digests(name), mapping(found.base["files"])
-    wrong = [file for file in sorted({*theirs, *ours}) if theirs.get(file) != ours.get(file)]
-    if wrong:
-        raise ModelError(
-            f"{name} is not the base that {found.source} was made for: {show(wrong[0])} has another sha256",
-            "name the right one: --base of cap eval and cap export, base= of capcli.load",
         )
     return name
 
@@ -118,7 +124,7 @@ def digests(source: str) -> dict[str, str]:
 def tokenizer(source: str, base: str = "") -> Any:
     """The tokenizer of a MODEL argument; of masks that of their base. No weights are read."""
     found = read(source) if is_artifact(source) else None
-    return read_tokenizer(source if found is None else base_of(found, base))
+    return read_tokenizer(source if found is None else _place_of(found, base))
 
 
 def applied(found: Masked, base: Model) -> Model:
@@ -177,12 +183,14 @@ def save(model: Model, base: Model, out: Path, settings: Mapping[str, Any]) -> N
     theirs, added = base.net.state_dict(), added_names(base)
     matrices: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
+    pruned = model.prunable()
     for name, tensor in model.net.state_dict().items():
-        if name in model.prunable():
+        if name in pruned:
             matrices[name], stream = masks.packed((tensor != 0).numpy())
             tensors[name + MASK] = torch.from_numpy(stream)
         elif name in added or not tensor.equal(rounded(theirs[name], DTYPES[dtype])):
-            tensors[name] = tensor.to(DTYPES[dtype]) if tensor.equal(rounded(tensor, DTYPES[dtype])) else tensor
+            exact = tensor.is_floating_point() and tensor.equal(rounded(tensor, DTYPES[dtype]))
+            tensors[name] = tensor.to(DTYPES[dtype]) if exact else tensor
     writer.save(out / WEIGHTS_FILE, tensors, ())
     about = {"name": _named(base.source, out), "files": digests(base.source), "dtype": dtype, "matrices": matrices}
     known = artifact.settings_record(model, settings, out)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from capcli.models import families
 from capcli.models.model import Model
-from capcli.pruning.topk import apportion, topk_rows, topk_where
+from capcli.pruning.topk import apportion, in_each, topk_rows, topk_where
 
 EVEN_FROM, EVENNESS = 0.7, 4.0  # kept: shares are drawn together, so that few matrices would have to keep all
 
@@ -42,18 +42,13 @@ def by_kind(scores: Tensor, sizes: Sequence[int], kinds: Sequence[str], keep: in
     for group, kept in zip(groups, apportion(keep, [sum(sizes[i] for i in group) for group in groups]), strict=True):
         worth = torch.stack([torch.sigmoid(parts[i] / evenness).mean() for i in group])
         counts |= zip(group, shares(worth, [sizes[i] for i in group], kept), strict=True)
-    masks: list[Tensor] = list(parts)
-    for size in dict.fromkeys(sizes):  # matrices of one size together
-        rows = [i for i, other in enumerate(sizes) if other == size]
-        chosen = _best(torch.stack([parts[i] for i in rows]), torch.stack([counts[i] for i in rows]))
-        for i, mask in zip(rows, chosen, strict=True):
-            masks[i] = mask
-    return torch.cat(masks)
+    return in_each(scores, sizes, [counts[i] for i in range(len(sizes))], _best)
 
 
-def _best(scores: Tensor, counts: Tensor) -> Tensor:
-    """Boolean masks [m, n] of the `counts` [m] largest of each row of `scores` [m, n]."""
-    return topk_rows(scores, counts.tolist()) if scores.device.type == "cpu" else topk_where(scores, counts)
+def _best(scores: Tensor, counts: Sequence[Tensor]) -> Tensor:
+    """Boolean masks [m, n] of the `counts` largest, m numbers on the device, of each row of `scores` [m, n]."""
+    each = torch.stack(list(counts))
+    return topk_rows(scores, each.tolist()) if scores.device.type == "cpu" else topk_where(scores, each)
 
 
 def shares(worth: Tensor, sizes: Sequence[int], keep: int) -> Tensor:

@@ -9,8 +9,7 @@ Letters: B batch, S tokens, T real tokens of the calibration, A heads, D dimensi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from capcli.models.families import Layer, Units
 from capcli.models.model import Model
 from capcli.pruning.calibration import REFIT_BATCH, Calibration
 from capcli.pruning.least_squares import work_type
+from capcli.pruning.refit import hooked
 
 LEAST = 1e-3  # of the largest singular value; below it a direction was hardly seen, and dividing by it loses digits
 
@@ -99,15 +99,16 @@ def _second_moments(model: Model, layers: list[Layer], calibration: Calibration)
             n, size = layer.heads.count, linear.out_features // layer.heads.count
             found[linear] = torch.zeros(n, size, size, dtype=work_type(calibration.device), device=calibration.device)
     with predict.without_dropout(model):
-        for batch in calibration.drawn(0, REFIT_BATCH):
-            with _hooked(found, batch.inputs["attention_mask"].bool()):
+        for batch in list(calibration.drawn(0, REFIT_BATCH))[parallel.rank() :: parallel.size()]:
+            adding = _adding(batch.inputs["attention_mask"].bool())
+            with hooked(linear.register_forward_hook(adding(total)) for linear, total in found.items()):
                 predict.forward(model, batch.inputs)
+    parallel.total(list(found.values()))
     return {linear: total.cpu().double() for linear, total in found.items()}
 
 
-@contextlib.contextmanager
-def _hooked(found: Mapping[nn.Linear, Tensor], mask: Tensor) -> Iterator[None]:
-    """While inside, what the layers put out for real tokens is added up; what is not made of tokens is left out."""
+def _adding(mask: Tensor) -> Callable[[Tensor], Callable[..., None]]:
+    """Hooks that add up, of what a layer puts out, that for real tokens; what is not made of tokens is left out."""
 
     def adding(total: Tensor) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -117,10 +118,7 @@ def _hooked(found: Mapping[nn.Linear, Tensor], mask: Tensor) -> Iterator[None]:
 
         return look
 
-    with contextlib.ExitStack() as stack:
-        for linear, total in found.items():
-            stack.callback(linear.register_forward_hook(adding(total)).remove)
-        yield
+    return adding
 
 
 def _turn_outputs(linear: nn.Linear, turn: Tensor) -> None:

@@ -134,8 +134,8 @@ class Pruner:
         assert self.criterion.scores is not None, "a criterion has scores, or chooses itself"
         scores = self.criterion.scores(self.state, self.subject)
         # Trained scores are looked at with the other weights, before each checkpoint; -inf is of what was removed. On a
-        # device a step waits for nothing.
-        watched = self.criterion.due != "step" and scores.device.type == "cpu"
+        # device a step waits for nothing, but a search is on the host.
+        watched = self.criterion.due != "step" and (scores.device.type == "cpu" or self.criterion.searched)
         if watched and not bool((scores < torch.inf).all()):
             bad = [name for name, value in self.state.items() if not bool(value.isfinite().all()) and name != ERRORS]
             raise RunFailed(

@@ -27,10 +27,10 @@ def by_width(phase: str, model: Model) -> float:
 
 def notes(config: PruneConfig, model: Model, *, makes_teacher: bool) -> list[str]:
     """What was taken in place of a rate that was not chosen."""
-    found = {"--lr": "prune"} if config.epochs and not config.lr else {}
+    found = {"--lr": "prune"} if config.trains_weights and not config.lr else {}
     found |= {"--teacher-lr": "teacher"} if makes_teacher and not config.teacher_lr else {}
     told = [f"{flag} is {peak(config, phase, model):.3g}" for flag, phase in found.items()]
-    return [f"{' and '.join(told)}, by the hidden size of {_width(model)}"] * bool(told)
+    return [f"{' and '.join(told)}, chosen for a hidden size of {_width(model)}"] * bool(told)
 
 
 def _width(model: Model) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -143,7 +143,7 @@ def _groups(part: Part, call: Call) -> list[list[str]]:
 
         return look
 
-    with _hooked(linear.register_forward_pre_hook(hook(name)) for name, linear in part.linears.items()):
+    with hooked(linear.register_forward_pre_hook(hook(name)) for name, linear in part.linears.items()):
         part.run(*call[0], **call[1])
     return [names for _, names in seen]
 
@@ -182,7 +182,7 @@ def _watched(
         return look
 
     hooks = (part.linears[name].register_forward_hook(hook(name)) for name in names)
-    with _hooked(hooks), parametrize.cached(), contextlib.suppress(_EnoughError):
+    with hooked(hooks), parametrize.cached(), contextlib.suppress(_EnoughError):
         part.run(*call[0], **call[1])
     return found
 
@@ -193,7 +193,8 @@ def _real(x: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _hooked(handles: Iterator[Any]) -> Iterator[None]:
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """While inside, the hooks of these handles are placed."""
     placed = list(handles)
     try:
         yield
@@ -245,7 +246,7 @@ def _calls(model: Model, blocks: list[nn.Module], batch: Batch) -> list[Call] | 
     def look(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         seen.append((module, (args, _without_memory(named)), _hidden_of(output)))
 
-    with _hooked(block.register_forward_hook(look, with_kwargs=True) for block in blocks), parametrize.cached():
+    with hooked(block.register_forward_hook(look, with_kwargs=True) for block in blocks), parametrize.cached():
         predict.forward(model, batch.inputs)
     in_order = [module for module, _, _ in seen] == blocks
     chained = in_order and all(_hidden_in(b[1]) is a[2] for a, b in itertools.pairwise(seen))

@@ -80,7 +80,7 @@ def speeds(model: Model, length: int) -> Generator[Progress, None, Speeds]:
     of_heads = [dataclasses.replace(full, heads=n) for n in _numbers(full.heads, 1)]
     of_neurons = [dataclasses.replace(full, neurons=n) for n in _numbers(full.neurons, NEURON_STEP)]
     times: list[tuple[float, float]] = []
-    least = Size(heads=of_heads[0].heads, head_size=full.head_size, neurons=of_neurons[0].neurons)
+    least = dataclasses.replace(full, heads=1, neurons=min(NEURON_STEP, full.neurons))
     wanted = (*of_heads, *of_neurons, least)
     for size in wanted:
         times.append((yield from _times(base, size, length, len(times), len(wanted))))

@@ -7,7 +7,8 @@ index wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,13 +133,15 @@ def _with_floors(scores: Tensor, sizes: Sequence[int], keep: int, floors: Sequen
     return topk(scores.float().masked_fill(in_each(scores, sizes, floors), torch.inf), keep)
 
 
-def in_each(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
-    """The best of each matrix, `counts` of them."""
+def in_each(
+    scores: Tensor, sizes: Sequence[int], counts: Sequence[Any], best: Callable[..., Tensor] = topk_rows
+) -> Tensor:
+    """The best of each matrix, `counts` of them, as `best` finds them in rows of scores [m, n]."""
     parts = scores.split(list(sizes))  # type: ignore[no-untyped-call]
     masks: list[Tensor] = [scores] * len(sizes)
     for size in dict.fromkeys(sizes):  # matrices of one size together
         rows = [i for i, other in enumerate(sizes) if other == size]
-        chosen = topk_rows(torch.stack([parts[i] for i in rows]), [counts[i] for i in rows])
+        chosen = best(torch.stack([parts[i] for i in rows]), [counts[i] for i in rows])
         for i, mask in zip(rows, chosen, strict=True):
             masks[i] = mask
     return torch.cat(masks)

@@ -9,7 +9,7 @@ from capcli.reporting.text import count, named, number, percent
 
 def columns(table: ExitTable) -> tuple[str, ...]:
     """The columns of the table, see `rows`."""
-    return ("threshold", f"{named(table.metric, 40)}", "layers per text", "of their multiplications", "held out")
+    return ("threshold", named(table.metric, 40), "layers per text", "of their multiplications", "held out")
 
 
 def rows(table: ExitTable) -> list[tuple[str, ...]]:

@@ -21,9 +21,8 @@ from capcli.stored import finite, sequence
 
 NOT_MEASURED = "not measured"
 NO_VALUE = "–"  # of what cannot have one here
-_USER = re.compile(
-    r"(\b\w{2,}:/{1,2})[^\s/@\"'<>]+(?=@)"
-)  # name and password in an address; as a path it has one slash
+# Name and password in an address; as a path it has one slash.
+_USER = re.compile(r"(\b\w{2,}:/{1,2})[^\s/@\"'<>]+(?=@)")
 _QUERY = re.compile(
     r"(?i)(?<=[?&])([\w.-]{0,60}(?:token|key|secret|password|signature|credential)[\w.-]{0,60}=)[^\s&#\"'<>]+"
 )

@@ -64,6 +64,7 @@ def opened(
     on = devices.compute(hardware)
     if name == "onnx":
         _check_exits(source, None, exit_threshold)
+        loading.check_no_base(source, base)
         return onnx.predictor(onnx.load(source), kind, labels, label_map, need_head=need_head)
     model = loading.load_model(source, labels, kind, seed, need_head=need_head, label_map=label_map, base=base)
     _check_exits(source, model.exits, exit_threshold)
@@ -104,6 +105,7 @@ def loaded(source: str, runtime: str, threads: int, base: str = "") -> Any:
     masks the base."""
     name, hardware = meant(source, runtime, Hardware(device="cpu", precision="fp32", threads=threads))
     if name == "onnx":
+        loading.check_no_base(source, base)
         return onnx.load(source, threads)
     if name == "sparse":
         return sparse.load(source, threads, base)

@@ -355,7 +355,7 @@ def test_what_is_refused(tiny: Tiny, pruned: Path, made: Path, tmp_path: Path) -
         (2, "--exit-threshold is a number from 0 to 1, got '2'", "eval", str(made), "--exit-threshold", "2"),
         (2, "--exit-threshold is a number from 0 to 1, got 'nan'", "eval", str(made), "--exit-threshold", "nan"),
         (2, "has exits, which only PyTorch computes", "eval", str(made), "--runtime", "sparse"),
-        (2, "says itself what its task is", "export", str(pruned), "--to", "exits", "--task", "mr", *out),
+        (2, "already has a task: text-classification", "export", str(pruned), "--to", "exits", "--task", "mr", *out),
         (2, "none", "export", str(pruned), "--to", "exits", "--data", str(tmp_path / "none"), *out),
     ):
         result = invoke(*arguments)

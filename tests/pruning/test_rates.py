@@ -38,4 +38,4 @@ def test_a_run_trains_with_it_and_says_so(tiny: Tiny, tmp_path: Path) -> None:
         tiny.prune(tmp_path / name, epochs=1, teacher_epochs=1, lr=chosen[0], teacher_lr=chosen[1])
     assert outcome(tmp_path / "own") == outcome(tmp_path / "chosen")
     notes = json.loads((tmp_path / "own" / "report.json").read_text())["notes"]
-    assert "--lr is 0.0004 and --teacher-lr is 0.0002, by the hidden size of 32" in notes
+    assert "--lr is 0.0004 and --teacher-lr is 0.0002, chosen for a hidden size of 32" in notes
