@@ -205,7 +205,8 @@ def export(chosen: dict[str, Any], plan: bool, output: str, as_json: bool, quiet
     """Convert a pruned MODEL to another format, and check the result; or choose the format that meets your limits.
 
     dense: for every tool; sparse: the smallest file; sliced and onnx: faster, without the removed
-    parts; exits: clear texts need fewer layers.
+    parts; exits: easy texts use fewer layers; mask: a bit per weight, over a shared base; lowrank:
+    thin factors, lossy.
     """
     check_limits(chosen)
     settings, machine = build(ExportConfig, chosen), wants_json(output, as_json)

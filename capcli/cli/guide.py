@@ -19,7 +19,10 @@ EXAMPLES = {
             "cap prune bert-base --task text-classification --data reviews.csv --sparsity 0.97",
         ),
         ("without training, in minutes", "cap prune ./fine-tuned --task sst2 --preset minutes --sparsity 0.8"),
-        ("twice as fast everywhere", "cap prune ./fine-tuned --task sst2 --method kwon --epochs 0 --target latency=2x"),
+        (
+            "whole heads and neurons, aiming at twice the speed",
+            "cap prune ./fine-tuned --task sst2 --method kwon --epochs 0 --target latency=2x",
+        ),
         ("what it would take", "cap prune bert-base --task mnli --sparsity 0.97 --plan"),
     ),
     "eval": (

@@ -25,7 +25,7 @@ FROM_FILE = f"; can also be set in {CONFIG_FILE}"
 MODEL_HELP = {
     "prune": f"hub id, folder, the built-in {BUILTIN_MODEL!r}, or a short name such as bert-base",
     "eval": "output of cap prune or cap export, a hub id of one, or any fine-tuned model" + FROM_FILE,
-    "export": "output of cap prune, a sparse checkpoint of another tool, or for onnx any fine-tuned model",
+    "export": "output of cap prune, a sparse checkpoint of another tool, or, for onnx and exits, any fine-tuned model",
     "probe": "output of cap prune, a hub id of one, or any model" + FROM_FILE,
     "predict": "output of cap prune or cap export, a hub id of one, or any fine-tuned model",
 }

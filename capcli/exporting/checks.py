@@ -32,7 +32,7 @@ SEEN = (
     "some aside"
 )
 UNREAD = (
-    "the factors were fitted to the weights alone, without training texts of the task: they lose more than need be; "
+    "the factors were fitted to the weights alone, because no training texts are here, and lose more than necessary; "
     "name the data with --data"
 )
 LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
