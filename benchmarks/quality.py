@@ -534,7 +534,8 @@ def about(study: dict[str, Any]) -> str:
     """The words above the table."""
     teachers = ", ".join(f"{100 * one[study['primary']]:.2f} (seed {seed})" for seed, one in study["teachers"].items())
     where, trials = study["environment"], [run for run in study["runs"] if run.get("trial") is not None]
-    commits = f", commit {', '.join(name[:7] for name in where['commits'])}" if where.get("commits") else ""
+    names = dict.fromkeys(f"{name[:7]}{name[40:]}" for name in where.get("commits", []))  # some with changes
+    commits = f", commit {', '.join(names)}" if names else ""
     text = (
         f"{study['model']} on {study['task']}; {study['primary']} of the teacher: {teachers}. {where['device']}, torch "
         f"{where['versions']['torch']}{commits}. Mean ± standard deviation over the seeds. Differences are paired by "
