@@ -23,6 +23,7 @@ SECTIONS = {
     "staged": "Staged Fisher, movement and the contrastive methods",
     "classes": "Many classes",
     "longer": "Learning rate and length of runs",
+    "presets": "Presets",
     "untrained": "Without training",
     "neighbours": "The methods of the paper's neighbourhood",
     "transfer": "Knowledge that is left",
