@@ -1,6 +1,7 @@
 """One thread, no network, and a tiny random model of each family that tests may read but not change."""
 
 import os
+import re
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
@@ -14,6 +15,9 @@ import torch
 from hypothesis import settings
 
 import capcli
+from capcli.exporting import checks
+from capcli.measuring import latency
+from capcli.runtime import choice
 
 torch.set_num_threads(1)
 settings.register_profile("cap", deadline=None, derandomize=True)
@@ -25,8 +29,12 @@ MINI = Path(capcli.__file__).parent / "builtin" / "mini"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that runs a whole command on the tiny model is slow; others say so themselves."""
+    """A test that runs a whole command on the tiny model is slow; others say so themselves. rare.txt lists others."""
+    lines = Path(__file__).with_name("rare.txt").read_text().splitlines()
+    rare = [re.compile(line) for line in lines if line and not line.startswith("#")]
     for item in items:
+        if any(one.match(item.nodeid) for one in rare):
+            item.add_marker("rare")
         if WHOLE in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
 
@@ -39,6 +47,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     kernels = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "compiled"
     kernels.mkdir(mode=0o700, exist_ok=True)
     os.environ["NUMBA_CACHE_DIR"] = str(kernels)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_measurements() -> None:
+    """Few rounds where a run in this process measures how long answers take."""
+    latency.FIXED_SECONDS = latency.TEXT_SECONDS = choice.SECONDS = 0.03
+    checks.LATENCY_SECONDS = 0.1
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,16 @@ class Bench:
         return time.monotonic() - began
 
     @functools.cached_property
+    def others(self) -> dict[str, tuple[Any, float]]:
+        """Outcome and seconds of an uninterrupted run of each other method."""
+        found = {}
+        for name, chosen in survival.OTHERS.items():
+            began, out = time.monotonic(), self.root / "others" / str(len(found))
+            self.tiny.prune(out, **{**survival.SMALL, **chosen})
+            found[name] = tiny.outcome(out), time.monotonic() - began
+        return found
+
+    @functools.cached_property
     def stopped(self) -> Path:
         survival.stopped_run(self.tiny, self.root / "stopped")
         return self.root / "stopped"
@@ -102,7 +112,13 @@ class Row:
 
 def random_kills(bench: Bench, number: int) -> int:
     rng = random.Random(number)
-    return survival.kill_at_random(bench.tiny, bench.folder, bench.whole, rng, 5, 0.8 * bench.seconds)
+    return survival.kill_at_random(bench.tiny, bench.folder, bench.whole.outcome, rng, 5, 0.8 * bench.seconds)
+
+
+def kills_of_others(bench: Bench, number: int) -> int:
+    rng, name = random.Random(number), list(survival.OTHERS)[number % len(survival.OTHERS)]
+    expected, seconds = bench.others[name]
+    return survival.kill_at_random(bench.tiny, bench.folder, expected, rng, 5, 0.8 * seconds, **survival.OTHERS[name])
 
 
 def kill_at_each(bench: Bench, number: int) -> int:
@@ -181,6 +197,9 @@ def _operations(bench: Bench) -> int:
 
 ROWS = {
     "R1": Row("kills at random moments", lambda _: 500, random_kills),
+    "R1b": Row(
+        f"kills at random moments, {len(survival.OTHERS)} other methods and structures", lambda _: 500, kills_of_others
+    ),
     "R2": Row("kills, one at each file operation", _operations, kill_at_each),
     "R3": Row("kills inside ten phases", lambda _: 100, kill_in_each),
     "R4": Row("signals of four kinds", lambda _: 100, signals),
@@ -317,6 +336,8 @@ def prepared(bench: Bench, names: list[str]) -> None:
     """Make what the trials share before forks make it each for itself."""
     if set(names) & {"R1", "R2", "R3", "R4", "R5", "R6", "R7", "R14"}:
         assert bench.whole.operations and bench.seconds and bench.stopped
+    if "R1b" in names:
+        assert bench.others
     if "R18" in names:
         assert bench.probed
     assert bench.tiny and all(bench.tensors)

@@ -51,7 +51,7 @@ def set_back(tiny: Tiny, out: Path, whole: Whole, n: int) -> None:
 
     assert wait(forked(action)) < 0
     newest = max((out / "work" / "prune-steps").glob("step-*"), default=None)
-    notes = same_after(tiny, out, whole, f"clock set back, killed at operation {n}")
+    notes = same_after(tiny, out, whole.outcome, f"clock set back, killed at operation {n}")
     if newest is not None and newest.name != f"step-{STEPS:08d}":
         assert f"continuing at step {int(newest.name[5:])} of {STEPS}" in notes, notes
 

@@ -42,6 +42,23 @@ SMALL: dict[str, Any] = {
     "checkpoint_seconds": 0,
 }
 STEPS = 9  # of the pruning
+# Other runs, with state of their own: importance, what is alive, projections and moments, calibrated weights, scores.
+HIDDEN = {"losses": "ce,kd,snc,hid"}
+OTHERS: dict[str, dict[str, Any]] = {
+    "cap-m, hidden states": {"method": "cap-m", **HIDDEN},
+    "cap-f": {"method": "cap-f", "sparsity": 0.5, "importance_examples": 40, "lr_schedule": "cycle"},
+    "cap-f, dimensions, hidden states": {"method": "cap-f", "structure": "dimensions", **HIDDEN},
+    "cap-fisher": {"method": "cap-fisher", "sparsity": 0.95},
+    "fisher, 2:4": {"method": "fisher", "structure": "2:4", "sparsity": 0.5},
+    "magnitude, blocks of 4": {"method": "magnitude", "structure": "4-block"},
+    "obert": {"method": "obert", "sparsity": 0.9, "selections": 2},
+    "kwon, half of the MACs": {"method": "kwon", "target": "macs=0.5", "sparsity": None},
+    "first-order, turned heads": {"method": "first-order", "structure": "dimensions", "basis": "pca"},
+    "smp": {"method": "smp", "sparsity": 0.5, "scope": "type", "train_head": True},
+    "pins": {"method": "pins"},
+    "platon": {"method": "platon"},
+    "sparsegpt, healed": {"method": "sparsegpt", "heal": 6, "epochs": 0},
+}
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 FAULTS = ("ENOSPC", "EIO", "EROFS")
 
@@ -98,7 +115,7 @@ def killed_at(tiny: Tiny, out: Path, n: int, *switches: str, **chosen: Any) -> b
 
     def action() -> None:
         files.fault_hook = at(n, die)
-        capcli.prune(tiny.prune_config(out, **SMALL, **chosen), overwrite="--overwrite" in switches)
+        capcli.prune(tiny.prune_config(out, **{**SMALL, **chosen}), overwrite="--overwrite" in switches)
 
     code = wait(forked(action))
     assert code in (0, -signal.SIGKILL)
@@ -117,15 +134,15 @@ def stopped_at(tiny: Tiny, out: Path, phase: str, done: int) -> None:
     raise AssertionError("the run was not stopped")
 
 
-def finish(tiny: Tiny, out: Path) -> list[str]:
+def finish(tiny: Tiny, out: Path, **chosen: Any) -> list[str]:
     """Run to the end; returns the notes of the events."""
-    return [event.note for event in verb.prune(tiny.prune_config(out, **SMALL)) if event.note]
+    return [event.note for event in verb.prune(tiny.prune_config(out, **{**SMALL, **chosen})) if event.note]
 
 
-def same_after(tiny: Tiny, out: Path, whole: Whole, what: str) -> list[str]:
-    """The same command again: it comes to the same, and nothing temporary is left. Returns the notes of the events."""
-    notes = finish(tiny, out)
-    assert outcome(out) == whole.outcome, what
+def same_after(tiny: Tiny, out: Path, expected: Any, what: str, **chosen: Any) -> list[str]:
+    """The same command again: its outcome is as expected, and nothing temporary is left. Returns the notes."""
+    notes = finish(tiny, out, **chosen)
+    assert outcome(out) == expected, what
     left = [str(path) for path in out.rglob(".*")]
     assert left == [], f"{what}: {left}"
     return notes
@@ -138,20 +155,22 @@ def kill_at_operation(tiny: Tiny, out: Path, whole: Whole, n: int) -> None:
     """R2: killed at the n-th file operation, counted from 1."""
     assert killed_at(tiny, out, n), f"operation {n} of {whole.operations} was not reached"
     assert not (out / "report.json").exists() or n > whole.operations - 20
-    same_after(tiny, out, whole, f"killed at operation {n} of {whole.operations}")
+    same_after(tiny, out, whole.outcome, f"killed at operation {n} of {whole.operations}")
 
 
-def kill_at_random(tiny: Tiny, out: Path, whole: Whole, rng: random.Random, kills: int, within_seconds: float) -> int:
+def kill_at_random(
+    tiny: Tiny, out: Path, expected: Any, rng: random.Random, kills: int, within_seconds: float, **chosen: Any
+) -> int:
     """R1: kill -9 from outside, several times in one run, wherever it is; returns how many found it alive."""
     alive = 0
     for _ in range(kills):
-        pid = forked(lambda: tiny.prune(out, **SMALL))
+        pid = forked(lambda: tiny.prune(out, **{**SMALL, **chosen}))
         time.sleep(rng.uniform(0.02, within_seconds))
         os.kill(pid, signal.SIGKILL)
         code = wait(pid)
         assert code in (0, -signal.SIGKILL)
         alive += code != 0
-    same_after(tiny, out, whole, f"killed {alive} times")
+    same_after(tiny, out, expected, f"killed {alive} times", **chosen)
     return alive
 
 
@@ -214,7 +233,7 @@ def kill_in_phase(tiny: Tiny, out: Path, whole: Whole, phase: str, rng: random.R
 
     what = f"killed {'after' if late else 'before'} call {n} of {whole.calls[phase]} of {phase}"
     assert wait(forked(action)) == -signal.SIGKILL, what
-    same_after(tiny, out, whole, what)
+    same_after(tiny, out, whole.outcome, what)
 
 
 # Signals, disks ------------------------------------------------------------------------------------------------------
@@ -232,7 +251,7 @@ def stop_by_signal(tiny: Tiny, out: Path, whole: Whole, name: str, n: int) -> No
     assert f"stopped by {name}" in result.stderr
     assert result.stdout == ""
     assert signal.getsignal(getattr(signal, name)) == before
-    same_after(tiny, out, whole, f"{name} at operation {n}")
+    same_after(tiny, out, whole.outcome, f"{name} at operation {n}")
 
 
 def fail_at_operation(tiny: Tiny, out: Path, whole: Whole, n: int, code: str) -> None:
@@ -255,7 +274,7 @@ def fail_at_operation(tiny: Tiny, out: Path, whole: Whole, n: int, code: str) ->
     finally:
         files.fault_hook = None
     check_newest_checkpoint(out)
-    same_after(tiny, out, whole, what)
+    same_after(tiny, out, whole.outcome, what)
 
 
 def check_newest_checkpoint(out: Path) -> None:
@@ -324,7 +343,7 @@ def damage_at_random(tiny: Tiny, out: Path, stopped: Path, whole: Whole, rng: ra
         damage = rng.choice(DAMAGES)
         what = f"{damage.__name__} of {path.relative_to(out)}"
         damage(path)
-    notes = same_after(tiny, out, whole, what)
+    notes = same_after(tiny, out, whole.outcome, what)
     folder = path.parent
     assert [note for note in notes if str(folder) in note and "is damaged" in note], f"{what}: {notes}"
 
@@ -363,5 +382,5 @@ def lock_out(tiny: Tiny, out: Path, whole: Whole, n: int) -> float:
         wait(first)
         os.close(reading)
         os.close(writing)
-    same_after(tiny, out, whole, f"killed at operation {n}, with its lock")
+    same_after(tiny, out, whole.outcome, f"killed at operation {n}, with its lock")
     return seconds

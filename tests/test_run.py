@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from survival import (
     DAMAGES,
     FAULTS,
+    OTHERS,
     PHASES,
     SIGNALS,
     SMALL,
@@ -103,24 +104,14 @@ def test_killed_again_and_again(tiny: Tiny, tmp_path: Path, whole: Whole) -> Non
     assert outcome(tmp_path / "out") == whole.outcome
 
 
-HIDDEN = {"losses": "ce,kd,snc,hid"}
-
-
 @pytest.mark.parametrize(
-    "chosen",
-    [
-        {"method": "cap-f", "structure": "dimensions", **HIDDEN},
-        {"method": "cap-m", **HIDDEN},
-        {"method": "cap-fisher", "sparsity": 0.95},
-        {"method": "cap-f", "sparsity": 0.5, "importance_examples": 40, "lr_schedule": "cycle"},
-    ],
-    ids=str,
+    "name", [name if name.startswith("cap") else pytest.param(name, marks=pytest.mark.rare) for name in OTHERS]
 )
-def test_killed_with_units_and_projections(tiny: Tiny, tmp_path: Path, chosen: dict[str, Any]) -> None:
-    """Importance, what is alive, and the projections with their moments are all in a checkpoint."""
-    tiny.prune(tmp_path / "whole", **SMALL, **chosen)
+def test_killed_with_other_methods(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    """Importance, what is alive, scores, calibrated weights, projections and moments are all in a checkpoint."""
+    tiny.prune(tmp_path / "whole", **{**SMALL, **OTHERS[name]})
     attempts = 1
-    while killed_at(tiny, tmp_path / "out", 45, **chosen):
+    while killed_at(tiny, tmp_path / "out", 45, **OTHERS[name]):
         attempts += 1
         assert attempts < 30, "the run does not get on"
     assert attempts > 3
@@ -130,7 +121,7 @@ def test_killed_with_units_and_projections(tiny: Tiny, tmp_path: Path, chosen: d
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, whole: Whole, seed: int) -> None:
     """R1: 50 kills, wherever the runs are."""
-    kill_at_random(tiny, tmp_path / "out", whole, random.Random(seed), kills=5, within_seconds=1.5)
+    kill_at_random(tiny, tmp_path / "out", whole.outcome, random.Random(seed), kills=5, within_seconds=1.5)
 
 
 @pytest.mark.parametrize("phase", PHASES)

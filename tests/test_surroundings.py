@@ -74,7 +74,7 @@ def test_out_is_moved_between_stop_and_continuation(tiny: Tiny, tmp_path: Path, 
     stopped_at(tiny, tmp_path / "old" / "out", "prune", 5)
     (tmp_path / "new" / "deeper").mkdir(parents=True)
     (tmp_path / "old" / "out").rename(tmp_path / "new" / "deeper" / "renamed")
-    notes = same_after(tiny, tmp_path / "new" / "deeper" / "renamed", whole, "moved")
+    notes = same_after(tiny, tmp_path / "new" / "deeper" / "renamed", whole.outcome, "moved")
     assert "continuing at step 5 of 9" in notes
     assert list((tmp_path / "old").iterdir()) == []
 

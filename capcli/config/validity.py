@@ -52,7 +52,12 @@ def check(config: PruneConfig) -> None:
             f"--importance-examples has no effect on {config.method}, which removes single weights",
             "leave it out, or use --method cap-f",
         )
-    at_least(0 if config.calibrated else 1, epochs=config.epochs)
+    at_least(0, epochs=config.epochs)
+    if not (config.epochs or config.calibrated):
+        raise ConfigError(
+            f"--epochs must be at least 1: {config.method} chooses what to remove while it trains",
+            "without training: --method fisher, or --method kwon for whole heads and neurons",
+        )
     for name, value in {"tau": config.tau, "kd_temperature": config.kd_temperature}.items():
         if not (math.isfinite(value) and value > 0):
             raise ConfigError(f"{flag_name(name)} must be a positive number, got {value}")

@@ -6,8 +6,9 @@ Letters: B batch, S tokens, H hidden size.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -180,9 +181,15 @@ def sliced(model: Model) -> Model:
     return dataclasses.replace(smaller, slices=Slices(sizes=sizes, before=model.before_slicing))
 
 
-def accepted_inputs(net: Any) -> set[str]:
+@functools.cache
+def _inputs(forward: Callable[..., Any]) -> frozenset[str]:
+    """Those of `INPUTS` that a forward function takes."""
+    return frozenset(inspect.signature(forward).parameters).intersection(INPUTS)
+
+
+def accepted_inputs(net: Any) -> frozenset[str]:
     """Names of the inputs that the network takes; token types only when it tells two of them apart."""
-    names = {name for name in inspect.signature(type(net.base_model).forward).parameters if name in INPUTS}
+    names = _inputs(type(net.base_model).forward)
     return names - ({"token_type_ids"} if getattr(net.config, "type_vocab_size", 2) < 2 else set())
 
 

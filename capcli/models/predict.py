@@ -42,7 +42,8 @@ def forward_states(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """As `forward`, and if `keep` the hidden states, each [B, S, H]: of the embeddings and after each layer."""
     net, family, mask = model.net, model.family, inputs["attention_mask"]
-    inputs = {name: value for name, value in inputs.items() if name in accepted_inputs(net)}
+    taken = accepted_inputs(net)
+    inputs = {name: value for name, value in inputs.items() if name in taken}
     if model.embedding is not None:
         out = net(**inputs, output_hidden_states=keep)
         states = out.last_hidden_state

@@ -272,6 +272,7 @@ def _save(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, 
         "sparsity": job.pruner.sparsity if job.pruner else 0.0,
         "scaler": scaler.state_dict(),
         "split": job.split.examples,
+        "evaluation_tokens": job.on.room.tokens,
     }
     stages.save_checkpoint(job.run, _of(job), Checkpoint(step=state.step, tensors=tensors, scalars=scalars))
 
@@ -320,6 +321,7 @@ def _resume(job: Job, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
         job.pruner.restore(parts["pruner"], checkpoint.scalars["sparsity"])
     if checkpoint.scalars["split"] and not job.config.micro_batch:
         job.split.examples = checkpoint.scalars["split"]
+    job.on.room.tokens = checkpoint.scalars.get("evaluation_tokens", 0)  # not in checkpoints of before
     if checkpoint.scalars["scaler"]:
         scaler.load_state_dict(checkpoint.scalars["scaler"])
     state = Progress(

@@ -339,7 +339,8 @@ def _planned_rows(report: Report) -> list[tuple[str, str, str]]:
 
 
 def _setup_rows(report: Report) -> list[Row]:
-    listed = ", ".join(named(loss, 40) for loss in report.losses[:20]) or named(None)
+    none = "none" if report.config.get("epochs") == 0 else named(None)
+    listed = ", ".join(named(loss, 40) for loss in report.losses[:20]) or none
     scores = ", ".join(f"{named(n, 60)} {number(value)}" for n, value in list(report.teacher.metrics.items())[:20])
     rows = [(key, named(getattr(report, key))) for key in ("method", "structure", "seed", "device")]
     return [

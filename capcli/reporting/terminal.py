@@ -316,7 +316,7 @@ def _checked(check: Check) -> str:
     gap = finite(check.largest_difference)
     shown = NOT_MEASURED if gap is None else f"{gap:.2g}"
     texts = f"{count(check.texts)} texts of {named(check.of, 80)}"
-    return f"reopened; {texts}: largest logit difference {shown}{same}"
+    return f"reopened; {texts}: outputs differ by {shown} at most{same}"
 
 
 def plan_summary(found: ExportPlan) -> Group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def test_nothing_is_trained_with_0_epochs(tiny: Tiny, tmp_path: Path) -> None:
     """The classifier and the embeddings stay those of the teacher; the report says so; twice the same bytes."""
     report = run(tiny, tmp_path / "a", epochs=0, keep_work=True, calibration=64, store="fp32")
     assert report["losses"] == []
+    assert re.search(r"<th[^>]*>losses</th>\s*<td[^>]*>none<", (tmp_path / "a" / "report.html").read_text())
     assert {row["phase"] for row in report["history"]} == {"teacher"}
     assert report["notes"] == ["nothing was trained: masks and weights come from 64 calibration examples"]
     assert report["sparsity"]["kept_weights"] == round(0.3 * PRUNABLE)
