@@ -129,7 +129,7 @@ OF_CRITERION: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "minutes": {"*": {"method": "fisher", "epochs": 0}},
-    "quick": {"*": {"epochs": 2, "teacher_epochs": 2, "lr": 2e-4, "teacher_lr": 3e-4}},
+    "quick": {"*": {"epochs": 2, "teacher_epochs": 2, "lr_scale": 2.0}},
     "paper": {
         "*": {
             "method": "cap-soft",

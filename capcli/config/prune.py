@@ -117,6 +117,9 @@ class PruneConfig(LossConfig):
         panel="Training",
         expert=True,
     )
+    lr_scale: float = option(
+        1.0, "times the learning rates that are chosen by the hidden size", panel="Training", expert=True
+    )
     score_lr: float = option(
         3e-2, "peak learning rate of the scores (movement methods, smp)", panel="Training", expert=True
     )

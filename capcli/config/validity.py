@@ -58,7 +58,8 @@ def check(config: PruneConfig) -> None:
             f"--epochs must be at least 1: {config.method} chooses what to remove while it trains",
             "without training: --method fisher, or --method kwon for whole heads and neurons",
         )
-    for name, value in {"tau": config.tau, "kd_temperature": config.kd_temperature}.items():
+    positive = {"tau": config.tau, "kd_temperature": config.kd_temperature, "lr_scale": config.lr_scale}
+    for name, value in positive.items():
         if not (math.isfinite(value) and value > 0):
             raise ConfigError(f"{flag_name(name)} must be a positive number, got {value}")
     at_least(0, lr=config.lr, teacher_lr=config.teacher_lr)

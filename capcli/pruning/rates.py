@@ -11,17 +11,18 @@ MOST = 4  # times the usual rate, however narrow a model is
 
 
 def peak(config: PruneConfig, phase: str, model: Model) -> float:
-    """The peak learning rate of the weights in a phase: as chosen, or else in inverse proportion to the hidden size.
+    """The peak learning rate of the weights in a phase: as chosen, or else in inverse proportion to the hidden size,
+    times `--lr-scale`.
 
     Adam moves each weight by about the learning rate, whatever its gradient, so that the change of a layer's output
     grows with the number of its inputs ("Tensor Programs V", arXiv 2203.03466, has rates in 1/width for this reason).
     """
     chosen = config.teacher_lr if phase == "teacher" else config.lr
-    return chosen or by_width(phase, model)
+    return chosen or config.lr_scale * by_width(phase, model)
 
 
 def by_width(phase: str, model: Model) -> float:
-    """The peak learning rate in a phase where none was chosen, see `peak`."""
+    """The usual peak learning rate in a phase for a model of this width, see `peak`."""
     return USUAL[phase] * min(MOST, USUAL_WIDTH / _width(model))
 
 

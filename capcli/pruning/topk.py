@@ -36,7 +36,8 @@ def topk_rows(scores: Tensor, keep: Sequence[int]) -> Tensor:
     assert all(0 <= k <= n for k in keep), (keep, n)
     scores = scores.float()
     if scores.device.type == "cpu":
-        return torch.stack([_partitioned(row, k) for row, k in zip(scores, keep, strict=True)])
+        found = [_partitioned(row, k) for row, k in zip(scores, keep, strict=True)]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
     return by_values(scores, keep)
 
 
@@ -46,10 +47,10 @@ def _partitioned(scores: Tensor, keep: int) -> Tensor:
     if keep in (0, n):
         return torch.full_like(scores, bool(keep), dtype=torch.bool)
     value = float(np.partition(scores.numpy(), n - keep)[n - keep])
-    above = scores > value
-    missing = keep - int(torch.count_nonzero(above))
-    above[torch.nonzero(scores == value)[:missing, 0]] = True
-    return above
+    chosen = scores >= value
+    if surplus := int(torch.count_nonzero(chosen)) - keep:
+        chosen[torch.nonzero(scores == value)[-surplus:, 0]] = False
+    return chosen
 
 
 def by_values(scores: Tensor, keep: Sequence[int]) -> Tensor:

@@ -28,7 +28,8 @@ def test_a_rate_that_is_not_chosen_is_inverse_to_the_width(
     model.net.config.hidden_size = width
     assert rates.peak(config(), "prune", model) == pytest.approx(1e-4 * times)
     assert rates.peak(config(), "teacher", model) == pytest.approx(5e-5 * times)
-    assert rates.peak(config(lr=3e-5, teacher_lr=2e-5), "prune", model) == 3e-5
+    assert rates.peak(config(lr_scale=2.0), "teacher", model) == pytest.approx(1e-4 * times)
+    assert rates.peak(config(lr=3e-5, teacher_lr=2e-5, lr_scale=2.0), "prune", model) == 3e-5
     assert rates.peak(config(lr=3e-5, teacher_lr=2e-5), "teacher", model) == 2e-5
 
 
