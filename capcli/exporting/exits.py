@@ -18,7 +18,7 @@ from capcli.data import batches, splits
 from capcli.data.batches import Examples
 from capcli.data.splits import Split
 from capcli.errors import ModelError
-from capcli.events import Event, told
+from capcli.events import Event, changed, part_of
 from capcli.exporting.job import Export
 from capcli.measuring import classifiers, scoring
 from capcli.models import exits, predict, predictor
@@ -57,12 +57,16 @@ def made(job: Export) -> Generator[Event, None, tuple[Model, ExitTable]]:
     """The model with exits, and what there is to say of them. Raises `ModelError` for data that do not serve."""
     train, held = _parts(job)
     place(job.model, job.on)
-    vectors, own, examples = yield from _read(job, train, "exits, training set")
+    sizes = len(train), len(held), len(job.known.held_out)
+    ends = [0.1 + 0.5 * sum(sizes[:i]) / sum(sizes) for i in range(4)]  # as shares of the export
+    vectors, own, examples = yield from part_of(_read(job, train, "exits, training set"), ends[0], ends[1] - ends[0])
     wanted = (np.eye(own.shape[1])[examples.labels] + own.double().softmax(dim=-1).numpy()) / 2
     weight, bias = classifiers.heads(vectors.numpy(), wanted, SEED)
     found = Exits(weight=weight, bias=bias, threshold=0.0)
-    chosen = _answers(found, (yield from _read(job, held, "exits, held-out part")))
-    measured = _answers(found, (yield from _read(job, job.known.held_out, "exits, evaluation")))
+    read = yield from part_of(_read(job, held, "exits, held-out part"), ends[1], ends[2] - ends[1])
+    chosen = _answers(found, read)
+    read = yield from part_of(_read(job, job.known.held_out, "exits, evaluation"), ends[2], ends[3] - ends[2])
+    measured = _answers(found, read)
     found = dataclasses.replace(found, threshold=best(chosen))
     return dataclasses.replace(job.model, exits=found), ExitTable(
         layers=len(bias) + 1,
@@ -121,11 +125,16 @@ def _read(job: Export, split: Split, phase: str) -> Generator[Event, None, Read]
     rows = batches.evaluation_batches(examples, on.token_budget)
     try:
         asking = predict.outputs(run, examples, rows, on.device, room=on.room)
-        logits, vectors = yield from told(asking, partial(Event, phase=phase, overall=0.2))
+        logits, vectors = yield from changed(asking, partial(_event, phase))
     finally:
         for hook in hooks:
             hook.remove()
     return vectors.cpu(), logits.cpu(), examples
+
+
+def _event(phase: str, progress: tuple[float, float]) -> Event:
+    done, total = progress
+    return Event(phase=phase, done=done, total=total, overall=done / total)
 
 
 def _answers(found: Exits, read: Read) -> Answers:

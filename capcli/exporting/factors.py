@@ -217,7 +217,7 @@ def _of_outputs(job: Export, read: Examples) -> Generator[Event, None, dict[str,
     with torch.no_grad():
         for name, moments in refit.walk(_calibration(job, job.model, read), job.model, 0):
             found[name] = by_inputs(moments).squares(_exact(matrices[name].weight))
-            yield _event(len(found), len(matrices), 0.05)
+            yield _event(job, 0, len(found), len(matrices))
     return found
 
 
@@ -239,7 +239,7 @@ def _replace_by_outputs(
                 inputs, outputs = moments.means()
                 linear.bias.copy_(outputs - product @ inputs.to(product))
             lost[name] = float(moments.error(product))
-            yield _event(len(found), len(ranks), 0.15)
+            yield _event(job, 1, len(found), len(ranks))
     for name, factors in found.items():
         _put(student, name, factors, matrices[name].bias)
     return lost
@@ -254,8 +254,10 @@ def _calibration(job: Export, model: Model, read: Examples) -> Calibration:
     return Calibration(model=model, examples=read, device=job.on.device, seed=SEED, count=COUNT)
 
 
-def _event(done: int, total: int, begin: float) -> Event:
-    return Event(phase="factors", done=done, total=total, overall=begin + 0.1 * done / total)
+def _event(job: Export, passes: int, done: int, total: int) -> Event:
+    """How far the first pass over the matrices is, or the second; healing takes longer than both."""
+    each = 0.1 if job.config.heal else 0.25
+    return Event(phase="factors", done=done, total=total, overall=0.05 + each * (passes + done / total))
 
 
 # Healing -------------------------------------------------------------------------------------------------------------
