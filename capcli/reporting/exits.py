@@ -28,10 +28,11 @@ def rows(table: ExitTable) -> list[tuple[str, ...]]:
 
 def about(table: ExitTable) -> str:
     """What the columns are measured on, and how the threshold was chosen."""
+    seen = " (which the model itself may have been trained on)" if table.seen else ""
     return (
         f"{named(table.metric, 40)} and layers, of {count(table.layers)}, on {named(table.split, 40)}; trained on "
         f"{count(table.train)} examples; chosen as the highest threshold up to which accuracy on "
-        f"{count(table.held_out)} held-out ones stays within {number(table.drop, 2)} of that of all layers"
+        f"{count(table.held_out)} held-out ones{seen} stays within {number(table.drop, 2)} of that of all layers"
     )
 
 

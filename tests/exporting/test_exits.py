@@ -214,7 +214,8 @@ def test_what_is_written(pruned: Path, made: Path, tmp_path: Path) -> None:
     row = next(row for row in table["rows"] if row["threshold"] == table["threshold"])
     assert record["metrics"]["after"]["accuracy"] == pytest.approx(row["value"])
     assert record["check"]["exact"] and record["check"]["largest_difference"] == 0.0
-    assert "layers per text" in (made / "README.md").read_text()
+    card = (made / "README.md").read_text()
+    assert "layers per text" in card and "which the model itself may have been trained on" in card
     stored = artifact.load_artifact(made).exits
     assert stored is not None and stored.weight.shape == (1, 2, 32)
     plain, exiting = capcli.load(pruned), capcli.load(made)
