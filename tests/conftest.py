@@ -51,8 +51,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_measurements() -> None:
-    """Few rounds where a run in this process measures how long answers take."""
-    latency.FIXED_SECONDS = latency.TEXT_SECONDS = choice.SECONDS = 0.03
+    """Few rounds where a run in this process measures how long inputs of a fixed size take."""
+    latency.FIXED_SECONDS = choice.SECONDS = 0.03
     checks.LATENCY_SECONDS = 0.1
 
 

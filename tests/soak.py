@@ -197,9 +197,6 @@ def _operations(bench: Bench) -> int:
 
 ROWS = {
     "R1": Row("kills at random moments", lambda _: 500, random_kills),
-    "R1b": Row(
-        f"kills at random moments, {len(survival.OTHERS)} other methods and structures", lambda _: 500, kills_of_others
-    ),
     "R2": Row("kills, one at each file operation", _operations, kill_at_each),
     "R3": Row("kills inside ten phases", lambda _: 100, kill_in_each),
     "R4": Row("signals of four kinds", lambda _: 100, signals),
@@ -209,6 +206,9 @@ ROWS = {
     "R14": Row("clocks set back", lambda _: 50, clocks),
     "R17": Row("steps that leave nothing behind", lambda _: 2_000, growth),
     "R18": Row("pairs of commands on one cold cache", lambda _: 50, companions),
+    "R19": Row(
+        f"kills at random moments, {len(survival.OTHERS)} other methods and structures", lambda _: 500, kills_of_others
+    ),
     "S2": Row("mutated sparse files", lambda _: 1_000_000, mutations),
     "S3": Row("round trips of matrices", lambda _: 20_000, round_trips),
 }
@@ -336,7 +336,7 @@ def prepared(bench: Bench, names: list[str]) -> None:
     """Make what the trials share before forks make it each for itself."""
     if set(names) & {"R1", "R2", "R3", "R4", "R5", "R6", "R7", "R14"}:
         assert bench.whole.operations and bench.seconds and bench.stopped
-    if "R1b" in names:
+    if "R19" in names:
         assert bench.others
     if "R18" in names:
         assert bench.probed

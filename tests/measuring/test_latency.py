@@ -35,7 +35,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr("capcli.timing.time", found)
     monkeypatch.setattr(latency, "FIXED_SECONDS", 4.0)
-    monkeypatch.setattr(latency, "TEXT_SECONDS", 3.0)
     return found
 
 
