@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo test rare check lint soak bench docs clean
 
 demo: .venv/.installed
-	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 --preset quick --method fisher --epochs 1 --teacher-lr 6e-4 --max-train-samples 4000 --max-eval-samples 1500 -o $(DEMO_OUT)
+	$(BIN)/cap prune mini --task banking77 --sparsity 0.9 --preset quick --method fisher --epochs 1 --teacher-lr 6e-4 --max-train-samples 5000 --max-eval-samples 1500 -o $(DEMO_OUT)
 	rm -rf $(DEMO_OUT)-int8
 	$(BIN)/cap export $(DEMO_OUT) --to sparse --dtype int8 --embeddings int8 -o $(DEMO_OUT)-int8 --quiet
 	$(BIN)/cap eval $(DEMO_OUT)-int8 --runtime auto --quiet --json > $(DEMO_OUT)-int8/eval.json
