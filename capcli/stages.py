@@ -36,7 +36,7 @@ ANEW = "choose another folder with -o, or start over with --overwrite"
 _ENCODING, _STEPS, _TEACHER = (
     ("precision",),
     ("batch_size", "weight_decay", "lr_warmup"),
-    ("teacher_lr", "teacher_epochs"),
+    ("teacher_lr", "teacher_epochs", "lr_scale"),
 )
 _STUDENT = (
     *(*_ENCODING, *_STEPS, *_TEACHER, "losses", "epochs", "lr", "score_lr", "init", "dense_share", "final_share"),

@@ -514,6 +514,7 @@ ALL = {"bank-pretrained", "teacher", "bank-finetuned", "dense", "prune-steps", "
         *(({n: v}, ALL - {"prune-steps", "bank-snapshot"}) for n, v in LATER.items()),
         (LATER, ALL - {"prune-steps", "bank-snapshot"}),
         ({"teacher_lr": 1e-3}, {"bank-pretrained"}),
+        ({"lr_scale": 2.0}, {"bank-pretrained"}),
         ({"precision": "bf16"}, {"teacher"}),
         ({"max_time": 9.0}, ALL),
     ],

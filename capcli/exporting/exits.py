@@ -18,7 +18,7 @@ from capcli.data import batches, splits
 from capcli.data.batches import Examples
 from capcli.data.splits import Split
 from capcli.errors import ModelError
-from capcli.events import Event, changed, part_of
+from capcli.events import Event, part_of, told
 from capcli.exporting.job import Export
 from capcli.measuring import classifiers, scoring
 from capcli.models import exits, predict, predictor
@@ -125,15 +125,14 @@ def _read(job: Export, split: Split, phase: str) -> Generator[Event, None, Read]
     rows = batches.evaluation_batches(examples, on.token_budget)
     try:
         asking = predict.outputs(run, examples, rows, on.device, room=on.room)
-        logits, vectors = yield from changed(asking, partial(_event, phase))
+        logits, vectors = yield from told(asking, partial(_event, phase))
     finally:
         for hook in hooks:
             hook.remove()
     return vectors.cpu(), logits.cpu(), examples
 
 
-def _event(phase: str, progress: tuple[float, float]) -> Event:
-    done, total = progress
+def _event(phase: str, done: float, total: float) -> Event:
     return Event(phase=phase, done=done, total=total, overall=done / total)
 
 
