@@ -21,7 +21,7 @@ EXAMPLES = {
         ("without training, in minutes", "cap prune ./fine-tuned --task sst2 --preset minutes --sparsity 0.8"),
         (
             "whole heads and neurons, aiming at twice the speed",
-            "cap prune ./fine-tuned --task sst2 --method kwon --epochs 0 --target latency=2x",
+            "cap prune ./fine-tuned --task sst2 --method structured --epochs 0 --target latency=2x",
         ),
         ("what it would take", "cap prune bert-base --task mnli --sparsity 0.97 --plan"),
     ),

@@ -94,7 +94,7 @@ METHODS = {
     "cap-fisher": Method(criterion="fisher", losses=_CAP, staged=True, steady=True),
     "fisher": Method(criterion="fisher", losses=_PLAIN, staged=True, steady=True),
     "obert": Method(criterion="obert", losses=_PLAIN, staged=True, steady=True),
-    "kwon": Method(criterion="kwon", losses=_PLAIN, structured=True, staged=True, steady=True),
+    "structured": Method(criterion="kwon", losses=_PLAIN, structured=True, staged=True, steady=True),
     "cap-pins": Method(criterion="pins", losses=_CAP),
     "pins": Method(criterion="pins", losses=_PLAIN),
     "platon": Method(criterion="platon", losses=_PLAIN),
@@ -110,7 +110,7 @@ LEARNED = ("movement", "soft-movement", "smp")  # criteria whose scores are trai
 OF_CRITERION: dict[str, dict[str, Any]] = {
     "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     "obert": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "fisher_block": 50},
-    "kwon": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
+    "structured": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     "smp": {
         "init": "pretrained",
         "score_init": "zero",

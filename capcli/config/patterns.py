@@ -15,7 +15,7 @@ from capcli.errors import ConfigError
 PruneConfig = Any  # the one of `config.prune`, which imports this module
 
 SINGLE = "single weights"  # the pattern where no other is chosen, in words
-BLOCKS, BLOCK = "4-block", 4  # weights that follow one another in a row
+BLOCKS, BLOCK = "4x1", 4  # weights that follow one another in a row
 GROUPS = (2, 4, 8, 16)  # the M of N:M
 _N_OF_M = re.compile(r"([0-9]{1,2}):([0-9]{1,2})", re.ASCII)
 
@@ -92,8 +92,8 @@ def _check_groups(config: PruneConfig, sparsity: float) -> None:
 
 
 def _check_blocks(config: PruneConfig) -> None:
-    """Raise `ConfigError` for blocks of the Fisher information that cut 4-blocks into pieces, or mean nothing here, and
-    for matrices that share what stays by single weights."""
+    """Raise `ConfigError` for blocks of the Fisher information that cut a block of 4 into pieces, or mean nothing here,
+    and for matrices that share what stays by single weights."""
     if config.scope == "type":
         raise ConfigError(
             f"--scope type is for single weights, not for --structure {BLOCKS}", "use --scope matrix or global"

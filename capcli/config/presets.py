@@ -44,7 +44,7 @@ def _lambdas(tasks: tuple[str, ...], at_90: float, at_97: float) -> tuple[Preset
 
 # With every preset. A model that learns its own vectors begins with a loss of 0, which adds up to no importance.
 OF_TASK = (PresetRow(values={"importance_examples": 512}, tasks=EMBEDDING_TASKS, criteria=_FIRST),)
-# The block of oBERT that is nearest to its usual one and cuts no 4-block into pieces.
+# The block of oBERT that is nearest to its usual one and cuts no block of 4 into pieces.
 OF_STRUCTURE = (
     PresetRow(
         values={"fisher_block": OF_CRITERION["obert"]["fisher_block"] // BLOCK * BLOCK},

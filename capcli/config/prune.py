@@ -56,8 +56,8 @@ class PruneConfig(LossConfig):
     )
     target: str = option(
         "",
-        "in place of --sparsity (kwon; with dimensions also cap-f, first-order): macs=0.3 or params=0.3 keeps 30 %, "
-        "latency=2x aims at twice the speed",
+        "in place of --sparsity (structured; with dimensions also cap-f, first-order): macs=0.3 or params=0.3 keeps "
+        "30 %, latency=2x aims at twice the speed",
         panel="Pruning",
         metavar="NAME=VALUE",
     )
@@ -88,7 +88,7 @@ class PruneConfig(LossConfig):
     seed: int = option(1, "random seed", panel="Training")
     epochs: int = option(
         4,
-        "passes over the training set while pruning; with fisher, obert and kwon, 0 to train nothing",
+        "passes over the training set while pruning; with fisher, obert and structured, 0 to train nothing",
         panel="Training",
     )
     teacher_epochs: int = option(
@@ -160,8 +160,8 @@ class PruneConfig(LossConfig):
     )
     stairs: str = option(
         "",
-        "sparsities one after another (fisher, kwon, magnitude), such as 0.8,0.9,0.95; auto: 0.8, of kwon 0.5, then "
-        "what stays is about halved, the default of fisher and kwon; once: --sparsity at once",
+        "sparsities one after another (fisher, structured, magnitude), such as 0.8,0.9,0.95; auto: 0.8, of structured "
+        "0.5, then what stays is about halved, the default of fisher and structured; once: --sparsity at once",
         panel="Schedule",
         expert=True,
         metavar="LIST",
@@ -175,14 +175,14 @@ class PruneConfig(LossConfig):
     )
     selections: int = option(
         1,
-        "fisher, obert, kwon: selections at each stair, with scores measured anew for each and no training between",
+        "fisher, obert, structured: selections at each stair, each with new scores and no training between",
         panel="Calibration",
         expert=True,
     )
     calibration: int = option(
         512,
-        "training examples that scores (fisher, kwon, and the methods that train nothing) and --refit are measured on, "
-        "anew at each stair, and --basis pca, once",
+        "training examples that scores (fisher, structured, and the methods that train nothing) and --refit are "
+        "measured on, anew at each stair, and --basis pca, once",
         panel="Calibration",
         expert=True,
     )
@@ -195,8 +195,8 @@ class PruneConfig(LossConfig):
     )
     refit: bool = option(
         False,
-        "after a selection, fit the weights that stay to the layers' outputs before it; fisher, kwon and the methods "
-        "that train nothing do so unless told otherwise, magnitude, cap-f and first-order where it is asked for",
+        "after a selection, fit the weights that stay to the layers' outputs before it; fisher, structured and the "
+        "methods that train nothing do so unless told otherwise, magnitude, cap-f and first-order where asked for",
         panel="Calibration",
         expert=True,
     )
@@ -215,8 +215,8 @@ class PruneConfig(LossConfig):
     )
     structure: str = option(
         "heads",
-        "what is removed as a unit, of kwon, cap-f and first-order heads, or dimensions inside heads, besides neurons; "
-        "of the other methods single weights, or 4-block (4 in a row), or 2:4 (keeps 2 of every 4, which fixes "
+        "what is removed as a unit, of structured, cap-f and first-order heads, or dimensions inside heads, besides "
+        "neurons; of the other methods single weights, or 4x1 (4 in a row), or 2:4 (keeps 2 of every 4, which fixes "
         "--sparsity)",
         panel="Pruning",
         metavar="NAME",

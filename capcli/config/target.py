@@ -77,17 +77,17 @@ def check(config: PruneConfig) -> None:
     if not method.structured:
         raise ConfigError(
             f"--target is for methods that remove heads, neurons or dimensions, {config.method} removes single weights",
-            "use --method kwon, or --sparsity",
+            "use --method structured, or --sparsity",
         )
     if whole and config.criterion != "kwon":
         raise ConfigError(
             f"--target needs a budget to be split between heads and neurons, and {config.method} removes both alike",
-            "use --method kwon, or --structure dimensions",
+            "use --method structured, or --structure dimensions",
         )
     if found.kind == "latency" and not whole:
         raise ConfigError(
             "--target latency is measured with fewer heads and neurons, not with smaller heads",
-            "use --structure heads with --method kwon, or --target macs",
+            "use --structure heads with --method structured, or --target macs",
         )
     if config.sparsity != found.removed:
         raise ConfigError("--target takes the place of --sparsity", "leave one of them out")

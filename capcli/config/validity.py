@@ -56,7 +56,7 @@ def check(config: PruneConfig) -> None:
     if not (config.epochs or config.calibrated):
         raise ConfigError(
             f"--epochs must be at least 1: {config.method} chooses what to remove while it trains",
-            "without training: --method fisher, or --method kwon for whole heads and neurons",
+            "without training: --method fisher, or --method structured for whole heads and neurons",
         )
     positive = {"tau": config.tau, "kd_temperature": config.kd_temperature, "lr_scale": config.lr_scale}
     for name, value in positive.items():

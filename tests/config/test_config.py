@@ -78,7 +78,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         (lambda n=name: prune(method="cap-m", **{n: 0}), f"--{name.replace('_', '-')} must be at least 1, got 0", "")
         for name in ("batch_size", "selections")
     ],
-    (lambda: prune(method="cap-f", epochs=0), "--epochs must be at least 1: cap-f chooses", "--method kwon"),
+    (lambda: prune(method="cap-f", epochs=0), "--epochs must be at least 1: cap-f chooses", "--method structured"),
     *[
         (lambda n=name, v=value: prune(**{n: v}), f"--{name.replace('_', '-')} must be a positive number", "")
         for name in ("tau", "kd_temperature")

@@ -13,7 +13,7 @@ from capcli.config.layers import prune_config
 from capcli.config.options import flatten
 from capcli.errors import ConfigError
 
-BASE = {"model": "mini", "task": "mr", "method": "kwon"}
+BASE = {"model": "mini", "task": "mr", "method": "structured"}
 
 
 @pytest.mark.parametrize(
@@ -53,22 +53,22 @@ def test_what_a_target_stands_for(text: str, kind: str, keeps: float) -> None:
         (
             {"target": "macs=0.5", "method": "fisher"},
             "--target is for methods that remove heads, neurons or dimensions, fisher removes single weights",
-            "--method kwon",
+            "--method structured",
         ),
         (
             {"target": "macs=0.5", "method": "cap-f"},
             "--target needs a budget to be split between heads and neurons, and cap-f removes both alike",
-            "use --method kwon, or --structure dimensions",
+            "use --method structured, or --structure dimensions",
         ),
         (
             {"target": "latency=2x", "structure": "dimensions"},
             "--target latency is measured with fewer heads and neurons, not with smaller heads",
             "--target macs",
         ),
-        ({"importance_examples": 9}, "--importance-examples has no effect on kwon", "use --calibration"),
-        ({"fisher_block": 4}, "--fisher-block has no effect on kwon", "leave it out"),
-        ({"mask_from": "a"}, "--mask-from fixes the masks, and kwon chooses its own", "--method fisher"),
-        ({"init": "fisher"}, "--init fisher is what kwon does itself", "leave it out"),
+        ({"importance_examples": 9}, "--importance-examples has no effect on structured", "use --calibration"),
+        ({"fisher_block": 4}, "--fisher-block has no effect on structured", "leave it out"),
+        ({"mask_from": "a"}, "--mask-from fixes the masks, and structured chooses its own", "--method fisher"),
+        ({"init": "fisher"}, "--init fisher is what structured does itself", "leave it out"),
     ],
     ids=str,
 )
@@ -90,8 +90,8 @@ def test_a_target_in_a_file_and_a_sparsity_on_the_command_line(tmp_path: Path) -
 
 
 def test_the_folder_has_the_target_in_its_name() -> None:
-    assert prune_config({**BASE, "target": "latency=2x"}).out_folder == Path("runs/mini-mr-kwon-latency-2x")
-    assert prune_config({**BASE, "sparsity": 0.5}).out_folder == Path("runs/mini-mr-kwon-0.5")
+    assert prune_config({**BASE, "target": "latency=2x"}).out_folder == Path("runs/mini-mr-structured-latency-2x")
+    assert prune_config({**BASE, "sparsity": 0.5}).out_folder == Path("runs/mini-mr-structured-0.5")
 
 
 def test_the_words_of_a_run_of_a_sweep_with_a_target() -> None:
@@ -106,7 +106,7 @@ def test_the_words_of_a_run_of_a_sweep_with_a_target() -> None:
 
 
 def test_dimensions_take_a_target_with_first_order_too() -> None:
-    for method in ("cap-f", "first-order", "kwon"):
+    for method in ("cap-f", "first-order", "structured"):
         found = prune_config({**BASE, "method": method, "target": "params=0.25", "structure": "dimensions"})
         assert found.sparsity == 0.75
 

@@ -54,7 +54,7 @@ def calibrated(model: Model, n: int = 20) -> Calibration:
 
 def made(model: Model, measure: Measure = costs.WEIGHTS, **options: Any) -> pruner.Pruner:
     """The pruner of a run without training."""
-    chosen = {"method": "kwon", "epochs": 0, "dense_share": 0.0, "sparsity": 0.5, **options}
+    chosen = {"method": "structured", "epochs": 0, "dense_share": 0.0, "sparsity": 0.5, **options}
     config = PruneConfig(source=TaskConfig(task="mr"), **chosen)
     return pruner.make_pruner(model, config, 0, calibrated(model), measure)
 

@@ -77,7 +77,7 @@ def test_blocks_are_ranked_by_their_sums(values: list[float], scope: str, floor:
 def test_blocks_of_one_matrix(scope: str) -> None:
     scores = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
     found = Blocks(4).best(scores, 44, scope)
-    assert int(found.sum()) == 44 and fits(found, "4-block")
+    assert int(found.sum()) == 44 and fits(found, "4x1")
     if scope == "row":
         assert sorted(found.sum(dim=1).tolist()) == [4, 8, 8, 8, 8, 8]
     kept = scores.view(-1, 4).sum(dim=1)[found.view(-1, 4)[:, 0]]
@@ -145,7 +145,7 @@ def test_sparsegpt_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparsegpt, "COLUMNS", 8)
     x, weight, y = drawn(n=16)
     kept, _ = sparsegpt.running(moments_of(x, y), weight.double(), Quota(count=32, scope="matrix", pattern=Blocks(4)))
-    assert fits(kept, "4-block") and [int(kept[:, part].sum()) for part in (slice(8), slice(8, 16))] == [16, 16]
+    assert fits(kept, "4x1") and [int(kept[:, part].sum()) for part in (slice(8), slice(8, 16))] == [16, 16]
     scores = (weight.double()[:, :8] / sparsegpt.inverse_factor(moments_of(x, y).second()).diagonal()[:8]) ** 2
     assert kept[:, :8].equal(Blocks(4).best(scores, 16, "matrix"))
 
@@ -153,7 +153,7 @@ def test_sparsegpt_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 # Of a network --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("structure", ["4-block", "2:4", "1:8"])
+@pytest.mark.parametrize("structure", ["4x1", "2:4", "1:8"])
 @pytest.mark.parametrize("method", UNSTRUCTURED)
 def test_every_criterion_keeps_exact_counts_in_the_pattern(checkpoint: Make, method: str, structure: str) -> None:
     """Also after a refit, and of masks that move: N:M begins at once where pruning begins, blocks rise."""
@@ -162,7 +162,7 @@ def test_every_criterion_keeps_exact_counts_in_the_pattern(checkpoint: Make, met
     steps = 0 if METHODS[method].one_shot else 8
     options: dict[str, Any] = {"epochs": 0} if METHODS[method].one_shot else {}
     options |= {"fisher_block": 16} if method == "obert" else {}
-    options["refit"] = METHODS[method].steady and method != "obert" and (method, structure) != ("magnitude", "4-block")
+    options["refit"] = METHODS[method].steady and method != "obert" and (method, structure) != ("magnitude", "4x1")
     made = config(method=method, structure=structure, sparsity=sparsity, **options)
     found = pruner.make_pruner(model, made, steps, calibrated(model, block=options.get("fisher_block", 1)))
     matrices, seen = found.matrices, set()
@@ -180,14 +180,14 @@ def test_every_criterion_keeps_exact_counts_in_the_pattern(checkpoint: Make, met
             assert matrices.kept() == found.structure.weights(found.sparsity)
     assert found.sparsity == sparsity
     assert not isinstance(pattern, Groups) or seen <= {0.0, sparsity}
-    if METHODS[method].one_shot and method != "multiflow" and structure == "4-block":
+    if METHODS[method].one_shot and method != "multiflow" and structure == "4x1":
         kept = [int(mask.sum()) for mask in matrices.matrix_masks()]
         assert kept == [4 * n for n in topk.apportion(sum(kept) // 4, [size // 4 for size in matrices.sizes])]
 
 
 def test_fisher_ranks_blocks_by_the_sums_of_its_scores(checkpoint: Make) -> None:
     model = tiny(checkpoint, "bert")
-    made = config(method="fisher", structure="4-block", sparsity=0.6, stairs="once", refit=False, floor=0.0)
+    made = config(method="fisher", structure="4x1", sparsity=0.6, stairs="once", refit=False, floor=0.0)
     found = pruner.make_pruner(model, made, 8, calibrated(model))
     assert found.criterion.prepare and found.criterion.scores
     found.criterion.prepare(found.state, found.subject, 0)
@@ -202,7 +202,7 @@ def test_fisher_ranks_blocks_by_the_sums_of_its_scores(checkpoint: Make) -> None
 
 def test_multiflow_shares_blocks_out_by_their_magnitude(checkpoint: Make) -> None:
     model = tiny(checkpoint, "bert")
-    made = config(method="multiflow", structure="4-block", sparsity=0.6, epochs=0)
+    made = config(method="multiflow", structure="4x1", sparsity=0.6, epochs=0)
     found = pruner.make_pruner(model, made, 0, calibrated(model))
     matrices = found.matrices
     sums = matrices.flat_magnitude().view(-1, 4).sum(dim=1)
@@ -211,7 +211,7 @@ def test_multiflow_shares_blocks_out_by_their_magnitude(checkpoint: Make) -> Non
     assert layerwise.by_magnitude(matrices, found.structure, 0.6) == wanted  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("structure", ["4-block", "2:4"])
+@pytest.mark.parametrize("structure", ["4x1", "2:4"])
 def test_rows_and_matrices_that_do_not_fit_are_named(checkpoint: Make, structure: str) -> None:
     sparsity = 0.5
     turned = tiny(checkpoint, "gpt2")
@@ -235,12 +235,12 @@ def asked(**chosen: Any) -> Any:
 def test_n_of_m_fixes_the_sparsity(structure: str) -> None:
     n, m = map(int, structure.split(":"))
     assert asked(structure=structure).sparsity == asked(structure=structure, sparsity=1 - n / m).sparsity == 1 - n / m
-    assert asked(structure="4-block").sparsity == asked().sparsity == 0.9
+    assert asked(structure="4x1").sparsity == asked().sparsity == 0.9
     assert asked(structure=structure, method="movement").stair_list == (1 - n / m,)
 
 
 def test_blocks_of_obert_cut_no_block_into_pieces() -> None:
-    assert asked(method="obert", structure="4-block").fisher_block == 48
+    assert asked(method="obert", structure="4x1").fisher_block == 48
     assert asked(method="obert").fisher_block == asked(method="obert", structure="2:4").fisher_block == 50
 
 
@@ -252,21 +252,21 @@ def test_blocks_of_obert_cut_no_block_into_pieces() -> None:
         ({"structure": "0:4"}, "got 0:4", "--structure 2:4"),
         ({"structure": "2:5"}, "got 2:5", "--structure 2:4"),
         ({"structure": "2:99"}, "got 2:99", "--structure 2:4"),
-        ({"structure": "4-blocks"}, "unknown structure '4-blocks'", "did you mean 4-block"),
+        ({"structure": "4x2"}, "unknown structure '4x2'", "did you mean 4x1"),
         (
             {"structure": "2:4", "method": "cap-f"},
             "2:4 is for methods that remove single weights",
             "heads or dimensions",
         ),
-        ({"structure": "4-block", "method": "first-order"}, "first-order removes whole units", "such as fisher"),
+        ({"structure": "4x1", "method": "first-order"}, "first-order removes whole units", "such as fisher"),
         ({"structure": "2:4", "scope": "global"}, "--scope has no effect with --structure 2:4", "leave it out"),
         ({"structure": "2:4", "floor": 0.01}, "--floor has no effect with --structure 2:4", "leave it out"),
         ({"structure": "2:4", "stairs": "0.3,0.5"}, "--stairs has no effect with", "leave it out"),
         ({"structure": "2:4", "selections": 2}, "--selections has no effect with", "leave it out"),
         ({"structure": "2:4", "method": "magnitude", "update_every": 0.1}, "--update-every has no effect", ""),
         ({"structure": "2:4", "method": "movement", "initial_sparsity": 0.2}, "--initial-sparsity has no effect", ""),
-        ({"structure": "4-block", "method": "obert", "fisher_block": 50}, "a multiple of 4 with", "--fisher-block 48"),
-        ({"structure": "4-block", "fisher_block": 48}, "--structure 4-block is for obert; fisher adds up", "obert"),
+        ({"structure": "4x1", "method": "obert", "fisher_block": 50}, "a multiple of 4 with", "--fisher-block 48"),
+        ({"structure": "4x1", "fisher_block": 48}, "--structure 4x1 is for obert; fisher adds up", "obert"),
     ],
 )
 def test_what_is_refused(chosen: dict[str, Any], message: str, hint: str) -> None:
@@ -291,7 +291,7 @@ def test_a_sweep_with_a_fixed_sparsity() -> None:
     ("structure", "chosen"),
     [
         ("2:4", {"method": "fisher", "epochs": 1, "sparsity": 0.5}),
-        ("4-block", {"method": "fisher", "epochs": 0, "sparsity": 0.75}),
+        ("4x1", {"method": "fisher", "epochs": 0, "sparsity": 0.75}),
     ],
 )
 def test_a_run_its_report_and_its_exports(tiny: Tiny, tmp_path: Path, structure: str, chosen: dict[str, Any]) -> None:
@@ -299,7 +299,7 @@ def test_a_run_its_report_and_its_exports(tiny: Tiny, tmp_path: Path, structure:
     first = tiny.prune(tmp_path / "a", structure=structure, **chosen)
     assert first["structure"] == structure
     assert first["sparsity"]["kept_weights"] == (1 - chosen["sparsity"]) * PRUNABLE
-    coding = "blocks" if structure == "4-block" else "groups"
+    coding = "blocks" if structure == "4x1" else "groups"
     assert set(first["size"]["codings"]) == {coding}
     weights = reader.load(tmp_path / "a" / "model.cap.safetensors")
     kept = {row["name"]: weights[row["name"]] for row in first["sparsity"]["per_matrix"]}

@@ -35,7 +35,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     run, sliced = home / "run", home / "sliced"
     tiny.prune(run)
     tiny.prune(sliced, method="cap-f", sparsity=0.6)
-    timed = tiny.prune(home / "timed", method="kwon", sparsity=None, target="latency=1x", epochs=0)
+    timed = tiny.prune(home / "timed", method="structured", sparsity=None, target="latency=1x", epochs=0)
     json_only = ("-q", "--json")
     on = ("--threads", "1", *json_only)
     limits = ("--max-latency-ms", "60s", "--max-drop", "accuracy=0.9")

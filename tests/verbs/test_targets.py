@@ -1,4 +1,4 @@
-"""Whole runs of kwon and of targets: exact, the same after a stop, sliced as their report says, and refused in time."""
+"""Runs of whole units and of targets: exact, the same after a stop, sliced as reported, and refused in time."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TABLES = [
 
 
 def run(tiny: Tiny, out: Path, **chosen: Any) -> Any:
-    """A run of kwon; a target in place of the sparsity."""
+    """A run of whole units; a target in place of the sparsity."""
     sparsity = {"sparsity": None} if "target" in chosen else {}
-    return tiny.prune(out, **{"method": "kwon", **sparsity, **chosen})
+    return tiny.prune(out, **{"method": "structured", **sparsity, **chosen})
 
 
-KWON: dict[str, Any] = {"method": "kwon", "sparsity": None}
+KWON: dict[str, Any] = {"method": "structured", "sparsity": None}
 
 
 def config(tiny: Tiny, out: Path, **chosen: Any) -> Any:
@@ -148,7 +148,7 @@ def test_a_target_out_of_reach_is_refused_before_anything_is_trained(
 
 def test_a_plan_and_what_is_printed(tiny: Tiny, tmp_path: Path) -> None:
     """The plan needs no measurement; the summary says what was asked for and what is left."""
-    chosen = {"method": "kwon", "target": "latency=2x", "epochs": 0}
+    chosen = {"method": "structured", "target": "latency=2x", "epochs": 0}
     words = tiny.arguments(tmp_path / "out", **chosen)
     at = words.index("--sparsity")
     words = words[:at] + words[at + 2 :]
