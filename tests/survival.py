@@ -49,6 +49,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "cap-f": {"method": "cap-f", "sparsity": 0.5, "importance_examples": 40, "lr_schedule": "cycle"},
     "cap-f, dimensions, hidden states": {"method": "cap-f", "structure": "dimensions", **HIDDEN},
     "cap-fisher": {"method": "cap-fisher", "sparsity": 0.95},
+    "fisher, regrowing": {"method": "fisher", "sparsity": 0.95, "regrow": True},
     "fisher, 2:4": {"method": "fisher", "structure": "2:4", "sparsity": 0.5},
     "magnitude, blocks of 4": {"method": "magnitude", "structure": "4x1"},
     "obert": {"method": "obert", "sparsity": 0.9, "selections": 2},

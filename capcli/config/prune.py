@@ -173,6 +173,12 @@ class PruneConfig(LossConfig):
         expert=True,
         metavar="RUN,…",
     )
+    regrow: bool = option(
+        False,
+        "fisher: removed weights are trained as well, straight through, and may return at a later stair or selection",
+        panel="Schedule",
+        expert=True,
+    )
     selections: int = option(
         1,
         "fisher, obert, structured: selections at each stair, each with new scores and no training between",

@@ -65,6 +65,7 @@ def check(config: PruneConfig) -> None:
     _check_start(config)
     _check_block(config)
     _check_masks(config)
+    _check_regrow(config)
 
 
 def _check_stairs(config: PruneConfig) -> None:
@@ -180,9 +181,25 @@ def _check_masks(config: PruneConfig) -> None:
         "--stairs": config.stairs,
         "--selections": config.selections > 1,
         "--fisher-block": config.fisher_block > 1,
+        "--regrow": config.regrow,
     }
     if names := [name for name, value in given.items() if value]:
         raise ConfigError(f"{names[0]} has no effect with --mask-from, which chooses once", "leave it out")
+
+
+def _check_regrow(config: PruneConfig) -> None:
+    """Raise `ConfigError` for weights that are to return where none can."""
+    if not config.regrow:
+        return
+    if config.criterion != "fisher":
+        raise ConfigError(
+            f"--regrow has no effect on {config.method}", "leave it out, or use --method fisher or cap-fisher"
+        )
+    if len(config.stair_list) * config.selections == 1:
+        raise ConfigError(
+            "--regrow needs a second selection, and the weights are chosen only once here",
+            "use several --stairs, or --selections 2",
+        )
 
 
 def _check_block(config: PruneConfig) -> None:

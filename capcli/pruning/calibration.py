@@ -75,10 +75,11 @@ class Calibration:
             yield batches.collate(self.examples, rows, self.device)
 
     def gradients(self, matrices: Matrices, step: int, of: Sequence[int]) -> Iterator[list[Tensor]]:
-        """dL/dW'∘M of the matrices `of`, [out, in] each, see `of_task`."""
+        """What reaches the weights of the matrices `of`, [out, in] each: dL/dW'∘M, or dL/dW' where they are `dense`; see
+        `of_task`."""
         masks = matrices.matrix_masks()
         for found in self.of_task([matrices.original(i) for i in of], step):
-            yield [gradient * masks[i] for i, gradient in zip(of, found, strict=True)]
+            yield found if matrices.dense else [g * masks[i] for i, g in zip(of, found, strict=True)]
 
     def of_task(self, leaves: Sequence[Tensor], step: int) -> Iterator[list[Tensor]]:
         """dL/dleaf of the `leaves` for one small batch after another; L is the task's loss, without dropout, or for

@@ -218,7 +218,7 @@ def make_pruner(
     matrices = attach(
         model.prunable(),
         learned="scores" in criterion.trains,
-        dense=criterion.gradient == "dense",
+        dense=criterion.gradient == "dense" or config.regrow,
         gated=structure.readers,
         unread=structure.unread,
     )

@@ -87,7 +87,7 @@ def refit(
         weight, kept = matrices.seen(index[name])
         found, bias = solve(moments, weight, kept)
         errors[index[name]] = moments.error(found)
-        matrices.put(index[name], found, bias)
+        matrices.put(index[name], torch.where(kept, found, weight) if matrices.dense else found, bias)
     return errors
 
 

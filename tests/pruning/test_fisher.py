@@ -259,6 +259,50 @@ def test_fisher_is_the_mean_square_of_gradients_of_small_batches(checkpoint: Mak
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_removed_weights_may_return(checkpoint: Make) -> None:
+    """With --regrow they are measured and trained like the rest, keep their values in the refit, and one that has grown
+    is there again after the next selection."""
+    model = tiny(checkpoint)
+    cal, plain = calibrated(model), copy.deepcopy(model.net).eval()
+    options = config(sparsity=0.9, stairs="0.6,0.9", regrow=True, final_share=0.5)
+    found = pruner.make_pruner(model, options, 10, cal)
+    matrices = found.matrices
+    found.update(0)
+    removed = matrices.mask == 0
+    assert int((~removed).sum()) == kept_count(0.6, len(removed))
+    names = {id(module): name for name, module in model.net.named_modules()}
+    linears = [names[id(linear)] for linear in matrices.linears]
+    for name, linear in zip(linears, matrices.linears, strict=True):
+        plain.get_submodule(name).load_state_dict({"weight": linear.weight, "bias": linear.bias})
+    drawn = [(dict(batch.inputs), batch.labels) for batch in cal.drawn(9, calibration.FISHER_BATCH)]
+    fisher = reference.fisher(plain, linears, drawn)
+    assert torch.allclose(information.information(matrices, cal, 9), fisher, rtol=1e-4, atol=1e-12)
+    assert fisher[removed].max() > 0
+    grown = int((fisher * removed).argmax())
+    parts = torch.arange(len(removed)).split(matrices.sizes)
+    index = next(i for i, part in enumerate(parts) if grown in part)
+    with torch.no_grad():
+        matrices.original(index).view(-1)[grown - int(parts[index][0])] = 50.0
+    before = matrices.flat_weights()
+    found.update(9)
+    assert matrices.kept() == kept_count(0.9, len(removed))
+    assert matrices.mask[grown] == 1
+    still = removed & (matrices.mask == 0)
+    assert torch.equal(matrices.flat_weights()[still], before[still])
+
+
+def test_what_was_removed_does_not_return_unless_it_may(checkpoint: Make) -> None:
+    model = tiny(checkpoint)
+    found = pruner.make_pruner(model, config(sparsity=0.9, stairs="0.6,0.9"), 10, calibrated(model))
+    found.update(0)
+    removed = found.matrices.mask == 0
+    with torch.no_grad():
+        for index in range(len(found.matrices.names)):
+            found.matrices.original(index).add_(50.0 * (found.matrices.matrix_masks()[index] == 0))
+    found.update(9)
+    assert not found.matrices.mask[removed].any()
+
+
 @pytest.mark.parametrize("budget", [1, 2**30])
 @pytest.mark.parametrize("block", [5, 64])
 def test_blocks_of_fisher_are_those_of_the_slow_loop(
@@ -354,6 +398,9 @@ def test_one_stair_is_at_the_final_sparsity_at_once() -> None:
         ({"method": "movement", "refit": False, "fisher_block": 4}, "--fisher-block has no effect on movement"),
         ({"fisher_block": 1000}, "--fisher-block can be at most 128"),
         ({"fisher_block": 0}, "--fisher-block must be at least 1"),
+        ({"regrow": True, "method": "movement", "refit": False}, "--regrow has no effect on movement"),
+        ({"regrow": True, "method": "obert", "refit": False}, "--regrow has no effect on obert"),
+        ({"regrow": True, "stairs": "once"}, "--regrow needs a second selection"),
         ({"epochs": 0, "method": "magnitude"}, "--epochs must be at least 1"),
         ({"calibration": 0}, "--calibration must be at least 1"),
     ],
