@@ -110,7 +110,7 @@ LEARNED = ("movement", "soft-movement", "smp")  # criteria whose scores are trai
 OF_CRITERION: dict[str, dict[str, Any]] = {
     "fisher": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     "obert": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "fisher_block": 50},
-    "structured": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
+    "kwon": {"dense_share": 0.0, "final_share": 0.5, "lr_schedule": "cycle", "refit": True},
     "smp": {
         "init": "pretrained",
         "score_init": "zero",
