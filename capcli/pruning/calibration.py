@@ -37,6 +37,7 @@ class Calibration:
     """The network, and the examples that it is calibrated with.
 
     count: how many are drawn each time. block: weights that are judged together, see `information.information`.
+    regrow: whether removed weights, which are trained straight through, are judged and keep their values as well.
     target: the network whose outputs the weights that stay are fitted to, see `refit.refit`; None for the student
     itself as it was before the selection.
     gradient: (rows, step, leaves) -> the gradient at the leaves of what counts beside the task's loss, on batches of
@@ -51,6 +52,7 @@ class Calibration:
     seed: int
     count: int
     block: int = 1
+    regrow: bool = False
     target: Model | None = None
     gradient: Gradient | None = None
     batch_size: int = REFIT_BATCH
@@ -75,11 +77,11 @@ class Calibration:
             yield batches.collate(self.examples, rows, self.device)
 
     def gradients(self, matrices: Matrices, step: int, of: Sequence[int]) -> Iterator[list[Tensor]]:
-        """What reaches the weights of the matrices `of`, [out, in] each: dL/dW'∘M, or dL/dW' where they are `dense`; see
+        """What reaches the weights of the matrices `of`, [out, in] each: dL/dW'∘M, or dL/dW' with `regrow`; see
         `of_task`."""
         masks = matrices.matrix_masks()
         for found in self.of_task([matrices.original(i) for i in of], step):
-            yield found if matrices.dense else [g * masks[i] for i, g in zip(of, found, strict=True)]
+            yield found if self.regrow else [g * masks[i] for i, g in zip(of, found, strict=True)]
 
     def of_task(self, leaves: Sequence[Tensor], step: int) -> Iterator[list[Tensor]]:
         """dL/dleaf of the `leaves` for one small batch after another; L is the task's loss, without dropout, or for

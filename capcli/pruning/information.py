@@ -24,7 +24,7 @@ INVERTED_BYTES = 2**26  # of blocks that are inverted together
 @torch.no_grad()
 def information(matrices: Matrices, calibration: Calibration, step: int) -> Tensor:
     """1 / [F⁻¹]_ii of each weight, [n], with F the mean over small batches of g·gᵀ, in blocks; g is dL/dW'∘M, or
-    dL/dW' where the matrices are `dense`.
+    dL/dW' with `calibration.regrow`.
 
     A block are `calibration.block` weights of a matrix that are stored in a row; what lies outside of it counts as 0.
     With 1, that is F_ii (section 00 of the design's METHODS), else F is damped (oBERT, arXiv 2203.07259; section 5):

@@ -78,7 +78,7 @@ class Matrices:
     """The prunable matrices of a model under one flat mask, so that a selection over all of them copies nothing.
 
     `mask` [n] and `scores` [n] (None unless learned) are the storage of which each layer's parametrization holds a
-    view; `names`, `linears` and `sizes` list the matrices in the same order. dense: removed weights are trained as well.
+    view; `names`, `linears` and `sizes` list the matrices in the same order.
     """
 
     names: list[str]
@@ -86,7 +86,6 @@ class Matrices:
     sizes: list[int]
     mask: Tensor
     scores: Tensor | None
-    dense: bool = False
 
     def original(self, index: int) -> Tensor:
         """The unmasked weight parameter [out, in] of matrix `index`."""
@@ -178,7 +177,7 @@ def attach(
         one = Masked(mask[window].view(shape), view, dense, gates, linear in unread)
         parametrize.register_parametrization(linear, "weight", one)
         offset += size
-    return Matrices(names=list(linears), linears=list(linears.values()), sizes=sizes, mask=mask, scores=scores, dense=dense)
+    return Matrices(names=list(linears), linears=list(linears.values()), sizes=sizes, mask=mask, scores=scores)
 
 
 def freeze(net: nn.Module, trained: Collection[str]) -> None:

@@ -87,7 +87,7 @@ def refit(
         weight, kept = matrices.seen(index[name])
         found, bias = solve(moments, weight, kept)
         errors[index[name]] = moments.error(found)
-        matrices.put(index[name], torch.where(kept, found, weight) if matrices.dense else found, bias)
+        matrices.put(index[name], torch.where(kept, found, weight) if calibration.regrow else found, bias)
     return errors
 
 

@@ -155,6 +155,7 @@ def _calibration(setup: Setup, student: Model, teacher: Model | None, gradient: 
         seed=config.seed,
         count=config.calibration,
         block=config.fisher_block,
+        regrow=config.regrow,
         target=teacher if config.refit_target == "teacher" else None,
         gradient=gradient,
         batch_size=config.batch_size,

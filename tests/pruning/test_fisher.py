@@ -263,7 +263,7 @@ def test_removed_weights_may_return(checkpoint: Make) -> None:
     """With --regrow they are measured and trained like the rest, keep their values in the refit, and one that has grown
     is there again after the next selection."""
     model = tiny(checkpoint)
-    cal, plain = calibrated(model), copy.deepcopy(model.net).eval()
+    cal, plain = calibrated(model, regrow=True), copy.deepcopy(model.net).eval()
     options = config(sparsity=0.9, stairs="0.6,0.9", regrow=True, final_share=0.5)
     found = pruner.make_pruner(model, options, 10, cal)
     matrices = found.matrices

@@ -1,7 +1,7 @@
 """Fisher information: by how much the loss grows, to second order, without a weight.
 
-Letters: n prunable weights. A weight that was removed does not come back, unless the matrices are `dense`: then it
-is trained straight through, from the value that it had, and ranked with the rest.
+Letters: n prunable weights. A weight that was removed does not come back, unless the calibration lets it `regrow`:
+then it is trained straight through, from the value that it had, and ranked with the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def prepare(state: State, subject: Subject, step: int) -> None:
 def scores(state: State, subject: Subject) -> Tensor:
     """W² times `information`, [n]: twice what the loss grows by without the weight, to second order."""
     found = subject.matrices.flat_weights().square_() * state["fisher"]
-    if subject.matrices.dense:
+    if subject.calibration is not None and subject.calibration.regrow:
         return found
     return found.masked_fill_(subject.matrices.mask == 0, -torch.inf)
 
