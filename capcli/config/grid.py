@@ -10,7 +10,7 @@ from typing import Any
 
 from capcli import machine
 from capcli.config.layers import build, layered, run_config, usual_sparsity
-from capcli.config.names import BUILTIN_TASKS, METHODS, OF_CRITERION
+from capcli.config.names import AUTO, BUILTIN_TASKS, METHODS, OF_CRITERION, ONCE
 from capcli.config.options import flatten, leaves, split_list
 from capcli.config.presets import preset_values
 from capcli.config.prune import PruneConfig
@@ -40,9 +40,10 @@ def sweep_config(chosen: Mapping[str, Any], file: str = "") -> SweepConfig:
         return SweepConfig(run=run_config({**given, **own}), gates=options.gates)
     if n_runs > MOST_RUNS:
         raise ConfigError(f"a sweep has at most {MOST_RUNS:,} runs, this has {n_runs:,}", "give shorter lists")
-    if given.get("stairs") and len(sparsities) > 1:
+    if given.get("stairs", "") not in ("", AUTO, ONCE) and len(sparsities) > 1:
         raise ConfigError(
-            f"--stairs leads to one sparsity, but there are {len(sparsities)}", "leave it out, or give one --sparsity"
+            f"--stairs leads to one sparsity, but there are {len(sparsities)}",
+            f"use --stairs {AUTO} or {ONCE}, or give one --sparsity",
         )
     runs = _runs(given, [(method, s, seed) for seed, method, s in itertools.product(seeds, methods, sparsities)])
     out = runs[0].out or str(runs[0].named("sweep"))

@@ -48,6 +48,7 @@ QUESTION_TASKS = (*SQUAD_TASKS, "question-answering")
 TASK_NAMES = (*BUILTIN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, *GENERIC_TASKS)
 LOSSES = ("ce", "kd", "prc", "snc", "fic", "hid")
 STRUCTURES = ("heads", "dimensions")
+AUTO, ONCE = "auto", "once"  # names of stairs that follow from the sparsity
 TARGETS = ("macs", "params", "latency")  # what a budget of a structured run counts
 BASES = ("own", "pca")
 PERTURBATIONS = ("typos", "case", "order")

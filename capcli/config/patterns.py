@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from capcli.config.names import METHODS, STRUCTURES
+from capcli.config.names import METHODS, ONCE, STRUCTURES
 from capcli.config.options import check_name
 from capcli.errors import ConfigError
 
@@ -79,7 +79,7 @@ def _check_groups(config: PruneConfig, sparsity: float) -> None:
     given = {
         "--scope": config.scope != "auto",
         "--floor": config.floor != type(config).floor,
-        "--stairs": config.stairs not in ("", "once"),
+        "--stairs": config.stairs not in ("", ONCE),
         "--selections": config.selections > 1,
         "--initial-sparsity": config.initial_sparsity,
         "--update-every": config.update_every,

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import Any
 
-from capcli.config.names import METHODS, STRUCTURES
+from capcli.config.names import AUTO, METHODS, ONCE, STRUCTURES
 from capcli.config.options import at_least, split_list
 from capcli.config.patterns import n_of_m
 from capcli.errors import ConfigError
@@ -39,9 +39,9 @@ def stairs(config: PruneConfig) -> tuple[float, ...]:
         return (config.sparsity,)
     if not (config.calibrated or config.stairs):
         return ()
-    if config.one_shot or config.mask_from or config.stairs == "once":
+    if config.one_shot or config.mask_from or config.stairs == ONCE:
         return (config.sparsity,)
-    if config.stairs in ("", "auto"):
+    if config.stairs in ("", AUTO):
         return halving(config.sparsity, _first(config))
     try:
         return tuple(float(part) for part in config.stairs.split(",") if part.strip())

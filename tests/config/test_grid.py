@@ -120,6 +120,12 @@ def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"--threads {expected[1]} " in words
 
 
+@pytest.mark.parametrize(("stairs", "found"), [("once", [(0.9,), (0.95,)]), ("auto", [(0.8, 0.9), (0.8, 0.9, 0.95)])])
+def test_stairs_by_name_fit_each_sparsity(stairs: str, found: list[tuple[float, ...]]) -> None:
+    runs = [cell.run for cell in swept(method="magnitude", sparsity="0.9,0.95", stairs=stairs).cells]
+    assert [run.stair_list for run in runs] == [pytest.approx(one) for one in found]
+
+
 @pytest.mark.parametrize(
     ("chosen", "said", "hint"),
     [
@@ -128,7 +134,7 @@ def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"sparsity": "0.5,1.2"}, "sparsity 1.2: sparsity is the fraction of weights", "--sparsity 0.012"),
         ({"method": "fisher,fishr"}, "fishr at sparsity 0.9: unknown method 'fishr'", "did you mean fisher?"),
         ({"method": "fisher,cap-f", "stairs": "0.8,0.9"}, "cap-f at sparsity 0.9: --stairs has no effect", "leave it"),
-        ({"sparsity": "0.8,0.9", "stairs": "0.5,0.8"}, "--stairs leads to one sparsity, but there are 2", "one --spar"),
+        ({"sparsity": "0.8,0.9", "stairs": "0.5,0.8"}, "--stairs leads to one sparsity, but", "--stairs auto or once"),
         ({"sparsity": "0.8,0.9", "task": "nothing"}, "unknown task 'nothing'", "valid:"),
         ({"method": "fisher,magnitude", "epochs": 0}, "magnitude at sparsity 0.9: --epochs must be", ""),
         ({"sparsity": "0.5,0.8", "initial_sparsity": 0.6}, "sparsity 0.5: --initial-sparsity 0.6 is more", ""),
