@@ -24,6 +24,11 @@ class Altered:
     lowrank: LowRank | None = None
 
 
+def named(settings: Mapping[str, Any]) -> bool:
+    """Whether settings say that layers are sliced or factorised."""
+    return not settings.keys().isdisjoint(("sliced", "lowrank"))
+
+
 def read(net: Any, settings: Mapping[str, Any], path: Path) -> Altered:
     """What the settings in the file `path` say, for a network on `meta`, whose layers are altered. Raises `FileError`
     for what cannot be."""

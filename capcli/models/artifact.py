@@ -241,7 +241,7 @@ def _check_size(
 
     Returns how its layers are sliced and factorised, if they are.
     """
-    net = outline(config, settings["kind"], found, folder)
+    net = outline(config, settings["kind"], found, folder, altered=altered.named(settings))
     changes = altered.read(net, settings, folder / CONFIG_FILE)
     tensors = {**net.state_dict(), **_outlines(config, settings)}
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

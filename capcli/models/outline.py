@@ -16,17 +16,21 @@ from capcli.models.hf import auto_class, quietly
 # How much larger than what a weight file holds a network may grow: a new head, tied weights, buffers. Some families
 # compute tables of positions number by number, a second for a million of them.
 SPARE_PARTS, SPARE_WEIGHTS = 1000, 1 << 21
+TIMES, TIMES_ALTERED = 4, 64  # what the file holds, also where most of every layer was cut away
 
 
-def outline(config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source: object) -> Any:
+def outline(
+    config: Any, kind: str, found: Mapping[str, tuple[int, ...]], source: object, *, altered: bool = False
+) -> Any:
     """The network of a configuration on `meta`, where weights take no memory.
 
+    altered: its layers are to be cut to a smaller size; no memory of their full size is touched before they are.
     Raises `ModelError` as soon as it is out of all proportion to `found`, the shapes of the tensors in the files.
     """
     from torch.nn.modules import module as hooks
 
     weights = sum(map(math.prod, found.values()))
-    parts_left, bytes_left = 8 * len(found) + SPARE_PARTS, 4 * (4 * weights + SPARE_WEIGHTS)
+    parts_left, bytes_left = 8 * len(found) + SPARE_PARTS, 4 * ((TIMES_ALTERED if altered else TIMES) * weights + SPARE_WEIGHTS)
 
     def grown(_module: nn.Module, _name: str, part: Any) -> None:
         nonlocal parts_left, bytes_left

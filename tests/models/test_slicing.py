@@ -432,7 +432,7 @@ def test_a_sliced_model_is_no_stock_folder(tmp_path: Path) -> None:
 # Stored --------------------------------------------------------------------------------------------------------------
 
 
-Store = Callable[[str], tuple[Model, Path]]
+Store = Callable[..., tuple[Model, Path]]
 
 
 @pytest.fixture
@@ -442,10 +442,13 @@ def store(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     write_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def stored(case: str) -> tuple[Model, Path]:
+    def stored(case: str, keep: int = 0) -> tuple[Model, Path]:
+        """keep: neurons of each layer that stay; 0 for all but three of the first."""
         model = make(case)
         model.net.float()
         model.net.config.dtype = torch.float32
+        for layer in model.layers() if keep else ():
+            remove(layer.neurons, list(range(keep, model.net.config.intermediate_size)))
         for layer in model.layers()[:1]:
             remove(layer.heads, [1])
             remove(layer.neurons, [2, 3, 11])
@@ -472,6 +475,20 @@ def test_stored_and_loaded(store: Store, case: str) -> None:
     assert again.before_slicing.prunable > sum(linear.weight.numel() for linear in again.prunable().values())
     stored = {entry.name: tuple(entry.shape) for entry in reader.inspect(out / WEIGHTS_FILE)}
     assert stored == {name: tuple(tensor.shape) for name, tensor in ours.items()}
+
+
+def test_a_network_of_which_little_is_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be many times as large by its configuration as what is stored; without slices that is refused."""
+    monkeypatch.setitem(WIDE, "intermediate_size", 12_000)
+    monkeypatch.setattr(slicing, "NEURON_STEP", 8)
+    small, out = store("bert", keep=20)
+    assert small.before_slicing.prunable > 20 * sum(matrix.weight.numel() for matrix in small.prunable().values())
+    assert torch.equal(outputs(artifact.load_artifact(out)), outputs(small))
+    settings = json.loads((out / CONFIG_FILE).read_text())
+    del settings["sliced"]
+    (out / CONFIG_FILE).write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="far more than"):
+        artifact.load_artifact(out)
 
 
 def test_cap_eval(pruned: Path, tmp_path: Path) -> None:
