@@ -30,7 +30,8 @@ def outline(
     from torch.nn.modules import module as hooks
 
     weights = sum(map(math.prod, found.values()))
-    parts_left, bytes_left = 8 * len(found) + SPARE_PARTS, 4 * ((TIMES_ALTERED if altered else TIMES) * weights + SPARE_WEIGHTS)
+    parts_left = 8 * len(found) + SPARE_PARTS
+    bytes_left = 4 * ((TIMES_ALTERED if altered else TIMES) * weights + SPARE_WEIGHTS)
 
     def grown(_module: nn.Module, _name: str, part: Any) -> None:
         nonlocal parts_left, bytes_left
