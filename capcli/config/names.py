@@ -130,6 +130,7 @@ OF_CRITERION: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "minutes": {"*": {"method": "fisher", "epochs": 0}},
+    "best": {"*": {"epochs": 10}},
     "quick": {"*": {"epochs": 2, "teacher_epochs": 2, "lr_scale": 2.0}},
     "paper": {
         "*": {

@@ -73,7 +73,8 @@ class PruneConfig(LossConfig):
     )
     preset: str = option(
         "default",
-        "set of default values: default; minutes (no training); quick (a first look); paper (of arXiv 2112.07198)",
+        "defaults: minutes (untrained; 1.2 points lost at 80 %), default (2.8 at 97 %), best (10 epochs; 2.2), quick, "
+        "or paper",
         resumable=True,
         panel="Pruning",
         names=PRESETS,

@@ -258,12 +258,13 @@ def test_a_method_that_never_trains_needs_no_option_for_that() -> None:
     from capcli.config.layers import prune_config
 
     for method in ONE_SHOT:
-        for preset in ("default", "minutes", "quick", "paper"):
+        for preset in ("default", "minutes", "best", "quick", "paper"):
             found = prune_config({"task": "mr", "method": method, "preset": preset})
             assert (found.epochs, found.loss_names, found.stair_list) == (0, (), (found.sparsity,))
     assert prune_config({"task": "mr", "method": "wanda", "heal": 9}).loss_names == ("kd",)
     minutes = prune_config({"task": "mr", "preset": "minutes"})
     assert (minutes.method, minutes.epochs) == ("fisher", 0)
+    assert prune_config({"task": "mr", "preset": "best"}).epochs == 10
     assert PruneConfig(source=TaskConfig(task="mr")).method == "fisher"
 
 
