@@ -73,8 +73,7 @@ class PruneConfig(LossConfig):
     )
     preset: str = option(
         "default",
-        "defaults: minutes (untrained; 1.2 points lost at 80 %), default (2.8 at 97 %), best (10 epochs; 2.2), quick, "
-        "or paper",
+        "defaults: minutes (untrained; loses 1.2 points at 80 %), default (2.8 at 97 %), best (2.2), quick, or paper",
         resumable=True,
         panel="Pruning",
         names=PRESETS,
