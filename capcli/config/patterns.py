@@ -81,6 +81,7 @@ def _check_groups(config: PruneConfig, sparsity: float) -> None:
         "--floor": config.floor != type(config).floor,
         "--stairs": config.stairs not in ("", ONCE),
         "--selections": config.selections > 1,
+        "--regrow": config.regrow,
         "--initial-sparsity": config.initial_sparsity,
         "--update-every": config.update_every,
     }

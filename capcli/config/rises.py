@@ -78,8 +78,9 @@ def _check_stairs(config: PruneConfig) -> None:
     found = config.stair_list
     rising = all(a < b for a, b in itertools.pairwise((0.0, *found)))
     if not (found and rising and found[-1] == config.sparsity):
+        what = f"{config.sparsity:g}, which is what --target {config.target} removes" if config.target else ""
         raise ConfigError(
-            f"--stairs must rise from above 0 to --sparsity {config.sparsity:g}, got {config.stairs!r}",
+            f"--stairs must rise from above 0 to {what or f'--sparsity {config.sparsity:g}'}, got {config.stairs!r}",
             f"for example --stairs {','.join(f'{s:.4g}' for s in halving(config.sparsity))}",
         )
 

@@ -35,6 +35,7 @@ UNREAD = (
     "the factors were fitted to the weights alone, because no training texts are here, and lose more than necessary; "
     "name the data with --data"
 )
+LEFT_OUT = "the exits of the model are left out: the export computes all layers, and was compared with all layers"
 LATENCY_BATCHES, LATENCY_SECONDS = (1, 32), 8.0
 
 
@@ -50,6 +51,7 @@ def checked(
     check, dense_bytes = _compared(job, opened), 4 * job.original.before_slicing.total
     notes = [*[job.known.missing] * bool(job.known.missing), *[ALONE] * opened.model.alone]
     notes += [TOGETHER, *[SEEN] * bool(opened.exits.seen)] if opened.exits else []
+    notes += [LEFT_OUT] * (job.had_exits and not opened.exits)
     notes += [UNREAD] * (opened.factors is not None and not opened.factors.texts)
     notes += [note for note in opened.model.notes if note not in job.original.notes]
     metrics, speed = None, None

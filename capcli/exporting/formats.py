@@ -119,7 +119,8 @@ def _base(job: Export) -> str:
     found = masks.read(job.config.model)
     name = job.config.base or (masks.base_of(found) if found else job.history.model if job.history else "") or ""
     if not name or name.startswith(ELSEWHERE):
-        raise ConfigError(f"cannot find the model that {job.config.model} was made from", "name it with --base")
+        what = f"{name}, which" if name else "the model that"
+        raise ConfigError(f"cannot find {what} {job.config.model} was made from", "name it with --base")
     return name
 
 

@@ -57,6 +57,7 @@ class Export:
 
     texts, texts_of: what the logits are compared on, and the split that they are from. words: the new vocabulary.
     own_dtype: type of the weights in the file of the model. history: the report of the run, as far as it is known.
+    had_exits: the model has exits, without which it was loaded.
     """
 
     config: ExportConfig
@@ -69,6 +70,7 @@ class Export:
     words: Vocabulary | None
     own_dtype: str
     history: RunFacts | None
+    had_exits: bool = False
 
     @property
     def length(self) -> int:

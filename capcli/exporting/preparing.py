@@ -38,7 +38,8 @@ def prepared(config: ExportConfig, *, train: bool = False) -> Generator[Event, N
     yield Event(phase="export", note=f"loading {config.model}")
     device = "cpu" if config.to == "onnx" else config.device  # onnxruntime computes there
     on = devices.compute(Hardware(device=device, precision="fp32", threads=config.threads))
-    original = _load(config)
+    loaded = _load(config)
+    original = replace(loaded, exits=None)
     known = _known(config, original, train)
     if not known.ours:
         yield Event(phase="export", note=known.missing)
@@ -53,6 +54,7 @@ def prepared(config: ExportConfig, *, train: bool = False) -> Generator[Event, N
         words=None,
         own_dtype=artifact.dtype(config.model),
         history=_history(hub.place(config.model)),
+        had_exits=loaded.exits is not None,
     )
     if not config.vocab:
         return found
@@ -83,7 +85,7 @@ def _load(config: ExportConfig) -> Model:
                 f"--threshold is for checkpoints of movement pruning; {source} already says which weights are zero"
             )
         base = config.base if masks.read(source) or config.to != "mask" else ""
-        return replace(loading.load_pruned(source, base), exits=None)
+        return loading.load_pruned(source, base)
     if config.to != "mask":
         loading.check_no_base(source, config.base)
     folder = Path(hub.folder(source, legacy=True))

@@ -37,8 +37,8 @@ def fingerprints(config: PruneConfig, data: TaskData, check: Callable[[], None] 
         found |= {f"{path.relative_to(folder)} of the model": _sha256(path, check) for path in sentences.paths(folder)}
     if config.teacher:
         found |= {f"{path.name} of the teacher": _sha256(path, check) for path in _files(config.teacher)}
-    for run, folder in mask_folders(config).items():
-        found[f"masks of {run}"] = _sha256(folder / WEIGHTS_FILE, check)
+    for number, folder in enumerate(mask_folders(config).values(), 1):
+        found[f"masks of run {number}"] = _sha256(folder / WEIGHTS_FILE, check)
     if config.source.text:
         found["calibration texts"] = _sha256(Path(config.source.text), check)
     splits = [None if config.source.text else data.train, data.holdout, *data.evals.values()]
@@ -62,12 +62,18 @@ def mask_folders(config: PruneConfig) -> dict[str, Path]:
 
 
 def check_masks(config: PruneConfig, ours: Mapping[str, str]) -> None:
-    """Raise `ModelError` for a run of `--mask-from` that pruned another model than the one with these fingerprints."""
+    """Raise `ModelError` for a run of `--mask-from` that pruned another model than the one with these fingerprints, or
+    does not say which."""
     names = [name for name in ours if name.endswith(tuple(f"{end} of the model" for end in (".safetensors", ".bin")))]
     for run, folder in mask_folders(config).items():
         report = folder / REPORT
         theirs = part(read_json(report), "fingerprints") if report.is_file() else {}
-        if theirs and any(theirs.get(name) != ours[name] for name in names):
+        if not theirs:
+            raise ModelError(
+                f"{run} does not say which model it pruned",
+                "name folders of runs for --mask-from, not exports of them; the answer is in their report.json",
+            )
+        if any(theirs.get(name) != ours[name] for name in names):
             raise ModelError(f"{run} pruned another model than {config.model}", "its masks fit that model alone")
 
 

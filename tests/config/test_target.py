@@ -66,6 +66,7 @@ def test_what_a_target_stands_for(text: str, kind: str, keeps: float) -> None:
             "--target macs",
         ),
         ({"importance_examples": 9}, "--importance-examples has no effect on structured", "use --calibration"),
+        ({"target": "macs=0.6", "stairs": "0.3,0.6"}, "0.4, which is what --target macs=0.6 removes", "0.4"),
         ({"fisher_block": 4}, "--fisher-block has no effect on structured", "leave it out"),
         ({"mask_from": "a"}, "--mask-from fixes the masks, and structured chooses its own", "--method fisher"),
         ({"init": "fisher"}, "--init fisher is what structured does itself", "leave it out"),

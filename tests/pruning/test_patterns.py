@@ -263,6 +263,7 @@ def test_blocks_of_obert_cut_no_block_into_pieces() -> None:
         ({"structure": "2:4", "floor": 0.01}, "--floor has no effect with --structure 2:4", "leave it out"),
         ({"structure": "2:4", "stairs": "0.3,0.5"}, "--stairs has no effect with", "leave it out"),
         ({"structure": "2:4", "selections": 2}, "--selections has no effect with", "leave it out"),
+        ({"structure": "2:4", "regrow": True}, "--regrow has no effect with", "leave it out"),
         ({"structure": "2:4", "method": "magnitude", "update_every": 0.1}, "--update-every has no effect", ""),
         ({"structure": "2:4", "method": "movement", "initial_sparsity": 0.2}, "--initial-sparsity has no effect", ""),
         ({"structure": "4x1", "method": "obert", "fisher_block": 50}, "a multiple of 4 with", "--fisher-block 48"),
