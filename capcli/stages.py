@@ -42,9 +42,8 @@ _STUDENT = (
     *(*_ENCODING, *_STEPS, *_TEACHER, "losses", "epochs", "lr", "score_lr", "init", "dense_share", "final_share"),
     *("initial_sparsity", "update_every", "lr_schedule", "stairs", "calibration", "refit", "heal", "text"),
     *("fisher_block", "selections", "refit_target", "importance_examples", "floor", "kd_scale", "basis", "train_head"),
-    "regrow",
     *("scope", "score_init", "tau", "extra_examples", "normalization", "unsupervised_weight", "supervised_weight"),
-    *("ce_weight", "kd_weight", "kd_temperature", "hidden_weight", "reg_weight"),
+    *("ce_weight", "kd_weight", "kd_temperature", "hidden_weight", "reg_weight", "regrow"),
 )
 STAGES = {
     "bank-pretrained": _ENCODING,

@@ -73,7 +73,8 @@ class PruneConfig(LossConfig):
     )
     preset: str = option(
         "default",
-        "defaults: minutes (untrained; loses 1.2 points at 80 %), default (2.8 at 97 %), best (2.2), quick, or paper",
+        "default (3 epochs cost MiniLM 2.8 points on SST-2 at 97 %), best (10: 2.2), minutes (1.2 at 80 %), quick, "
+        "paper",
         resumable=True,
         panel="Pruning",
         names=PRESETS,

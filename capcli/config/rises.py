@@ -78,9 +78,11 @@ def _check_stairs(config: PruneConfig) -> None:
     found = config.stair_list
     rising = all(a < b for a, b in itertools.pairwise((0.0, *found)))
     if not (found and rising and found[-1] == config.sparsity):
-        what = f"{config.sparsity:g}, which is what --target {config.target} removes" if config.target else ""
+        goal = f"--sparsity {config.sparsity:g}"
+        if config.target:
+            goal = f"{config.sparsity:g}, which is what --target {config.target} removes"
         raise ConfigError(
-            f"--stairs must rise from above 0 to {what or f'--sparsity {config.sparsity:g}'}, got {config.stairs!r}",
+            f"--stairs must rise from above 0 to {goal}, got {config.stairs!r}",
             f"for example --stairs {','.join(f'{s:.4g}' for s in halving(config.sparsity))}",
         )
 

@@ -21,10 +21,9 @@ def prepare(state: State, subject: Subject, step: int) -> None:
 
 def scores(state: State, subject: Subject) -> Tensor:
     """W² times `information`, [n]: twice what the loss grows by without the weight, to second order."""
+    assert subject.calibration is not None
     found = subject.matrices.flat_weights().square_() * state["fisher"]
-    if subject.calibration is not None and subject.calibration.regrow:
-        return found
-    return found.masked_fill_(subject.matrices.mask == 0, -torch.inf)
+    return found if subject.calibration.regrow else found.masked_fill_(subject.matrices.mask == 0, -torch.inf)
 
 
 def revise(state: State, subject: Subject, step: int) -> None:
