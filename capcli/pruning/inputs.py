@@ -71,7 +71,7 @@ def check_masks(config: PruneConfig, ours: Mapping[str, str]) -> None:
         if not theirs:
             raise ModelError(
                 f"{run} does not say which model it pruned",
-                "name folders of runs for --mask-from, not exports of them; the answer is in their report.json",
+                "name folders of runs for --mask-from, not exports: the report.json of a run says which it was",
             )
         if any(theirs.get(name) != ours[name] for name in names):
             raise ModelError(f"{run} pruned another model than {config.model}", "its masks fit that model alone")
